@@ -1,0 +1,1 @@
+"""The `lfi` command: parse, call the library, render. No logic lives here."""

@@ -1,0 +1,63 @@
+"""lfi evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, percent
+
+
+@command
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory made by lfi train.")],
+    targets: Annotated[
+        Path | None,
+        typer.Option(help="Cache of the validation split by the same teacher: needed to score where queries look."),
+    ] = None,
+    gallery: Annotated[int, typer.Option(help="Samples to keep with their maps, for the report.")] = 12,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> Result:
+    """Score a run: mAP on seen and held-out domains, pointing game and mass-in-mask of its maps per tap.
+
+    Example: lfi evaluate runs/lfi-0 --targets shards-val/
+    """
+    from lfi_pipeline.evaluation import evaluate_run
+
+    result: Result = evaluate_run(run, targets=targets, gallery=gallery, device=device)
+    teacher = result["teacher"]
+
+    def render(console: Console) -> None:
+        facts(
+            console,
+            run.name,
+            [
+                ("mAP, seen domains", percent(result["map_seen"])),
+                ("mAP, held-out domains", percent(result["map_heldout"])),
+                *((f"mAP, {domain}", percent(value)) for domain, value in result["map_per_domain"].items()),
+                *(
+                    (
+                        f"tap {tap['index']}",
+                        f"peak in mask {percent(tap['pointing'])}, mass in mask {percent(tap['mass_in_mask'])}",
+                    )
+                    for tap in result["taps"]
+                ),
+                *(
+                    [
+                        (
+                            "teacher",
+                            f"peak in mask {percent(teacher['pointing'])}, mass in mask "
+                            f"{percent(teacher['mass_in_mask'])} (chance {percent(teacher['area'])})",
+                        )
+                    ]
+                    if teacher
+                    else []
+                ),
+            ],
+        )
+
+    return finish(result, as_json, render)

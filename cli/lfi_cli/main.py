@@ -1,0 +1,38 @@
+"""Entry point of `lfi`."""
+
+from __future__ import annotations
+
+import typer
+
+from lfi_cli.demo import demo
+from lfi_cli.evaluate import evaluate
+from lfi_cli.extract_teacher import extract_teacher
+from lfi_cli.inspect import inspect
+from lfi_cli.make_scenes import make_scenes
+from lfi_cli.report import report
+from lfi_cli.train import train
+from lfi_cli.verify import verify
+
+app = typer.Typer(
+    name="lfi",
+    help="Teach a small vision model how a vision-language model looks at images. Start with: lfi demo",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,
+)
+for name, function in (
+    ("demo", demo),
+    ("make-scenes", make_scenes),
+    ("extract-teacher", extract_teacher),
+    ("inspect", inspect),
+    ("verify", verify),
+    ("train", train),
+    ("evaluate", evaluate),
+    ("report", report),
+):
+    app.command(name)(function)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,75 @@
+"""What every command shares: one JSON object or a table on stdout, and errors a person can act on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lfi_pipeline.errors import LFIError
+
+P = ParamSpec("P")
+Result = dict[str, Any]
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object with the result on stdout, all else on stderr.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
+
+
+def command(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Print an `LFIError` as one clear message and exit with 1; any other exception is a bug: show its traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except LFIError as error:
+            if kwargs.get("as_json"):
+                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+            Console(stderr=True).print("[bold red]error:[/] ", end="")
+            sys.stderr.write(f"{error}\n")
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+def finish(result: Result, as_json: bool, render: Callable[[Console], None]) -> Result:
+    """Show `result` as JSON or by `render`, and return it."""
+    if as_json:
+        print_json(result)
+    else:
+        render(Console())
+    return result
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Write one JSON object on one line of stdout."""
+    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def facts(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:
+    """Print a two-column table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+def percent(value: float | None) -> str:
+    """Format a share."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,124 @@
+"""What the op accepts: the checks at its public boundary, and the decoding of stored targets.
+
+Every implementation of the op goes through these, so that all of them refuse the same inputs with the same
+words. Only shapes, dtypes and devices are looked at; looking at values would wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Companding = Literal["linear", "sqrt"]
+"""How a uint8 target was quantised: `linear` decodes as scale * (q/255), `sqrt` as scale * (q/255)^2."""
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that scores, softmax and reductions are held in: fp64 for fp64 input, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def decode_target(target: Tensor, target_scale: Tensor | None, companding: Companding, dtype: torch.dtype) -> Tensor:
+    """Turn stored targets into maps of `dtype`.
+
+    Args:
+        target: [B, M, N], uint8 codes or floating maps.
+        target_scale: [B, M], the value that code 255 stands for; None for floating maps.
+        companding: the curve of the codes; has no meaning for floating maps.
+        dtype: what to return.
+
+    Returns:
+        [B, M, N]. Rows of floating maps come back as they are: nothing is normalised.
+    """
+    maps = target.to(dtype)
+    if target_scale is None:
+        return maps
+    maps = maps / 255
+    if companding == "sqrt":
+        maps = maps.square_()
+    return maps.mul_(target_scale.to(dtype)[..., None])
+
+
+def check_scores_inputs(u: Tensor, x: Tensor, key_padding_mask: Tensor | None) -> None:
+    """Raise ValueError unless u [B, H, M, D], x [B, N, D] and key_padding_mask [B, N] belong together."""
+    if u.ndim != 4:
+        raise ValueError(f"u must be [B, H, M, D], got shape {_shape(u)}.")
+    if x.ndim != 3:
+        raise ValueError(f"x must be [B, N, D], got shape {_shape(x)}.")
+    batch, _, _, dim = u.shape
+    if x.shape[0] != batch or x.shape[2] != dim:
+        raise ValueError(f"x must be [B, N, D] with B={batch} and D={dim} as in u {_shape(u)}, got shape {_shape(x)}.")
+    if x.shape[1] == 0 or dim == 0:
+        raise ValueError(f"x must hold at least one patch and one channel, got shape {_shape(x)}.")
+    if u.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"u must be float16, bfloat16, float32 or float64, got {u.dtype}.")
+    if x.dtype != u.dtype:
+        raise ValueError(f"x must be {u.dtype} as u is, got {x.dtype}. Cast one of them.")
+    _check_device("x", x, u)
+    if key_padding_mask is not None:
+        _check_shape("key_padding_mask", key_padding_mask, "[B, N]", (batch, x.shape[1]))
+        if key_padding_mask.dtype != torch.bool:
+            raise ValueError(f"key_padding_mask must be bool (True = ignore), got {key_padding_mask.dtype}.")
+        _check_device("key_padding_mask", key_padding_mask, u)
+
+
+def check_inputs(
+    u: Tensor,
+    x: Tensor,
+    target: Tensor | None,
+    row_weight: Tensor | None,
+    target_scale: Tensor | None,
+    companding: str,
+    key_padding_mask: Tensor | None,
+) -> None:
+    """Raise ValueError unless the arguments of `interaction_attention` fit its contract."""
+    check_scores_inputs(u, x, key_padding_mask)
+    batch, _, rows, _ = u.shape
+    if companding not in get_args(Companding):
+        raise ValueError(f'companding must be "linear" or "sqrt", got {companding!r}.')
+    if target is not None:
+        _check_shape("target", target, "[B, M, N]", (batch, rows, x.shape[1]))
+        if target.dtype != torch.uint8 and target.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"target must be uint8 or floating point, got {target.dtype}.")
+        _check_constant("target", target, u)
+    if row_weight is not None:
+        _check_shape("row_weight", row_weight, "[B, M]", (batch, rows))
+        if row_weight.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"row_weight must be floating point, got {row_weight.dtype}.")
+        _check_constant("row_weight", row_weight, u)
+    is_coded = target is not None and target.dtype == torch.uint8
+    if target_scale is None:
+        if is_coded:
+            raise ValueError("target_scale must be given [B, M] for a uint8 target, got None.")
+        return
+    if not is_coded:
+        found = "no target" if target is None else f"a {target.dtype} target"
+        raise ValueError(f"target_scale must be None unless target is uint8, got one with {found}.")
+    _check_shape("target_scale", target_scale, "[B, M]", (batch, rows))
+    if target_scale.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"target_scale must be floating point, got {target_scale.dtype}.")
+    _check_constant("target_scale", target_scale, u)
+
+
+def _check_constant(name: str, tensor: Tensor, u: Tensor) -> None:
+    _check_device(name, tensor, u)
+    if tensor.requires_grad:
+        raise ValueError(f"{name} must be a constant, got one that requires grad. Detach it.")
+
+
+def _check_shape(name: str, tensor: Tensor, letters: str, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must be {letters} = {list(shape)}, got shape {_shape(tensor)}.")
+
+
+def _check_device(name: str, tensor: Tensor, u: Tensor) -> None:
+    if tensor.device != u.device:
+        raise ValueError(f"{name} must be on {u.device} as u is, got one on {tensor.device}.")
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,168 @@
+"""Write `scenes` to disk in COCO's own layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from lfi_pipeline.data.scenes.categories import NAMES
+from lfi_pipeline.data.scenes.domains import DOMAINS
+from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.errors import ConfigError, OutputExistsError, UnknownNameError
+
+_SETTINGS = "scenes.json"
+_LICENSE = {
+    "id": 1,
+    "name": "CC BY-SA 4.0. All emojis designed by OpenMoji, the open-source emoji and icon project",
+    "url": "https://creativecommons.org/licenses/by-sa/4.0/",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenesConfig:
+    """Everything that determines a rendering.
+
+    Attributes:
+        train: scenes in the train split, domains taking turns.
+        val: scenes in the val split, domains and held-out domains taking turns.
+        domains: domains of both splits.
+        held_out: domains of the val split only, for cross-domain scores.
+        size: pixels a side.
+        object_scale: size of the objects; smaller is harder.
+        seed: of the whole rendering.
+    """
+
+    train: int = 4000
+    val: int = 800
+    domains: tuple[str, ...] = ("colour", "outline", "grey")
+    held_out: tuple[str, ...] = ("photo",)
+    size: int = 64
+    object_scale: float = 1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for domain in (*self.domains, *self.held_out):
+            if domain not in DOMAINS:
+                raise UnknownNameError("domain", domain, DOMAINS)
+        if not self.domains:
+            raise ConfigError("domains must name at least one domain, got none.")
+        both = set(self.domains) & set(self.held_out)
+        if both:
+            raise ConfigError(f"A held-out domain must not be trained on; in both lists: {', '.join(sorted(both))}.")
+        if not 0.3 <= self.object_scale <= 1.35:
+            raise ConfigError(f"object_scale must be 0.3 to 1.35, got {self.object_scale}.")
+        if self.train < 1 or self.val < 1 or not 32 <= self.size <= 1024:
+            raise ConfigError(
+                "train and val must be 1 or more and size 32 to 1024, "
+                f"got train {self.train}, val {self.val}, size {self.size}."
+            )
+
+
+def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None) -> None:
+    """Render both splits below `out`; a rerun with the same config finishes or confirms the work.
+
+    Raises:
+        OutputExistsError: `out` holds something else, or scenes of another config.
+    """
+    settings = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
+    _require_own_or_empty(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _SETTINGS).write_text(settings, encoding="utf-8")
+    (out / "annotations").mkdir(exist_ok=True)
+    splits = {"train": (config.train, config.domains), "val": (config.val, config.domains + config.held_out)}
+    for split, (count, domains) in splits.items():
+        if (out / f"annotations/instances_{split}.json").exists():  # written last: the split is complete
+            continue
+        (out / split).mkdir(exist_ok=True)
+        jobs = [(out, split, index, domains[index % len(domains)], config) for index in range(count)]
+        with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
+            made = pool.map(_write_one, jobs, chunksize=32)
+            records = list(tqdm(made, total=count, desc=f"render {split}", unit="image"))
+        _write_annotations(out, split, records)
+
+
+def _require_own_or_empty(out: Path, settings: str) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputExistsError(f"{out} must be a directory, found a file.")
+    if (out / _SETTINGS).exists():
+        if (out / _SETTINGS).read_text(encoding="utf-8") != settings:
+            raise OutputExistsError(
+                f"{out} holds scenes rendered with other settings (see {out / _SETTINGS}). "
+                "Give the same options, or another --out."
+            )
+    elif any(out.iterdir()):
+        raise OutputExistsError(f"{out} must be empty or hold scenes, found other files. Choose another --out.")
+
+
+def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
+    out, split, index, domain, config = job
+    scene = render_scene(
+        seed=config.seed, split=split, index=index, size=config.size, domain=domain, object_scale=config.object_scale
+    )
+    file_name = f"{index + 1:012d}.png"
+    Image.fromarray(scene.image).save(out / split / file_name)
+    objects = []
+    for item in scene.objects:
+        rle = coco_mask.encode(np.asfortranarray(item.mask, dtype=np.uint8))
+        objects.append(
+            {
+                "category_id": item.label + 1,
+                "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+                "area": int(coco_mask.area(rle)),
+                "segmentation": {
+                    "size": [int(side) for side in rle["size"]],
+                    "counts": rle["counts"].decode("ascii"),
+                },
+                "iscrowd": 0,
+            }
+        )
+    return {"id": index + 1, "file_name": file_name, "domain": domain, "captions": scene.captions, "objects": objects,
+            "height": config.size, "width": config.size}  # fmt: skip
+
+
+def _write_annotations(out: Path, split: str, records: Sequence[dict[str, Any]]) -> None:
+    images = [
+        {key: record[key] for key in ("id", "file_name", "height", "width", "domain")} | {"license": 1}
+        for record in records
+    ]
+    captions = [(record["id"], text) for record in records for text in record["captions"]]
+    instances = [(record["id"], item) for record in records for item in record["objects"]]
+    common = {
+        "info": {"description": "scenes, rendered by lfi make-scenes"},
+        "licenses": [_LICENSE],
+        "images": images,
+    }
+    contents = {
+        "captions": common
+        | {
+            "annotations": [
+                {"id": number, "image_id": image_id, "caption": text}
+                for number, (image_id, text) in enumerate(captions, start=1)
+            ]
+        },
+        "instances": common
+        | {
+            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)],
+            "annotations": [
+                {"id": number, "image_id": image_id} | item
+                for number, (image_id, item) in enumerate(instances, start=1)
+            ],
+        },
+    }
+    for kind, content in contents.items():
+        path = out / f"annotations/{kind}_{split}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(path)

@@ -1,0 +1,64 @@
+"""Every error a user can cause, in one place.
+
+Each class also derives from the builtin that a caller would naturally catch. Messages say what must hold, what was
+found and what to do; errors of third-party libraries are mapped to these where they enter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LFIError(Exception):
+    """Base of all errors that are the user's to mend; the command line prints them without a traceback."""
+
+
+class UnknownNameError(LFIError, ValueError):
+    """A name that is not in a registry; the message lists the choices and the nearest one."""
+
+    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+        names = sorted(choices)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(names)}.")
+
+
+class ConfigError(LFIError, ValueError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class DatasetError(LFIError, ValueError):
+    """A data root that is missing, empty, or not laid out as its manifest says."""
+
+
+class ImageReadError(LFIError, OSError):
+    """An image file that cannot be decoded, or is too large to be safe."""
+
+
+class TeacherError(LFIError, RuntimeError):
+    """Teacher weights that can neither be found nor fetched, or that do not fit."""
+
+
+class TargetsError(LFIError, ValueError):
+    """A directory that is not a targets cache, or one whose version this release does not know."""
+
+
+class SpecMismatchError(TargetsError):
+    """A rerun whose spec differs from the one the cache was begun with; names the differing fields."""
+
+
+class IncompleteTargetsError(TargetsError):
+    """A cache in which some shards are not committed yet."""
+
+
+class CorruptTargetsError(LFIError, OSError):
+    """Bytes in the cache, or an image it refers to, that do not match their recorded checksum."""
+
+
+class OutputExistsError(LFIError, FileExistsError):
+    """An output directory that already holds something else."""
+
+
+class RunError(LFIError, ValueError):
+    """A directory that is not a training run, or one that holds no checkpoint."""

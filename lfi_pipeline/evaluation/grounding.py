@@ -1,0 +1,139 @@
+"""Do interaction maps point at the object that the word names?
+
+Pointing game: Zhang, Lin, Brandt, Shen, Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016,
+section 4.1, without their 15-pixel tolerance: the peak of the bilinearly upsampled map must lie inside the mask.
+Mass in mask: the share of the map's mass on the mask, a grid cell counting by the share of its area that is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lfi_pipeline.data import Dataset
+from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.targets import TargetStore, decode_maps
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """Means over (image, word) pairs; a pair counts once however many instances its category has.
+
+    Attributes:
+        pointing: share of maps whose peak lies in the mask.
+        mass_in_mask: mean share of mass in the mask.
+        area: mean share of the image that the masks cover: what a uniform map scores in both.
+        count: pairs.
+    """
+
+    pointing: float
+    mass_in_mask: float
+    area: float
+    count: int
+
+
+def peaks_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return for each map whether its peak lies in its mask.
+
+    Args:
+        maps: [P, gh, gw], non-negative.
+        masks: bool [P, H, W].
+
+    Returns:
+        bool [P]; an all-zero map is a miss.
+    """
+    enlarged = F.interpolate(maps[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False)
+    peak = enlarged.flatten(1).argmax(1, keepdim=True)
+    return masks.flatten(1).gather(1, peak)[:, 0] & (maps.flatten(1).sum(1) > 0)
+
+
+def mass_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return the share of each map's mass that lies in its mask, fp32 [P]; shapes as `peaks_in_mask`."""
+    covered = F.adaptive_avg_pool2d(masks[:, None].float(), (maps.shape[-2], maps.shape[-1]))[:, 0]
+    return (maps.float() * covered).flatten(1).sum(1)
+
+
+def score(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Grounding:
+    """Score pairs of map [gh, gw] and mask [H, W]; sizes may differ from pair to pair."""
+    if not maps:
+        return Grounding(float("nan"), float("nan"), float("nan"), 0)
+    hits = [peaks_in_mask(m[None], s[None]) for m, s in zip(maps, masks, strict=True)]
+    mass = [mass_in_mask(m[None], s[None]) for m, s in zip(maps, masks, strict=True)]
+    area = [s.float().mean() for s in masks]
+    return Grounding(
+        pointing=torch.cat(hits).float().mean().item(),
+        mass_in_mask=torch.cat(mass).mean().item(),
+        area=torch.stack(area).mean().item(),
+        count=len(hits),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedWord:
+    """A word of a cached sample that names a class, and where objects of that class are.
+
+    Attributes:
+        position: of the sample in the cache.
+        row: of the word in the sample's maps.
+        mask: bool [H, W], union of the masks of the class's instances.
+    """
+
+    position: int
+    row: int
+    mask: Tensor
+
+
+def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 2) -> list[GroundedWord]:
+    """Return every word of the cache that names a class with masks, of images with `least_labels` classes or more.
+
+    Raises:
+        DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
+    """
+    samples = {sample.key: sample for sample in dataset.samples}
+    label_of = {name: label for label, name in enumerate(dataset.classes)}
+    names = store.vocabulary.words
+    keys = store.index.keys
+    words = store.read_many(store.usable).words
+    found = []
+    for position, ids in zip(store.usable.tolist(), words, strict=True):
+        sample = samples.get(keys[position])
+        if sample is None:
+            raise DatasetError(
+                f"{store.path} holds sample {keys[position]}, which split {dataset.split} of {dataset.root} lacks. "
+                "Give the targets of this split."
+            )
+        if len(sample.labels) < least_labels:
+            continue
+        for row, word in enumerate(ids.tolist()):
+            label = label_of.get(names[word]) if word >= 0 else None
+            masks = [
+                instance.mask(sample.height, sample.width)
+                for instance in dataset.instances[sample.key]
+                if instance.label == label
+            ]
+            if masks:
+                found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks))))
+    if not found:
+        raise DatasetError(
+            f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
+            "more classes; there is nothing to point at."
+        )
+    return found
+
+
+def teacher_grounding(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Grounding]:
+    """Score the cached maps of each teacher layer on `words`."""
+    positions = sorted({word.position for word in words})
+    place = {position: i for i, position in enumerate(positions)}
+    stored = store.read_many(positions, view)
+    maps = decode_maps(torch.from_numpy(stored.maps), torch.from_numpy(stored.scale), store.spec.codec.name)
+    masks = [word.mask for word in words]
+    return [
+        score([maps[place[word.position], layer, word.row] for word in words], masks)
+        for layer in range(len(store.spec.layers))
+    ]

@@ -1,0 +1,159 @@
+"""Score a finished run: mAP on seen and held-out domains, and where the student's queries look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.evaluation.gallery import write_gallery
+from lfi_pipeline.evaluation.grounding import (
+    GroundedWord,
+    grounded_words,
+    peaks_in_mask,
+    score,
+    teacher_grounding,
+)
+from lfi_pipeline.students import Student
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training import TrainConfig, build_student
+from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.run_dir import (
+    CONFIG,
+    config_from,
+    load_checkpoint,
+    read_json,
+    resolve_device,
+    write_json,
+)
+from lfi_pipeline.training.validate import predict, score_domains
+
+SCORES = "scores.json"
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A trained student and what it was trained with."""
+
+    path: Path
+    record: dict[str, Any]
+    config: TrainConfig
+    student: Student
+    store: TargetStore
+
+
+def load_run(run: Path, *, device: str = "auto") -> LoadedRun:
+    """Load a run's last checkpoint.
+
+    Raises:
+        RunError: not a run, or one without a fitting checkpoint.
+        TargetsError: the cache it was trained on is gone (its spec says how many classes there are).
+    """
+    record = read_json(run / CONFIG)
+    config = config_from(record.get("settings", {}), run / CONFIG)
+    store = TargetStore.open(config.targets, data_root=config.data_root)
+    student = build_student(config, store)
+    load_checkpoint(run, student)
+    return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store)
+
+
+def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, device: str = "auto") -> dict[str, Any]:
+    """Score `run`, write `scores.json` (and a gallery) into it, and return the scores.
+
+    Args:
+        run: directory of a run.
+        targets: a cache of the validation split, made by the teacher of the training cache; without one, only the
+            mAPs are scored, since words and teacher maps of the validation images are not known.
+        gallery: how many samples to keep with their maps for the report.
+        device: `auto` takes CUDA where there is one.
+
+    Raises:
+        ConfigError: `targets` is of another teacher or data set than the run's.
+    """
+    loaded = load_run(run, device=device)
+    dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.data_root, loaded.config.val_split)
+    probabilities, labels = predict(
+        loaded.student, dataset, loaded.student.size, next(loaded.student.parameters()).device
+    )
+    domains = [sample.domain for sample in dataset.samples]
+    seen = frozenset(loaded.record["seen_domains"])
+    scores: dict[str, Any] = dict(score_domains(probabilities, labels, domains, seen))
+    scores |= {"taps": [], "teacher": None, "area": None}
+    if targets is not None:
+        scores |= _grounding(loaded, dataset, targets, gallery)
+    write_json(run / SCORES, scores)
+    return scores
+
+
+def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int) -> dict[str, Any]:
+    store = TargetStore.open(targets, data_root=loaded.store.data_root)
+    _require_same_teacher(loaded.store, store)
+    words = grounded_words(store, dataset)
+    teacher = teacher_grounding(store, words)[-1]
+    result: dict[str, Any] = {"teacher": asdict(teacher), "area": teacher.area, "taps": []}
+    student_maps: dict[int, list[Tensor]] = {}
+    if loaded.student.queries is not None:
+        positions = sorted({word.position for word in words})
+        student_maps = dict(_student_maps(loaded.student, store, dataset, positions))
+        masks = [word.mask for word in words]
+        for number, tap in enumerate(loaded.student.taps):
+            grounding = score([student_maps[word.position][number][word.row] for word in words], masks)
+            result["taps"].append({"index": tap.index, "depth": tap.depth} | asdict(grounding))
+    if gallery:
+        chosen = _gallery_positions(words, student_maps, gallery)
+        write_gallery(loaded.path, store, dataset, words, student_maps, chosen)
+    return result
+
+
+def _student_maps(
+    student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int]
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield each position with its maps per tap, fp32 [M, rows, columns] on the CPU."""
+    assert student.queries is not None
+    device = next(student.parameters()).device
+    vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    images, keys = PlainImages(dataset, student.size), store.index.keys
+    for first in range(0, len(positions), _BATCH):
+        chunk = list(positions[first : first + _BATCH])
+        pixels = torch.stack([images[place[keys[position]]][0] for position in chunk])
+        ids = torch.from_numpy(store.read_many(chunk).words).long()
+        with torch.no_grad():
+            features = student(pixels.to(device))
+            maps = student.queries.maps(vocabulary[ids.clamp_min(0)].to(device), features.taps)
+        for row, position in enumerate(chunk):
+            per_tap = zip(maps, features.grids, strict=True)
+            yield position, [m[row].float().view(-1, *grid).cpu() for m, grid in per_tap]
+
+
+def _gallery_positions(words: Sequence[GroundedWord], student_maps: dict[int, list[Tensor]], count: int) -> list[int]:
+    """Choose samples evenly spaced from the student's worst to its best, so that failures are shown as well."""
+    hits: dict[int, list[bool]] = {}
+    for word in words:
+        maps = student_maps.get(word.position)
+        hit = bool(peaks_in_mask(maps[-1][word.row][None], word.mask[None])) if maps else True
+        hits.setdefault(word.position, []).append(hit)
+    ranked = sorted(hits, key=lambda position: (float(np.mean(hits[position])), position))
+    spread = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [ranked[i] for i in spread]
+
+
+def _require_same_teacher(trained: TargetStore, given: TargetStore) -> None:
+    for name, ours, theirs in (
+        ("teacher", trained.spec.teacher, given.spec.teacher),
+        ("data set", trained.spec.dataset.name, given.spec.dataset.name),
+        ("classes", trained.spec.dataset.classes, given.spec.dataset.classes),
+    ):
+        if ours != theirs:
+            raise ConfigError(
+                f"The validation targets must have the {name} of the training targets; {given.path} has {theirs}, "
+                f"{trained.path} has {ours}."
+            )

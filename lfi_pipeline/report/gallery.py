@@ -1,0 +1,242 @@
+"""The gallery: images once, maps as uint8 grids, and a first state that shows without JavaScript.
+
+A map is drawn relative to its own peak, or to four times the uniform level where the peak is lower than that:
+a map that looks everywhere stays dark instead of being stretched to full colour.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lfi_pipeline.report.groups import Group
+from lfi_pipeline.report.samples import GallerySample
+
+FULL_AT = 4.0
+"""Times the uniform level at which a map reaches full colour, where its own peak is lower."""
+STILL = 64
+"""Pixels across of a map drawn in advance."""
+LARGEST = 384
+"""Pixels across of an image in the page."""
+
+# magma over a dimmed photograph: (position, red, green, blue, alpha)
+_STOPS = (
+    (0.0, 16, 16, 24, 0.42),
+    (0.18, 28, 18, 54, 0.44),
+    (0.36, 108, 29, 128, 0.60),
+    (0.55, 183, 55, 121, 0.72),
+    (0.75, 241, 96, 93, 0.80),
+    (0.9, 254, 176, 120, 0.86),
+    (1.0, 252, 253, 191, 0.90),
+)
+
+
+def ramp() -> npt.NDArray[np.uint8]:
+    """The heat colours, uint8 [256, 4], red, green, blue, alpha; the page and the stills share them."""
+    at = np.linspace(0.0, 1.0, 256)
+    stops = np.array(_STOPS)
+    channels = [np.interp(at, stops[:, 0], stops[:, c] * (255 if c == 4 else 1)) for c in range(1, 5)]
+    return np.stack(channels, axis=1).round().astype(np.uint8)
+
+
+def quantise(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Maps [..., gh, gw], each summing to 1 -> uint8 of the same shape, 255 at full colour."""
+    cells = maps.shape[-1] * maps.shape[-2]
+    safe = np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
+    full = np.maximum(safe.max(axis=(-2, -1), keepdims=True), FULL_AT / cells)
+    quantised: npt.NDArray[np.uint8] = (safe / full * 255).round().astype(np.uint8)
+    return quantised
+
+
+def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def encode_image(pixels: npt.NDArray[np.uint8]) -> str:
+    """uint8 [H, W, 3] -> data URI: JPEG for photographs, PNG where that is the smaller."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    jpeg = _data_uri(image, "JPEG", quality=86, optimize=True)
+    png = _data_uri(image, "PNG", optimize=True)
+    return min(jpeg, png, key=len)
+
+
+def still(grid: npt.NDArray[np.uint8]) -> str:
+    """One quantised map uint8 [gh, gw] -> a small palette PNG with alpha, smoothly enlarged."""
+    large = Image.fromarray(grid).resize((STILL, STILL), Image.Resampling.BICUBIC)
+    colours = ramp()
+    indexed = Image.frombytes("P", large.size, large.tobytes())
+    indexed.putpalette(colours[:, :3].tobytes())
+    return _data_uri(indexed, "PNG", transparency=colours[:, 3].tobytes(), optimize=True)
+
+
+def peak(grid: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Centre of the highest cell of [gh, gw] as (x, y) in per cent of the image."""
+    row, column = np.unravel_index(int(np.argmax(grid)), grid.shape)
+    return (
+        round(100 * (float(column) + 0.5) / grid.shape[1], 2),
+        round(100 * (float(row) + 0.5) / grid.shape[0], 2),
+    )
+
+
+def caption_parts(caption: str, words: Sequence[str]) -> tuple[list[tuple[str, int | None]], list[tuple[str, int]]]:
+    """Find the words in their caption; a word that is there twice takes the next occurrence.
+
+    Returns:
+        The caption in parts, each with the index of its word or None; and the words it does not contain.
+    """
+    spans: list[tuple[int, int, int]] = []
+    missing: list[int] = []
+    for index, word in enumerate(words):
+        pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
+        free = (
+            m
+            for m in re.finditer(pattern, caption, re.IGNORECASE)
+            if all(m.end() <= start or m.start() >= end for start, end, _ in spans)
+        )
+        match = next(free, None) if word else None
+        if match:
+            spans.append((match.start(), match.end(), index))
+        else:
+            missing.append(index)
+    parts: list[tuple[str, int | None]] = []
+    at = 0
+    for start, end, index in sorted(spans):
+        parts += [(caption[at:start], None), (caption[start:end], index)]
+        at = end
+    parts.append((caption[at:], None))
+    return [part for part in parts if part[0]], [(words[index], index) for index in missing]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One map over one image: its still, where it peaks, and whether that is inside the mask."""
+
+    heat: str
+    peak: tuple[float, float]
+    correct: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """One sample as the page first shows it; `student` is None where no run has student maps of it."""
+
+    number: int
+    key: str
+    domain: str
+    caption: Sequence[tuple[str, int | None]]
+    others: Sequence[tuple[str, int]]
+    image: str
+    aspect: str
+    word: int
+    words: tuple[str, ...]
+    marks: tuple[bool | None, ...]
+    teacher: Panel
+    student: Panel | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gallery:
+    """The cards, the runs to switch between, the depth of their taps, and the data that the script reads."""
+
+    cards: tuple[Card, ...]
+    runs: tuple[str, ...]
+    taps: int
+    depths: tuple[str, ...]
+    data: dict[str, Any]
+
+
+def build_gallery(groups: Sequence[Group]) -> Gallery | None:
+    """Merge the galleries of all runs: one card a sample, its image and teacher maps once; None without any.
+
+    The first run shown is lfi's (the teacher's maps) where there is one.
+    """
+    runs = [(group, run) for group in groups for run in group.runs if run.gallery]
+    if not runs:
+        return None
+    drawn = [(g, r) for g, r in runs if any(s.student is not None for s in r.gallery)]
+    drawn.sort(key=lambda pair: pair[0].config.maps != "teacher")
+    merged: dict[tuple[Any, ...], dict[int, GallerySample]] = {}
+    for place, (_, run) in enumerate(drawn):
+        for sample in run.gallery:
+            merged.setdefault(_identity(sample), {})[place] = sample
+    for _, run in runs if not drawn else []:
+        for sample in run.gallery:
+            merged.setdefault(_identity(sample), {}).setdefault(-1, sample)
+    cards, data = [], []
+    for number, owners in enumerate(merged.values()):
+        first = next(iter(owners.values()))
+        teacher = quantise(first.teacher)
+        cards.append(_card(number, first, teacher))
+        students = [
+            _packed(sample.student) | {"run": place, "correct": sample.student_correct}
+            for place, sample in owners.items()
+            if sample.student is not None
+        ]
+        data.append(
+            {
+                "words": first.words,
+                "teacher": _packed(first.teacher) | {"correct": first.teacher_correct},
+                "students": students,
+            }
+        )
+    configs = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
+    taps = max((s.student.shape[0] for _, r in drawn for s in r.gallery if s.student is not None), default=0)
+    depths = next((tuple(found) for found in configs if len(found) == taps), ())
+    return Gallery(
+        cards=tuple(cards),
+        runs=tuple(f"{group.label}, seed {run.config.seed}" for group, run in drawn),
+        taps=taps,
+        depths=depths,
+        data={"ramp": base64.b64encode(ramp().tobytes()).decode(), "samples": data},
+    )
+
+
+def _identity(sample: GallerySample) -> tuple[Any, ...]:
+    return (sample.key, sample.caption, sample.words, sample.image.tobytes(), sample.teacher.tobytes())
+
+
+def _packed(maps: npt.NDArray[np.float32]) -> dict[str, Any]:
+    flat = maps.reshape(-1, *maps.shape[-2:])
+    return {
+        "shape": list(maps.shape),
+        "grids": base64.b64encode(quantise(maps).tobytes()).decode(),
+        "peaks": [peak(one) for one in flat],
+    }
+
+
+def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) -> Card:
+    marks = sample.student_correct[-1] if sample.student_correct else sample.teacher_correct
+    word = next((i for i, mark in enumerate(marks) if mark is not None), 0)
+    caption, others = caption_parts(sample.caption, sample.words)
+    student = None
+    if sample.student is not None:
+        student = Panel(
+            heat=still(quantise(sample.student)[-1, word]),
+            peak=peak(sample.student[-1, word]),
+            correct=sample.student_correct[-1][word] if sample.student_correct else None,
+        )
+    return Card(
+        number=number,
+        key=sample.key,
+        domain=sample.domain,
+        caption=caption,
+        others=others,
+        image=encode_image(sample.image),
+        aspect=f"{sample.image.shape[1]} / {sample.image.shape[0]}",
+        word=word,
+        words=sample.words,
+        marks=marks,
+        teacher=Panel(heat=still(teacher[word]), peak=peak(sample.teacher[word]), correct=sample.teacher_correct[word]),
+        student=student,
+    )

@@ -1,0 +1,151 @@
+"""Runs that differ only in their seed, gathered under one label.
+
+The label is the objective, plus the maps when they are not the teacher's, plus the state when it is reset.
+Runs of one such label that differ in anything else that matters (learning rate, lambda, ...) are *not* seeds
+of one another: the differing settings join the label and split the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lfi_pipeline.report.runs import Run, RunConfig
+from lfi_pipeline.report.statistics import Estimate, estimate, mean_curve
+
+SLOTS = {
+    "none": 0,
+    "embedding": 1,
+    "logits": 2,
+    "lfi": 3,
+    "lfi · shuffled maps": 4,
+    "lfi · uniform maps": 5,
+    "lfi · reset": 6,
+}
+"""Colour of a label, the same on every page; a label split by its settings takes a free one."""
+SLOT_COUNT = 10
+
+_SETTINGS: dict[str, Callable[[RunConfig], object]] = {
+    "student": lambda c: c.student,
+    "λ": lambda c: c.lambda_int,
+    "lr": lambda c: c.learning_rate,
+    "epochs": lambda c: c.epochs,
+    "batch": lambda c: c.batch_size,
+    "px": lambda c: c.image_size,
+    "maps kind": lambda c: c.kind,
+    "hold out": lambda c: "+".join(c.hold_out) or "nothing",
+    "data": lambda c: c.dataset,
+    "train samples": lambda c: c.train_samples,
+    "targets": lambda c: c.fingerprint[:8],
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Runs of one label, at most one for each seed, in the order of seeds."""
+
+    label: str
+    slot: int
+    runs: tuple[Run, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings that all of its runs share (the seed aside)."""
+        return self.runs[0].config
+
+    def by_seed(self, pick: Callable[[Run], float | None]) -> dict[int, float]:
+        """The values that are there, by seed."""
+        picked = ((run.config.seed, pick(run)) for run in self.runs)
+        return {seed: value for seed, value in picked if value is not None}
+
+    def estimate(self, pick: Callable[[Run], float | None]) -> Estimate | None:
+        """Mean and interval over the seeds that have the value."""
+        return estimate(list(self.by_seed(pick).values()))
+
+    def curve(self, heldout: bool = False) -> list[tuple[float, float, float, float]]:
+        """(step, mean, lowest, highest) of the validation mAP, at the steps that every seed has."""
+        return mean_curve([curve for run in self.runs if (curve := validation_curve(run, heldout))])
+
+
+def validation_curve(run: Run, heldout: bool = False) -> list[tuple[float, float]]:
+    """(step, mAP) of one run, without the evaluations that have no such score."""
+    points = ((p.step, p.map_heldout if heldout else p.map_seen) for p in run.validation)
+    return [(float(step), value) for step, value in points if value is not None]
+
+
+def base_label(config: RunConfig) -> str:
+    """Objective, plus maps when not the teacher's, plus state when reset."""
+    parts = [config.objective]
+    if config.objective == "lfi" and config.maps != "teacher":
+        parts.append(f"{config.maps} maps")
+    if config.objective == "lfi" and config.state != "persistent":
+        parts.append(config.state)
+    return " · ".join(parts)
+
+
+def _matters(name: str, config: RunConfig) -> bool:
+    """Whether a setting touches this objective at all: a lambda means nothing to a run without the term."""
+    if name in ("λ", "maps kind"):
+        return config.objective == "lfi"
+    return name != "targets" or config.objective != "none"
+
+
+def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Group runs by label.
+
+    Returns:
+        The groups, controls first, in the order in which the page shows them; and notes on what was odd.
+    """
+    notes: list[str] = []
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        families.setdefault(base_label(run.config), []).append(run)
+    labelled: dict[str, list[Run]] = {}
+    for base, family in families.items():
+        differing = [
+            name
+            for name, read in _SETTINGS.items()
+            if len({read(run.config) for run in family if _matters(name, run.config)}) > 1
+        ]
+        for run in family:
+            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
+            labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
+    order = {name: place for place, name in enumerate(SLOTS)}
+    names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
+    free = [slot for slot in range(SLOT_COUNT) if slot not in {SLOTS[n] for n in names if n in SLOTS}]
+    free.sort(key=lambda slot: slot < len(SLOTS))
+    groups: list[Group] = []
+    for name in names:
+        seeds: dict[int, Run] = {}
+        for run in labelled[name]:
+            if run.config.seed in seeds:
+                notes.append(
+                    f"{name}: seed {run.config.seed} is there twice; only {run.path.name} counts, because a "
+                    "repeated seed is not another sample."
+                )
+            seeds[run.config.seed] = run
+        own = SLOTS.get(base_label(labelled[name][0].config))
+        slot = own if name in SLOTS or own in free else free[0] if free else len(groups) % SLOT_COUNT
+        assert slot is not None  # `own` is in `free` or the label is listed
+        if slot in free:
+            free.remove(slot)
+        groups.append(Group(label=name, slot=slot, runs=tuple(seeds[seed] for seed in sorted(seeds))))
+    return groups, notes + _unequal(groups)
+
+
+def _unequal(groups: Sequence[Group]) -> list[str]:
+    """Settings that differ between labels: whoever compares them should know."""
+    notes = []
+    for name, read in _SETTINGS.items():
+        values: dict[str, list[str]] = {}
+        for group in groups:
+            if _matters(name, group.config):
+                values.setdefault(_plain(read(group.config)), []).append(group.label)
+        if len(values) > 1:
+            told = "; ".join(f"{value or 'none'} for {', '.join(labels)}" for value, labels in values.items())
+            notes.append(f"The labels do not share one setting of “{name}”: {told}.")
+    return notes
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

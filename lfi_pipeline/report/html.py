@@ -1,0 +1,198 @@
+"""One self-contained HTML page out of a set of runs: no request leaves it, no text of a run runs in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from lfi_pipeline import __version__
+from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.report.figures import domain_bars, learning_curves, loss_charts, map_charts
+from lfi_pipeline.report.gallery import build_gallery
+from lfi_pipeline.report.groups import Group, gather
+from lfi_pipeline.report.leaderboard import leaderboard, millions
+from lfi_pipeline.report.runs import Run, load_run
+from lfi_pipeline.report.verdict import conclude, points
+
+_DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
+_VERSIONED = ("torch", "timm", "numpy")
+
+
+def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+    """Write the report of `runs` to the one file `out`, replacing an older report there.
+
+    Args:
+        runs: run directories; those that differ only in their seed are averaged.
+        out: the HTML file; missing parents are made.
+        title: the small line above the headline; names the data set where None.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RunError: no runs, or a directory that is not a readable run.
+        OutputExistsError: `out` is a directory.
+    """
+    if not runs:
+        raise RunError("A report needs at least one run directory, got none.")
+    out = Path(out)
+    if out.is_dir():
+        raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
+    page = render([load_run(Path(run)) for run in runs], title=title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def render(runs: Sequence[Run], *, title: str | None = None) -> str:
+    """The page as a string."""
+    groups, notes = gather(runs)
+    verdict = conclude(groups)
+    gallery = build_gallery(groups)
+    script = _asset("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            title=title or f"{_datasets(runs)}: learning where to look",
+            verdict=verdict,
+            facts=_facts(runs),
+            notes=notes,
+            groups=groups,
+            columns=leaderboard(groups),
+            curves=learning_curves(groups, verdict.crossing),
+            losses=loss_charts(groups),
+            domains=domain_bars(groups),
+            maps=map_charts(groups),
+            gallery=gallery,
+            missing=_missing(groups),
+            configs=_configs(runs),
+            runs=runs,
+            versions={"lfi-pipeline": __version__} | _versions(),
+            style=Markup(_stylesheet()),
+            script=Markup(script),
+            script_digest=digest,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"points": points, "millions": millions, "prose": prose}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (resources.files("lfi_pipeline.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def prose(text: str) -> Markup:
+    """Escape a sentence and set what stands between backticks as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:  # an unpaired backtick is only a character
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _stylesheet() -> str:
+    """The stylesheet, its dark colours repeated for readers whose system is dark and who chose nothing."""
+    style = _asset("style.css")
+    start = style.index(':root[data-theme="dark"] {')
+    dark = style[start : style.index("}", start) + 1].replace('[data-theme="dark"]', ':not([data-theme="light"])')
+    return style.replace(_DARK_GOES_HERE, f"@media (prefers-color-scheme: dark) {{ {dark} }}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _some(values: Sequence[str]) -> str:
+    """The distinct values, in the order of their first appearance."""
+    return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _datasets(runs: Sequence[Run]) -> str:
+    return _some([run.config.dataset for run in runs])
+
+
+def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    configs = [run.config for run in runs]
+    kept = [
+        ("Data", _some([f"{c.dataset} {c.split}".strip() for c in configs])),
+        ("Samples", _some([f"{c.train_samples:,} train, {c.val_samples:,} validation" for c in configs])),
+        ("Held out", _some(["+".join(c.hold_out) for c in configs])),
+        ("Teacher", _some([c.teacher for c in configs])),
+        ("Maps", _some([c.kind for c in configs])),
+        ("Student", _some([c.student for c in configs])),
+        (
+            "Runs",
+            f"{len(runs)} ({len({c.seed for c in configs})} seeds)" if len(runs) > 1 else f"1 (seed {configs[0].seed})",
+        ),
+        ("Targets", _some([c.fingerprint[:12] for c in configs])),
+    ]
+    return [(name, value) for name, value in kept if value]
+
+
+def _missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """(what is missing, the command that makes it) for everything optional that a run does not have."""
+    lines = []
+    runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
+    for name, run in runs:
+        if run.summary is None:
+            lines.append((f"{name} was stopped before its end.", f"lfi train --resume {run.path.name}"))
+        if run.scores is None:
+            text = f"{name} was not evaluated: its mAP here is the last validation in training."
+            lines.append((text, f"lfi evaluate {run.path.name}"))
+    for group in groups:
+        if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
+            lines.append((f"{group.label} has no gallery.", f"lfi evaluate {group.runs[0].path.name}"))
+    return lines
+
+
+def _configs(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+    """(field, its value in each run, whether the runs differ) for every field of every config."""
+    flat = [_flatten(run.config.raw) for run in runs]
+    names = dict.fromkeys(name for table in flat for name in table)
+    rows = []
+    for name in names:
+        values = [table.get(name, "") for table in flat]
+        rows.append((name, values, len(set(values)) > 1))
+    return rows
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -1,0 +1,262 @@
+"""Load what training and evaluation left in a run directory, as frozen dataclasses.
+
+`config.json` and `metrics.jsonl` must be there. `summary.json` is missing when a run was stopped,
+`scores.json` and the gallery when it was not evaluated. What is there and wrong is a `RunError`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.errors import RunError
+from lfi_pipeline.report.fields import Fields, read_text
+from lfi_pipeline.report.samples import GallerySample, load_samples
+
+TRAINED = ("config.json", "metrics.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """The part of `config.json` that the report reasons about; `raw` is all of it."""
+
+    name: str
+    student: str
+    objective: str
+    maps: str
+    state: str
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    lambda_int: float | None
+    image_size: int
+    hold_out: tuple[str, ...]
+    targets: str
+    fingerprint: str
+    teacher: str
+    kind: str
+    dataset: str
+    split: str
+    train_samples: int
+    val_samples: int
+    command: str
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainPoint:
+    """One logged training step; losses may be NaN when training diverged."""
+
+    step: int
+    loss: float
+    task_loss: float
+    interaction_loss: float | None
+    step_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValPoint:
+    """One evaluation during training; mAP in [0, 1]."""
+
+    step: int
+    map_seen: float
+    map_heldout: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a finished run says of itself: steps, seconds, median step time, parameter counts."""
+
+    steps: int
+    seconds: float
+    step_ms: float
+    backbone: int
+    head: int
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tap:
+    """How well the maps at one depth point: shares in [0, 1]."""
+
+    index: int
+    depth: float
+    pointing: float
+    mass_in_mask: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """The evaluation of a run. `area` is the mean share of the image that a mask covers, the chance level."""
+
+    map_seen: float
+    map_heldout: float | None
+    map_per_domain: Mapping[str, float]
+    taps: tuple[Tap, ...]
+    teacher_pointing: float | None
+    teacher_mass: float | None
+    area: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One training run. `gallery` is empty where none was written."""
+
+    path: Path
+    config: RunConfig
+    train: tuple[TrainPoint, ...]
+    validation: tuple[ValPoint, ...]
+    summary: Summary | None
+    scores: Scores | None
+    gallery: tuple[GallerySample, ...]
+
+    @property
+    def map_seen(self) -> float | None:
+        """Final mAP on the seen domains: of the evaluation, else of the last validation in training."""
+        if self.scores is not None:
+            return self.scores.map_seen
+        return self.validation[-1].map_seen if self.validation else None
+
+    @property
+    def map_heldout(self) -> float | None:
+        """Final mAP on the held-out domains, from the same place as `map_seen`."""
+        if self.scores is not None:
+            return self.scores.map_heldout
+        return self.validation[-1].map_heldout if self.validation else None
+
+    @property
+    def step_ms(self) -> float | None:
+        """Median step time, from the summary or, for a stopped run, from what was logged."""
+        if self.summary is not None:
+            return self.summary.step_ms
+        logged = [point.step_ms for point in self.train if point.step_ms is not None]
+        return statistics.median(logged) if logged else None
+
+    @property
+    def pointing(self) -> float | None:
+        """Pointing game of the last tap, in [0, 1]."""
+        return self.scores.taps[-1].pointing if self.scores is not None and self.scores.taps else None
+
+
+def load_run(path: Path) -> Run:
+    """Load one run directory.
+
+    Raises:
+        RunError: it is not a run, or a file in it is not what it should be; the message names file and field.
+    """
+    for name in TRAINED:
+        if not (path / name).is_file():
+            raise RunError(f"{path} must be a training run, but has no {name}. `lfi train --out {path}` makes one.")
+    summary, scores = path / "summary.json", path / "scores.json"
+    train, validation = _metrics(path / "metrics.jsonl")
+    return Run(
+        path=path,
+        config=_config(Fields.read(path / "config.json")),
+        train=train,
+        validation=validation,
+        summary=_summary(Fields.read(summary)) if summary.is_file() else None,
+        scores=_scores(Fields.read(scores)) if scores.is_file() else None,
+        gallery=load_samples(path) if (path / "gallery.json").is_file() else (),
+    )
+
+
+def _config(fields: Fields) -> RunConfig:
+    dataset = fields.child("dataset")
+    teacher = fields.child_or_none("teacher")
+    return RunConfig(
+        name=fields.text("name"),
+        student=fields.text("student"),
+        objective=fields.text("objective"),
+        maps=fields.text_or("maps", "teacher"),
+        state=fields.text_or("state", "persistent"),
+        seed=fields.integer("seed"),
+        epochs=fields.integer("epochs"),
+        batch_size=fields.integer("batch_size"),
+        learning_rate=fields.number("learning_rate"),
+        lambda_int=fields.number_or_none("lambda_int"),
+        image_size=fields.integer("image_size"),
+        hold_out=fields.texts("hold_out"),
+        targets=fields.text_or("targets", ""),
+        fingerprint=fields.text_or("targets_fingerprint", ""),
+        teacher=" ".join([teacher.text("name"), teacher.text_or("tag", "")]).strip() if teacher else "",
+        kind=fields.text_or("kind", ""),
+        dataset=dataset.text("name"),
+        split=dataset.text_or("split", ""),
+        train_samples=dataset.integer("train_samples"),
+        val_samples=dataset.integer("val_samples"),
+        command=fields.text_or("command", ""),
+        raw=fields.values,
+    )
+
+
+def _metrics(path: Path) -> tuple[tuple[TrainPoint, ...], tuple[ValPoint, ...]]:
+    """Read the log. A resumed run repeats steps: the later line wins. An unfinished last line is skipped."""
+    text = read_text(path)
+    lines = text.split("\n")[:-1]
+    train: list[TrainPoint] = []
+    validation: list[ValPoint] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = Fields.parse(line, f"{path}, line {number}")
+        event, step = fields.text("event"), fields.integer("step")
+        if event == "train":
+            while train and train[-1].step >= step:
+                train.pop()
+            while validation and validation[-1].step >= step:
+                validation.pop()
+            train.append(
+                TrainPoint(
+                    step=step,
+                    loss=fields.number("loss"),
+                    task_loss=fields.number("task_loss"),
+                    interaction_loss=fields.number_or_none("interaction_loss"),
+                    step_ms=fields.number_or_none("step_ms"),
+                )
+            )
+        elif event == "val":
+            while validation and validation[-1].step >= step:
+                validation.pop()
+            point = ValPoint(
+                step=step, map_seen=fields.share("map_seen"), map_heldout=fields.share_or_none("map_heldout")
+            )
+            validation.append(point)
+    return tuple(train), tuple(validation)
+
+
+def _summary(fields: Fields) -> Summary:
+    parameters = fields.child("parameters")
+    return Summary(
+        steps=fields.integer("steps"),
+        seconds=fields.number("seconds"),
+        step_ms=fields.number("step_ms"),
+        backbone=parameters.integer("backbone"),
+        head=parameters.integer("head"),
+        queries=parameters.integer("queries"),
+    )
+
+
+def _scores(fields: Fields) -> Scores:
+    domains = fields.child("map_per_domain")
+    teacher = fields.child_or_none("teacher")
+    return Scores(
+        map_seen=fields.share("map_seen"),
+        map_heldout=fields.share_or_none("map_heldout"),
+        map_per_domain={name: domains.share(name) for name in domains.values},
+        taps=tuple(
+            Tap(
+                index=tap.integer("index"),
+                depth=tap.share("depth"),
+                pointing=tap.share("pointing"),
+                mass_in_mask=tap.share("mass_in_mask"),
+            )
+            for tap in fields.children("taps")
+        ),
+        teacher_pointing=teacher.share("pointing") if teacher else None,
+        teacher_mass=teacher.share("mass_in_mask") if teacher else None,
+        area=fields.share_or_none("area"),
+    )

@@ -1,0 +1,159 @@
+"""Maps to 8 bits and back.
+
+A row p (one map: non-negative, sums to 1; all zero where there is no map) becomes codes q and an fp16 scale:
+
+    q = round(255 * (p / max p)^(1/k)),  q >= 1 wherever p > 0
+    scale = 1 / sum((q / 255)^k)
+    decoded = scale * (q / 255)^k
+
+k = 1 is plain linear quantisation. k = 2 (square-root companding, the default) spends its codes where most
+cells of a map lie, far below the peak. The floor of one code keeps KL(p || decoded) finite; the scale makes a
+decoded row sum to 1 up to fp16 rounding (2^-11) whatever was rounded away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+ROW_SUM_TOLERANCE = 1e-2
+"""How far a present row's sum may lie from 1 before `encode_maps` refuses it (half precision rounds)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codec:
+    """A quantiser of maps.
+
+    Attributes:
+        name: its name in `CODECS`.
+        power: k of the module's formula, 1 or 2.
+    """
+
+    name: str
+    power: int
+
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec for codec in (Codec(name="uint8_sqrt", power=2), Codec(name="uint8_linear", power=1))
+}
+
+
+def get_codec(name: str) -> Codec:
+    """Look a codec up by its exact name.
+
+    Raises:
+        UnknownNameError: no such codec; lists the choices.
+    """
+    if name not in CODECS:
+        raise UnknownNameError("codec", name, CODECS)
+    return CODECS[name]
+
+
+def encode_maps(
+    maps: npt.NDArray[np.float32], codec: str = "uint8_sqrt"
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+    """Quantise maps row by row.
+
+    Args:
+        maps: [..., gh, gw]; each row (the last two axes) non-negative and summing to 1, or all zero.
+        codec: a name in `CODECS`.
+
+    Returns:
+        q: codes, uint8 [..., gh, gw].
+        scale: float16 [...]; 0 for an absent row.
+
+    Raises:
+        ConfigError: a row is negative or not finite, or its sum is neither 0 nor 1.
+        UnknownNameError: no such codec.
+    """
+    power = get_codec(codec).power
+    if maps.ndim < 2:
+        raise ConfigError(f"maps must be [..., gh, gw], got shape {maps.shape}.")
+    rows = np.ascontiguousarray(maps, dtype=np.float32).reshape(*maps.shape[:-2], -1)  # [..., N]
+    _check_rows(rows)
+    peak = rows.max(axis=-1, keepdims=True)  # [..., 1]
+    relative = rows / np.where(peak > 0, peak, np.float32(1))
+    if power == 2:
+        np.sqrt(relative, out=relative)
+    codes = np.maximum(np.rint(relative * np.float32(255)), rows > 0).astype(np.uint8)
+    # The sum is over integers, so the scale is the same on every machine.
+    total = (codes.astype(np.int64) ** power).sum(axis=-1)  # [...]
+    scale = np.where(total > 0, 255.0**power / np.maximum(total, 1), 0.0).astype(np.float16)
+    return codes.reshape(maps.shape), scale
+
+
+@overload
+def decode_maps(
+    q: npt.NDArray[np.uint8], scale: npt.NDArray[np.float16], codec: str = ...
+) -> npt.NDArray[np.float32]: ...
+@overload
+def decode_maps(q: torch.Tensor, scale: torch.Tensor, codec: str = ...) -> torch.Tensor: ...
+def decode_maps(q: Any, scale: Any, codec: str = "uint8_sqrt") -> Any:
+    """Undo `encode_maps`, in numpy or in torch (on the tensors' own device).
+
+    Args:
+        q: codes, uint8 [..., gh, gw].
+        scale: float16 [...], one per row.
+        codec: the name that the rows were encoded with.
+
+    Returns:
+        float32 [..., gh, gw], of the library that was given; present rows sum to 1 up to fp16 rounding.
+
+    Raises:
+        ConfigError: `scale` is not [...] for `q` [..., gh, gw].
+        UnknownNameError: no such codec.
+    """
+    power = get_codec(codec).power
+    if tuple(q.shape[:-2]) != tuple(scale.shape):
+        raise ConfigError(f"scale must be [...] for q [..., gh, gw], got {tuple(scale.shape)} for {tuple(q.shape)}.")
+    if isinstance(q, np.ndarray):
+        relative = q.astype(np.float32) / np.float32(255)
+        factor = np.asarray(scale).astype(np.float32)
+    else:
+        relative = q.float() / 255
+        factor = scale.float()
+    return (relative * relative if power == 2 else relative) * factor[..., None, None]
+
+
+def kl_total(maps: npt.NDArray[np.floating], decoded: npt.NDArray[np.floating]) -> tuple[float, int]:
+    """Sum of KL(map || decoded) in nats over present rows [..., gh, gw], and the number of those rows.
+
+    Both sides are renormalised in float64, so that the rounding of the scale counts for nothing.
+    """
+    p = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
+    d = decoded.reshape(p.shape).astype(np.float64)
+    present = p.sum(axis=-1) > 0
+    p, d = p[present], d[present]
+    if not len(p):
+        return 0.0, 0
+    p /= p.sum(axis=-1, keepdims=True)
+    d_sum = d.sum(axis=-1, keepdims=True)
+    d /= np.where(d_sum > 0, d_sum, 1.0)
+    with np.errstate(divide="ignore"):
+        terms = p * (np.log(np.where(p > 0, p, 1.0)) - np.log(np.where(p > 0, d, 1.0)))
+    return float(terms.sum()), len(p)
+
+
+def codec_kl(maps: npt.NDArray[np.floating], decoded: npt.NDArray[np.floating]) -> float:
+    """Mean KL(map || decoded) in nats over the present rows of [..., gh, gw]; 0 where there are none."""
+    total, rows = kl_total(maps, decoded)
+    return total / rows if rows else 0.0
+
+
+def _check_rows(rows: npt.NDArray[np.float32]) -> None:
+    total = rows.sum(axis=-1, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise ConfigError("maps must be finite, got NaN or infinity; try the teacher in a wider precision.")
+    if rows.size and rows.min() < 0:
+        raise ConfigError(f"maps must be non-negative, got {rows.min()}.")
+    off = (np.abs(total - 1) > ROW_SUM_TOLERANCE) & (total != 0)
+    if off.any():
+        raise ConfigError(f"each row of maps must sum to 1, or be all zero, got a sum of {total[off][0]:.4g}.")

@@ -1,0 +1,119 @@
+"""Commit records: the one small file that makes a shard true, and what the records add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
+from lfi_pipeline.targets.layout import commit_file
+from lfi_pipeline.targets.spec import TargetSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitRecord:
+    """What one committed shard holds. No clock and no host in it: the same shard has the same bytes.
+
+    Attributes:
+        shard: its number.
+        samples: samples in it, quarantined ones included.
+        quarantined: reason by position in the data set.
+        files: every file of the shard, by path relative to the cache.
+        kl_sum: KL(map || decoded) in nats, summed over present rows (rounded to 1e-6).
+        kl_rows: number of those rows.
+    """
+
+    shard: int
+    samples: int
+    quarantined: Mapping[int, str]
+    files: Mapping[str, FileRecord]
+    kl_sum: float
+    kl_rows: int
+
+    def to_bytes(self) -> bytes:
+        """Content of the record's file."""
+        return seal(
+            {
+                "shard": self.shard,
+                "samples": self.samples,
+                "quarantined": [[position, self.quarantined[position]] for position in sorted(self.quarantined)],
+                "files": {name: asdict(record) for name, record in self.files.items()},
+                "kl_sum": round(self.kl_sum, 6),
+                "kl_rows": self.kl_rows,
+            }
+        )
+
+    @classmethod
+    def load(cls, root: Path, shard: int) -> CommitRecord:
+        """Read one record.
+
+        Raises:
+            CorruptTargetsError: it is missing, or does not match its checksum.
+        """
+        path = root / commit_file(shard)
+        try:
+            body = unseal(read_whole(path), path)
+        except CorruptTargetsError as error:
+            raise CorruptTargetsError(f"{error} {remedy(root, shard)}") from error
+        return cls(
+            shard=body["shard"],
+            samples=body["samples"],
+            quarantined=dict(body["quarantined"]),
+            files={name: FileRecord(**record) for name, record in body["files"].items()},
+            kl_sum=body["kl_sum"],
+            kl_rows=body["kl_rows"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What the committed shards add up to.
+
+    Attributes:
+        samples: committed samples, quarantined ones included.
+        quarantined: of them without targets.
+        bytes_per_sample: committed bytes (all views, index included) over samples; 0 where there are none.
+        raw_bytes_per_sample: the same maps as plain fp16.
+        codec_kl: mean KL(map || decoded) in nats; 0 where there are no rows.
+    """
+
+    samples: int
+    quarantined: int
+    bytes_per_sample: float
+    raw_bytes_per_sample: int
+    codec_kl: float
+
+
+def committed_shards(root: Path, spec: TargetSpec) -> list[int]:
+    """Numbers of the shards that have a commit record, ascending."""
+    folder = root / "commits"
+    names = (re.fullmatch(r"(\d{6,})\.json", entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(number for name in names if name and (number := int(name[1])) < spec.shards)
+
+
+def summarise(spec: TargetSpec, records: Iterable[CommitRecord]) -> Summary:
+    """Add up commit records."""
+    samples = quarantined = size = rows = 0
+    kl = 0.0
+    for record in records:
+        samples += record.samples
+        quarantined += len(record.quarantined)
+        size += sum(file.size for file in record.files.values())
+        kl += record.kl_sum
+        rows += record.kl_rows
+    gh, gw = spec.grid
+    return Summary(
+        samples=samples,
+        quarantined=quarantined,
+        bytes_per_sample=size / samples if samples else 0.0,
+        raw_bytes_per_sample=2 * len(spec.views) * len(spec.layers) * spec.words_per_sample * gh * gw,
+        codec_kl=kl / rows if rows else 0.0,
+    )
+
+
+def remedy(root: Path, shard: int) -> str:
+    """What to do about a damaged shard."""
+    return f"To make this shard anew, delete {root / commit_file(shard)} and run the same extract command again."

@@ -1,0 +1,134 @@
+"""Files that are either whole or absent, and JSON that carries its own checksum.
+
+A temporary file has a name fixed by its target, so whatever a killed process left behind is overwritten, and
+renamed away, by the rerun that writes the same target.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from lfi_pipeline.errors import CorruptTargetsError, LFIError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """What a file must be: its size in bytes and the crc32c of its content (8 hex digits)."""
+
+    size: int
+    crc32c: str
+
+    @classmethod
+    def of(cls, data: bytes) -> FileRecord:
+        """The record of this content."""
+        return cls(size=len(data), crc32c=crc32c_hex(data))
+
+    def complaint(self, data: bytes) -> str | None:
+        """Say how `data` differs from the record, or None where it does not."""
+        if len(data) != self.size:
+            return f"has {len(data)} bytes, recorded were {self.size}"
+        found = crc32c_hex(data)
+        return None if found == self.crc32c else f"has crc32c {found}, recorded was {self.crc32c}"
+
+
+def crc32c_hex(data: bytes) -> str:
+    """crc32c as 8 hex digits."""
+    return f"{google_crc32c.value(data):08x}"
+
+
+def temporary(path: Path) -> Path:
+    """Where `write_atomic` gathers the bytes of `path`."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing below `path` into one clear error.
+
+    Raises:
+        LFIError: the disk is full, the path not writable, ...
+    """
+    try:
+        yield
+    except LFIError:
+        raise
+    except OSError as error:
+        raise LFIError(
+            f"Cannot write targets at {path}: {error.strerror or error}. Committed shards are safe; free "
+            "space or mend the permissions, then run the same command again."
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or none: temporary file, fsync, rename, fsync of the directory.
+
+    Raises:
+        OSError: as the system reports it; the temporary file is removed.
+    """
+    scratch = temporary(path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_whole(path: Path) -> bytes:
+    """Read a file of the cache.
+
+    Raises:
+        CorruptTargetsError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptTargetsError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def seal(body: dict[str, Any]) -> bytes:
+    """Readable JSON of `body`, with sorted keys and a `crc32c` field that covers the rest."""
+    return _dump({**body, "crc32c": crc32c_hex(_dump(body))})
+
+
+def unseal(data: bytes, path: Path) -> dict[str, Any]:
+    """Check and parse what `seal` wrote; any changed byte is found.
+
+    Raises:
+        CorruptTargetsError: the content is not what was sealed.
+    """
+    try:
+        body = json.loads(data)
+        stored = body.pop("crc32c")
+        intact = stored == crc32c_hex(_dump(body)) and _dump({**body, "crc32c": stored}) == data
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise CorruptTargetsError(f"{path} does not match its checksum.")
+    result: dict[str, Any] = body
+    return result
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    return (json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()

@@ -1,0 +1,115 @@
+"""What stage one is about to store: the samples in order, and the words with their embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lfi_pipeline.errors import ConfigError, CorruptTargetsError
+from lfi_pipeline.targets.files import read_whole
+
+EMBEDDING_TOLERANCE = 1e-2
+"""Relative L2 distance below which two text embeddings of a word count as the same (devices round)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedSample:
+    """One row of the index, known before the teacher runs.
+
+    Attributes:
+        key: unique and stable within the split.
+        path: POSIX path of the image below the data root.
+        labels: indices into the spec's classes.
+        domain: visual domain, "" where there is none.
+        caption: the text that the words come from.
+    """
+
+    key: str
+    path: str
+    labels: tuple[int, ...]
+    domain: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Vocabulary:
+    """Each word once, with the teacher's text embedding of it.
+
+    Attributes:
+        words: sorted and unique; word ids index into it.
+        embeddings: float16 [V, E] (the reader hands them out as float32).
+    """
+
+    words: tuple[str, ...]
+    embeddings: npt.NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        if list(self.words) != sorted(set(self.words)):
+            raise ConfigError("vocabulary.words must be sorted and unique.")
+        if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.words):
+            raise ConfigError(
+                f"vocabulary.embeddings must be [{len(self.words)}, E] for its {len(self.words)} words, "
+                f"got {self.embeddings.shape}."
+            )
+        if not np.isfinite(self.embeddings).all():
+            raise ConfigError("vocabulary.embeddings must be finite, got NaN or infinity.")
+
+    def differences(self, other: Vocabulary) -> list[str]:
+        """Name what differs, one line each; embeddings within `EMBEDDING_TOLERANCE` count as the same."""
+        if self.words != other.words:
+            lost = sorted(set(self.words) ^ set(other.words))
+            counts = f"{len(self.words)} words != {len(other.words)} words"
+            return [f"vocabulary.words: {counts}; in one only: {', '.join(lost[:5])}"]
+        ours, theirs = self.embeddings.astype(np.float32), other.embeddings.astype(np.float32)
+        if ours.shape != theirs.shape:
+            return [f"vocabulary.embeddings: shape {ours.shape} != {theirs.shape}"]
+        distance = np.linalg.norm(ours - theirs, axis=1) > EMBEDDING_TOLERANCE * np.linalg.norm(theirs, axis=1)
+        if distance.any():
+            return [f"vocabulary.embeddings: {int(distance.sum())} of {len(ours)} words differ"]
+        return []
+
+    def to_files(self) -> dict[str, bytes]:
+        """Content of `vocabulary.json` and `vocabulary.npy` (float16)."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(self.embeddings, dtype=np.float16), allow_pickle=False)
+        words = json.dumps(self.words, ensure_ascii=False, indent=0) + "\n"
+        return {"vocabulary.json": words.encode(), "vocabulary.npy": buffer.getvalue()}
+
+    @classmethod
+    def load(cls, root: Path) -> Vocabulary:
+        """Read the vocabulary of a cache, embeddings as float32.
+
+        Raises:
+            CorruptTargetsError: a file is missing or cannot be read.
+        """
+        try:
+            words = tuple(json.loads(read_whole(root / "vocabulary.json")))
+            array = np.load(io.BytesIO(read_whole(root / "vocabulary.npy")), allow_pickle=False)
+            return cls(words=words, embeddings=array.astype(np.float32))
+        except ValueError as error:
+            raise CorruptTargetsError(f"The vocabulary of {root} cannot be read: {error}") from error
+
+
+def plan_digests(plan: Sequence[PlannedSample]) -> dict[str, str]:
+    """sha256 of each column of the plan, so that a differing plan can be told by column.
+
+    Raises:
+        ConfigError: two samples share a key.
+    """
+    if len({sample.key for sample in plan}) != len(plan):
+        raise ConfigError("plan must have unique keys.")
+    columns = {
+        "keys": [sample.key for sample in plan],
+        "paths": [sample.path for sample in plan],
+        "labels": [sample.labels for sample in plan],
+        "domains": [sample.domain for sample in plan],
+        "captions": [sample.caption for sample in plan],
+    }
+    return {name: hashlib.sha256(json.dumps(column).encode()).hexdigest() for name, column in columns.items()}

@@ -1,0 +1,189 @@
+"""The recipe that made the embedded teacher: `python -m lfi_pipeline.teachers.scenes_coca.recipe --out DIR`.
+
+Trains open_clip's own `CoCa` from `config.json` on freshly rendered `scenes` of all domains (a seed of its own, never
+the seed of a demo data set) with open_clip's `CoCaLoss`, contrastive and captioning. Everything needed to use the
+result is written to DIR: config.json, bpe.txt.gz, model.safetensors (half precision), recipe.json (this recipe, the
+losses and the sha256 of the weights).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.loss import CoCaLoss
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lfi_pipeline.data.directions import mirrored_caption
+from lfi_pipeline.data.scenes.domains import DOMAINS
+from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.teachers.registry import load_coca_folder
+from lfi_pipeline.teachers.scenes_coca.bpe import learn_merges, write_merges
+
+_SPLIT = "teacher"  # part of the scene's seed: no train or val scene of any data set is ever seen here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that determines the weights, up to the arithmetic of the machine."""
+
+    seed: int = 18733
+    scenes: int = 24_000
+    epochs: int = 14
+    batch_size: int = 128
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.1
+    caption_weight: float = 2.0
+    contrastive_weight: float = 1.0
+    largest_shift: int = 4  # pixels, reflected at the border
+    merges: int = 500
+    object_scale: float = 1.2
+
+
+def _render(job: tuple[int, int, int, float]) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+    seed, index, size, object_scale = job
+    domain = list(DOMAINS)[index % len(DOMAINS)]
+    scene = render_scene(seed=seed, split=_SPLIT, index=index, size=size, domain=domain, object_scale=object_scale)
+    return scene.image, scene.captions
+
+
+def train(recipe: Recipe, out: Path, *, init: Path | None = None) -> None:
+    """Render, train one phase and write the teacher's files to `out`.
+
+    Args:
+        recipe: of this phase.
+        out: where the files go.
+        init: directory of the phase before, whose weights and vocabulary are taken over; None starts anew.
+    """
+    torch.manual_seed(recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    size = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
+    jobs = [(recipe.seed, index, size, recipe.object_scale) for index in range(recipe.scenes)]
+    with ProcessPoolExecutor() as pool:
+        rendered = list(tqdm(pool.map(_render, jobs, chunksize=64), total=len(jobs), desc="render"))
+    images = torch.from_numpy(np.stack([image for image, _ in rendered])).permute(0, 3, 1, 2)
+    captions = [texts for _, texts in rendered]
+    phases: list[dict[str, Any]] = []
+    if init is None:
+        model, tokenizer = _fresh(captions, recipe, out)
+    else:
+        for name in ("config.json", "bpe.txt.gz"):
+            shutil.copyfile(init / name, out / name)
+        model, tokenizer = load_coca_folder(init)
+        phases = json.loads((init / "recipe.json").read_text(encoding="utf-8"))["phases"]
+    # tokens[mirror][caption][scene]
+    tokens = [
+        torch.stack([tokenizer([turn(texts[i]) for texts in captions]) for i in range(len(captions[0]))])
+        for turn in (str, mirrored_caption)
+    ]
+    losses = _fit(model, images, torch.stack(tokens), recipe, out / "model.safetensors")
+    record = {
+        "phases": [*phases, {"recipe": asdict(recipe), "final_losses": losses}],
+        "domains": list(DOMAINS),
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
+    }
+    (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _fresh(captions: Sequence[tuple[str, ...]], recipe: Recipe, out: Path) -> tuple[Any, open_clip.SimpleTokenizer]:
+    """Learn the vocabulary, write it and the config to `out`, and build an untrained model."""
+    config = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))
+    write_merges(learn_merges((text for texts in captions for text in texts), recipe.merges), out / "bpe.txt.gz")
+    context = config["text_cfg"]["context_length"]
+    tokenizer = open_clip.SimpleTokenizer(str(out / "bpe.txt.gz"), context_length=context)
+    for part in ("text_cfg", "multimodal_cfg"):
+        config[part]["vocab_size"] = tokenizer.vocab_size
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"}), tokenizer
+
+
+def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe, weights: Path) -> dict[str, float]:
+    """Train in place and save after every epoch; returns the last epoch's mean losses.
+
+    images uint8 [S, 3, H, W]; tokens int64 [mirror 2, captions C, S, T].
+    """
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    steps_per_epoch = len(images) // recipe.batch_size
+    steps = recipe.epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / recipe.warmup_steps) * 0.5 * (1 + np.cos(np.pi * step / steps)),
+    )
+    criterion = CoCaLoss(recipe.caption_weight, recipe.contrastive_weight)
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1) * 255
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1) * 255
+    generator = torch.Generator().manual_seed(recipe.seed)
+    size, shift = images.shape[-1], recipe.largest_shift
+    totals = torch.zeros(2)
+    for epoch in range(recipe.epochs):
+        totals.zero_()
+        began = time.monotonic()
+        order = torch.randperm(len(images), generator=generator)
+        for step in tqdm(range(steps_per_epoch), desc=f"epoch {epoch + 1}/{recipe.epochs}", mininterval=10):
+            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            flip = torch.rand(len(rows), generator=generator) < 0.5
+            which = torch.randint(tokens.shape[1], (len(rows),), generator=generator)
+            text = tokens[flip.long(), which, rows]
+            text = text[:, : int((text != 0).sum(1).max())]
+            batch = (images[rows] - mean) / std
+            batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
+            top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
+            batch = F.pad(batch, (shift,) * 4, mode="reflect")[..., top : top + size, left : left + size]
+            with torch.autocast("cpu", torch.bfloat16):
+                output = model(batch, text)
+            contrastive, caption = criterion(
+                output["image_features"].float(),
+                output["text_features"].float(),
+                output["logits"].float(),
+                output["labels"],
+                output["logit_scale"],
+            )
+            (contrastive + caption).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, float(np.log(100)))
+            totals += torch.tensor([contrastive.item(), caption.item()])
+        contrastive_mean, caption_mean = (totals / steps_per_epoch).tolist()
+        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, weights)
+        tqdm.write(
+            f"epoch {epoch + 1}: contrastive {contrastive_mean:.3f}, caption {caption_mean:.3f}, "
+            f"{time.monotonic() - began:.0f} s"
+        )
+    return {"contrastive": contrastive_mean, "caption": caption_mean}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="directory of an earlier phase to go on from")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args())
+    out_folder, init_folder = options.pop("out"), options.pop("init")
+    train(Recipe(**options), out_folder, init=init_folder)

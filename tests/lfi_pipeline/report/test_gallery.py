@@ -1,0 +1,101 @@
+"""The gallery's data: maps survive quantisation, words are found in their captions, images appear once."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lfi_pipeline.report.gallery import (
+    STILL,
+    build_gallery,
+    caption_parts,
+    encode_image,
+    peak,
+    quantise,
+    ramp,
+    still,
+)
+from lfi_pipeline.report.groups import gather
+from lfi_pipeline.report.runs import load_run
+
+
+def opened(uri: str) -> Image.Image:
+    head, body = uri.split(",", 1)
+    assert head.startswith("data:image/")
+    return Image.open(io.BytesIO(base64.b64decode(body)))
+
+
+def test_a_uniform_map_stays_dark_and_a_peak_is_full() -> None:
+    uniform = np.full((1, 4, 4), 1 / 16, np.float32)
+    assert quantise(uniform).max() == 64
+    point = np.zeros((1, 4, 4), np.float32)
+    point[0, 1, 2] = 1
+    assert quantise(point)[0, 1, 2] == 255
+    assert quantise(np.full((1, 2, 2), np.nan, np.float32)).max() == 0
+    assert peak(point[0]) == (62.5, 37.5)
+
+
+def test_a_still_has_the_ramp_as_its_palette() -> None:
+    grid = np.zeros((4, 4), np.uint8)
+    grid[0, 0] = 255
+    image = opened(still(grid)).convert("RGBA")
+    assert image.size == (STILL, STILL)
+    colours = ramp()
+    assert image.getpixel((STILL - 1, STILL - 1)) == tuple(int(c) for c in colours[0])
+    assert image.getpixel((0, 0)) == tuple(int(c) for c in colours[255])
+
+
+def test_images_are_shrunk_and_flat_ones_stay_exact() -> None:
+    assert max(opened(encode_image(np.zeros((500, 900, 3), np.uint8))).size) == 384
+    flat = np.zeros((16, 16, 3), np.uint8)
+    flat[:8] = (200, 30, 40)
+    np.testing.assert_array_equal(np.asarray(opened(encode_image(flat)).convert("RGB")), flat)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words", "parts", "others"),
+    [
+        ("A dog.", ["dog"], [("A ", None), ("dog", 0), (".", None)], []),
+        ("Dog, dog", ["dog", "dog"], [("Dog", 0), (", ", None), ("dog", 1)], []),
+        ("two dogs", ["dog"], [("two dogs", None)], [("dog", 0)]),
+        ("a c++ (x", ["(x", "c++"], [("a ", None), ("c++", 1), (" ", None), ("(x", 0)], []),
+        ("", ["", "cat"], [], [("", 0), ("cat", 1)]),
+    ],
+)
+def test_words_are_found_in_their_caption(caption: str, words: list[str], parts: list[Any], others: list[Any]) -> None:
+    assert caption_parts(caption, words) == (parts, others)
+
+
+@given(st.text(max_size=40), st.lists(st.text(max_size=6), max_size=5))
+def test_a_caption_keeps_its_text_and_every_word_its_chip(caption: str, words: list[str]) -> None:
+    parts, others = caption_parts(caption, words)
+    assert "".join(text for text, _ in parts) == caption
+    found = [word for _, word in parts if word is not None] + [word for _, word in others]
+    assert sorted(found) == list(range(len(words)))
+
+
+def test_runs_share_images_and_keep_their_own_maps(make_run: Any) -> None:
+    runs = [make_run("none", "none", gallery=3), make_run("shuffled", maps="shuffled", gallery=3)]
+    runs += [make_run("lfi", gallery=3)]
+    gallery = build_gallery(gather([load_run(run) for run in runs])[0])
+    assert gallery is not None
+    assert gallery.runs == ("lfi, seed 0", "lfi · shuffled maps, seed 0")
+    assert len(gallery.cards) == 3
+    assert gallery.taps == 3
+    assert gallery.depths == ("33 %", "67 %", "100 %")
+    sample = gallery.data["samples"][0]
+    assert [student["run"] for student in sample["students"]] == [0, 1]
+    grids = np.frombuffer(base64.b64decode(sample["students"][0]["grids"]), np.uint8)
+    assert grids.size == np.prod(sample["students"][0]["shape"])
+    assert len(sample["students"][0]["peaks"]) == 3 * 3
+
+
+def test_no_gallery(make_run: Any) -> None:
+    assert build_gallery(gather([load_run(make_run("a"))])[0]) is None

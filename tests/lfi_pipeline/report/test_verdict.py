@@ -1,0 +1,125 @@
+"""The verdict's wording follows the numbers: better, worse, not told apart, no interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lfi_pipeline.report.groups import SLOTS, gather
+from lfi_pipeline.report.runs import load_run
+from lfi_pipeline.report.verdict import Verdict, conclude, points
+
+
+def judge(*paths: Any) -> tuple[Verdict, str]:
+    verdict = conclude(gather([load_run(path) for path in paths])[0])
+    return verdict, " ".join(verdict.sentences)
+
+
+def several(make_run: Any, objective: str, scores: list[float], **options: Any) -> list[Any]:
+    label = f"{objective}-{options.get('maps', 'teacher')}"
+    return [make_run(f"{label}-{s}", objective, seed=s, seen=v, **options) for s, v in enumerate(scores)]
+
+
+def test_points_have_a_true_minus_sign() -> None:
+    assert points(0.557) == "55.7"
+    assert points(-0.031, signed=True) == "−3.1"
+    assert points(0.031, signed=True) == "+3.1"
+
+
+def test_better(make_run: Any) -> None:
+    controls = several(make_run, "none", [0.30, 0.31, 0.32])
+    verdict, text = judge(*controls, *several(make_run, "lfi", [0.55, 0.56, 0.58]))
+    assert verdict.headline == "lfi beats none by 25.3 mAP"
+    assert "3 seeds, paired" in text
+    assert "worse" not in text
+    assert "On held-out domains" in text
+    assert "lfi reached none's final" in text
+    assert "× sooner than none itself" in text
+    assert verdict.crossing is not None
+    assert verdict.crossing.step < 930
+
+
+def test_worse_is_said_plainly(make_run: Any) -> None:
+    controls = several(make_run, "none", [0.50, 0.51, 0.52])
+    verdict, text = judge(*controls, *several(make_run, "lfi", [0.30, 0.31, 0.33]))
+    assert verdict.headline == "lfi is worse than none by 19.7 mAP"
+    assert "lfi is worse here" in text
+    assert "lfi never reached none's final" in text
+    assert verdict.crossing is None
+
+
+def test_an_interval_over_zero_is_no_win(make_run: Any) -> None:
+    controls = several(make_run, "none", [0.30, 0.40, 0.35])
+    verdict, text = judge(*controls, *several(make_run, "lfi", [0.42, 0.33, 0.36]))
+    assert verdict.headline == "lfi and none are not told apart"
+    assert "The interval includes zero" in text
+
+
+def test_one_seed_has_no_interval(make_run: Any) -> None:
+    verdict, text = judge(*several(make_run, "none", [0.3]), *several(make_run, "lfi", [0.5]))
+    assert verdict.headline == "lfi is 20.0 mAP ahead of none, with too few seeds to be sure"
+    assert "One seed each, so there is no interval" in text
+    assert "95" not in text
+    behind, _ = judge(*several(make_run, "embedding", [0.6]), make_run("x", "lfi", seen=0.4))
+    assert "behind embedding" in behind.headline
+
+
+def test_the_best_control_is_the_one_to_beat(make_run: Any) -> None:
+    controls = several(make_run, "none", [0.30, 0.31]) + several(make_run, "embedding", [0.40, 0.41])
+    verdict, text = judge(*controls, *several(make_run, "lfi", [0.55, 0.56]))
+    assert "embedding, the best of the controls" in text
+    assert verdict.headline == "lfi beats embedding by 15.0 mAP"
+
+
+def test_shuffled_maps_that_do_as_well_are_said(make_run: Any) -> None:
+    runs = several(make_run, "none", [0.30, 0.31, 0.32]) + several(make_run, "lfi", [0.50, 0.52, 0.51])
+    _, same = judge(*runs, *several(make_run, "lfi", [0.51, 0.50, 0.53], maps="shuffled"))
+    assert "do not show that it matters where the maps point" in same
+
+
+def test_shuffled_maps_that_fall_back_are_said(make_run: Any) -> None:
+    runs = several(make_run, "none", [0.30, 0.31, 0.32]) + several(make_run, "lfi", [0.50, 0.52, 0.51])
+    _, less = judge(*runs, *several(make_run, "lfi", [0.11, 0.10, 0.13], maps="shuffled"))
+    assert "so it matters where the maps point" in less
+
+
+def test_no_lfi_and_no_control(make_run: Any) -> None:
+    verdict, text = judge(*several(make_run, "none", [0.3]))
+    assert verdict.headline == "No lfi run to judge"
+    assert "lfi train --objective lfi" in text
+    verdict, text = judge(*several(make_run, "lfi", [0.5]))
+    assert verdict.headline == "Nothing to compare lfi with"
+    assert "lfi train --objective none" in text
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run: Any) -> None:
+    runs = [
+        make_run("a", seed=0, lambda_int=0.3),
+        make_run("b", seed=1, lambda_int=0.3),
+        make_run("c", seed=0, lambda_int=1.0),
+        make_run("d", "none", lambda_int=9.0),
+        make_run("e", state="reset"),
+        make_run("f", maps="uniform"),
+    ]
+    groups, notes = gather([load_run(run) for run in runs])
+    assert [group.label for group in groups] == [
+        "none",
+        "lfi · λ 0.3",
+        "lfi · λ 1",
+        "lfi · uniform maps",
+        "lfi · reset",
+    ]
+    assert len({group.slot for group in groups}) == len(groups)
+    assert groups[1].slot == SLOTS["lfi"]
+    assert len(notes) == 1
+    assert "“λ”" in notes[0]
+    _, text = judge(*runs)
+    assert "the best of 2 lfi settings" in text
+
+
+def test_a_repeated_seed_counts_once_and_unequal_settings_are_noted(make_run: Any) -> None:
+    runs = [make_run("a", seed=0), make_run("b", seed=0), make_run("c", "none", epochs=30)]
+    groups, notes = gather([load_run(run) for run in runs])
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert "seed 0 is there twice; only b counts" in notes[0]
+    assert "“epochs”" in notes[1]
+    assert "30 for none" in notes[1]

@@ -1,0 +1,94 @@
+"""The spec round-trips, is fingerprinted canonically, and complains by field name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from lfi_pipeline.errors import ConfigError, TargetsError, UnknownNameError
+from lfi_pipeline.targets import CodecSpec, LayerSpec, TargetSpec
+
+
+def test_json_round_trip_keeps_equality_and_fingerprint(synthetic: Any) -> None:
+    spec = synthetic.spec()
+    again = TargetSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.fingerprint == spec.fingerprint
+    assert list(json.loads(spec.to_json())) == sorted(json.loads(spec.to_json()))
+
+
+def test_fingerprint_does_not_depend_on_how_a_number_was_written(synthetic: Any) -> None:
+    whole = synthetic.spec(layers=(LayerSpec(name="a", depth=1),))
+    assert whole.fingerprint == synthetic.spec(layers=(LayerSpec(name="a", depth=1.0),)).fingerprint
+
+
+def test_differences_name_nested_fields(synthetic: Any) -> None:
+    spec = synthetic.spec()
+    other = dataclasses.replace(
+        spec,
+        teacher=dataclasses.replace(spec.teacher, tag="other"),
+        layers=(spec.layers[0], LayerSpec(name="block.1", depth=0.75)),
+        grid=(5, 7),
+    )
+    assert spec.differences(spec) == []
+    assert spec.differences(other) == [
+        "grid[1]: 6 != 7",
+        "layers[1].depth: 1.0 != 0.75",
+        "teacher.tag: 'test' != 'other'",
+    ]
+    assert spec.fingerprint != other.fingerprint
+
+
+def test_unknown_version_names_both_versions(synthetic: Any) -> None:
+    plain = {**synthetic.spec().to_plain(), "version": 7}
+    with pytest.raises(TargetsError, match=r"version 7; this release knows version 1\. Read them with"):
+        TargetSpec.from_json(json.dumps(plain))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda plain: plain.pop("grid"), "missing field grid"),
+        (lambda plain: plain["teacher"].pop("tag"), r"missing field teacher\.tag"),
+        (lambda plain: plain.update(extra=1), "unknown field extra"),
+        (lambda plain: plain["codec"].update(level="3"), r"codec\.level must be int"),
+        (lambda plain: plain.update(words_per_sample=True), "words_per_sample must be int"),
+        (lambda plain: plain.update(row="other"), "row must be one of 'emitting', 'reading'"),
+        (lambda plain: plain["layers"][0].update(depth=0.0), r"layers\.depth must be in \(0, 1\]"),
+        (lambda plain: plain.update(grid=[1, 2, 3]), "grid must have 2 items"),
+    ],
+)
+def test_bad_fields_are_named(synthetic: Any, change: Any, named: str) -> None:
+    plain = synthetic.spec().to_plain()
+    change(plain)
+    with pytest.raises(TargetsError, match=named):
+        TargetSpec.from_json(json.dumps(plain))
+
+
+def test_malformed_json_is_a_targets_error() -> None:
+    with pytest.raises(TargetsError, match="not valid JSON"):
+        TargetSpec.from_json("{")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"views": ("full", "full")}, {"views": ("../up",)}, {"views": ()}, {"layers": ()}, {"grid": [5, 6]}],
+)
+def test_constructor_refuses_what_cannot_work(synthetic: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        synthetic.spec(**changes)
+
+
+def test_unknown_codec_lists_choices() -> None:
+    with pytest.raises(UnknownNameError, match="uint8_sqrt"):
+        CodecSpec(name="uint8_sqr")
+
+
+def test_shard_range_ends_with_the_data(synthetic: Any) -> None:
+    spec = synthetic.spec()
+    assert [spec.shard_range(i) for i in range(spec.shards)] == [range(4), range(4, 8), range(8, 10)]
+    with pytest.raises(ConfigError, match="shard must be"):
+        spec.shard_range(3)
