@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lfi_cli.output import JsonFlag, Result, command, facts, finish, percent
 
@@ -34,6 +35,8 @@ def demo(
     """The whole pipeline in minutes on a laptop: scenes, teacher, cache, two students, scores, report.
 
     It only chains the public commands and prints each one before it runs, for you to copy and change.
+
+    Example: lfi demo --out lfi-demo
     """
     began = time.monotonic()
     scenes, shards, shards_val = out / "scenes", out / "shards", out / "shards-val"
@@ -75,15 +78,23 @@ def demo(
 
 
 def _run(*words: object) -> Result:
-    """Print a public command, run it, and return its result. Its own output goes to stderr, as the demo's is stdout."""
+    """Print a public command, run it, and return its result. Its own output goes to stderr, as the demo's is stdout.
+
+    Raises:
+        typer.Exit: the command failed and has said so; its cause is the error.
+    """
     from lfi_cli.main import app
 
     line = [str(word) for word in words]
-    Console(stderr=True).print(f"\n[bold]$ {shlex.join(['lfi', *line])}[/]", soft_wrap=True, highlight=False)
+    shown = escape(shlex.join(["lfi", *line]))
+    Console(stderr=True).print(f"\n[bold]$ {shown}[/]", soft_wrap=True, highlight=False)
     arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            result: Result = app(line, standalone_mode=False)
+            # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
+            group = typer.main.get_command(app)
+            with group.make_context("lfi", line) as context:
+                result: Result = group.invoke(context)
     finally:
         sys.argv = arguments
     return result

@@ -26,8 +26,9 @@ def extract_teacher(
         ),
     ] = "",
     kind: Annotated[
-        str, typer.Option(help="How a map is made: relevance, gradcam_pooler, gradcam or attention.")
-    ] = "relevance",
+        str,
+        typer.Option(help="How a map is made: agreement, integrated, relevance, gradcam_pooler, gradcam, attention."),
+    ] = "agreement",
     row: Annotated[
         str, typer.Option(help="Rows of attention maps: emitting (the step that emits the word) or reading.")
     ] = "emitting",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from lfi_pipeline.errors import LFIError
 
@@ -32,12 +32,20 @@ def command(function: Callable[P, Result]) -> Callable[P, Result]:
             return function(*args, **kwargs)
         except LFIError as error:
             if kwargs.get("as_json"):
-                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+                print_json(_described(error))
             Console(stderr=True).print("[bold red]error:[/] ", end="")
             sys.stderr.write(f"{error}\n")
             raise typer.Exit(1) from error
+        except typer.Exit as ended:  # of a command that this one ran, which told the error on stderr
+            if kwargs.get("as_json") and isinstance(ended.__cause__, LFIError):
+                print_json(_described(ended.__cause__))
+            raise
 
     return wrapped
+
+
+def _described(error: LFIError) -> Result:
+    return {"error": {"type": type(error).__name__, "message": str(error)}}
 
 
 def finish(result: Result, as_json: bool, render: Callable[[Console], None]) -> Result:
@@ -56,13 +64,11 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 def facts(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:
-    """Print a two-column table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
+    """Print names and values in two columns; a value is never cut or wrapped, so that a path can be copied."""
+    width = max(len(name) for name, _ in rows)
+    console.print(Text(title, style="italic"), soft_wrap=True)
     for name, value in rows:
-        table.add_row(name, str(value))
-    console.print(table)
+        console.print(Text.assemble((name.ljust(width), "dim"), "  ", str(value)), soft_wrap=True)
 
 
 def percent(value: float | None) -> str:

@@ -24,4 +24,8 @@ def report(
     from lfi_pipeline.report import write_report
 
     path = write_report(runs, out, title=title)
-    return finish({"report": str(path)}, as_json, lambda console: console.print(f"Report: {path.resolve()}"))
+    return finish(
+        {"report": str(path)},
+        as_json,
+        lambda console: console.print(f"Report: {path.resolve()}", markup=False, soft_wrap=True),
+    )

@@ -27,9 +27,10 @@ def verify(
     result: Result = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
 
     def render(console: Console) -> None:
-        console.print(f"{targets}: {'every checksum holds' if not faults else f'{len(faults)} fault(s)'}")
+        verdict = "every checksum holds" if not faults else f"{len(faults)} fault(s)"
+        console.print(f"{targets}: {verdict}", markup=False, soft_wrap=True)
         for fault in faults:
-            console.print(f"  {fault.file}: {fault.message}", markup=False)
+            console.print(f"  {fault.file}: {fault.message}", markup=False, soft_wrap=True)
 
     finish(result, as_json, render)
     if faults:

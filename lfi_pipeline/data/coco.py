@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     categories = sorted(_by_id(instances, "categories", instances_file).values(), key=lambda c: int(c["id"]))
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     texts: dict[int, list[str]] = defaultdict(list)
-    for annotation in sorted(_records(captions, "annotations", captions_file), key=lambda a: int(a["id"])):
+    for annotation in sorted(_records(captions, "annotations", captions_file, _CAPTION), key=lambda a: int(a["id"])):
         texts[annotation["image_id"]].append(str(annotation["caption"]))
     objects: dict[int, list[Instance]] = defaultdict(list)
-    for annotation in _records(instances, "annotations", instances_file):
+    for annotation in _records(instances, "annotations", instances_file, _OBJECT):
         if annotation.get("iscrowd"):
             continue  # COCO marks regions of many objects as crowd; they belong to no single object
+        if annotation["category_id"] not in label_of:
+            raise DatasetError(f"{instances_file}: annotation of a category that it does not list: {annotation}.")
         left, top, width, height = annotation["bbox"]
         objects[annotation["image_id"]].append(
             Instance(
@@ -94,7 +96,7 @@ def _require_same_images(
                 f"{captioned.get(image_id, 'absent')} in the first and {named.get(image_id, 'absent')} in the "
                 "second. Use the two files of one split and release."
             )
-    strays = {a["image_id"] for a in _records(captions, "annotations", captions_file)} - named.keys()
+    strays = {a["image_id"] for a in _records(captions, "annotations", captions_file, _CAPTION)} - named.keys()
     if strays:
         raise DatasetError(f"{captions_file} has captions for image ids that it does not list: {sorted(strays)[:5]}.")
 
@@ -110,19 +112,23 @@ def _load(path: Path) -> Record:
 
 
 _REQUIRED = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+_CAPTION = ("id", "image_id", "caption")
+_OBJECT = ("image_id", "category_id", "bbox", "segmentation")
 
 
-def _records(content: Record, name: str, path: Path) -> list[Record]:
+def _records(content: Record, name: str, path: Path, required: Sequence[str]) -> list[Record]:
     records = content.get(name)
     if not isinstance(records, list):
         raise DatasetError(f"{path} must hold a list {name!r}; found keys {sorted(content)}.")
+    for record in records:
+        if not isinstance(record, dict) or not record.keys() >= set(required):
+            raise DatasetError(f"{path}: every entry of {name!r} must have {', '.join(required)}; got {record}.")
     return records
 
 
 def _by_id(content: Record, name: str, path: Path) -> dict[int, Record]:
-    records = _records(content, name, path)
-    for record in records:
-        lacking = [key for key in _REQUIRED[name] if key not in record]
-        if lacking:
-            raise DatasetError(f"{path}: every entry of {name!r} must have {', '.join(_REQUIRED[name])}; got {record}.")
-    return {record["id"]: record for record in records}
+    records = _records(content, name, path, _REQUIRED[name])
+    found = {record["id"]: record for record in records}
+    if len(found) != len(records):
+        raise DatasetError(f"{path}: every entry of {name!r} must have an id of its own; some ids repeat.")
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 import google_crc32c
@@ -29,11 +28,13 @@ def read_image(path: Path) -> tuple[Image.Image, int]:
 def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode `content` to RGB; `name` is for messages. Raises as `read_image`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(content)) as image:
+            # Not by turning Pillow's warning into an error: warning filters are shared by all threads, and images are
+            # read in several.
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageReadError(f"{name}: too many pixels to decode safely ({error})") from error
     except UnidentifiedImageError as error:
@@ -43,11 +44,9 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit and wider: Pillow's convert would clip, not scale
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
     if "A" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -56,9 +56,11 @@ class Augmentation:
         flip = bool(rng.random() < self.flip)
         area = rng.uniform(self.least_area, 1.0)
         aspect = math.exp(rng.uniform(-math.log(self.aspect), math.log(self.aspect)))
-        width, height = min(1.0, math.sqrt(area * aspect)), min(1.0, math.sqrt(area / aspect))
-        if self.least_area == 1:
-            width = height = 1.0
+        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if width > 1:  # a side that would stick out becomes the image's; the other keeps the area
+            width, height = 1.0, area
+        elif height > 1:
+            width, height = area, 1.0
         left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         return Geometry(flip, (left, top, left + width, top + height))
 
@@ -91,7 +93,7 @@ def view_maps(maps: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
     windows = windows.to(maps.dtype)
     across = _shares(windows[:, 0], windows[:, 2], grid[1], maps.shape[-1])  # [B, columns, gw]
     down = _shares(windows[:, 1], windows[:, 3], grid[0], maps.shape[-2])  # [B, rows, gh]
-    flat = maps.flatten(1, -3)  # [B, K, gh, gw]
+    flat = maps.reshape(len(maps), math.prod(maps.shape[1:-2]), *maps.shape[-2:])  # [B, K, gh, gw]
     result = down[:, None] @ flat @ across[:, None].transpose(-1, -2)
     return result.view(*maps.shape[:-2], *grid)
 

@@ -1,7 +1,9 @@
 """Do interaction maps point at the object that the word names?
 
 Pointing game: Zhang, Lin, Brandt, Shen, Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016,
-section 4.1, without their 15-pixel tolerance: the peak of the bilinearly upsampled map must lie inside the mask.
+section 4.1, without their 15-pixel tolerance: the peak of the bilinearly upsampled map must lie inside the mask. That
+peak is the middle of the map's largest cell; looked for among the pixels, it would slip to the image's edge where a
+cell lies at the border, since the upsampled map is flat from that cell's middle outwards.
 Mass in mask: the share of the map's mass on the mask, a grid cell counting by the share of its area that is covered.
 """
 
@@ -13,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lfi_pipeline.data import Dataset
+from lfi_pipeline.data.replay import WHOLE, view_maps
 from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.targets import TargetStore, decode_maps
 
@@ -27,7 +29,7 @@ class Grounding:
     Attributes:
         pointing: share of maps whose peak lies in the mask.
         mass_in_mask: mean share of mass in the mask.
-        area: mean share of the image that the masks cover: what a uniform map scores in both.
+        area: mean share of the image that the masks cover: what a random peak and a uniform map's mass score.
         count: pairs.
     """
 
@@ -47,15 +49,21 @@ def peaks_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
     Returns:
         bool [P]; an all-zero map is a miss.
     """
-    enlarged = F.interpolate(maps[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False)
-    peak = enlarged.flatten(1).argmax(1, keepdim=True)
-    return masks.flatten(1).gather(1, peak)[:, 0] & (maps.flatten(1).sum(1) > 0)
+    (rows, columns), (height, width) = maps.shape[-2:], masks.shape[-2:]
+    cell = maps.flatten(1).argmax(1)
+    down = (2 * (cell // columns) + 1) * height // (2 * rows)
+    across = (2 * (cell % columns) + 1) * width // (2 * columns)
+    return masks[torch.arange(len(masks), device=masks.device), down, across] & (maps.flatten(1).sum(1) > 0)
 
 
 def mass_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the share of each map's mass that lies in its mask, fp32 [P]; shapes as `peaks_in_mask`."""
-    covered = F.adaptive_avg_pool2d(masks[:, None].float(), (maps.shape[-2], maps.shape[-1]))[:, 0]
-    return (maps.float() * covered).flatten(1).sum(1)
+    rows, columns = maps.shape[-2:]
+    whole = torch.tensor([WHOLE.window], device=masks.device).expand(len(masks), 4)
+    pixels = view_maps(masks[:, None].float(), whole, (rows, columns))[:, 0]  # of the mask in each cell
+    covered = pixels * (rows * columns / (masks.shape[-2] * masks.shape[-1]))
+    inside, total = (maps.float() * covered).flatten(1).sum(1), maps.float().flatten(1).sum(1)
+    return (inside / total.clamp_min(1e-12)).clamp_max(1.0)  # rows of the cache sum to 1 within fp16
 
 
 def score(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Grounding:
@@ -94,6 +102,12 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
     Raises:
         DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
     """
+    recorded = (store.spec.dataset.name, store.spec.dataset.split)
+    if recorded != (dataset.name, dataset.split):
+        raise DatasetError(
+            f"{store.path} must hold targets of {dataset.name}, split {dataset.split}; it holds {recorded[0]}, split "
+            f"{recorded[1]}. Give the targets of this split."
+        )
     samples = {sample.key: sample for sample in dataset.samples}
     label_of = {name: label for label, name in enumerate(dataset.classes)}
     names = store.vocabulary.words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def load_run(run: Path, *, device: str = "auto") -> LoadedRun:
     record = read_json(run / CONFIG)
     config = config_from(record.get("settings", {}), run / CONFIG)
     store = TargetStore.open(config.targets, data_root=config.data_root)
-    student = build_student(config, store)
+    # the checkpoint holds every weight: timm's own need not be at hand
+    student = build_student(replace(config, student=replace(config.student, pretrained=False)), store)
     load_checkpoint(run, student)
     return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store)
 
@@ -76,8 +77,11 @@ def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, d
         device: `auto` takes CUDA where there is one.
 
     Raises:
-        ConfigError: `targets` is of another teacher or data set than the run's.
+        ConfigError: `targets` is of another teacher or data set than the run's, or `gallery` is negative.
+        DatasetError: `targets` is of another split than the run is scored on.
     """
+    if gallery < 0:
+        raise ConfigError(f"gallery must be 0 or more, got {gallery}.")
     loaded = load_run(run, device=device)
     dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.data_root, loaded.config.val_split)
     probabilities, labels = predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from lfi_pipeline.errors import ConfigError, UnknownNameError
 
 DEFAULT_TAPS = 3
 _FINEST_STRIDE = 8  # a coarser grid than this is asked of automatic taps: queries over a 56x56 stem map cost too much
+_NEAR_NAMES = 20  # of timm's 1,300 models, listed where a name is unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +63,8 @@ def build_backbone(config: StudentConfig) -> Any:
         ConfigError: the model does not accept an override, or cannot give intermediate features.
     """
     if not timm.is_model(config.name):
-        family = config.name.split("_")[0]
-        near = timm.list_models(f"{family}*") or timm.list_models("vit_tiny*")
-        raise UnknownNameError("student", config.name, near[:40])
+        near = difflib.get_close_matches(config.name, timm.list_models(), n=_NEAR_NAMES, cutoff=0.0)
+        raise UnknownNameError("student", config.name, near)
     overrides = dict(config.kwargs)
     if config.patch_size is not None:
         overrides["patch_size"] = config.patch_size
@@ -89,8 +90,15 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
             f"{config.name} does not accept these overrides: {dict(overrides)} ({error}). Leave --patch-size and "
             "--student-arg out, or choose a student that takes them, such as a plain vision transformer."
         ) from error
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {error}.") from error
+    except OSError as error:
+        if not config.pretrained:
+            raise
+        raise ConfigError(
+            f"timm's weights of {config.name} are not in the local cache and could not be fetched "
+            f"({type(error).__name__}). Run once on a machine with a network, or leave --pretrained out."
+        ) from error
 
 
 def input_size(model: Any, config: StudentConfig) -> tuple[int, int]:
@@ -105,15 +113,10 @@ def choose_taps(model: Any, config: StudentConfig) -> tuple[Tap, ...]:
     """Return the taps of `config`, shallow to deep; automatic ones are evenly spaced in depth.
 
     Raises:
-        ConfigError: an index that the model does not have.
+        ConfigError: an index that the model does not have, or an image size that it cannot take.
     """
     size = input_size(model, config)
-    with torch.no_grad():
-        was_training = model.training
-        features = model.eval().forward_intermediates(
-            torch.zeros(1, 3, *size), output_fmt="NCHW", intermediates_only=True
-        )
-        model.train(was_training)
+    features = _features(model, config, size)
     total = len(features)
     every = [
         Tap(index, (index + 1) / total, int(f.shape[1]), size[0] // int(f.shape[2])) for index, f in enumerate(features)
@@ -128,6 +131,30 @@ def choose_taps(model: Any, config: StudentConfig) -> tuple[Tap, ...]:
     coarse = [tap for tap in every if tap.stride >= _FINEST_STRIDE] or every[-1:]
     wanted = min(DEFAULT_TAPS, len(coarse))
     return tuple(coarse[round(len(coarse) * (i + 1) / wanted) - 1] for i in range(wanted))
+
+
+def _features(model: Any, config: StudentConfig, size: tuple[int, int]) -> list[torch.Tensor]:
+    """Return every feature map [1, D, rows, columns] that the model gives for one blank image of `size`."""
+    embedding = getattr(getattr(model, "patch_embed", None), "proj", None)
+    patch = getattr(embedding, "stride", (1, 1))
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ConfigError(
+            f"The image size must be a multiple of the patch size {patch[0]} of {config.name}, got {size[0]}: the "
+            "rest of the image would not be seen, and maps would not lie where their words are."
+        )
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            features: list[torch.Tensor] = model.eval().forward_intermediates(
+                torch.zeros(1, 3, *size), output_fmt="NCHW", intermediates_only=True
+            )
+    except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"{config.name} cannot give features of {size[0]} by {size[1]} pixels with {dict(config.kwargs)}: {error}."
+        ) from error
+    finally:
+        model.train(was_training)
+    return features
 
 
 def pair_layers(taps: Sequence[Tap], layer_depths: Sequence[float]) -> tuple[int, ...]:

@@ -42,6 +42,18 @@ def probe_attention(layers: Mapping[str, nn.MultiheadAttention]) -> Iterator[dic
             handle.remove()
 
 
+@contextmanager
+def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the outputs of `layers`, call by call, as the model runs."""
+    outputs: list[Tensor] = []
+    handles = [layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output)) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _projections(layer: nn.MultiheadAttention) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     """Return the query, key and value projections' weights and biases."""
     if layer.in_proj_weight is not None:

@@ -10,19 +10,11 @@ The decoder reads the caption while looking at the image through its cross-atten
 - It is a causal language model: the step that emits the token at position p is row p-1 (`emitting`); row p is the step
   after it was read (`reading`).
 - No kind of map needs gradients inside the vision trunk: it runs once, without autograd.
-
-The kinds are this project's choice (the paper's selection is not public):
-
-- `attention`: head mean of the decoder's cross-attention at the word's rows, composed with the pooler.
-- `gradcam`: A * relu(d logit_w / dA) of the decoder's cross-attention, head mean, composed with the pooler (the
-  gradient weighting of Chefer, Gur, Wolf, ICCV 2021, arXiv 2103.15679, equation 5, one layer at a time).
-- `gradcam_pooler`: the same on the pooler's attention, summed over its queries.
-- `relevance`: relu(sum_d g x) at the patch tokens that enter the pooler, g = d logit_w / dx (gradient times input).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +24,19 @@ from torch import Tensor, nn
 
 from lfi_pipeline.errors import ConfigError, UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
-from lfi_pipeline.teachers.attention_probe import probe_attention
+from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
+from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, Request
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text
 
 ROWS = ("emitting", "reading")
+
+
+def require_row(row: str, kind: str) -> None:
+    """Raise UnknownNameError or ConfigError, as `CocaTeacher.interaction_maps`, unless `kind` has `row`."""
+    if row not in ROWS:
+        raise UnknownNameError("row", row, ROWS)
+    if row == "reading" and kind != "attention":
+        raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class CocaTeacher:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of map this teacher can give."""
-        return tuple(kind for kind in _KINDS if self.pooler is not None or kind != "gradcam_pooler")
+        return tuple(name for name, kind in KINDS.items() if self.pooler is not None or not kind.pooler)
 
     def layers(self, kind: str, count: int) -> tuple[LayerSpec, ...]:
         """Return the layers a map of `kind` is taken at: `count` decoder layers evenly spaced, or the only one.
@@ -95,10 +96,8 @@ class CocaTeacher:
         """
         if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
-        if kind == "relevance":
-            return (LayerSpec(name="visual.trunk", depth=1.0),)
-        if kind == "gradcam_pooler":
-            return (LayerSpec(name="visual.attn_pool", depth=1.0),)
+        if KINDS[kind].place:
+            return (LayerSpec(name=KINDS[kind].place, depth=1.0),)
         total = len(self.model.text_decoder.cross_attn)
         if not 1 <= count <= total:
             raise ConfigError(f"layers must be 1 to {total} for {self.identity.name}, got {count}.")
@@ -144,30 +143,35 @@ class CocaTeacher:
         """
         if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
-        if row not in ROWS:
-            raise UnknownNameError("row", row, ROWS)
-        if row == "reading" and kind != "attention":
-            raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.")
-        decoder = self.model.text_decoder
-        probes = {f"text_decoder.cross_attn.{i}": block.attn for i, block in enumerate(decoder.cross_attn)}
-        if self.pooler is not None:
-            probes["visual.attn_pool"] = self.pooler.attn
+        require_row(row, kind)
+        visual, decoder = self.model.visual, self.model.text_decoder
+        norms = [block.ln_1_kv for block in decoder.cross_attn] if self.pooler is None else [self.pooler.ln_k]
+        ids = self._pad(texts)
         with torch.no_grad():
-            tokens = self.model.visual._embeds(images)
-            tokens = self.model.visual.transformer(tokens)
-            ids = self._pad(texts)
+            tokens = visual.transformer(visual._embeds(images))
+            pooled, _ = visual._pool(tokens)
+            embedding = (pooled @ visual.proj if visual.proj is not None else pooled).flatten(1)
             _, token_embeddings = self.model.text(ids)
-        reading = _Reading(ids=ids, words=words, row=row, layers=[layer.name for layer in layers], grid=self.grid)
-        needs_grad = kind != "attention"
-        with torch.set_grad_enabled(needs_grad), probe_attention(probes) as probabilities:
-            reading.patch_tokens = tokens.detach().requires_grad_(needs_grad)
-            pooled, image_tokens = self.model.visual._pool(reading.patch_tokens)
-            reading.logits = decoder(image_tokens, token_embeddings[:, :-1])
-            reading.probabilities = probabilities
-            embedding = (pooled @ self.model.visual.proj if self.model.visual.proj is not None else pooled).detach()
-            mass = _KINDS[kind](reading)  # [B, L, M, 1+N or N]
+        request = Request(ids=ids, words=words, row=row, layers=[layer.name for layer in layers])
+
+        def read(x: Tensor) -> Reading:
+            with outputs_of(norms) as entering:
+                logits = decoder(visual._pool(x)[1], token_embeddings[:, :-1]).float()
+            surprise = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            return Reading(request, entering, -surprise, dict(probabilities))
+
+        with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(self._probes(kind, layers)) as probabilities:
+            mass = KINDS[kind].make(read, tokens)
         maps, kept = _normalised(mass.detach().float(), self.grid)
         return InteractionMaps(maps, kept, nn.functional.normalize(embedding.float(), dim=-1))
+
+    def _probes(self, kind: str, layers: Sequence[LayerSpec]) -> dict[str, nn.MultiheadAttention]:
+        """Attention layers whose probabilities `kind` is made of; the others keep their fused kernels."""
+        if not KINDS[kind].attention:
+            return {}
+        names = [] if KINDS[kind].place else [layer.name for layer in layers]
+        probes = {name: self.model.get_submodule(name).attn for name in names}
+        return probes | ({POOLER: self.pooler.attn} if self.pooler is not None else {})
 
     def _pad(self, texts: Sequence[EncodedText]) -> Tensor:
         """Token ids [B, T], padded to the batch's longest caption: rows depend on earlier tokens only."""
@@ -176,92 +180,6 @@ class CocaTeacher:
         for i, text in enumerate(texts):
             ids[i, : len(text.ids)] = torch.tensor(text.ids)
         return ids.to(self.device)
-
-
-@dataclass(slots=True)
-class _Reading:
-    """One forward pass: what the kinds compute their maps from."""
-
-    ids: Tensor  # [B, T]
-    words: Sequence[Sequence[Word | None]]
-    row: str
-    layers: list[str]
-    grid: tuple[int, int]
-    patch_tokens: Tensor = None  # type: ignore[assignment]  # [B, 1+N, D] entering the pooler
-    logits: Tensor = None  # type: ignore[assignment]  # [B, T-1, vocabulary]
-    probabilities: dict[str, Tensor] = None  # type: ignore[assignment]  # layer -> [B, H, rows, columns]
-
-    @property
-    def slots(self) -> int:
-        return max(1, max(len(words) for words in self.words))
-
-    def select(self, slot: int) -> Tensor:
-        """Weights [B, T-1] that average over the rows of the word in `slot`; all zero where there is none."""
-        weights = torch.zeros(len(self.words), self.ids.shape[1] - 1)
-        for b, words in enumerate(self.words):
-            word = words[slot] if slot < len(words) else None
-            if word is not None:
-                rows = [p - 1 if self.row == "emitting" else p for p in word.positions]
-                weights[b, rows] = 1 / len(rows)
-        return weights.to(self.ids.device)
-
-    def word_logits(self, slot: int) -> Tensor:
-        """Sum over the batch of the mean logit of the word in `slot` (images do not interact, so one sum serves)."""
-        emitted = self.logits.float().gather(2, self.ids[:, 1:, None])[..., 0]  # [B, T-1]
-        return (emitted * self.select(slot)).sum()
-
-    def gradients(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Gradients of each slot's word logits in `inputs`."""
-        last = self.slots - 1
-        return [
-            torch.autograd.grad(self.word_logits(slot), inputs, retain_graph=slot < last) for slot in range(self.slots)
-        ]
-
-    def to_patches(self, rows: Tensor) -> Tensor:
-        """Compose decoder rows [..., B, Q] with the head-mean attention [B, Q, 1+N] of the pooler's last Q queries."""
-        if "visual.attn_pool" not in self.probabilities:
-            return rows
-        pool = self.probabilities["visual.attn_pool"].mean(1)[:, -rows.shape[-1] :]
-        return torch.einsum("...bq,bqn->...bn", rows, pool)
-
-
-def _attention(reading: _Reading) -> Tensor:
-    per_layer = [reading.probabilities[name].mean(1) for name in reading.layers]  # each [B, T-1, Q]
-    slots = [
-        torch.stack([torch.einsum("bt,btq->bq", reading.select(slot), rows) for rows in per_layer])
-        for slot in range(reading.slots)
-    ]
-    return reading.to_patches(torch.stack(slots, dim=1)).permute(2, 0, 1, 3)  # [L, M, B, n] -> [B, L, M, n]
-
-
-def _gradcam(reading: _Reading) -> Tensor:
-    attention = [reading.probabilities[name] for name in reading.layers]  # each [B, H, T-1, Q]
-    slots = []
-    for slot, gradients in enumerate(reading.gradients(attention)):
-        weights = reading.select(slot)
-        weighted = [(a * g.relu()).mean(1) for a, g in zip(attention, gradients, strict=True)]
-        slots.append(torch.stack([torch.einsum("bt,btq->bq", weights, rows) for rows in weighted]))
-    return reading.to_patches(torch.stack(slots, dim=1)).permute(2, 0, 1, 3)
-
-
-def _gradcam_pooler(reading: _Reading) -> Tensor:
-    attention = reading.probabilities["visual.attn_pool"]  # [B, H, Q, 1+N]
-    slots = [(attention * gradient.relu()).mean(1).sum(1) for (gradient,) in reading.gradients([attention])]
-    return torch.stack(slots, dim=1)[:, None]
-
-
-def _relevance(reading: _Reading) -> Tensor:
-    x = reading.patch_tokens
-    slots = [(gradient * x).sum(-1).relu() for (gradient,) in reading.gradients([x])]
-    return torch.stack(slots, dim=1)[:, None]
-
-
-_KINDS: dict[str, Callable[[_Reading], Tensor]] = {
-    "attention": _attention,
-    "gradcam": _gradcam,
-    "gradcam_pooler": _gradcam_pooler,
-    "relevance": _relevance,
-}
 
 
 def _normalised(mass: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from lfi_pipeline.targets import (
     ViewArrays,
     Vocabulary,
 )
-from lfi_pipeline.teachers.coca import CocaTeacher
+from lfi_pipeline.teachers.coca import CocaTeacher, require_row
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.words import EncodedText, Word, stop_words_sha256
 
@@ -66,7 +66,7 @@ class ExtractConfig:
     data_root: Path
     split: str = "train"
     teacher: str = ""
-    kind: str = "relevance"
+    kind: str = "agreement"
     row: str = "emitting"
     layers: int = 4
     captions: str = "first"
@@ -79,6 +79,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         if self.captions not in CAPTION_CHOICES:
             raise UnknownNameError("caption choice", self.captions, CAPTION_CHOICES)
+        require_row(self.row, self.kind)
         for view in self.views:
             if view not in VIEWS:
                 raise UnknownNameError("view", view, VIEWS)
@@ -214,8 +215,15 @@ class _ShardReader:
     def _batches(
         self, positions: range, checksums: npt.NDArray[np.uint32], quarantined: dict[int, str]
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield (rows in the shard, images [B, 3, H, W]), reading the next batch while the teacher runs."""
-        chunks = [range(i, min(i + self.batch_size, len(positions))) for i in range(0, len(positions), self.batch_size)]
+        """Yield (rows in the shard, images [B, 3, H, W]), reading the next batch while the teacher runs.
+
+        Rows of like captions go together: a batch costs as many decoder passes as its wordiest caption has words.
+        """
+        full = self.texts["full"]
+        order = sorted(
+            range(len(positions)), key=lambda row: (len(self.words[positions[row]]), len(full[positions[row]].ids), row)
+        )
+        chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         with ThreadPoolExecutor(max_workers=4) as pool:
             ahead = [pool.submit(self._read, positions[row]) for row in chunks[0]]
             for number, chunk in enumerate(chunks):

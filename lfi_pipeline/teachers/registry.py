@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -98,9 +99,12 @@ def _default_tag(name: str) -> str:
 
 def _from_open_clip(name: str, tag: str) -> nn.Module:
     if tag == RANDOM:
-        torch.manual_seed(0)
-        model: nn.Module = open_clip.create_model(name)
-        return model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: Any = open_clip.create_model(name)
+            projection = model.text_decoder.text_projection  # open_clip leaves this one uninitialised
+            nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+        return cast(nn.Module, model)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags and not Path(tag).is_file():
         raise UnknownNameError(f"tag of {name} (nor is it a file)", tag, (*tags, RANDOM))

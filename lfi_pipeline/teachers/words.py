@@ -61,7 +61,7 @@ def encode_text(tokenizer: open_clip.SimpleTokenizer, caption: str) -> EncodedTe
         if not pieces[-1].endswith("</w>"):
             continue
         text = _to_text(tokenizer, "".join(pieces).removesuffix("</w>"))
-        if any(character.isalnum() for character in text) and text not in stop_words():
+        if text[0].isalnum() and text not in stop_words():  # the tokenizer sets 's, 'll, ... and punctuation apart
             positions.setdefault(text, []).extend(range(first, position + 1))
         pieces, first = [], position + 1
     return EncodedText(ids, tuple(Word(text, tuple(where)) for text, where in positions.items()))

@@ -81,3 +81,5 @@ class TrainConfig:
                 "learning_rate must be positive, lambda_int, workers and warmup_epochs 0 or more, got "
                 f"{self.learning_rate}, {self.lambda_int}, {self.workers}, {self.warmup_epochs}."
             )
+        if self.seed < 0 or self.weight_decay < 0:
+            raise ConfigError(f"seed and weight_decay must be 0 or more, got {self.seed}, {self.weight_decay}.")

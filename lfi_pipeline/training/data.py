@@ -16,7 +16,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.errors import CorruptTargetsError, LFIError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import TrainConfig
 
@@ -131,6 +131,19 @@ class TargetImages(TorchDataset[Batch]):
         return {"maps": maps, "scale": scale, "words": words}
 
 
+class ErrorsAsValues(TorchDataset[Batch | LFIError]):
+    """Gives a user's error back as a value; raised in a loader's worker process, it would come out as a traceback."""
+
+    def __init__(self, images: TargetImages) -> None:
+        self.images = images
+
+    def __getitems__(self, tickets: Sequence[Ticket]) -> Batch | LFIError:
+        try:
+            return self.images.__getitems__(tickets)
+        except LFIError as error:
+            return error
+
+
 class Tickets(Sampler[list[Ticket]]):
     """Batches of tickets for all epochs, starting at any step; each epoch is a fresh permutation."""
 
@@ -184,8 +197,9 @@ def _donors(positions: npt.NDArray[np.int64], config: TrainConfig) -> npt.NDArra
 
 def _cycled(maps: Tensor, scale: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """Spread a donor's present rows over the words of the receiver; returns scale and maps."""
-    present = (scale[:, 0] > 0).sum(1).clamp_min(1)  # rows are filled from the front
-    rows = torch.arange(words.shape[1]) % present[:, None]  # [B, M]
+    present = (scale > 0).all(1)  # [B, M]; a word of direction leaves a gap in the mirrored view
+    first = present.int().argsort(dim=1, descending=True, stable=True)  # rows with a map, then those without
+    rows = first.gather(1, torch.arange(words.shape[1]) % present.sum(1).clamp_min(1)[:, None])  # [B, M]
     scale = scale.gather(2, rows[:, None].expand_as(scale))
     maps = maps.gather(2, rows[:, None, :, None, None].expand_as(maps))
     return scale, maps

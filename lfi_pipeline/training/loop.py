@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.errors import ConfigError, LFIError
 from lfi_pipeline.students import Student, pair_layers
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import Batch, TargetImages, Tickets, training_positions
+from lfi_pipeline.training.data import Batch, ErrorsAsValues, TargetImages, Tickets, training_positions
 from lfi_pipeline.training.objectives import embedding_loss, interaction_loss, task_loss
 from lfi_pipeline.training.run_dir import (
     CONFIG,
@@ -76,6 +76,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, *, command: str = "") -> None:
         self.config, self.out = config, out
+        self.device = resolve_device(config.device)
         self.store = TargetStore.open(config.targets, data_root=config.data_root)
         self.positions = training_positions(self.store, config.hold_out)
         self._require_usable()
@@ -93,7 +94,7 @@ class Trainer:
         if self.finished:
             return read_json(self.out / SUMMARY)
         began = time.monotonic()
-        device = resolve_device(self.config.device)
+        device = self.device
         self.student.to(device).train()
         self.vocabulary = torch.from_numpy(self.store.vocabulary.embeddings).float().to(device)
         tickets = Tickets(self.positions, self.config)
@@ -110,18 +111,19 @@ class Trainer:
             t_in_epochs=False,
         )
         loader = DataLoader(
-            TargetImages(self.store, self.config, self.student.size),
+            ErrorsAsValues(TargetImages(self.store, self.config, self.student.size)),
             batch_sampler=tickets,
             collate_fn=_already_batched,
             num_workers=self.config.workers,
-            persistent_workers=self.config.workers > 0,
         )
         log, step_ms, scores = MetricsLog(self.out), [], {}
         waiting_since = time.monotonic()
         with tqdm(loader, desc=self.out.name, unit="step") as bar:
             for step, batch in enumerate(bar, start=1):
                 started = time.monotonic()
-                schedule.step_update(step)
+                schedule.step_update(step - 1)  # at `len(tickets)` the rate is zero
+                if isinstance(batch, LFIError):
+                    raise batch
                 losses = self._step(batch.to(device), optimizer)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
@@ -259,7 +261,7 @@ class Trainer:
         }
 
 
-def _already_batched(batch: Any) -> Batch:
-    """`TargetImages` gives whole batches, where a loader expects a list of examples."""
-    assert isinstance(batch, Batch)
+def _already_batched(batch: Any) -> Batch | LFIError:
+    """The data set gives whole batches, where a loader expects a list of examples."""
+    assert isinstance(batch, Batch | LFIError)
     return batch

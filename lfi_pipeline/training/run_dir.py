@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.errors import ConfigError, OutputExistsError, RunError
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training.config import TrainConfig
 
@@ -87,7 +87,9 @@ def prepare(run: Path, config: TrainConfig) -> bool:
     if run.is_dir() and any(run.iterdir()):
         if not (run / CONFIG).is_file():
             raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
-        old, new = read_json(run / CONFIG).get("settings", {}), settings_of(config)
+        old, new = read_json(run / CONFIG).get("settings"), settings_of(config)
+        if not isinstance(old, dict):
+            raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another --out.")
         differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if differing:
             shown = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in differing)
@@ -96,7 +98,10 @@ def prepare(run: Path, config: TrainConfig) -> bool:
             return True
         (run / METRICS).unlink(missing_ok=True)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run} cannot be made: {error.strerror or error}. Choose another --out.") from error
     return False
 
 
@@ -137,7 +142,17 @@ class MetricsLog:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto` or a torch device name stands for."""
+    """Return the device that `auto` or a torch device name stands for.
+
+    Raises:
+        ConfigError: not a device name, or a device that this machine does not have.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).split("\n")[0]
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, and be there, got {name!r} ({first})") from error
+    return device

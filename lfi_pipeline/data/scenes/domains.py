@@ -74,7 +74,8 @@ def _colour_background(size: int, rng: np.random.Generator) -> Array:
 
 def _paper_background(size: int, rng: np.random.Generator) -> Array:
     paper = np.array([1.0, 0.99, 0.96], dtype=np.float32) * np.float32(rng.uniform(0.88, 1.0))
-    return paper - 0.06 * _clouds(size, 8, rng) - 0.07 * _pattern(size, rng)
+    sheet: Array = paper - 0.06 * _clouds(size, 8, rng) - 0.07 * _pattern(size, rng)
+    return sheet
 
 
 def _line_art(rgb: Array, rng: np.random.Generator) -> Array:

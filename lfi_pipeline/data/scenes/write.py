@@ -77,7 +77,8 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     settings = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
     out.mkdir(parents=True, exist_ok=True)
-    (out / _SETTINGS).write_text(settings, encoding="utf-8")
+    if not (out / _SETTINGS).exists():
+        (out / _SETTINGS).write_text(settings, encoding="utf-8")
     (out / "annotations").mkdir(exist_ok=True)
     splits = {"train": (config.train, config.domains), "val": (config.val, config.domains + config.held_out)}
     for split, (count, domains) in splits.items():
@@ -97,13 +98,24 @@ def _require_own_or_empty(out: Path, settings: str) -> None:
     if not out.is_dir():
         raise OutputExistsError(f"{out} must be a directory, found a file.")
     if (out / _SETTINGS).exists():
-        if (out / _SETTINGS).read_text(encoding="utf-8") != settings:
+        stored = (out / _SETTINGS).read_text(encoding="utf-8")
+        if stored != settings:
             raise OutputExistsError(
-                f"{out} holds scenes rendered with other settings (see {out / _SETTINGS}). "
+                f"{out} holds scenes rendered with other settings ({_differences(stored, settings)}). "
                 "Give the same options, or another --out."
             )
     elif any(out.iterdir()):
         raise OutputExistsError(f"{out} must be empty or hold scenes, found other files. Choose another --out.")
+
+
+def _differences(stored: str, settings: str) -> str:
+    """Name every setting that differs, the stored value first."""
+    try:
+        old, new = dict(json.loads(stored)), dict(json.loads(settings))
+    except (ValueError, TypeError):
+        return f"{_SETTINGS} cannot be read"
+    differing = (name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+    return ", ".join(f"{name} {old.get(name)} != {new.get(name)}" for name in differing)
 
 
 def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:

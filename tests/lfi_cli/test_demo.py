@@ -1,0 +1,73 @@
+"""lfi demo: the whole pipeline in small, with the teacher that ships in the package."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--train", 24, "--val", 16, "--epochs", 1)
+COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report")
+
+
+def commands_in(err: str) -> list[str]:
+    return [line.split()[2] for line in err.splitlines() if line.startswith("$ lfi ")]
+
+
+def test_the_whole_pipeline_in_small(lfi: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    ended = lfi("demo", "--out", out, *SMALL, "--json")
+    assert ended.code == 0
+    result = ended.json
+    assert result["seconds"] > 0
+    page = Path(result["report"])
+    assert page == out / "report.html"
+    assert "LFI demo" in page.read_text(encoding="utf-8")
+    assert 0 <= result["teacher"]["pointing"] <= 1
+    assert 0 <= result["teacher"]["mass_in_mask"] <= 1
+    for objective in ("none", "lfi"):
+        scores = result["scores"][objective]
+        assert 0 <= scores["map_seen"] <= 1
+        assert 0 <= scores["map_heldout"] <= 1
+        assert scores == json.loads((out / "runs" / f"{objective}-0" / "scores.json").read_text())
+        assert result["teacher"]["pointing"] == scores["teacher"]["pointing"]
+    assert result["scores"]["none"]["taps"] == []
+    assert len(result["scores"]["lfi"]["taps"]) == 3
+
+    assert commands_in(ended.err) == [
+        *("make-scenes", "extract-teacher", "extract-teacher", "inspect"),
+        *("train", "evaluate", "train", "evaluate", "report"),
+    ]
+    command = json.loads((out / "runs" / "lfi-0" / "config.json").read_text())["command"]
+    assert command.startswith("lfi train --targets")
+    assert f"$ {command}" in ended.err  # a run records the very command that was shown
+
+    began = time.monotonic()
+    again = lfi("demo", "--out", out, *SMALL)
+    assert again.code == 0
+    assert time.monotonic() - began < result["seconds"] + 5
+    assert "Done" in again.out
+    assert str(page.resolve()) in again.out
+    assert "step/s" not in again.err  # nothing is trained twice
+    assert not any(f"$ lfi {name}" in again.out for name in COMMANDS)
+
+
+def test_a_command_that_fails_ends_the_demo_with_its_error(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "demo" / "scenes").mkdir(parents=True)
+    (tmp_path / "demo" / "scenes" / "thesis.txt").write_text("mine")
+    message = fails("OutputExistsError", "demo", "--out", tmp_path / "demo", *SMALL)
+    assert "other files" in message
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["scenes"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_rerun_with_other_options_is_refused_where_it_differs(
+    lfi: Callable[..., Any], fails: Callable[..., str], tmp_path: Path
+) -> None:
+    assert lfi("demo", "--out", tmp_path / "demo", *SMALL).code == 0
+    message = fails("OutputExistsError", "demo", "--out", tmp_path / "demo", *SMALL, "--epochs", 2)
+    assert "epochs: 1 there, 2 asked" in message

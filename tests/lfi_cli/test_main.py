@@ -1,0 +1,70 @@
+"""What every command promises: help with an example, a quick start, and usage errors that are no tracebacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("demo", "make-scenes", "extract-teacher", "inspect", "verify", "train", "evaluate", "report")
+HEAVY = {"torch", "timm", "open_clip", "zarr", "tensorstore", "pyarrow", "matplotlib", "torchmetrics", "numpy"}
+
+
+def test_help_lists_every_command(lfi: Callable[..., Any]) -> None:
+    shown = lfi("--help")
+    assert shown.code == 0
+    assert "lfi demo" in shown.out
+    for name in COMMANDS:
+        assert f"\n  {name} " in shown.out
+
+
+def test_without_arguments_the_help_is_shown(lfi: Callable[..., Any]) -> None:
+    shown = lfi()
+    assert "make-scenes" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_and_shows_an_example(lfi: Callable[..., Any], name: str) -> None:
+    shown = lfi(name, "--help")
+    assert shown.code == 0
+    assert "--json" in shown.out
+    assert f"Example: lfi {name}" in shown.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("no-such-command",),
+        ("train",),
+        ("train", "--targets", "x", "--epochs", "many"),
+        ("verify", "x", "--no-such-option"),
+        ("report",),
+    ],
+)
+def test_usage_errors_are_short(lfi: Callable[..., Any], words: tuple[str, ...]) -> None:
+    ended = lfi(*words)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    assert ended.err.count("\n") < 8
+
+
+def test_help_imports_no_heavy_package() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lfi_cli", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "cli", "kernels"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "make-scenes" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "lfi_cli" in imported
+    assert not imported & HEAVY

@@ -1,0 +1,48 @@
+"""lfi verify"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def test_a_sound_cache(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:
+    ended = lfi("verify", tiny_val_targets, "--json")
+    assert ended.code == 0
+    assert ended.json == {"ok": True, "faults": []}
+    assert "every checksum holds" in lfi("verify", tiny_val_targets).out
+
+
+def test_a_flipped_bit_is_found_and_told(lfi: Callable[..., Any], tiny_val_targets: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_val_targets, shards)
+    chosen = max((path for path in (shards / "views").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(chosen.read_bytes())
+    content[len(content) // 3] ^= 1
+    chosen.write_bytes(content)
+
+    ended = lfi("verify", shards, "--json")
+    assert ended.code == 1
+    assert ended.json["ok"] is False
+    assert ended.json["faults"]
+    for fault in ended.json["faults"]:
+        assert fault.keys() >= {"shard", "file", "sample", "message"}
+        assert fault["file"] == chosen.relative_to(shards).as_posix()
+    plain = lfi("verify", shards)
+    assert plain.code == 1
+    assert "fault(s)" in plain.out
+    assert "Traceback" not in plain.err
+
+
+def test_a_version_that_is_not_known_is_a_fault(
+    lfi: Callable[..., Any], tiny_val_targets: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_val_targets, tmp_path / "shards")
+    manifest = tmp_path / "shards" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 99'))
+    ended = lfi("verify", tmp_path / "shards", "--json")
+    assert ended.code == 1
+    assert ended.json["ok"] is False
+    assert "version 99" in ended.json["faults"][0]["message"]

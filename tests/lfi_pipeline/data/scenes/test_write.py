@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig, write, write_scenes
+from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.errors import ConfigError, OutputExistsError, UnknownNameError
+
+SMALL = ScenesConfig(train=5, val=4, size=32, seed=8)
+
+
+def _tree(root: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished rendering; read only."""
+    root = tmp_path_factory.mktemp("small") / "scenes"
+    write_scenes(root, SMALL, workers=1)
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_is_read_back_is_what_was_rendered(scenes_root: Path, split: str) -> None:
+    dataset = read_dataset("scenes", scenes_root, split)
+    settings = json.loads((scenes_root / "scenes.json").read_text(encoding="utf-8"))
+    assert len(dataset) == settings[split]
+    assert dataset.classes == NAMES
+    for index, sample in enumerate(dataset.samples):
+        scene = render_scene(
+            seed=settings["seed"],
+            split=split,
+            index=index,
+            size=settings["size"],
+            domain=sample.domain,
+            object_scale=settings["object_scale"],
+        )
+        with Image.open(scenes_root / sample.path) as image:
+            np.testing.assert_array_equal(np.asarray(image), scene.image)
+        assert sample.captions == scene.captions
+        assert sample.labels == tuple(sorted(each.label for each in scene.objects))
+        assert (sample.height, sample.width) == scene.image.shape[:2]
+        for stored, rendered in zip(dataset.instances[sample.key], scene.objects, strict=True):
+            assert stored.label == rendered.label
+            mask = stored.mask(sample.height, sample.width)
+            np.testing.assert_array_equal(mask, rendered.mask)
+            rows, columns = np.nonzero(mask)
+            left, top = columns.min(), rows.min()
+            assert stored.bbox_xywh == (left, top, columns.max() + 1 - left, rows.max() + 1 - top)
+
+
+def test_domains_take_turns_and_a_held_out_one_is_in_val_only(scenes_root: Path) -> None:
+    domains = {
+        split: [each.domain for each in read_dataset("scenes", scenes_root, split).samples]
+        for split in ("train", "val")
+    }
+    assert domains["train"] == ["colour", "outline", "grey"] * 8
+    assert domains["val"] == ["colour", "outline", "grey", "photo"] * 4
+
+
+def test_pycocotools_reads_the_annotations(scenes_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    instances = COCO(str(scenes_root / "annotations/instances_val.json"))
+    captions = COCO(str(scenes_root / "annotations/captions_val.json"))
+    capsys.readouterr()
+    dataset = read_dataset("scenes", scenes_root, "val")
+    assert len(instances.getImgIds()) == len(dataset)
+    assert [each["name"] for each in instances.loadCats(instances.getCatIds())] == list(NAMES)
+    for number, sample in enumerate(dataset.samples, start=1):
+        found = instances.loadAnns(instances.getAnnIds(imgIds=[number], iscrowd=False))
+        assert len(found) == len(dataset.instances[sample.key])
+        for annotation, instance in zip(found, dataset.instances[sample.key], strict=True):
+            mask = instances.annToMask(annotation)
+            np.testing.assert_array_equal(mask, instance.mask(sample.height, sample.width))
+            assert annotation["area"] == mask.sum()
+            assert annotation["category_id"] == instance.label + 1
+        assert tuple(each["caption"] for each in captions.loadAnns(captions.getAnnIds([number]))) == sample.captions
+
+
+def test_every_image_names_its_license(small: Path) -> None:
+    content = json.loads((small / "annotations/instances_train.json").read_text(encoding="utf-8"))
+    assert {each["license"] for each in content["images"]} == {1}
+    assert "OpenMoji" in content["licenses"][0]["name"]
+
+
+def test_two_renderings_have_the_same_bytes_whatever_the_number_of_workers(small: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "again", SMALL, workers=2)
+    assert _tree(tmp_path / "again") == _tree(small)
+
+
+def test_another_seed_gives_other_pictures(small: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "other", replace(SMALL, seed=9), workers=1)
+    first, other = _tree(small), _tree(tmp_path / "other")
+    assert first.keys() == other.keys()
+    assert not [name for name in first if name.endswith(".png") and first[name] == other[name]]
+
+
+def test_a_rerun_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path / "s", SMALL, workers=1)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "s").rglob("*.*")}
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a finished split must not be rendered again")
+
+    monkeypatch.setattr(write, "ProcessPoolExecutor", never)
+    write_scenes(tmp_path / "s", SMALL, workers=1)
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+@pytest.mark.parametrize("killed_in", ["train", "val"])
+def test_an_interrupted_rendering_is_finished_to_the_same_bytes(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    out, whole = tmp_path / "s", write._write_annotations
+
+    def killed(root: Path, split: str, records: object) -> None:
+        if split == killed_in:
+            raise KeyboardInterrupt
+        whole(root, split, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_write_annotations", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(out, SMALL, workers=1)
+    assert not (out / f"annotations/instances_{killed_in}.json").exists()
+    # as a kill may leave it: an image cut short, one absent, one annotation file without the other
+    (out / killed_in / "000000000001.png").write_bytes(b"\x89PNG")
+    (out / killed_in / "000000000002.png").unlink()
+    (out / f"annotations/captions_{killed_in}.json").write_text("{}", encoding="utf-8")
+    (out / f"annotations/instances_{killed_in}.partial").write_text('{"im', encoding="utf-8")
+    write_scenes(out, SMALL, workers=1)
+    assert _tree(out) == _tree(small)
+
+
+def test_the_instances_file_comes_last_as_it_marks_a_split_as_complete(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file = Path.replace
+
+    def killed_after(self: Path, target: Path) -> Path:
+        replace_file(self, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(tmp_path / "s", SMALL, workers=1)
+    write_scenes(tmp_path / "s", SMALL, workers=1)
+    assert _tree(tmp_path / "s") == _tree(small)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"train": 6}, {"size": 48}, {"held_out": ()}, {"object_scale": 1.0}], ids=str
+)
+def test_other_settings_are_refused_and_nothing_is_touched(small: Path, change: dict[str, object]) -> None:
+    before = _tree(small)
+    with pytest.raises(OutputExistsError, match=rf"{small} holds scenes rendered with other settings"):
+        write_scenes(small, replace(SMALL, **change), workers=1)  # type: ignore[arg-type]
+    assert _tree(small) == before
+
+
+def test_the_differing_setting_is_named(small: Path) -> None:
+    with pytest.raises(OutputExistsError, match=r"\(held_out \['photo'\] != \[\], seed 8 != 1\)"):
+        write_scenes(small, replace(SMALL, seed=1, held_out=()), workers=1)
+
+
+def test_settings_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "scenes.json").write_text('{"trai', encoding="utf-8")
+    with pytest.raises(OutputExistsError, match=r"scenes\.json cannot be read"):
+        write_scenes(tmp_path, SMALL, workers=1)
+
+
+def test_a_foreign_directory_or_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious", encoding="utf-8")
+    with pytest.raises(OutputExistsError, match="must be empty or hold scenes"):
+        write_scenes(tmp_path, SMALL, workers=1)
+    with pytest.raises(OutputExistsError, match="must be a directory"):
+        write_scenes(tmp_path / "thesis.tex", SMALL, workers=1)
+    assert _tree(tmp_path).keys() == {"thesis.tex"}
+
+
+@pytest.mark.parametrize("field", ["domains", "held_out"])
+def test_an_unknown_domain_lists_the_choices(field: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"domain 'foto'.*{', '.join(sorted(DOMAINS))}"):
+        ScenesConfig(**{field: ("foto",)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"domains": ()}, "at least one domain"),
+        ({"held_out": ("grey",)}, "must not be trained on; in both lists: grey"),
+        ({"object_scale": 1.4}, r"object_scale must be 0\.3 to 1\.35, got 1\.4"),
+        ({"train": 0}, "got train 0"),
+        ({"val": 0}, "val 0"),
+        ({"size": 16}, "size 16"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ScenesConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,43 @@
+"""One small finished run of each kind, on the caches of the root conftest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.training import TrainConfig, Trainer
+
+
+def _trained(targets: Path, out: Path, objective: str) -> Path:
+    student = StudentConfig(
+        name="vit_tiny_patch16_224",
+        image_size=64,
+        patch_size=16,
+        kwargs={"depth": 3, "embed_dim": 32, "num_heads": 2},
+    )
+    config = TrainConfig(
+        targets=targets,
+        student=student,
+        queries=QueryConfig(width=16, heads=2),
+        objective=objective,
+        epochs=1,
+        batch_size=8,
+        device="cpu",
+    )
+    Trainer(config, out).run()
+    return out
+
+
+@pytest.fixture(scope="session")
+def _trained_runs(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: _trained(tiny_targets, folder / name, name) for name in ("none", "lfi")}
+
+
+@pytest.fixture
+def run_of(_trained_runs: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """A copy, free to write into, of a trained run of objective `none` and of one of `lfi`."""
+    return {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in _trained_runs.items()}

@@ -1,0 +1,176 @@
+"""Scoring a finished run: what scores.json holds, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.errors import ConfigError, DatasetError, RunError, TargetsError
+from lfi_pipeline.evaluation import evaluate_run, grounded_words, teacher_grounding
+from lfi_pipeline.evaluation.grounding import score
+from lfi_pipeline.evaluation.run import load_run
+from lfi_pipeline.report import load_run as read_run
+from lfi_pipeline.targets import TargetSpec, TargetStore
+from lfi_pipeline.training.data import PlainImages
+
+SHARES = ("pointing", "mass_in_mask", "area")
+
+
+def test_scores_of_an_lfi_run(run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path) -> None:
+    run = run_of["lfi"]
+    scores = evaluate_run(run, targets=tiny_val_targets, device="cpu")
+    assert scores == json.loads((run / "scores.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert scores["map_seen"] == pytest.approx(summary["map_seen"])
+    assert scores["map_heldout"] == pytest.approx(summary["map_heldout"])
+    assert set(scores["map_per_domain"]) == {"colour", "grey", "outline", "photo"}
+    assert scores["map_per_domain"]["photo"] == scores["map_heldout"]
+    assert all(0 <= value <= 1 for value in scores["map_per_domain"].values())
+
+    store = TargetStore.open(tiny_val_targets)
+    words = grounded_words(store, read_dataset("scenes", scenes_root, "val"))
+    (teacher,) = teacher_grounding(store, words)
+    assert scores["teacher"]["pointing"] == teacher.pointing
+    assert scores["area"] == scores["teacher"]["area"] == teacher.area
+    assert 0 < scores["area"] < 0.5
+    assert [tap["index"] for tap in scores["taps"]] == [0, 1, 2]
+    for tap in scores["taps"]:
+        assert all(0 <= tap[name] <= 1 for name in SHARES)
+        assert tap["count"] == len(words)
+        assert tap["area"] == scores["area"]
+
+
+def test_the_students_maps_are_those_of_its_queries(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
+) -> None:
+    """Recomputed one sample at a time, straight from the student."""
+    run = run_of["lfi"]
+    scores = evaluate_run(run, targets=tiny_val_targets, gallery=0, device="cpu")
+    student, store = load_run(run, device="cpu").student, TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    words, images = grounded_words(store, dataset), PlainImages(dataset, (64, 64))
+    embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
+    per_tap: list[list[torch.Tensor]] = [[], [], []]
+    assert student.queries is not None
+    for word in words:
+        ids = torch.from_numpy(store.read(word.position).words).long().clamp_min(0)
+        with torch.no_grad():
+            features = student(images[word.position][0][None])
+            maps = student.queries.maps(embeddings[ids][None], features.taps)
+        for tap, m in enumerate(maps):
+            per_tap[tap].append(m[0, word.row].view(4, 4))
+    for tap, found in zip(scores["taps"], per_tap, strict=True):
+        again = score(found, [word.mask for word in words])
+        assert tap["pointing"] == pytest.approx(again.pointing, abs=0.02)  # a tie may fall the other way in a batch
+        assert tap["mass_in_mask"] == pytest.approx(again.mass_in_mask, abs=1e-5)
+
+
+def test_a_run_without_queries_has_no_taps(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
+    scores = evaluate_run(run_of["none"], targets=tiny_val_targets, device="cpu")
+    assert scores["taps"] == []
+    assert scores["teacher"]["count"] > 0
+
+
+def test_without_targets_only_the_task_is_scored(run_of: dict[str, Path]) -> None:
+    scores = evaluate_run(run_of["lfi"], device="cpu")
+    assert scores["taps"] == []
+    assert scores["teacher"] is None
+    assert scores["area"] is None
+    assert not (run_of["lfi"] / "gallery.json").exists()
+    assert read_run(run_of["lfi"]).scores is not None
+
+
+def test_the_gallery_may_be_left_out(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
+    evaluate_run(run_of["lfi"], targets=tiny_val_targets, gallery=0, device="cpu")
+    assert not (run_of["lfi"] / "gallery.json").exists()
+    with pytest.raises(ConfigError, match="gallery must be 0 or more, got -1"):
+        evaluate_run(run_of["lfi"], targets=tiny_val_targets, gallery=-1, device="cpu")
+
+
+def test_an_evaluation_is_the_same_twice(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
+    first = evaluate_run(run_of["lfi"], targets=tiny_val_targets, device="cpu")
+    assert evaluate_run(run_of["lfi"], targets=tiny_val_targets, device="cpu") == first
+
+
+def test_held_out_training_domains_are_scored_apart(run_of: dict[str, Path]) -> None:
+    path = run_of["none"] / "config.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"seen_domains": ["colour"]}))
+    scores = evaluate_run(run_of["none"], device="cpu")
+    assert scores["map_seen"] == scores["map_per_domain"]["colour"]
+    assert scores["map_heldout"] not in (None, scores["map_per_domain"]["photo"])
+
+
+@pytest.fixture
+def with_spec(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[TargetSpec], TargetSpec]], None]:
+    """Make the store at a path answer with a changed spec."""
+
+    def apply(path: Path, change: Callable[[TargetSpec], TargetSpec]) -> None:
+        plain = TargetStore.open.__func__  # type: ignore[attr-defined]
+
+        def opened(cls: Any, given: Path, **options: Any) -> TargetStore:
+            store: TargetStore = plain(cls, given, **options)
+            if Path(given) == path:
+                store._spec = change(store._spec)
+            return store
+
+        monkeypatch.setattr(TargetStore, "open", classmethod(opened))
+
+    return apply
+
+
+def test_targets_of_another_teacher_are_refused_by_name(
+    run_of: dict[str, Path], tiny_val_targets: Path, with_spec: Callable[..., None]
+) -> None:
+    with_spec(tiny_val_targets, lambda spec: replace(spec, teacher=replace(spec.teacher, name="other-coca")))
+    with pytest.raises(ConfigError, match=r"the teacher of the training targets.*other-coca.*tiny-coca"):
+        evaluate_run(run_of["lfi"], targets=tiny_val_targets, device="cpu")
+    assert not (run_of["lfi"] / "scores.json").exists()
+
+
+def test_targets_of_other_classes_are_refused(
+    run_of: dict[str, Path], tiny_val_targets: Path, with_spec: Callable[..., None]
+) -> None:
+    with_spec(tiny_val_targets, lambda spec: replace(spec, dataset=replace(spec.dataset, classes=("cat",))))
+    with pytest.raises(ConfigError, match="the classes of the training targets"):
+        evaluate_run(run_of["lfi"], targets=tiny_val_targets, device="cpu")
+
+
+def test_the_training_cache_cannot_stand_in_for_the_validation_cache(
+    run_of: dict[str, Path], tiny_targets: Path
+) -> None:
+    with pytest.raises(DatasetError, match="split val; it holds scenes, split train"):
+        evaluate_run(run_of["lfi"], targets=tiny_targets, device="cpu")
+
+
+def test_what_is_not_a_run_is_refused(run_of: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"must be a run directory"):
+        evaluate_run(tmp_path / "nowhere", device="cpu")
+    shutil.rmtree(run_of["lfi"] / "checkpoints")
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        evaluate_run(run_of["lfi"], device="cpu")
+
+
+def test_a_run_whose_cache_is_gone_says_so(run_of: dict[str, Path], tmp_path: Path) -> None:
+    path = run_of["lfi"] / "config.json"
+    record = json.loads(path.read_text())
+    record["settings"]["targets"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(record))
+    with pytest.raises(TargetsError, match="gone"):
+        evaluate_run(run_of["lfi"], device="cpu")
+
+
+def test_a_run_that_began_from_timms_weights_is_loaded_without_them(run_of: dict[str, Path]) -> None:
+    path = run_of["none"] / "config.json"
+    record = json.loads(path.read_text())
+    record["settings"]["student"]["pretrained"] = True  # this depth has none to fetch: asking would fail
+    path.write_text(json.dumps(record))
+    load_run(run_of["none"], device="cpu")

@@ -1,0 +1,50 @@
+"""Settings of a run that takes a second, on the caches of the root conftest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.teachers import extract as extraction
+from lfi_pipeline.training import TrainConfig
+
+STUDENT = StudentConfig(
+    name="vit_tiny_patch16_224",
+    image_size=64,
+    patch_size=16,
+    kwargs={"depth": 3, "embed_dim": 32, "num_heads": 2},
+)
+
+
+@pytest.fixture
+def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
+    """Return a `TrainConfig` for two epochs of three steps; keywords replace fields."""
+
+    def make(**changes: Any) -> TrainConfig:
+        fields: dict[str, Any] = {
+            "targets": tiny_targets,
+            "student": STUDENT,
+            "queries": QueryConfig(width=16, heads=2),
+            "epochs": 2,
+            "batch_size": 8,
+            "device": "cpu",
+        }
+        return TrainConfig(**fields | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def full_only_targets(scenes_root: Path, tiny_teacher: CocaTeacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The train cache without its `hflip` view; read only."""
+    out = tmp_path_factory.mktemp("full-only") / "train"
+    config = extraction.ExtractConfig(dataset="scenes", data_root=scenes_root, words=6, views=("full",), device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "load_teacher", lambda name, *, device: tiny_teacher)
+        extraction.extract(config, out)
+    return out

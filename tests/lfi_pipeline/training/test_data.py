@@ -1,0 +1,296 @@
+"""Batches: the same ticket gives the same bytes, and maps belong to what the student sees."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data.directions import DIRECTION_WORDS
+from lfi_pipeline.data.replay import Augmentation
+from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.training.data import (
+    Batch,
+    ErrorsAsValues,
+    PlainImages,
+    TargetImages,
+    Ticket,
+    Tickets,
+    training_positions,
+)
+
+SIZE = (64, 64)
+MakeConfig = Callable[..., TrainConfig]
+ALWAYS = Augmentation(least_area=1, flip=1)
+NEVER = Augmentation(least_area=1, flip=0)
+
+
+def images_of(config: TrainConfig) -> TargetImages:
+    return TargetImages(TargetStore.open(config.targets), config, SIZE)
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    return {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name) is not None}
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype
+        assert torch.equal(value, second[name]), name
+
+
+def row(batch: Batch, number: int) -> Batch:
+    return Batch(**{name: value[number : number + 1] for name, value in tensors(batch).items()})
+
+
+@pytest.mark.parametrize("maps", ["teacher", "shuffled"])
+def test_a_ticket_gives_the_same_bytes_in_any_company(make_config: MakeConfig, maps: str) -> None:
+    images = images_of(make_config(maps=maps))
+    tickets = [(1, 5), (0, 7), (1, 20), (3, 5)]
+    together = images.__getitems__(tickets)
+    for number, ticket in enumerate(tickets):
+        assert_same(images.__getitems__([ticket]), row(together, number))
+    assert_same(images_of(make_config(maps=maps)).__getitems__(tickets), together)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(make_config: MakeConfig, workers: int) -> None:
+    config = make_config(epochs=1)
+    images = images_of(config)
+    tickets = Tickets(np.arange(24), config)
+    images.__getitems__([(0, 0)])  # handles opened before the fork must not be used after it
+    loader = DataLoader(
+        ErrorsAsValues(images), batch_sampler=tickets, num_workers=workers, collate_fn=lambda batch: batch
+    )
+    for expected, batch in zip(tickets, loader, strict=True):
+        assert_same(batch, images.__getitems__(expected))
+
+
+def test_epochs_and_seeds_augment_anew(make_config: MakeConfig) -> None:
+    images = images_of(make_config())
+    first = images.__getitems__([(0, 3)])
+    assert not torch.equal(first.windows, images.__getitems__([(1, 3)]).windows)
+    assert not torch.equal(first.windows, images_of(make_config(seed=1)).__getitems__([(0, 3)]).windows)
+
+
+def test_an_objective_is_given_what_it_uses(make_config: MakeConfig) -> None:
+    common = {"images", "labels", "windows"}
+    given = {
+        objective: tensors(images_of(make_config(objective=objective)).__getitems__([(0, 0), (0, 1)]))
+        for objective in ("none", "embedding", "lfi")
+    }
+    assert given["none"].keys() == common
+    assert given["embedding"].keys() == common | {"image_embedding"}
+    assert given["lfi"].keys() == common | {"maps", "scale", "words"}
+    for name in common:  # the controls share images, labels and crops
+        assert torch.equal(given["none"][name], given["lfi"][name])
+        assert torch.equal(given["none"][name], given["embedding"][name])
+
+
+def test_labels_and_pixels_are_those_of_the_data_set(make_config: MakeConfig, scenes_root: Path) -> None:
+    dataset = read_dataset("scenes", scenes_root, "train")
+    batch = images_of(make_config(augmentation=NEVER)).__getitems__([(0, 4), (0, 11)])
+    for number, position in enumerate((4, 11)):
+        sample = dataset.samples[position]
+        assert batch.labels[number].nonzero()[:, 0].tolist() == list(sample.labels)
+        pixels = np.asarray(Image.open(scenes_root / sample.path).convert("RGB")).transpose(2, 0, 1)
+        assert np.array_equal(batch.images[number].numpy(), pixels)
+
+
+def test_flipped_images_get_the_targets_of_the_flipped_view(make_config: MakeConfig) -> None:
+    config = make_config(augmentation=Augmentation(least_area=1, flip=0.5))
+    images, plain = images_of(config), images_of(make_config(augmentation=NEVER))
+    tickets = [(0, position) for position in range(24)]
+    batch, upright = images.__getitems__(tickets), plain.__getitems__(tickets)
+    flipped = [torch.equal(batch.images[i], upright.images[i].flip(-1)) for i in range(24)]
+    assert 0 < sum(flipped) < 24
+    for i, flip in enumerate(flipped):
+        stored = images.store.read(i, "hflip" if flip else "full")
+        assert batch.maps is not None
+        assert batch.scale is not None
+        assert batch.words is not None
+        assert np.array_equal(batch.maps[i].numpy(), stored.maps)
+        assert np.array_equal(batch.scale[i].numpy(), stored.scale)
+        assert batch.words[i].tolist() == stored.words.tolist()
+    assert not np.array_equal(images.store.read(0, "hflip").maps, images.store.read(0).maps)
+
+
+def test_flipped_images_get_the_embedding_of_the_flipped_view(make_config: MakeConfig) -> None:
+    images = images_of(make_config(objective="embedding", augmentation=ALWAYS))
+    batch = images.__getitems__([(0, 2)])
+    assert batch.image_embedding is not None
+    assert batch.image_embedding[0].tolist() == images.store.read(2, "hflip").image_embedding.tolist()
+
+
+def words_of_direction(store: TargetStore) -> list[tuple[int, int]]:
+    """(position, row) of every word of direction in the view `full`."""
+    ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
+    return [tuple(place) for place in np.argwhere(np.isin(store.read_many(range(24)).words, ids)).tolist()]
+
+
+def test_mirrored_maps_are_mirrored_and_lose_words_of_direction(
+    make_config: MakeConfig, full_only_targets: Path
+) -> None:
+    config = make_config(targets=full_only_targets, mirror_maps=True, augmentation=ALWAYS)
+    images = images_of(config)
+    tickets = [(0, position) for position in range(24)]
+    mirrored = images.__getitems__(tickets)
+    upright = images_of(replace(config, augmentation=NEVER)).__getitems__(tickets)
+    assert mirrored.maps is not None
+    assert upright.maps is not None
+    assert mirrored.words is not None
+    assert upright.words is not None
+    assert torch.equal(mirrored.maps, upright.maps.flip(-1))
+    assert torch.equal(mirrored.images, upright.images.flip(-1))
+    directions = words_of_direction(images.store)
+    assert directions
+    expected = upright.words.clone()
+    for position, place in directions:
+        expected[position, place] = -1
+    assert torch.equal(mirrored.words, expected)
+
+
+def test_the_stored_flipped_view_has_no_words_of_direction(make_config: MakeConfig) -> None:
+    images = images_of(make_config(augmentation=ALWAYS))
+    position, place = words_of_direction(images.store)[0]
+    batch = images.__getitems__([(0, position)])
+    assert batch.words is not None
+    assert batch.words[0, place] == -1
+
+
+def test_shuffled_maps_are_those_of_another_image_and_each_serves_once(make_config: MakeConfig) -> None:
+    images = images_of(make_config(maps="shuffled", augmentation=NEVER))
+    donors = images.donor.tolist()
+    assert sorted(donors) == list(range(24))
+    assert all(donor != position for position, donor in enumerate(donors))
+    other = images_of(make_config(maps="shuffled", seed=1)).donor.tolist()
+    assert donors != other
+
+    batch = images.__getitems__([(0, position) for position in range(24)])
+    assert batch.maps is not None
+    assert batch.scale is not None
+    assert batch.words is not None
+    for position in range(24):
+        own, given = images.store.read(position), images.store.read(donors[position])
+        assert batch.words[position].tolist() == own.words.tolist()
+        present = np.flatnonzero((given.scale > 0).all(0))
+        for slot in range(len(own.words)):
+            donor_row = present[slot % len(present)]
+            assert np.array_equal(batch.maps[position, :, slot].numpy(), given.maps[:, donor_row])
+            assert np.array_equal(batch.scale[position, :, slot].numpy(), given.scale[:, donor_row])
+
+
+def test_shuffled_maps_leave_no_word_without_one_where_the_donor_has_a_gap(make_config: MakeConfig) -> None:
+    """A mirrored donor has no map for its words of direction; the receiver's words must not lose theirs."""
+    images = images_of(make_config(maps="shuffled", augmentation=ALWAYS))
+    gaps = {position for position, _ in words_of_direction(images.store)}
+    receivers = [position for position, donor in enumerate(images.donor.tolist()) if donor in gaps]
+    assert receivers
+    batch = images.__getitems__([(0, position) for position in receivers])
+    assert batch.scale is not None
+    assert (batch.scale > 0).all()
+
+
+def test_shuffled_donors_stay_inside_the_training_domains(make_config: MakeConfig) -> None:
+    images = images_of(make_config(maps="shuffled", hold_out=("grey",)))
+    kept = training_positions(images.store, ("grey",)).tolist()
+    assert {int(images.donor[position]) for position in kept} == set(kept)
+
+
+def copy_of_the_data(scenes_root: Path, place: Path) -> tuple[Path, Path]:
+    shutil.copytree(scenes_root / "train", place / "train")
+    return place, place / "train" / "000000000003.png"
+
+
+@pytest.mark.parametrize("objective", ["none", "lfi"])
+def test_a_changed_image_is_refused_by_name(
+    make_config: MakeConfig, scenes_root: Path, tmp_path: Path, objective: str
+) -> None:
+    root, path = copy_of_the_data(scenes_root, tmp_path)
+    config = make_config(objective=objective)
+    images = TargetImages(TargetStore.open(config.targets, data_root=root), config, SIZE)
+    images.__getitems__([(0, 2)])
+    path.write_bytes((scenes_root / "train" / "000000000004.png").read_bytes())
+    with pytest.raises(CorruptTargetsError, match=r"sample 000000000003.*not the image that the teacher saw"):
+        images.__getitems__([(0, 2)])
+    path.unlink()
+    with pytest.raises(ImageReadError, match=r"000000000003\.png"):
+        images.__getitems__([(0, 2)])
+
+
+def test_an_error_in_a_worker_keeps_its_own_message(make_config: MakeConfig, scenes_root: Path, tmp_path: Path) -> None:
+    root, path = copy_of_the_data(scenes_root, tmp_path)
+    path.write_bytes(b"not the image")
+    config = make_config(epochs=1)
+    images = TargetImages(TargetStore.open(config.targets, data_root=root), config, SIZE)
+    loader = DataLoader(ErrorsAsValues(images), batch_sampler=[[(0, 2)]], num_workers=1, collate_fn=lambda batch: batch)
+    (error,) = list(loader)
+    assert isinstance(error, ImageReadError)
+    assert "Traceback" not in str(error)
+    assert "000000000003.png" in str(error)
+
+
+def flat(batches: Sequence[Sequence[Ticket]]) -> list[Ticket]:
+    return [ticket for batch in batches for ticket in batch]
+
+
+def test_each_epoch_visits_every_position_once(make_config: MakeConfig) -> None:
+    tickets = Tickets(np.arange(5, 29), make_config(epochs=3))
+    batches = list(tickets)
+    assert len(batches) == len(tickets) == 9
+    assert tickets.steps_per_epoch == 3
+    orders = []
+    for epoch in range(3):
+        order = [position for e, position in flat(batches) if e == epoch]
+        assert sorted(order) == list(range(5, 29))
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2]
+    assert batches == list(Tickets(np.arange(5, 29), make_config(epochs=3)))
+    assert batches != list(Tickets(np.arange(5, 29), make_config(epochs=3, seed=1)))
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 8, 9])
+def test_a_later_start_gives_the_tail(make_config: MakeConfig, start: int) -> None:
+    whole = list(Tickets(np.arange(24), make_config(epochs=3)))
+    tail = Tickets(np.arange(24), make_config(epochs=3), start=start)
+    assert list(tail) == whole[start:]
+    assert len(tail) == len(whole) - start
+
+
+def test_batches_are_full_unless_there_is_less_than_one(make_config: MakeConfig) -> None:
+    assert [len(batch) for batch in Tickets(np.arange(20), make_config(epochs=1))] == [8, 8]
+    few = list(Tickets(np.arange(3), make_config(epochs=2)))
+    assert [sorted(p for _, p in batch) for batch in few] == [[0, 1, 2]] * 2
+
+
+def test_training_positions_leave_held_out_domains_and_quarantined_samples_out(tiny_targets: Path) -> None:
+    store = TargetStore.open(tiny_targets)
+    assert training_positions(store, ()).tolist() == list(range(24))
+    kept = training_positions(store, ("grey", "colour")).tolist()
+    assert kept == [i for i, domain in enumerate(store.index.domains) if domain == "outline"]
+    assert 0 < len(kept) < 24
+    store.__dict__["usable"] = np.array([0, 2, 3])
+    assert training_positions(store, ()).tolist() == [0, 2, 3]
+
+
+def test_images_for_scoring_are_whole(scenes_root: Path) -> None:
+    dataset = read_dataset("scenes", scenes_root, "val")
+    images = PlainImages(dataset, (32, 48))
+    assert len(images) == 16
+    pixels, labels = images[5]
+    assert pixels.shape == (3, 32, 48)
+    assert pixels.dtype == torch.uint8
+    assert labels.nonzero()[:, 0].tolist() == list(dataset.samples[5].labels)
