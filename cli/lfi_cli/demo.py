@@ -17,7 +17,7 @@ from lfi_cli.output import JsonFlag, Result, command, facts, finish, percent
 
 STUDENT = shlex.split(
     "--student vit_tiny_patch16_224 --image-size 64 --patch-size 8 "
-    "--student-arg depth=6 --student-arg embed_dim=128 --student-arg num_heads=4"
+    "--student-arg depth=6 --student-arg embed_dim=128 --student-arg num_heads=4 --batch-size 16"
 )
 
 

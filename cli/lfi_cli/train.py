@@ -29,7 +29,7 @@ def train(
         str, typer.Option(help="none (task loss alone), embedding (teacher's image embedding) or lfi.")
     ] = "lfi",
     maps: Annotated[str, typer.Option(help="teacher, or a control: shuffled, uniform.")] = "teacher",
-    lambda_int: Annotated[float, typer.Option(help="Weight of the objective's term.")] = 0.3,
+    lambda_int: Annotated[float, typer.Option(help="Weight of the objective's term.")] = 0.1,
     state: Annotated[
         str, typer.Option(help="Queries: persistent from tap to tap, or reset (ablation).")
     ] = "persistent",
@@ -46,7 +46,7 @@ def train(
     hold_out: Annotated[list[str] | None, typer.Option(help="Leave a domain out of training; may be repeated.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the warm-up and cosine schedule.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the warm-up and cosine schedule.")] = 5e-4,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW, on matrices.")] = 0.05,
     least_area: Annotated[float, typer.Option(help="Smallest crop, as a share of the image; 1: none.")] = 0.5,
     flip: Annotated[float, typer.Option(help="Probability of mirroring an image.")] = 0.5,

@@ -49,11 +49,11 @@ class TrainConfig:
     queries: QueryConfig = field(default_factory=QueryConfig)
     objective: str = "lfi"
     maps: str = "teacher"
-    lambda_int: float = 0.3
+    lambda_int: float = 0.1
     hold_out: tuple[str, ...] = ()
     epochs: int = 15
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.05
     warmup_epochs: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)

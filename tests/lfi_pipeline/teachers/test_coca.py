@@ -166,7 +166,7 @@ def test_layers_are_evenly_spaced_and_end_at_the_last(random_coca: Build, count:
     assert [layer.depth for layer in layers] == [pytest.approx((i + 1) / 3) for i in chosen]
 
 
-@pytest.mark.parametrize("kind", ["relevance", "integrated", "gradcam_pooler"])
+@pytest.mark.parametrize("kind", ["relevance", "integrated", "gradcam_pooler", "agreement"])
 def test_kinds_of_one_place_have_one_layer_however_many_are_asked_for(random_coca: Build, kind: str) -> None:
     assert len(random_coca("pooler").layers(kind, 99)) == 1
 

@@ -22,6 +22,7 @@ from lfi_pipeline.errors import ConfigError, DatasetError, SpecMismatchError, Un
 from lfi_pipeline.targets import Summary, TargetStore, TargetWriter, decode_maps, verify
 from lfi_pipeline.teachers import CocaTeacher, extract
 from lfi_pipeline.teachers.extract import ExtractConfig
+from lfi_pipeline.teachers.map_kinds import KINDS
 from lfi_pipeline.teachers.words import stop_words_sha256
 
 Run = Callable[..., Summary]
@@ -213,7 +214,7 @@ def test_a_finished_cache_is_left_alone(run: Run, tmp_path: Path, monkeypatch: p
     assert _tree(tmp_path / "t") == before
 
 
-@pytest.mark.parametrize("kind", ["relevance", "attention", "integrated", "gradcam", "gradcam_pooler"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_changes_rounding_only_and_is_not_in_the_spec(run: Run, tmp_path: Path, kind: str) -> None:
     options = {"kind": kind, "layers": 2, "views": ("full",)}
     run(tmp_path / "a", batch_size=8, **options)

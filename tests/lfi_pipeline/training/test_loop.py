@@ -73,7 +73,7 @@ def test_a_run_from_end_to_end(make_config: MakeConfig, tmp_path: Path, objectiv
             assert line["interaction_loss"] is None
             assert line["loss"] == line["task_loss"]
         else:
-            assert line["loss"] == pytest.approx(line["task_loss"] + 0.3 * line["interaction_loss"], rel=1e-5)
+            assert line["loss"] == pytest.approx(line["task_loss"] + 0.1 * line["interaction_loss"], rel=1e-5)
     validations = [line for line in lines if line["event"] == "val"]
     assert [(line["step"], line["epoch"]) for line in validations] == [(3, 1), (6, 2)]
     assert validations[-1]["map_seen"] == summary["map_seen"]
