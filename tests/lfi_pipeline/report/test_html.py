@@ -160,7 +160,8 @@ def test_a_single_run_with_nothing_else(tmp_path: Path, make_run: Any) -> None:
     assert "gallery" not in page.ids
     assert "domains" not in page.ids
     assert "lfi evaluate alone" in text
-    assert "lfi train --resume alone" in text
+    assert "the same command starts it again" in text
+    assert "lfi train --targets targets/scenes --objective none --maps teacher --seed 0" in text
     assert "one seed" in text
 
 
