@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.words import EncodedText, Word, stop_words_sha256
 
 VIEWS = ("full", "hflip")
+Read = tuple[npt.NDArray[np.uint8], int, int]  # pixels [3, H, W], crc32c and bytes of the file
 CAPTION_CHOICES = ("first", "longest")
 
 
@@ -204,18 +205,25 @@ class _ShardReader:
             )
             for view in spec.views
         }
-        checksums = np.zeros(count, np.uint32)
+        checksums, sizes = np.zeros(count, np.uint32), np.zeros(count, np.int64)
         quarantined: dict[int, str] = {}
-        for rows, images in self._batches(positions, checksums, quarantined):
+        for chunk in self._batches(positions):
+            rows, images = [], []
+            for row, image in chunk:
+                try:
+                    pixels, checksums[row], sizes[row] = image.result()
+                except ImageReadError as error:
+                    quarantined[row] = str(error)
+                    continue
+                rows.append(row)
+                images.append(torch.from_numpy(pixels))
             if rows:
-                self._fill(views, positions, rows, images)
-            bar.update(self.batch_size if bar.n + self.batch_size <= bar.total else bar.total - bar.n)
-        return ShardPayload(views=views, image_crc32c=checksums, quarantined=quarantined)
+                self._fill(views, positions, rows, torch.stack(images))
+            bar.update(len(chunk))
+        return ShardPayload(views=views, image_crc32c=checksums, image_size=sizes, quarantined=quarantined)
 
-    def _batches(
-        self, positions: range, checksums: npt.NDArray[np.uint32], quarantined: dict[int, str]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield (rows in the shard, images [B, 3, H, W]), reading the next batch while the teacher runs.
+    def _batches(self, positions: range) -> Iterator[list[tuple[int, Future[Read]]]]:
+        """Yield batches of (row in the shard, its image being read); the next batch is read while the teacher runs.
 
         Rows of like captions go together: a batch costs as many decoder passes as its wordiest caption has words.
         """
@@ -225,25 +233,16 @@ class _ShardReader:
         )
         chunks = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         with ThreadPoolExecutor(max_workers=4) as pool:
-            ahead = [pool.submit(self._read, positions[row]) for row in chunks[0]]
-            for number, chunk in enumerate(chunks):
-                now, ahead = ahead, []
-                if number + 1 < len(chunks):
-                    ahead = [pool.submit(self._read, positions[row]) for row in chunks[number + 1]]
-                rows, images = [], []
-                for row, future in zip(chunk, now, strict=True):
-                    try:
-                        image, checksums[row] = future.result()
-                    except ImageReadError as error:
-                        quarantined[row] = str(error)
-                        continue
-                    rows.append(row)
-                    images.append(torch.from_numpy(image))
-                yield rows, torch.stack(images) if images else torch.zeros(0)
+            ahead: list[tuple[int, Future[Read]]] = []
+            for chunk in [*chunks, []]:
+                now, ahead = ahead, [(row, pool.submit(self._read, positions[row])) for row in chunk]
+                if now:
+                    yield now
 
-    def _read(self, position: int) -> tuple[npt.NDArray[np.uint8], int]:
-        image, checksum = read_image(self.dataset.root / self.dataset.samples[position].path)
-        return view_image(image, WHOLE, self.spec.preprocessing.image_size), checksum
+    def _read(self, position: int) -> Read:
+        path = self.dataset.root / self.dataset.samples[position].path
+        image, checksum = read_image(path)
+        return view_image(image, WHOLE, self.spec.preprocessing.image_size), checksum, path.stat().st_size
 
     def _fill(self, views: dict[str, ViewArrays], positions: range, rows: list[int], images: Tensor) -> None:
         pixels = (images.to(self.teacher.device).float() - self.mean) / self.std

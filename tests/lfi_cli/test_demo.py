@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,8 @@ def test_the_whole_pipeline_in_small(lfi: Callable[..., Any], tmp_path: Path) ->
     assert command.startswith("lfi train --targets")
     assert f"$ {command}" in ended.err  # a run records the very command that was shown
 
-    began = time.monotonic()
     again = lfi("demo", "--out", out, *SMALL)
     assert again.code == 0
-    assert time.monotonic() - began < result["seconds"] + 5
     assert "Done" in again.out
     assert str(page.resolve()) in again.out
     assert "step/s" not in again.err  # nothing is trained twice

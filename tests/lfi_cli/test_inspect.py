@@ -26,7 +26,7 @@ def test_what_a_cache_holds(lfi: Callable[..., Any], tiny_val_targets: Path) -> 
     shown = lfi("inspect", tiny_val_targets)
     assert shown.code == 0
     assert "tiny-coca:test" in shown.out
-    assert "relevance" in shown.out
+    assert f"{store.spec.kind}, {store.spec.row} rows" in shown.out
 
 
 def test_pointing_scores_each_layer(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:

@@ -1,7 +1,7 @@
 """The visual domains of `scenes`: how backgrounds, objects and the finished picture look in each.
 
-A domain is three functions over float images in [0, 1]. They change appearance only: what is in the picture, where,
-and its mask are the same in every domain, so that cross-domain scores measure style alone.
+A domain is three functions over float images in [0, 1]. They change appearance only: numbers, sizes and places of
+objects are drawn alike in every domain, so that cross-domain scores measure style alone.
 """
 
 from __future__ import annotations

@@ -111,7 +111,10 @@ def _fresh(captions: Sequence[tuple[str, ...]], recipe: Recipe, out: Path) -> tu
     for part in ("text_cfg", "multimodal_cfg"):
         config[part]["vocab_size"] = tokenizer.vocab_size
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"}), tokenizer
+    model = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"})
+    projection = model.text_decoder.text_projection  # open_clip leaves this one uninitialised
+    torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+    return model, tokenizer
 
 
 def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe, weights: Path) -> dict[str, float]:
