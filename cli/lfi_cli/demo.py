@@ -29,7 +29,7 @@ def demo(
     ),
     train: Annotated[int, typer.Option(help="Training scenes.")] = 2000,
     val: Annotated[int, typer.Option(help="Validation scenes.")] = 600,
-    epochs: Annotated[int, typer.Option(help="Epochs of each student.")] = 12,
+    epochs: Annotated[int, typer.Option(help="Epochs of each student.")] = 10,
     seed: Annotated[int, typer.Option(help="Of scenes and students.")] = 0,
     as_json: JsonFlag = False,
 ) -> Result:
