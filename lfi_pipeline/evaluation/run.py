@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.gallery import write_gallery
 from lfi_pipeline.evaluation.grounding import (
@@ -30,7 +31,6 @@ from lfi_pipeline.training.run_dir import (
     config_from,
     load_checkpoint,
     read_json,
-    resolve_device,
     write_json,
 )
 from lfi_pipeline.training.validate import predict, score_domains

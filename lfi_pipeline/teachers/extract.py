@@ -20,6 +20,7 @@ from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS, mirrored_caption
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.replay import WHOLE, view_image
+from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, DatasetError, ImageReadError, UnknownNameError
 from lfi_pipeline.targets import (
     CodecSpec,
@@ -100,7 +101,7 @@ def extract(config: ExtractConfig, out: Path) -> tuple[Summary, float]:
     """
     began = time.monotonic()
     dataset = read_dataset(config.dataset, config.data_root, config.split)
-    device = torch.device(config.device if config.device != "auto" else _best_device())
+    device = resolve_device(config.device)
     teacher = load_teacher(config.teacher or load_manifest(config.dataset).teacher, device=device)
     captions = [_choose_caption(sample.captions, config.captions, sample.key) for sample in dataset.samples]
     texts = {"full": [teacher.encode_text(caption) for caption in captions]}
@@ -126,10 +127,6 @@ def extract(config: ExtractConfig, out: Path) -> tuple[Summary, float]:
         for shard in pending:
             writer.commit(shard, reader.payload(writer.shard_range(shard), bar))
     return writer.summary(), time.monotonic() - began
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _choose_caption(captions: Sequence[str], choice: str, key: str) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lfi_pipeline.data import read_dataset
+from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, LFIError
 from lfi_pipeline.students import Student, pair_layers
 from lfi_pipeline.targets import TargetStore
@@ -29,7 +30,6 @@ from lfi_pipeline.training.run_dir import (
     MetricsLog,
     prepare,
     read_json,
-    resolve_device,
     save_checkpoint,
     settings_of,
     write_json,

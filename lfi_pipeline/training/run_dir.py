@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import ConfigError, OutputExistsError, RunError
+from lfi_pipeline.errors import OutputExistsError, RunError
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training.config import TrainConfig
 
@@ -139,20 +138,3 @@ class MetricsLog:
         """Append `values`; the line is on disk when this returns."""
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto` or a torch device name stands for.
-
-    Raises:
-        ConfigError: not a device name, or a device that this machine does not have.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).split("\n")[0]
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, and be there, got {name!r} ({first})") from error
-    return device

@@ -56,6 +56,7 @@ def test_a_directory_with_other_files_is_left_alone(fails: Fails, tmp_path: Path
         ("ConfigError", ("--train", 0), "train 0"),
         ("ConfigError", ("--size", 8), "size 8"),
         ("ConfigError", ("--object-scale", 3), "0.3 to 1.35"),
+        ("ConfigError", ("--seed", -1), "seed must be 0 or more"),
     ],
 )
 def test_options_that_cannot_work(

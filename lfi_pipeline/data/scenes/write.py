@@ -59,6 +59,8 @@ class ScenesConfig:
         both = set(self.domains) & set(self.held_out)
         if both:
             raise ConfigError(f"A held-out domain must not be trained on; in both lists: {', '.join(sorted(both))}.")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
         if not 0.3 <= self.object_scale <= 1.35:
             raise ConfigError(f"object_scale must be 0.3 to 1.35, got {self.object_scale}.")
         if self.train < 1 or self.val < 1 or not 32 <= self.size <= 1024:
@@ -76,7 +78,10 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     """
     settings = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(f"{out} cannot be made: {error.strerror or error}. Choose another --out.") from error
     if not (out / _SETTINGS).exists():
         (out / _SETTINGS).write_text(settings, encoding="utf-8")
     (out / "annotations").mkdir(exist_ok=True)

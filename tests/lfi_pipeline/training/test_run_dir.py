@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import ConfigError, OutputExistsError, RunError
+from lfi_pipeline.errors import OutputExistsError, RunError
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.run_dir import (
@@ -24,7 +24,6 @@ from lfi_pipeline.training.run_dir import (
     load_checkpoint,
     prepare,
     read_json,
-    resolve_device,
     save_checkpoint,
     settings_of,
     write_json,
@@ -188,14 +187,3 @@ def test_a_checkpoint_that_does_not_fit_is_a_run_error(tmp_path: Path, damage: s
     path.write_bytes({"truncated": content[:-4], "garbage": b"\xff" * 64, "empty": b""}.get(damage, content))
     with pytest.raises(RunError, match=r"last\.safetensors does not fit"):
         load_checkpoint(tmp_path / "run", nn.Linear(3, 2))
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device must be auto.*got '{name}'"):
-        resolve_device(name)
