@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,8 +104,11 @@ def extract(config: ExtractConfig, out: Path) -> tuple[Summary, float]:
     device = resolve_device(config.device)
     teacher = load_teacher(config.teacher or load_manifest(config.dataset).teacher, device=device)
     captions = [_choose_caption(sample.captions, config.captions, sample.key) for sample in dataset.samples]
-    texts = {"full": [teacher.encode_text(caption) for caption in captions]}
-    texts["hflip"] = [teacher.encode_text(mirrored_caption(caption)) for caption in captions]
+    reads: dict[str, Callable[[str], str]] = {
+        "full": str,
+        "hflip": mirrored_caption,
+    }  # the caption that is true of each view
+    texts = {view: [teacher.encode_text(reads[view](caption)) for caption in captions] for view in config.views}
     words = [[word.text for word in text.words[: config.words]] for text in texts["full"]]
     names = tuple(sorted({word for row in words for word in row}))
     vocabulary = Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))

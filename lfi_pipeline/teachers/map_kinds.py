@@ -142,11 +142,12 @@ def _relevance(read: Read, tokens: Tensor) -> Tensor:
 
 def _integrated(read: Read, tokens: Tensor) -> Tensor:
     change = tokens - tokens[:, 1:].mean(1, keepdim=True)
-    total = torch.zeros(())
+    mass = torch.zeros((), device=tokens.device)
     for step in range(1, STEPS + 1):
         x = (tokens - change * (1 - step / STEPS)).requires_grad_()
-        total = total.to(x.device) + torch.stack([gradient for (gradient,) in read(x).gradients([x])], dim=1)
-    return (total * change[:, None]).sum(-1).relu()[:, None]  # [B, 1, M, 1+N]
+        gradients = torch.stack([gradient for (gradient,) in read(x).gradients([x])], dim=1)  # [B, M, 1+N, D]
+        mass = mass + (gradients * change[:, None]).sum(-1)
+    return mass.relu()[:, None]  # [B, 1, M, 1+N]
 
 
 def _agreement(read: Read, tokens: Tensor) -> Tensor:
