@@ -25,6 +25,7 @@ from lfi_pipeline.errors import UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
+from lfi_pipeline.teachers.captioner import write_captions
 from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading
 from lfi_pipeline.teachers.precision import autocast
 from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
@@ -143,16 +144,15 @@ class CocaTeacher:
             raise UnknownNameError("map kind", kind, self.kinds)
         require_row(row, kind)
         chosen = require_images(len(texts), len(images), image_of)
-        visual = self.model.visual
         tokens, embedding = self._look(images)
         if image_of is not None:
             tokens = tokens[chosen]
-        mass = torch.zeros(len(texts), len(layers), max(1, *map(len, words)), self._columns, device=self.device)
+        slots, parts = max(1, *map(len, words), 1), []
         for some in torch.arange(len(texts)).split(self._captions_at_once()):
             first, last = int(some[0]), int(some[-1]) + 1
             found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
-            mass[first:last, :, : found.shape[2]] = found
-        return InteractionMaps(*normalised(mass, self.grid), embedding)
+            parts.append(nn.functional.pad(found, (0, 0, 0, slots - found.shape[2])))
+        return InteractionMaps(*normalised(torch.cat(parts), self.grid), embedding)
 
     def _mass(
         self,
@@ -177,16 +177,23 @@ class CocaTeacher:
         with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(probes) as attention:
             return KINDS[kind].make(read, tokens).detach().float()
 
-    @property
-    def _columns(self) -> int:
-        """Columns of a row of mass: the patches, and CLS where a pooler shows it to the decoder."""
-        return self.grid[0] * self.grid[1] + (self.pooler is not None)
-
     def _captions_at_once(self) -> int:
         """As many captions as have `SEEN_NUMBERS` keys and values of the decoder among them."""
         decoder = self.model.text_decoder
-        tokens = self._columns if self.pooler is None else len(self.pooler.query)
+        tokens = self.grid[0] * self.grid[1] if self.pooler is None else len(self.pooler.query)
         return int(max(1, SEEN_NUMBERS // (2 * len(decoder.cross_attn) * tokens * decoder.width)))
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether it can caption an image: every CoCa can."""
+        return True
+
+    def generate(self, images: Tensor) -> list[str]:
+        """Return a caption of each image [B, 3, H, W], by beam search: the same for the same image."""
+        visual = self.model.visual
+        with torch.no_grad(), autocast(self.device, self.precision):
+            tokens = visual.transformer(visual._embeds(images))
+        return write_captions(self.model, self.tokenizer, tokens.float())
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
