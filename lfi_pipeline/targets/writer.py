@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lfi_pipeline.errors import ConfigError, CorruptTargetsError, OutputExistsError, TargetsError
+from lfi_pipeline.targets.claims import STAGING, claimed, clear_staging, staging_file
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
 from lfi_pipeline.targets.encode import encode_payload
 from lfi_pipeline.targets.files import (
@@ -28,12 +29,15 @@ from lfi_pipeline.targets.spec import TargetSpec
 
 
 class TargetWriter:
-    """Writes one cache. Several processes may each open the same directory, if they commit different shards.
+    """Writes one cache. Any number of processes may open the same directory; claims share the shards out among them.
 
     Example:
         writer = TargetWriter.open(path, spec, plan, vocabulary, data_root)
         for shard in writer.pending_shards():
-            writer.commit(shard, make_payload(writer.shard_range(shard)))
+            with writer.claim(shard) as ours:
+                if ours:
+                    writer.commit(shard, make_payload(writer.shard_range(shard)))
+        writer.finish()
     """
 
     def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], vocabulary_size: int) -> None:
@@ -66,7 +70,7 @@ class TargetWriter:
             SpecMismatchError: `path` holds a cache of another spec, plan or vocabulary; names the fields.
             CorruptTargetsError: the cache's own fixed files are damaged.
             ConfigError: plan or vocabulary do not fit the spec.
-            LFIError: the directory cannot be written.
+            OutputWriteError: the directory cannot be written.
         """
         root = Path(path).expanduser().absolute()
         if len(plan) != spec.dataset.samples:
@@ -104,23 +108,40 @@ class TargetWriter:
         """Positions of the samples of one shard; raises ConfigError for a shard that does not exist."""
         return self._spec.shard_range(shard)
 
-    def commit(self, shard: int, payload: ShardPayload) -> None:
-        """Encode a shard and write its files, the commit record last.
+    @contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        """Hold a shard while it is made; gives False where it is committed, or held by another living process.
 
         Raises:
-            ConfigError: no such shard, one already committed, or a payload that does not fit the spec.
-            LFIError: the disk is full, or not writable; nothing of this shard counts then, all others stay.
+            OutputWriteError: the directory cannot be written.
+        """
+        with ExitStack() as stack:
+            with output_errors(self._root):
+                held = stack.enter_context(claimed(self._root, f"{shard:06d}"))
+            yield held and not (self._root / commit_file(shard)).exists()
+
+    def commit(self, shard: int, payload: ShardPayload) -> None:
+        """Encode a shard and write its files, the commit record last; one that is committed already stays as it is.
+
+        Raises:
+            ConfigError: no such shard, or a payload that does not fit the spec.
+            OutputWriteError: the disk is full, or not writable; nothing of this shard counts then, all others stay.
         """
         positions = self.shard_range(shard)
-        if (self._root / commit_file(shard)).exists():
-            raise ConfigError(f"shard must be one of pending_shards(), got {shard}, which is committed.")
         check_payload(self._spec, self._vocabulary_size, len(positions), payload)
         plan = self._plan[positions.start : positions.stop]
         files, record = encode_payload(self._spec, shard, plan, payload, self._metadata)
         with output_errors(self._root):
-            for name, data in files.items():
-                write_atomic(self._root / name, data)
-            write_atomic(self._root / commit_file(shard), record.to_bytes())
+            (self._root / STAGING).mkdir(exist_ok=True)
+            for name, data in {**files, commit_file(shard): record.to_bytes()}.items():
+                if (self._root / commit_file(shard)).exists():
+                    return  # by another process, where the file system has no locks
+                write_atomic(self._root / name, data, staging_file(self._root, f"{shard:06d}", name))
+
+    def finish(self) -> None:
+        """Remove the working files of killed processes, once every shard is committed."""
+        if not self.pending_shards():
+            clear_staging(self._root)
 
     def summary(self) -> Summary:
         """Add up what is committed so far, by all processes.

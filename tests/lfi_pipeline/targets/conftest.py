@@ -98,10 +98,13 @@ def open_writer(path: Path, spec: TargetSpec | None = None) -> TargetWriter:
 
 
 def extract(path: Path, limit: int | None = None) -> TargetWriter:
-    """What the extract command does: open, then commit every pending shard (at most `limit`)."""
+    """What the extract command does: open, then claim and commit every pending shard (at most `limit`)."""
     writer = open_writer(path)
     for shard in writer.pending_shards()[:limit]:
-        writer.commit(shard, make_payload(writer.spec, shard))
+        with writer.claim(shard) as ours:
+            assert ours
+            writer.commit(shard, make_payload(writer.spec, shard))
+    writer.finish()
     return writer
 
 
