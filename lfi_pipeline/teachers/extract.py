@@ -240,9 +240,8 @@ class _ShardReader:
                     yield now
 
     def _read(self, position: int) -> Read:
-        path = self.dataset.root / self.dataset.samples[position].path
-        image, checksum = read_image(path)
-        return view_image(image, WHOLE, self.spec.preprocessing.image_size), checksum, path.stat().st_size
+        image, checksum, size = read_image(self.dataset.root, self.dataset.samples[position].path)
+        return view_image(image, WHOLE, self.spec.preprocessing.image_size), checksum, size
 
     def _fill(self, views: dict[str, ViewArrays], positions: range, rows: list[int], images: Tensor) -> None:
         pixels = (images.to(self.teacher.device).float() - self.mean) / self.std

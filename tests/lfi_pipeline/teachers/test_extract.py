@@ -89,7 +89,7 @@ def test_the_cache_holds_what_the_teacher_says(
     )
     mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in (tiny_teacher.mean, tiny_teacher.std))
     for position, sample in enumerate(dataset.samples[:10]):
-        image, checksum = read_image(scenes_root / sample.path)
+        image, checksum, _ = read_image(scenes_root, sample.path)
         pixels = (torch.from_numpy(view_image(image, WHOLE, (64, 64))).float() - mean) / std
         for view in ("full", "hflip"):
             flip = view == "hflip"
