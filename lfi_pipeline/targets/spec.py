@@ -27,12 +27,14 @@ class TeacherSpec:
         tag: name of the weights.
         weights_sha256: hex digest of the weights file.
         family: how its maps are taken ("coca", "dual", ...).
+        precision: what its vision trunk and text tower compute in; the arithmetic of maps is fp32.
     """
 
     name: str
     tag: str
     weights_sha256: str
     family: str
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         check_types(self)
