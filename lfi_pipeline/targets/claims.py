@@ -53,7 +53,7 @@ def clear_staging(root: Path) -> None:
 def _acquire(folder: Path, name: str) -> int | None:
     path = _lock_file(folder, name)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # another process finished everything and removed the folder

@@ -129,6 +129,11 @@ class TargetIndex:
         return np.asarray([crc or 0 for crc in self._column("crc32c", 0)], dtype=np.uint32)
 
     @cached_property
+    def image_sizes(self) -> npt.NDArray[np.int64]:
+        """int64 [S], bytes of the image files; 0 where quarantined, or not known."""
+        return np.asarray([size or 0 for size in self._column("size", 0)], dtype=np.int64)
+
+    @cached_property
     def quarantined(self) -> npt.NDArray[np.bool_]:
         """bool [S], True where a sample has no targets because its image could not be used."""
         mask = np.zeros(len(self), dtype=bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -40,10 +40,10 @@ class TargetWriter:
         writer.finish()
     """
 
-    def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], vocabulary_size: int) -> None:
+    def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], vocabulary: Vocabulary) -> None:
         """Use `open`, which also prepares the directory."""
         self._root, self._spec, self._plan = root, manifest.spec, plan
-        self._vocabulary_size = vocabulary_size
+        self._vocabulary = vocabulary
         self._metadata = {name: read_whole(root / name) for name in manifest.files if name.endswith("zarr.json")}
 
     @classmethod
@@ -52,7 +52,7 @@ class TargetWriter:
         path: str | Path,
         spec: TargetSpec,
         plan: Sequence[PlannedSample],
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | Callable[[], Vocabulary],
         data_root: str | Path,
     ) -> TargetWriter:
         """Create a cache, or go on with the one that is there.
@@ -62,7 +62,8 @@ class TargetWriter:
             spec: the frozen description.
             plan: every sample, in order.
             vocabulary: the words of all captions, with the teacher's text embeddings. On a rerun embeddings
-                may differ by rounding; the stored ones stand.
+                may differ by rounding; the stored ones stand. A function is called only where no cache of
+                this spec and plan is there, and by one process at a time.
             data_root: where the images lie now; not part of what must stay the same.
 
         Raises:
@@ -75,29 +76,30 @@ class TargetWriter:
         root = Path(path).expanduser().absolute()
         if len(plan) != spec.dataset.samples:
             raise ConfigError(f"plan must have dataset.samples = {spec.dataset.samples} rows, got {len(plan)}.")
-        if vocabulary.embeddings.shape[1] != spec.embedding_dim:
-            raise ConfigError(
-                f"vocabulary.embeddings must be [V, {spec.embedding_dim}] as embedding_dim says, "
-                f"got {vocabulary.embeddings.shape}."
-            )
         digests = plan_digests(plan)
         with output_errors(root):
             _require_ours(root)
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 _require_ours(root)
+                vocabulary = _vocabulary(root, spec, digests, vocabulary)
                 manifest = _prepare(root, spec, digests, vocabulary)
                 source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)
                 for name in (MANIFEST, SOURCE, *manifest.files):
                     temporary(root / name).unlink(missing_ok=True)
-        return cls(root, manifest, plan, len(vocabulary.words))
+        return cls(root, manifest, plan, Vocabulary.load(root))
 
     @property
     def spec(self) -> TargetSpec:
         """The cache's spec."""
         return self._spec
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The cache's words, with their embeddings as stored."""
+        return self._vocabulary
 
     def pending_shards(self) -> list[int]:
         """Numbers of the shards that are not committed, ascending; looks at the disk on every call."""
@@ -128,7 +130,7 @@ class TargetWriter:
             OutputWriteError: the disk is full, or not writable; nothing of this shard counts then, all others stay.
         """
         positions = self.shard_range(shard)
-        check_payload(self._spec, self._vocabulary_size, len(positions), payload)
+        check_payload(self._spec, len(self._vocabulary.words), len(positions), payload)
         plan = self._plan[positions.start : positions.stop]
         files, record = encode_payload(self._spec, shard, plan, payload, self._metadata)
         with output_errors(self._root):
@@ -175,6 +177,25 @@ def _require_ours(root: Path) -> None:
                 f"{root} already holds something that is not a targets cache ({', '.join(others[:5])}); "
                 "choose another output directory."
             )
+
+
+def _vocabulary(
+    root: Path, spec: TargetSpec, digests: dict[str, str], vocabulary: Vocabulary | Callable[[], Vocabulary]
+) -> Vocabulary:
+    """The vocabulary of this run: the stored one, where it must be the same, rather than computing it again."""
+    if callable(vocabulary):
+        stored = Manifest.load(root) if (root / MANIFEST).exists() else None
+        if stored is not None:
+            stored.require_same(spec, digests, [], root)
+            if all(_intact(root / name, stored.files[name]) for name in ("vocabulary.json", "vocabulary.npy")):
+                return Vocabulary.load(root)
+        vocabulary = vocabulary()
+    if vocabulary.embeddings.shape[1] != spec.embedding_dim:
+        raise ConfigError(
+            f"vocabulary.embeddings must be [V, {spec.embedding_dim}] as embedding_dim says, "
+            f"got {vocabulary.embeddings.shape}."
+        )
+    return vocabulary
 
 
 def _prepare(root: Path, spec: TargetSpec, digests: dict[str, str], vocabulary: Vocabulary) -> Manifest:
