@@ -62,3 +62,7 @@ class OutputExistsError(LFIError, FileExistsError):
 
 class RunError(LFIError, ValueError):
     """A directory that is not a training run, or one that holds no checkpoint."""
+
+
+class BenchmarkError(LFIError, RuntimeError):
+    """A benchmark whose correctness check failed, so that it was not timed."""
