@@ -66,3 +66,7 @@ class OutputWriteError(LFIError, OSError):
 
 class RunError(LFIError, ValueError):
     """A directory that is not a training run, or one that holds no checkpoint."""
+
+
+class BenchmarkError(LFIError, RuntimeError):
+    """A benchmark whose correctness check failed, so that it was not timed."""
