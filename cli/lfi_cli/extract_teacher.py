@@ -86,11 +86,9 @@ def extract_teacher(
     Killed at any moment, the same command goes on at the first shard that is not committed; any number of processes may
     work on one cache.
 
-    Examples:
+    Example: lfi extract-teacher --dataset scenes --data-root data/scenes --out shards/
 
-    lfi extract-teacher --dataset scenes --data-root data/scenes --out shards/
-
-    torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
+    On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
     from lfi_pipeline.teachers.extract import ExtractConfig, extract
     from lfi_pipeline.teachers.shares import share_of

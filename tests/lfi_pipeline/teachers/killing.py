@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import tensorstore  # noqa: F401
@@ -67,7 +68,7 @@ def shares(rng: random.Random) -> list[Share]:
         return [Share(rank=rank, world=count) for rank in range(count)]
     if kind == "ranges":
         edges = [0, *sorted(rng.sample(range(1, SHARDS), count - 1)), SHARDS]
-        return [Share(first=a, end=b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [Share(first=a, end=b) for a, b in pairwise(edges)]
     return [Share() for _ in range(count)]
 
 
@@ -102,7 +103,7 @@ def main() -> None:
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         assert not different, f"trial {number}: {different[:5]}"
         shutil.rmtree(out)
-    print(f"{trials} trials, {killed} processes killed, every cache byte-identical")
+    sys.stdout.write(f"{trials} trials, {killed} processes killed, every cache byte-identical\n")
 
 
 if __name__ == "__main__":

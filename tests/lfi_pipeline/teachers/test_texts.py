@@ -61,7 +61,7 @@ def test_a_sample_that_cannot_be_read_so_is_named_with_what_would_serve() -> Non
 
 @pytest.mark.parametrize("prompt", ["a photo", "{} and {}", "a {0}", "a {name}", "{{}}"])
 def test_a_template_without_one_place_is_refused(prompt: str) -> None:
-    with pytest.raises(ConfigError, match="exactly one {}"):
+    with pytest.raises(ConfigError, match=r"exactly one \{\}"):
         TextSource("prompts", "first", classes=CLASSES, prompts=(prompt,))
 
 
