@@ -156,8 +156,8 @@ class CaptionReader:
         blocks = zip(self.decoder.resblocks, self.decoder.cross_attn, seen.keys, seen.values, strict=True)
         for block, cross, key, value in blocks:
             normed = block.ln_1(x)
-            heads = [project(block.attn, normed, part) for part in (QUERY, KEY, VALUE)]
-            x = x + block.ls_1(merge(block.attn, attend(*heads, mask).mixed))
+            query, *keyed = (project(block.attn, normed, part) for part in (QUERY, KEY, VALUE))
+            x = x + block.ls_1(merge(block.attn, attend(query, keyed[0], keyed[1], mask).mixed))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
             looks.append(attend(project(cross.attn, cross.ln_1(x), QUERY), key, value))
             x = x + cross.ls_1(merge(cross.attn, looks[-1].mixed))
@@ -207,12 +207,14 @@ class CaptionReader:
                 rows.looks, *self.at_looks(rows, cotangent), self._folded, strict=True
             ):
                 (to_key, _), (to_value, _) = folded
-                probabilities, queries = look.probabilities, look.query @ to_key  # [B, H, T, Q], [B, H, T, D]
-                left = torch.cat([scores, probabilities.expand_as(scores)], dim=2).flatten(0, 1).flatten(1, 2)
-                values = mixed @ to_value
-                right = torch.cat([queries.expand_as(values), values], dim=2).flatten(0, 1).flatten(1, 2)
-                left = left.transpose(1, 2)  # [m B, Q, 2 H T] @ [m B, 2 H T, D]
-                total = left @ right if total is None else total.baddbmm_(left, right)
+                queries = torch.einsum("bhtc,hcd->bhtd", look.query, to_key).flatten(1, 2).repeat(words, 1, 1)
+                values = torch.einsum("mbhtc,hcd->mbhtd", mixed, to_value).flatten(0, 1).flatten(1, 2)
+                probabilities = look.probabilities.flatten(1, 2).repeat(words, 1, 1)
+                if total is None:
+                    total = probabilities.transpose(1, 2) @ values  # [m B, Q, H T] @ [m B, H T, D]
+                else:
+                    total.baddbmm_(probabilities.transpose(1, 2), values)
+                total.baddbmm_(scores.flatten(0, 1).flatten(1, 2).transpose(1, 2), queries)
         assert total is not None
         return total.unflatten(0, (words, batch))
 

@@ -32,6 +32,8 @@ from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
 
 __all__ = ["CocaTeacher", "require_row"]
 
+SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
+
 
 class CocaTeacher:
     """A CoCa model of open_clip with its tokenizer; a `Teacher`.
@@ -145,7 +147,24 @@ class CocaTeacher:
         tokens, embedding = self._look(images)
         if image_of is not None:
             tokens = tokens[chosen]
-        ids = self._pad(texts)
+        mass = torch.zeros(len(texts), len(layers), max(1, *map(len, words)), self._columns, device=self.device)
+        for some in torch.arange(len(texts)).split(self._captions_at_once()):
+            first, last = int(some[0]), int(some[-1]) + 1
+            found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
+            mass[first:last, :, : found.shape[2]] = found
+        return InteractionMaps(*normalised(mass, self.grid), embedding)
+
+    def _mass(
+        self,
+        tokens: Tensor,
+        texts: Sequence[EncodedText],
+        words: Sequence[Sequence[Word | None]],
+        kind: str,
+        layers: Sequence[LayerSpec],
+        row: str,
+    ) -> Tensor:
+        """Mass [C, L, M, 1+N or N] of some captions, each beside its image's tokens."""
+        visual, ids = self.model.visual, self._pad(texts)
         request = Request(ids=ids, words=words, row=row, layers=[layer.name for layer in layers])
         reader = CaptionReader(self.model.text_decoder, request, self._text(ids, request.length))
         probes = {POOLER: self.pooler.attn} if self.pooler is not None and KINDS[kind].attention else {}
@@ -156,8 +175,18 @@ class CocaTeacher:
             return Reading(reader, seen, entering[0] if entering else None, attention.get(POOLER))
 
         with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(probes) as attention:
-            mass = KINDS[kind].make(read, tokens)
-        return InteractionMaps(*normalised(mass.detach().float(), self.grid), embedding)
+            return KINDS[kind].make(read, tokens).detach().float()
+
+    @property
+    def _columns(self) -> int:
+        """Columns of a row of mass: the patches, and CLS where a pooler shows it to the decoder."""
+        return self.grid[0] * self.grid[1] + (self.pooler is not None)
+
+    def _captions_at_once(self) -> int:
+        """As many captions as have `SEEN_NUMBERS` keys and values of the decoder among them."""
+        decoder = self.model.text_decoder
+        tokens = self._columns if self.pooler is None else len(self.pooler.query)
+        return int(max(1, SEEN_NUMBERS // (2 * len(decoder.cross_attn) * tokens * decoder.width)))
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -145,9 +145,9 @@ def _integrate(read: Read, tokens: Tensor, pooler: bool = False) -> tuple[Tensor
         x = (tokens - change * (1 - step / STEPS)).requires_grad_()
         reading = read(x)
         found = reading.empty(*x.shape[:2])
-        both = pooler and step == STEPS and reading.pooler is not None
-        weighted = reading.empty(*x.shape[:2]) if both else None
-        for slots, gradients in reading.gradients([x, reading.pooler] if both else [x]):
+        weighted = reading.empty(*x.shape[:2]) if pooler and step == STEPS else None
+        inputs = [x] if weighted is None or reading.pooler is None else [x, reading.pooler]
+        for slots, gradients in reading.gradients(inputs):
             found[slots] = torch.einsum("mbnd,bnd->mbn", gradients[0], change)
             if weighted is not None and reading.pooler is not None:
                 weighted[slots] = _weighted(reading.pooler, gradients[1])

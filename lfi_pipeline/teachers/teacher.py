@@ -101,7 +101,7 @@ class Teacher(Protocol):
         row: str = "emitting",
         image_of: Sequence[int] | None = None,
     ) -> InteractionMaps:
-        """Return the maps of `words[c]` (None leaves a row empty) of `texts[c]` over image `image_of[c]` (default c)."""
+        """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c, `image_of[c]` or c."""
         ...
 
     def generate(self, images: Tensor) -> list[str]:
