@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,12 +39,14 @@ class ShardPayload:
         image_crc32c: uint32 [n], of the image files' bytes.
         quarantined: reason by position in the shard; whatever the arrays hold there is stored as absent.
         image_size: int64 [n], bytes of the image files, where known.
+        images: the image files' bytes, None where quarantined; the webdataset layout needs them.
     """
 
     views: Mapping[str, ViewArrays]
     image_crc32c: npt.NDArray[np.uint32]
     quarantined: Mapping[int, str] = field(default_factory=dict)
     image_size: npt.NDArray[np.int64] | None = None
+    images: Sequence[bytes | None] | None = None
 
 
 def check_payload(spec: TargetSpec, vocabulary_size: int, samples: int, payload: ShardPayload) -> None:

@@ -8,9 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError, OutputExistsError, TargetsError
+from lfi_pipeline.errors import (
+    ConfigError,
+    CorruptTargetsError,
+    OutputExistsError,
+    TargetsError,
+    UnknownNameError,
+)
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
-from lfi_pipeline.targets.encode import encode_payload
+from lfi_pipeline.targets.encode import StoredShard, encode_stored, store_payload
 from lfi_pipeline.targets.files import (
     FileRecord,
     output_errors,
@@ -20,7 +26,7 @@ from lfi_pipeline.targets.files import (
     temporary,
     write_atomic,
 )
-from lfi_pipeline.targets.layout import MANIFEST, SOURCE, commit_file, zarr_metadata
+from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, VOCABULARY, commit_file, zarr_metadata
 from lfi_pipeline.targets.manifest import Manifest
 from lfi_pipeline.targets.payload import ShardPayload, check_payload
 from lfi_pipeline.targets.plan import PlannedSample, Vocabulary, plan_digests
@@ -36,10 +42,10 @@ class TargetWriter:
             writer.commit(shard, make_payload(writer.shard_range(shard)))
     """
 
-    def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], vocabulary_size: int) -> None:
+    def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], words: Sequence[str]) -> None:
         """Use `open`, which also prepares the directory."""
         self._root, self._spec, self._plan = root, manifest.spec, plan
-        self._vocabulary_size = vocabulary_size
+        self._layout, self._words = manifest.layout, words
         self._metadata = {name: read_whole(root / name) for name in manifest.files if name.endswith("zarr.json")}
 
     @classmethod
@@ -50,6 +56,8 @@ class TargetWriter:
         plan: Sequence[PlannedSample],
         vocabulary: Vocabulary,
         data_root: str | Path,
+        *,
+        layout: str = "zarr",
     ) -> TargetWriter:
         """Create a cache, or go on with the one that is there.
 
@@ -60,15 +68,19 @@ class TargetWriter:
             vocabulary: the words of all captions, with the teacher's text embeddings. On a rerun embeddings
                 may differ by rounding; the stored ones stand.
             data_root: where the images lie now; not part of what must stay the same.
+            layout: how shards are stored, one of `LAYOUTS`; "webdataset" needs `ShardPayload.images`.
 
         Raises:
+            UnknownNameError: no such layout.
             OutputExistsError: `path` holds something else; nothing is touched.
-            SpecMismatchError: `path` holds a cache of another spec, plan or vocabulary; names the fields.
+            SpecMismatchError: `path` holds a cache of another spec, layout, plan or vocabulary; names the fields.
             CorruptTargetsError: the cache's own fixed files are damaged.
             ConfigError: plan or vocabulary do not fit the spec.
             LFIError: the directory cannot be written.
         """
         root = Path(path).expanduser().absolute()
+        if layout not in LAYOUTS:
+            raise UnknownNameError("layout", layout, LAYOUTS)
         if len(plan) != spec.dataset.samples:
             raise ConfigError(f"plan must have dataset.samples = {spec.dataset.samples} rows, got {len(plan)}.")
         if vocabulary.embeddings.shape[1] != spec.embedding_dim:
@@ -82,13 +94,13 @@ class TargetWriter:
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 _require_ours(root)
-                manifest = _prepare(root, spec, digests, vocabulary)
+                manifest = _prepare(root, spec, layout, digests, vocabulary)
                 source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)
                 for name in (MANIFEST, SOURCE, *manifest.files):
                     temporary(root / name).unlink(missing_ok=True)
-        return cls(root, manifest, plan, len(vocabulary.words))
+        return cls(root, manifest, plan, vocabulary.words)
 
     @property
     def spec(self) -> TargetSpec:
@@ -104,19 +116,21 @@ class TargetWriter:
         """Positions of the samples of one shard; raises ConfigError for a shard that does not exist."""
         return self._spec.shard_range(shard)
 
-    def commit(self, shard: int, payload: ShardPayload) -> None:
+    def commit(self, shard: int, payload: ShardPayload | StoredShard) -> None:
         """Encode a shard and write its files, the commit record last.
 
         Raises:
-            ConfigError: no such shard, one already committed, or a payload that does not fit the spec.
+            ConfigError: no such shard, one already committed, or a payload that does not fit the spec or the layout.
             LFIError: the disk is full, or not writable; nothing of this shard counts then, all others stay.
         """
         positions = self.shard_range(shard)
         if (self._root / commit_file(shard)).exists():
             raise ConfigError(f"shard must be one of pending_shards(), got {shard}, which is committed.")
-        check_payload(self._spec, self._vocabulary_size, len(positions), payload)
+        if isinstance(payload, ShardPayload):
+            check_payload(self._spec, len(self._words), len(positions), payload)
+            payload = store_payload(self._spec, payload)
         plan = self._plan[positions.start : positions.stop]
-        files, record = encode_payload(self._spec, shard, plan, payload, self._metadata)
+        files, record = encode_stored(self._spec, self._layout, shard, plan, payload, self._metadata, self._words)
         with output_errors(self._root):
             for name, data in files.items():
                 write_atomic(self._root / name, data)
@@ -129,7 +143,9 @@ class TargetWriter:
             CorruptTargetsError: a commit record is damaged.
         """
         shards = committed_shards(self._root, self._spec)
-        return summarise(self._spec, (CommitRecord.load(self._root, shard) for shard in shards))
+        return summarise(
+            self._spec, (CommitRecord.load(self._root, self._spec, self._layout, shard) for shard in shards)
+        )
 
 
 def _require_ours(root: Path) -> None:
@@ -156,16 +172,17 @@ def _require_ours(root: Path) -> None:
             )
 
 
-def _prepare(root: Path, spec: TargetSpec, digests: dict[str, str], vocabulary: Vocabulary) -> Manifest:
+def _prepare(root: Path, spec: TargetSpec, layout: str, digests: dict[str, str], vocabulary: Vocabulary) -> Manifest:
     """Write the manifest and the fixed files, or check those that are there."""
-    content = {**vocabulary.to_files(), **zarr_metadata(spec)}
-    manifest = Manifest(spec=spec, plan=digests, files={name: FileRecord.of(data) for name, data in content.items()})
+    content = {**vocabulary.to_files(), **(zarr_metadata(spec) if layout == "zarr" else {})}
+    records = {name: FileRecord.of(data) for name, data in content.items()}
+    manifest = Manifest(spec=spec, layout=layout, plan=digests, files=records)
     stored = Manifest.load(root) if (root / MANIFEST).exists() else None
     if stored is not None:
         intact = {name for name, record in stored.files.items() if _intact(root / name, record)}
-        known = {"vocabulary.json", "vocabulary.npy"} <= intact
-        lines = Vocabulary.load(root).differences(vocabulary) if known else []
-        stored.require_same(spec, digests, lines, root)
+        known = set(VOCABULARY) <= intact
+        lines = Vocabulary.load(root, stored.spec.embedding_dim).differences(vocabulary) if known else []
+        stored.require_same(spec, layout, digests, lines, root)
         if intact == stored.files.keys():
             return stored
         restorable = all(manifest.files.get(name) == stored.files[name] for name in stored.files.keys() - intact)
@@ -180,7 +197,7 @@ def _prepare(root: Path, spec: TargetSpec, digests: dict[str, str], vocabulary: 
             content = {name: data for name, data in content.items() if name not in intact}
     if manifest is not stored:
         write_atomic(root / MANIFEST, manifest.to_bytes())
-    for folder in ("index", "commits"):
+    for folder in ("index", "commits", *(["shards"] if layout == "webdataset" else [])):
         (root / folder).mkdir(exist_ok=True)
     for name, data in content.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
