@@ -91,7 +91,7 @@ def _rows(root: Path, count: int, seed: int, batch_size: int) -> list[Tensor]:
     parts = []
     for first in range(0, count, batch_size):
         samples = dataset.samples[first : first + batch_size]
-        pixels = [view_image(read_image(root / s.path)[0], WHOLE, teacher.image_size) for s in samples]
+        pixels = [view_image(read_image(root, s.path)[0], WHOLE, teacher.image_size) for s in samples]
         images = (torch.from_numpy(np.stack(pixels)).float() - mean) / std
         texts = [teacher.encode_text(sample.captions[0]) for sample in samples]
         words = [text.words for text in texts]

@@ -163,7 +163,7 @@ class _Memory:
 
 def read(path: Path, teacher: CocaTeacher) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """What the teacher sees of a file, uint8 [3, H, W]."""
-    return view_image(read_image(path)[0], WHOLE, teacher.image_size)
+    return view_image(read_image(path.parent, path.name)[0], WHOLE, teacher.image_size)
 
 
 def _parts(inside: _Memory, root: Path, scratch: Path, config: ExtractionConfig) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,7 @@ class ShardPayload:
         donated: bool [V, n, L], rows that come out of another cache; encoding them again changes nothing, so their
             loss is not measured but taken to be `donated_kl`. None where there are none.
         donated_kl: mean KL(map || decoded) of those rows in nats.
+        images: the image files' bytes, None where quarantined; the webdataset layout needs them.
     """
 
     views: Mapping[str, ViewArrays]
@@ -50,6 +51,7 @@ class ShardPayload:
     image_size: npt.NDArray[np.int64] | None = None
     donated: npt.NDArray[np.bool_] | None = None
     donated_kl: float = 0.0
+    images: Sequence[bytes | None] | None = None
 
 
 def check_payload(spec: TargetSpec, vocabulary_size: int, samples: int, payload: ShardPayload) -> None:

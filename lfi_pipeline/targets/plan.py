@@ -83,18 +83,31 @@ class Vocabulary:
         return {"vocabulary.json": words.encode(), "vocabulary.npy": buffer.getvalue()}
 
     @classmethod
-    def load(cls, root: Path) -> Vocabulary:
-        """Read the vocabulary of a cache, embeddings as float32.
+    def load(cls, root: Path, embedding_dim: int) -> Vocabulary:
+        """Read the vocabulary of a cache, embeddings [V, embedding_dim] as float32.
 
         Raises:
             CorruptTargetsError: a file is missing or cannot be read.
         """
         try:
-            words = tuple(json.loads(read_whole(root / "vocabulary.json")))
-            array = np.load(io.BytesIO(read_whole(root / "vocabulary.npy")), allow_pickle=False)
-            return cls(words=words, embeddings=array.astype(np.float32))
-        except ValueError as error:
+            words = json.loads(read_whole(root / "vocabulary.json"))
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ValueError("vocabulary.json must be a list of words.")
+            array = _parse_npy(read_whole(root / "vocabulary.npy"), (len(words), embedding_dim))
+            return cls(words=tuple(words), embeddings=array.astype(np.float32))
+        except (ValueError, RecursionError) as error:
             raise CorruptTargetsError(f"The vocabulary of {root} cannot be read: {error}") from error
+
+
+def _parse_npy(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
+    """The float16 array of a .npy file, which must be exactly the one that `to_files` writes for this shape."""
+    expected = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, expected)
+    head = buffer.getvalue()
+    if not data.startswith(head) or len(data) != len(head) + 2 * shape[0] * shape[1]:
+        raise ValueError(f"vocabulary.npy must be float16 {list(shape)}.")
+    return np.frombuffer(data, dtype="<f2", offset=len(head)).reshape(shape)
 
 
 def plan_digests(plan: Iterable[PlannedSample]) -> dict[str, str]:

@@ -93,7 +93,7 @@ class Donor:
         for row, position in pairs:
             if not donation.missing[:, row].all():
                 donation.image_crc32c[row] = payload.image_crc32c[row] = index.image_crc32c[position]
-                payload.image_size[row] = index.image_sizes[position]  # type: ignore[index]
+                payload.image_size[row] = max(0, index.image_size[position])  # type: ignore[index]
         return donation
 
     def _give_view(

@@ -43,9 +43,7 @@ class DualTeacher:
     default_kind = "similarity"
     can_generate = False
 
-    def __init__(
-        self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.identity, self.word_template = tokenizer, identity, word_template
         self.trunk = trunk_of(model.visual, identity.name)
@@ -57,7 +55,11 @@ class DualTeacher:
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
         self._embeddings: dict[str, Tensor] = {}
         with torch.no_grad():
-            width = next(p.shape[-1] for n, p in self.trunk.blocks[0].named_parameters() if n.endswith("norm1.weight") or n == "ln_1.weight")
+            width = next(
+                p.shape[-1]
+                for n, p in self.trunk.blocks[0].named_parameters()
+                if n.endswith("norm1.weight") or n == "ln_1.weight"
+            )
             self.embedding_dim = int(self.trunk.embed_alone(torch.zeros(1, 1, width, device=self.device)).shape[-1])
 
     @property

@@ -99,7 +99,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
         mode,
         config.captions,
         classes=dataset.classes,
-        prompts=config.prompts or DEFAULT_PROMPTS,
+        prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
         generated=generated,
     )
     plan = Plan(dataset.samples, source)
@@ -112,6 +112,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
         plan,
         lambda: _vocabulary(teacher, source, dataset, config.words),
         data_root=dataset.root,
+        layout=config.layout,
     )
     maker = ShardMaker(
         teacher,
@@ -122,6 +123,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
         batch_size=config.batch_size,
         workers=config.workers,
         donor=extension.donor if extension is not None else None,
+        images=config.layout == "webdataset",
     )
     return Job(writer, maker, f"{teacher.identity.name} {kind}", extension)
 

@@ -6,16 +6,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.images import read_image
+from lfi_pipeline.data.images import decode_image, read_bytes
 from lfi_pipeline.data.replay import WHOLE, view_image
 from lfi_pipeline.errors import ImageReadError
 from lfi_pipeline.targets import ShardPayload, TargetSpec, ViewArrays
@@ -26,7 +27,7 @@ from lfi_pipeline.teachers.texts import SEPARATOR, TextSource, ViewWords, sample
 AHEAD = 2
 """Batches read while the teacher works on one; they may belong to the next shard."""
 
-Read = tuple[npt.NDArray[np.uint8], int, int]  # pixels [3, H, W], crc32c and bytes of the file
+Read = tuple[npt.NDArray[np.uint8], bytes]  # pixels [3, H, W], content of the file
 Progress = Callable[[int], object]
 
 
@@ -40,7 +41,8 @@ class _Shard:
     views: dict[str, list[ViewWords]]
     donation: Donation
     payload: ShardPayload
-    quarantined: dict[int, str] = field(default_factory=dict)  # of the payload
+    quarantined: dict[int, str]  # of the payload
+    images: list[bytes | None] | None  # of the payload
     left: int = 0  # batches that are not done
 
 
@@ -65,6 +67,7 @@ class ShardMaker:
         batch_size: images in one pass of the teacher.
         workers: threads that read and decode images; 0 chooses.
         donor: gives rows that another cache holds already.
+        images: payloads hold the image files too.
     """
 
     def __init__(
@@ -78,10 +81,11 @@ class ShardMaker:
         batch_size: int,
         workers: int = 0,
         donor: Donor | None = None,
+        images: bool = False,
     ) -> None:
         self._teacher, self._spec, self._dataset, self._source = teacher, spec, dataset, source
         self._ids = {word: i for i, word in enumerate(vocabulary)}
-        self._batch_size, self._donor = batch_size, donor
+        self._batch_size, self._donor, self._images = batch_size, donor, images
         self._workers = workers or min(8, max(2, os.cpu_count() or 2))
         self._mean = torch.tensor(spec.preprocessing.mean, device=teacher.device).view(3, 1, 1) * 255
         self._std = torch.tensor(spec.preprocessing.std, device=teacher.device).view(3, 1, 1) * 255
@@ -151,42 +155,59 @@ class ShardMaker:
                 image_embedding=np.zeros((count, spec.embedding_dim), np.float32),
             )
         quarantined: dict[int, str] = {}
+        images: list[bytes | None] | None = [None] * count if self._images else None
         payload = ShardPayload(
             views=arrays,
             image_crc32c=np.zeros(count, np.uint32),
             quarantined=quarantined,
             image_size=np.zeros(count, np.int64),
+            images=images,
         )
         donation = Donation.nothing(spec, count)
         if self._donor is not None:
             captions = [SEPARATOR.join(each.texts) for each in texts]
             donation = self._donor.give([sample.key for sample in samples], captions, words, payload)
             payload = replace(payload, donated=~donation.missing, donated_kl=self._donor.mean_kl)
-        return _Shard(number, positions, words, views, donation, payload, quarantined)
+        return _Shard(number, positions, words, views, donation, payload, quarantined, images)
 
     def _run(self, batch: _Batch, progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
-        shard, rows, images = batch.shard, [], []
+        shard, rows, pixels = batch.shard, [], []
         for row, image in zip(batch.rows, batch.images, strict=True):
             try:
-                pixels, crc32c, size = image.result()
+                values, content = image.result()
             except ImageReadError as error:
                 shard.quarantined[row] = str(error)
                 continue
-            shard.donation.require_same_image(row, crc32c, self._dataset.samples[shard.positions[row]].path)
-            shard.payload.image_crc32c[row], shard.payload.image_size[row] = crc32c, size  # type: ignore[index]
+            self._keep(shard, row, content)
             rows.append(row)
-            images.append(torch.from_numpy(pixels))
+            pixels.append(torch.from_numpy(values))
         if rows:
-            self._fill(shard, np.array(rows), torch.stack(images))
+            self._fill(shard, np.array(rows), torch.stack(pixels))
         shard.left -= 1
         progress(len(batch.rows))
         if not shard.left:
-            progress(len(shard.positions) - int(shard.donation.missing.any(axis=(0, 2)).sum()))
+            untouched = np.flatnonzero(~shard.donation.missing.any(axis=(0, 2))).tolist()
+            if self._images:
+                for row in untouched:
+                    path = self._dataset.samples[shard.positions[row]].path
+                    self._keep(shard, row, read_bytes(self._dataset.root, path))
+            progress(len(untouched))
             yield shard.number, shard.payload
 
+    def _keep(self, shard: _Shard, row: int, content: bytes) -> None:
+        """Note what identifies an image, and the image itself where payloads hold it."""
+        crc32c = int(google_crc32c.value(content))
+        shard.donation.require_same_image(row, crc32c, self._dataset.samples[shard.positions[row]].path)
+        shard.payload.image_crc32c[row] = crc32c
+        assert shard.payload.image_size is not None
+        shard.payload.image_size[row] = len(content)
+        if shard.images is not None:
+            shard.images[row] = content
+
     def _read(self, position: int) -> Read:
-        image, crc32c, size = read_image(self._dataset.root, self._dataset.samples[position].path)
-        return view_image(image, WHOLE, self._spec.preprocessing.image_size), crc32c, size
+        path = self._dataset.samples[position].path
+        content = read_bytes(self._dataset.root, path)
+        return view_image(decode_image(content, path), WHOLE, self._spec.preprocessing.image_size), content
 
     def _fill(self, shard: _Shard, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         pixels = (images.to(self._teacher.device, non_blocking=True).float() - self._mean) / self._std

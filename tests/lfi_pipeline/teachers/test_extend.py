@@ -195,3 +195,15 @@ def test_an_image_that_changed_is_not_mixed_with_its_old_rows(run: Run, scenes_r
 def test_a_new_cache_needs_no_old_one(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "cache", extend=True)
     assert verify(tmp_path / "cache") == []
+
+
+def test_a_webdataset_cache_is_extended_images_and_all(
+    run: Run, counting: Counting, tmp_path: Path, scenes_root: Path
+) -> None:
+    fresh, cache = tmp_path / "fresh", tmp_path / "cache"
+    run(fresh, layout="webdataset", words=3)
+    run(cache, layout="webdataset")
+    run(cache, layout="webdataset", words=3, extend=True)
+    assert counting.images == 0
+    for shard in sorted((fresh / "shards").iterdir()):
+        assert (cache / "shards" / shard.name).read_bytes() == shard.read_bytes()

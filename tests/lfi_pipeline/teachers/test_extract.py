@@ -345,3 +345,21 @@ def test_a_word_list_is_made_once_and_read_by_later_processes(
     run(tmp_path / "targets")
     monkeypatch.setattr(tiny_teacher, "embed_words", lambda words: pytest.fail("embedded again"))
     run(tmp_path / "targets")
+
+
+def test_a_webdataset_cache_holds_the_images_and_the_same_targets(run: Run, tmp_path: Path, own_root: Path) -> None:
+    broken = sorted((own_root / "train").iterdir())[3]
+    broken.write_bytes(b"no image")
+    options: dict[str, Any] = {"data_root": own_root, "kind": "relevance"}
+    run(tmp_path / "zarr", **options)
+    run(tmp_path / "tar", layout="webdataset", **options)
+    shutil.rmtree(own_root)
+    plain, tars = TargetStore.open(tmp_path / "zarr"), TargetStore.open(tmp_path / "tar")
+    assert plain.spec == tars.spec
+    assert plain.usable.tolist() == tars.usable.tolist() == [i for i in range(24) if i != 3]
+    for position in plain.usable.tolist():
+        for view in ("full", "hflip"):
+            ours, theirs = tars.read(position, view), plain.read(position, view)
+            assert all(np.array_equal(getattr(ours, n), getattr(theirs, n)) for n in ("maps", "scale", "words", "kept"))
+        _, crc32c, _ = read_image(tars.data_root, tars.index.paths[position])
+        assert crc32c == plain.index.image_crc32c[position]
