@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.extract_teacher import extract_teacher
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 for name, function in (
     ("demo", demo),
+    ("datasets", datasets),
     ("make-scenes", make_scenes),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),

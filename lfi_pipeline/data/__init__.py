@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lfi_pipeline.data.coco import read_coco
-from lfi_pipeline.data.described import expected_tree
+from lfi_pipeline.data.described import expected_tree, summarize
 from lfi_pipeline.data.imagefolder import read_imagefolder
 from lfi_pipeline.data.manifest import Manifest, load_manifest, manifest_names
 from lfi_pipeline.data.pacs import read_pacs
@@ -27,6 +27,7 @@ __all__ = [
     "load_manifest",
     "manifest_names",
     "read_dataset",
+    "summarize",
 ]
 
 _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
