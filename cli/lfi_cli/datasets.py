@@ -38,7 +38,7 @@ def datasets(
     def render(console: Console) -> None:
         for each in map(_described, manifests):
             rows = [(field, ", ".join(each[field])) for field in ("splits", "needs")]
-            facts(console, f"{each['name']}: {each['title']}", [*rows, *((f, each[f]) for f in ("license", "obtain"))])
+            facts(console, f"{each['name']} – {each['title']}", [*rows, *((f, each[f]) for f in ("license", "obtain"))])
         console.print("One sheet, and a check of your files: lfi datasets NAME --data-root DIR", markup=False)
 
     return finish({"datasets": [_described(manifest) for manifest in manifests]}, as_json, render)

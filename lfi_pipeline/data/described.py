@@ -34,7 +34,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
 
 
 def _coco(manifest: Manifest) -> list[str]:
-    return [line for split in manifest.splits.values() for line in (f"{split['images']}/*.jpg", *_annotations(split))]
+    return [line for split in manifest.splits.values() for line in (f"{split['images']}/*", *_annotations(split))]
 
 
 def _annotations(split: Mapping[str, str]) -> tuple[str, str]:

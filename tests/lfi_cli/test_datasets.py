@@ -20,7 +20,7 @@ def test_all_are_listed_with_what_they_need(lfi: Callable[..., Any]) -> None:
     shown = lfi("datasets")
     assert shown.code == 0
     for name in manifest_names():
-        assert f"\n{name}: " in f"\n{shown.out}"
+        assert f"\n{name} – " in f"\n{shown.out}"
 
 
 def test_one_sheet(lfi: Callable[..., Any]) -> None:
