@@ -30,7 +30,7 @@ def datasets(
     from lfi_pipeline.errors import ConfigError
 
     if name:
-        return _sheet(load_manifest(name), name, data_root, as_json)
+        return _sheet(load_manifest(name, data_root), name, data_root, as_json)
     if data_root is not None:
         raise ConfigError("--data-root needs the name of a data set: lfi datasets NAME --data-root DIR.")
     manifests = [load_manifest(each) for each in manifest_names()]

@@ -52,9 +52,7 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
         DatasetError: `root` is not laid out as the manifest says (shows both), or two samples share a key.
     """
     root = Path(root)
-    beside = root / f"{name_or_path}.toml"
-    own = str(name_or_path) not in manifest_names() and beside.is_file()
-    manifest = load_manifest(beside if own else name_or_path)
+    manifest = load_manifest(name_or_path, root)
     dataset = _READERS[manifest.layout](manifest, root, split)
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
     if repeated:

@@ -102,7 +102,7 @@ def extract(config: ExtractConfig, out: Path) -> tuple[Summary, float]:
     began = time.monotonic()
     dataset = read_dataset(config.dataset, config.data_root, config.split)
     device = resolve_device(config.device)
-    teacher = load_teacher(config.teacher or load_manifest(config.dataset).teacher, device=device)
+    teacher = load_teacher(config.teacher or load_manifest(config.dataset, config.data_root).teacher, device=device)
     captions = [_choose_caption(sample.captions, config.captions, sample.key) for sample in dataset.samples]
     reads: dict[str, Callable[[str], str]] = {
         "full": str,
