@@ -49,11 +49,14 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
 
     Raises:
         UnknownNameError: unknown data set or split; lists the choices.
-        DatasetError: `root` is not laid out as the manifest says (shows both), or two samples share a key.
+        DatasetError: `root` cannot be read or is not laid out as the manifest says (shows both), or two samples share a key.
     """
     root = Path(root)
     manifest = load_manifest(name_or_path, root)
-    dataset = _READERS[manifest.layout](manifest, root, split)
+    try:
+        dataset = _READERS[manifest.layout](manifest, root, split)
+    except OSError as error:  # permissions, a network drive that went away, a name that is too long
+        raise DatasetError(f"Data root {root} cannot be read: {error}.") from error
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
     if repeated:
         raise DatasetError(

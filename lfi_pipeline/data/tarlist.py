@@ -117,7 +117,7 @@ class _Walk:
         if reason is not None:
             raise self._bad(name, f"has a name that {reason}")
         if not name.isascii():
-            self._text(os.fsencode(name), name)
+            self._text(name.encode("utf-8", "surrogateescape"), name)
         if header.type == tarfile.DIRTYPE or name.endswith("/"):
             return None
         return Member(name.removeprefix("./"), data, size)
