@@ -49,7 +49,8 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
 
     Raises:
         UnknownNameError: unknown data set or split; lists the choices.
-        DatasetError: `root` cannot be read or is not laid out as the manifest says (shows both), or two samples share a key.
+        DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
+            a key.
     """
     root = Path(root)
     manifest = load_manifest(name_or_path, root)
