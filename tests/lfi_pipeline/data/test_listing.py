@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lfi_pipeline.data.listing import read_labelled_paths, read_lines
@@ -51,6 +51,7 @@ def test_rows_come_back_whatever_the_system(
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode))
+@example(b"\xef\xbb")
 def test_any_bytes_are_rows_or_a_dataset_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("lists") / "a.txt"
     path.write_bytes(content)
