@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from lfi_cli.bench import app as bench
+from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.extract_teacher import extract_teacher
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for name, function in (
     ("demo", demo),
+    ("datasets", datasets),
     ("make-scenes", make_scenes),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lfi_pipeline.data.coco import read_coco
-from lfi_pipeline.data.described import expected_tree
+from lfi_pipeline.data.described import expected_tree, summarize
 from lfi_pipeline.data.imagefolder import read_imagefolder
 from lfi_pipeline.data.manifest import Manifest, load_manifest, manifest_names
 from lfi_pipeline.data.pacs import read_pacs
@@ -27,6 +27,7 @@ __all__ = [
     "load_manifest",
     "manifest_names",
     "read_dataset",
+    "summarize",
 ]
 
 _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
@@ -48,13 +49,15 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
 
     Raises:
         UnknownNameError: unknown data set or split; lists the choices.
-        DatasetError: `root` is not laid out as the manifest says (shows both), or two samples share a key.
+        DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
+            a key.
     """
     root = Path(root)
-    beside = root / f"{name_or_path}.toml"
-    own = str(name_or_path) not in manifest_names() and beside.is_file()
-    manifest = load_manifest(beside if own else name_or_path)
-    dataset = _READERS[manifest.layout](manifest, root, split)
+    manifest = load_manifest(name_or_path, root)
+    try:
+        dataset = _READERS[manifest.layout](manifest, root, split)
+    except OSError as error:  # permissions, a network drive that went away, a name that is too long
+        raise DatasetError(f"Data root {root} cannot be read: {error}.") from error
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
     if repeated:
         raise DatasetError(

@@ -1,10 +1,13 @@
-"""What a manifest expects on disk, drawn as a tree of paths for people to read."""
+"""A data set in words: what its manifest expects on disk, and what was read there."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.sample import Dataset
 
 
 def expected_tree(manifest: Manifest) -> tuple[str, ...]:
@@ -12,8 +15,26 @@ def expected_tree(manifest: Manifest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_TREES[manifest.layout](manifest)))
 
 
+def summarize(dataset: Dataset) -> dict[str, Any]:
+    """Count samples, captions, classes, annotated objects, and samples by domain where there are domains."""
+    captions = labelled = 0
+    domains: Counter[str] = Counter()
+    for sample in dataset.samples:
+        captions += len(sample.captions)
+        labelled += bool(sample.labels)
+        domains[sample.domain] += 1
+    return {
+        "samples": len(dataset),
+        "labelled": labelled,
+        "classes": len(dataset.classes),
+        "captions": captions,
+        "objects": sum(map(len, dataset.instances.values())),
+        "domains": {domain: count for domain, count in sorted(domains.items()) if domain},
+    }
+
+
 def _coco(manifest: Manifest) -> list[str]:
-    return [line for split in manifest.splits.values() for line in (f"{split['images']}/*.jpg", *_annotations(split))]
+    return [line for split in manifest.splits.values() for line in (f"{split['images']}/*", *_annotations(split))]
 
 
 def _annotations(split: Mapping[str, str]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -87,7 +88,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode `content` to RGB, the first frame of an animation; `name` is for messages. Raises as `read_image`."""
     _quiet_pillow()
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             # Not by turning Pillow's warning into an error: warning filters are shared by all threads, and images are
             # read in several.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -97,11 +98,18 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageReadError(f"{name}: too many pixels to decode safely ({error})") from error
     except UnidentifiedImageError as error:
-        raise ImageReadError(f"{name}: not an image file of a known format ({', '.join(_FORMATS)})") from error
+        raise ImageReadError(f"{name}: not an image file of a known format ({', '.join(_formats())})") from error
     except MemoryError:
         raise  # says nothing about the file
     except Exception as error:  # whatever a damaged file makes a decoder raise: struct.error, TypeError, KeyError, ...
         raise ImageReadError(f"{name}: broken image file ({error or type(error).__name__})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this build of Pillow has; JPEG 2000, WebP and AVIF are optional in it."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _quiet_pillow() -> None:

@@ -17,10 +17,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         DatasetError: the file cannot be read, is not UTF-8, or has a line of more than 65536 characters.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
+        with path.open(encoding="utf-8", newline="\n") as file:
             number = 0
             while line := file.readline(_LONGEST_LINE):
                 number += 1
+                if number == 1:  # not by Python's utf-8-sig, which takes half a BOM for an empty file
+                    line = line.removeprefix("\ufeff")
                 if len(line) == _LONGEST_LINE:
                     raise DatasetError(f"{path}, line {number}: a line must have less than {_LONGEST_LINE} characters.")
                 if line.strip():

@@ -58,8 +58,12 @@ def manifest_names() -> tuple[str, ...]:
     )
 
 
-def load_manifest(name_or_path: str | Path) -> Manifest:
+def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifest:
     """Return the shipped manifest of that name, or the one in the user's own `.toml` file.
+
+    Args:
+        root: data root; a name that is not shipped is looked for there as `NAME.toml`. A cache records names and no
+            paths, so this is where later stages find a manifest of the user's own.
 
     Raises:
         UnknownNameError: no shipped manifest has this name.
@@ -68,6 +72,8 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     text = str(name_or_path)
     if not text.endswith(".toml"):
         if text not in manifest_names():
+            if root is not None and _is_name(text) and (root / f"{text}.toml").is_file():
+                return load_manifest(root / f"{text}.toml")
             raise UnknownNameError("data set", text, manifest_names())
         return parse_manifest((_folder() / f"{text}.toml").read_bytes(), f"data_manifests/{text}.toml")
     path = Path(text)
@@ -118,6 +124,8 @@ def _fault(table: Mapping[str, Any]) -> str | None:
             return f"field {name!r} is missing"
         if not isinstance(table[name], str) or not table[name].strip():
             return f"field {name!r} must be text, got {table[name]!r}"
+        if not table[name].isprintable():  # it is shown in terminals, which obey control characters
+            return f"field {name!r} must be one line of printable text, got {table[name]!r}"
     if not _is_name(table["name"]):
         return f"field 'name' must be of letters, digits, '-', '_' and '.', got {table['name']!r}"
     options = table.get(table["layout"], {})
@@ -134,7 +142,12 @@ def _fault_of_prompts(prompts: object) -> str | None:
     if not isinstance(prompts, list):
         return f"field 'prompts' must be a list of templates, got {prompts!r}"
     for prompt in prompts:
-        if not isinstance(prompt, str) or prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
+        if (
+            not isinstance(prompt, str)
+            or not prompt.isprintable()
+            or prompt.count("{}") != 1
+            or set("{}") & set(prompt.replace("{}", ""))
+        ):
             return (
                 f"a prompt must be text with exactly one {{}}, for the class name, and no other brace; got {prompt!r}"
             )
@@ -159,7 +172,8 @@ def _fault_of_splits(splits: object) -> str | None:
 
 def _is_name(text: str) -> bool:
     """Whether `text` can stand in messages, records and file names as it is."""
-    return text.isascii() and text[:1].isalnum() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    letters = text.replace("-", "").replace("_", "").replace(".", "")
+    return text.isascii() and text[:1].isalnum() and letters.isalnum() and not text.endswith(".toml")
 
 
 def _folder() -> Traversable:

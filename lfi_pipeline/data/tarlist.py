@@ -1,7 +1,7 @@
 """List the members of a tar by its headers alone, and trust none of them.
 
 Written out because `tarfile` stops without a word at the first damaged header, and reads extended headers of any length
-into memory. It parses each block here (`TarInfo.frombuf`); the walk from block to block is this module's.
+into memory. The fields are those of POSIX.1-1988 (ustar), with GNU tar's long names and sizes and POSIX.1-2001's (pax).
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def list_members(path: Path) -> Iterator[Member]:
         raise DatasetError(f"{path}: {error.strerror or error}.") from error
 
 
+@dataclass(slots=True)
+class _Header:
+    """What one block of 512 bytes says."""
+
+    name: str
+    size: int
+    type: bytes
+
+
 class _Walk:
     """One pass over the headers of one tar."""
 
@@ -107,7 +116,7 @@ class _Walk:
                 long_name, extended = None, {}
             position = data + -(-header.size // BLOCK) * BLOCK
 
-    def _member(self, header: tarfile.TarInfo, name: str, data: int, size: int) -> Member | None:
+    def _member(self, header: _Header, name: str, data: int, size: int) -> Member | None:
         """Check one member; None for a directory."""
         if header.type in _REFUSED:
             raise self._bad(name, f"is {_REFUSED[header.type]}; only plain files can be read in place")
@@ -117,7 +126,7 @@ class _Walk:
         if reason is not None:
             raise self._bad(name, f"has a name that {reason}")
         if not name.isascii():
-            self._text(os.fsencode(name), name)
+            self._text(name.encode("utf-8", "surrogateescape"), name)
         if header.type == tarfile.DIRTYPE or name.endswith("/"):
             return None
         return Member(name.removeprefix("./"), data, size)
@@ -133,14 +142,19 @@ class _Walk:
         if not start:
             raise DatasetError(f"{self.path} is empty; it must be a tar file.")
 
-    def _header(self, block: bytes, position: int, last: str) -> tarfile.TarInfo:
-        try:
-            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.TarError, ValueError) as error:
+    def _header(self, block: bytes, position: int, last: str) -> _Header:
+        size, checksum = _number(block[124:136]), _number(block[148:156])
+        if size is None or checksum != sum(block) - sum(block[148:156]) + 8 * 32:  # its own field counts as spaces
             behind = f" behind member {last!r}" if last else ""
-            raise DatasetError(f"{self.path}: no valid tar header at byte {position}{behind}: {error}.") from error
+            raise DatasetError(f"{self.path}: no valid tar header at byte {position}{behind}. Fetch or write it again.")
+        name, kind = block[:100].split(b"\0", 1)[0], block[156:157]
+        if block[257:263] == b"ustar\0" and block[345]:
+            name = block[345:500].split(b"\0", 1)[0] + b"/" + name
+        if kind == tarfile.AREGTYPE and name.endswith(b"/"):
+            kind = tarfile.DIRTYPE  # as tars of before 1988 have it
+        return _Header(name.decode("utf-8", "surrogateescape"), size, kind)
 
-    def _extended(self, data: int, header: tarfile.TarInfo) -> dict[str, str]:
+    def _extended(self, data: int, header: _Header) -> dict[str, str]:
         """Parse a pax header: records `LENGTH KEY=VALUE\\n`."""
         content, records = self._small(data, header), {}
         while content.strip(b"\0"):
@@ -157,7 +171,7 @@ class _Walk:
             content = content[length:]
         return records
 
-    def _size(self, extended: dict[str, str], header: tarfile.TarInfo, name: str) -> int:
+    def _size(self, extended: dict[str, str], header: _Header, name: str) -> int:
         if "size" not in extended:
             return header.size
         digits = extended["size"]
@@ -165,7 +179,7 @@ class _Walk:
             raise self._bad(name, f"has size {digits!r}")
         return int(digits)
 
-    def _small(self, data: int, header: tarfile.TarInfo) -> bytes:
+    def _small(self, data: int, header: _Header) -> bytes:
         if header.size > _LARGEST_HEADER:
             raise self._bad(
                 header.name, f"is an extended header of {header.size} bytes; at most {_LARGEST_HEADER} are read"
@@ -205,3 +219,14 @@ class _Walk:
 
     def _bad(self, name: str, what: str) -> DatasetError:
         return DatasetError(f"{self.path}: member {name!r} {what}. Remove it from the tar.")
+
+
+def _number(content: bytes) -> int | None:
+    """Parse a number field: octal digits, or GNU tar's big-endian bytes behind 0x80; None for anything else."""
+    if content[0] == 0x80:
+        return int.from_bytes(content[1:], "big")
+    digits = content.rstrip(b" \0").lstrip(b" ")
+    try:
+        return int(digits or b"0", 8) if digits.isdigit() or not digits else None
+    except ValueError:  # an 8 or a 9
+        return None

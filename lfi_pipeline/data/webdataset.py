@@ -135,7 +135,7 @@ class _Tar:
         self.key_prefix = shown.removesuffix(".tar")
 
     def __iter__(self) -> Iterator[Sample]:
-        members = (member for member in list_members(self.file) if not any(map(is_hidden, member.name.split("/"))))
+        members = (member for member in list_members(self.file) if not _is_hidden(member.name))
         with self.file.open("rb") as file:
             for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
                 sample = self._sample(key, list(group), file.fileno())
@@ -226,6 +226,10 @@ def _captions(record: Mapping[str, Any], where: str) -> list[str]:
 def _labels(record: Mapping[str, Any]) -> list[Any]:
     value: Any = next((record[name] for name in _LABEL_FIELDS if record.get(name) is not None), [])
     return value if isinstance(value, list) else [value]
+
+
+def _is_hidden(name: str) -> bool:
+    return is_hidden(name) or ("/" in name and any(map(is_hidden, name.split("/"))))
 
 
 def _split(name: str) -> tuple[str, str]:

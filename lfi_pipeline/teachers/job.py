@@ -84,7 +84,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
     dataset = read_dataset(config.dataset, config.data_root, config.split)
     if not len(dataset):
         raise DatasetError(f"Split {config.split} of {dataset.root} must hold images, got none.")
-    manifest = load_manifest(config.dataset)
+    manifest = load_manifest(config.dataset, config.data_root)
     mode = resolve_mode(config.text, dataset.samples[0])
     teacher = load_teacher(
         config.teacher or manifest.teacher,

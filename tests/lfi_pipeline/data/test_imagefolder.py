@@ -132,3 +132,8 @@ def test_splits_of_ones_own_manifest(tmp_path: Path) -> None:
         dataset = read_dataset(name, tmp_path, "val")
         assert (dataset.name, dataset.classes) == ("birds", ("cat", "dog"))
         assert [sample.path for sample in dataset.samples] == ["data/held out/dog/00000.jpg"]
+
+
+def test_a_root_that_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"cannot be read: .*File name too long"):
+        read_dataset("imagefolder", tmp_path / ("x" * 5000), "train")

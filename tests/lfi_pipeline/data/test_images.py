@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lfi_pipeline.data import images
 from lfi_pipeline.data.images import decode_image, read_bytes, read_image
 from lfi_pipeline.errors import ImageReadError
 
@@ -271,6 +272,16 @@ def test_a_small_chunk_that_unpacks_to_200_megabytes(kind: bytes, lead: bytes) -
     assert len(content) < 300_000
     with pytest.raises(ImageReadError, match=r"bomb\.png: broken image file"):
         decode_image(content, "bomb.png")
+
+
+def test_a_build_of_pillow_without_an_optional_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    images._formats.cache_clear()
+    try:
+        assert "AVIF" not in images._formats()
+        assert decode_image(_bytes(_picture()), "a.png").size == (6, 4)
+    finally:
+        images._formats.cache_clear()
 
 
 def test_formats_whose_decoder_runs_a_program_are_not_opened() -> None:

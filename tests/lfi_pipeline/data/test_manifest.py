@@ -101,6 +101,11 @@ def test_a_manifest_of_ones_own_by_its_path_or_beside_the_data(tmp_path: Path) -
     path.write_bytes(b"\xef\xbb\xbf" + COMPLETE.replace("\n", "\r\n").encode())  # as Windows editors save it
     assert load_manifest(path).name == "toy"
     assert load_manifest(str(path)) == load_manifest(path)
+    assert load_manifest("toy", tmp_path) == load_manifest(path)
+    with pytest.raises(UnknownNameError, match="data set 'toy'"):
+        load_manifest("toy")
+    with pytest.raises(UnknownNameError, match="data set"):
+        load_manifest("../toy", tmp_path / "..")
     for name in (path, str(path), "toy"):
         with pytest.raises(DatasetError, match=r"must hold pictures, c\.json"):
             read_dataset(name, tmp_path, "train")
@@ -128,6 +133,8 @@ def test_the_name_of_a_shipped_manifest_is_taken(tmp_path: Path) -> None:
         ('title = "Toys"', 'title = " "', "'title' must be text"),
         ('name = "toy"', 'name = "../toy"', "'name' must be of letters"),
         ('name = "toy"', 'name = ".toy"', "'name' must be of letters"),
+        ('name = "toy"', 'name = "toy.toml"', "'name' must be of letters"),
+        ('title = "Toys"', 'title = "\\u001b[2J"', "'title' must be one line of printable text"),
         ('layout = "coco"', 'layout = "cocoa"', "'layout' must be one of coco, imagefolder"),
         ('layout = "coco"', 'layout = "pacs"', "unknown field 'coco'"),
         ('layout = "coco"', "layout = [3]", "'layout' must be one of"),
