@@ -27,6 +27,12 @@ def image_bytes(root: Path, path: str) -> bytes:
     return read_range(root / name, int(found[2]), int(found[3])) if found else (root / name).read_bytes()
 
 
+def image_present(root: Path, path: str) -> bool:
+    """Whether there is a file that `image_bytes` would read; its content is not looked at."""
+    found = _PLACE.fullmatch(path)
+    return (root / (found[1] if found else path)).is_file()
+
+
 def checked_image(data_root: Path, path: str, crc32c: int, key: str) -> bytes:
     """The image of a sample, as it was when the teacher saw it.
 

@@ -38,7 +38,7 @@ class TarSample:
 class DamagedSampleError(CorruptTargetsError):
     """A shard whose damage was found at one sample, of position `sample`."""
 
-    def __init__(self, message: str, sample: int | None) -> None:
+    def __init__(self, message: str, sample: int | None = None) -> None:
         super().__init__(message)
         self.sample = sample
 
