@@ -22,7 +22,7 @@ from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarshard import member_kinds
 
-THREADS = 8
+THREADS = 4
 """Threads that read index parts; most of the time goes to the file system and to Arrow, which let go of the lock."""
 
 _SCHEMA = pa.schema(
@@ -249,6 +249,8 @@ class TargetIndex:
                     parts += table[name].chunks
                     rows += missing + table.num_rows
             columns[name] = joined(parts)
+        del tables, parts, table
+        pa.default_memory_pool().release_unused()
         return columns
 
 
