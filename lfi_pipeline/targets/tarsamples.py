@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.checked import CheckedStream
 from lfi_pipeline.targets.commits import CommitRecord, remedy
-from lfi_pipeline.targets.files import CheckedStream, crc32c_hex
+from lfi_pipeline.targets.files import crc32c_hex
 from lfi_pipeline.targets.layout import tar_file
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarshard import member_names, parse_json, read_members
