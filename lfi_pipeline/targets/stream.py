@@ -18,8 +18,8 @@ from torch.utils.data import IterableDataset
 
 from lfi_pipeline.errors import ConfigError, UnknownNameError
 from lfi_pipeline.targets.reader import SampleTargets, TargetStore
-from lfi_pipeline.targets.tarsamples import DamagedSampleError, TarSample, parse_sample, shard_members
-from lfi_pipeline.targets.tarshard import decode_view
+from lfi_pipeline.targets.tarsamples import DamagedSampleError, SampleParser, TarSample, shard_members
+from lfi_pipeline.targets.tarshard import ViewCodec
 
 SHUFFLE = 1000
 """Samples in the buffer that a stream draws from; they wait there as they are stored, not decoded."""
@@ -115,8 +115,9 @@ class TargetStream(IterableDataset[StreamSample]):
             self._samples,
             buffer if self.shuffle else None,
         )
+        codec = ViewCodec(self.store.spec)
         for sample in islice(samples, self.start, None):
-            yield self._decoded(sample)
+            yield self._decoded(codec, sample)
 
     def _members(self, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
         """Members of the shards as `webdataset` groups them into samples."""
@@ -126,18 +127,18 @@ class TargetStream(IterableDataset[StreamSample]):
             yield {}  # the end of a shard
 
     def _samples(self, groups: Iterable[dict[str, Any]]) -> Iterator[TarSample]:
+        parser = SampleParser(self.store.path, self.store.spec)
         for group in groups:
             members = {name: content for name, content in group.items() if not name.startswith("__")}
-            record = self.store.records[int(group["__url__"])]
-            sample = parse_sample(self.store.path, self.store.spec, record, group["__key__"], members)
+            sample = parser.parse(int(group["__url__"]), group["__key__"], members)
             if sample.quarantine is None:
                 yield sample
 
-    def _decoded(self, sample: TarSample) -> StreamSample:
+    def _decoded(self, codec: ViewCodec, sample: TarSample) -> StreamSample:
         targets = {}
         for view in self.views:
             try:
-                arrays: dict[str, Any] = decode_view(self.store.spec, sample.views[view])
+                arrays: dict[str, Any] = codec.decode(sample.views[view])
             except ValueError as error:
                 raise DamagedSampleError(
                     f"Cannot read view {view} of sample {sample.position} of {self.store.path}: {error}.",

@@ -6,7 +6,7 @@ their positions; `<p>` is the position in the data set, 9 digits or more. Per sa
 <p>.<ext>       the image file, untouched. `ext` is its extension in lower case, or `img` where it is not one of
                 `IMAGE_EXTENSIONS` (so that no decoder chosen by name ever sees a name that an image file brought along)
 <p>.json        one JSON object (see `sample_json`)
-<p>.<view>.zst  for each view of the spec, its arrays (see `encode_view`)
+<p>.<view>.zst  for each view of the spec, its arrays (see below, and `ViewCodec`)
 
 A quarantined sample has its `.json` alone.
 
@@ -25,7 +25,6 @@ with L layers, M words_per_sample, (gh, gw) grid and E embedding_dim of the spec
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import tarfile
@@ -79,42 +78,42 @@ def image_extension(path: str) -> str:
     return extension if extension in IMAGE_EXTENSIONS else "img"
 
 
-@functools.lru_cache(maxsize=8)
-def view_fields(spec: TargetSpec) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
-    """Name, little-endian type and shape of each array of a view, in the order stored."""
-    return tuple(
-        (array.name, np.dtype(array.dtype).newbyteorder("<"), array.tail) for array in array_layouts(spec).values()
-    )
+class ViewCodec:
+    """The arrays of one view of a sample to the content of its member, and back.
 
-
-@functools.lru_cache(maxsize=8)
-def view_bytes(spec: TargetSpec) -> int:
-    """Bytes of one view of a sample before compression."""
-    return sum(kind.itemsize * math.prod(shape) for _, kind, shape in view_fields(spec))
-
-
-def encode_view(spec: TargetSpec, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
-    """One view of a sample, from its arrays by name, to the content of its member."""
-    raw = b"".join(np.ascontiguousarray(arrays[name], kind).tobytes() for name, kind, _ in view_fields(spec))
-    frame = compress(raw, spec.codec.level)
-    return frame + int(google_crc32c.value(frame)).to_bytes(4, "little")
-
-
-def decode_view(spec: TargetSpec, data: bytes) -> dict[str, npt.NDArray[np.generic]]:
-    """Undo `encode_view`.
-
-    Raises:
-        ValueError: the content does not match its checksum, or holds something else.
+    Attributes:
+        fields: name, little-endian type and shape of each array, in the order stored.
     """
-    frame = data[:-4]
-    if len(data) < 4 or google_crc32c.value(frame) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("the arrays do not match their crc32c")
-    raw, arrays, first = decompress(frame, view_bytes(spec)), {}, 0
-    for name, kind, shape in view_fields(spec):
-        count = math.prod(shape)
-        arrays[name] = np.frombuffer(raw, kind, count, first).reshape(shape)
-        first += kind.itemsize * count
-    return arrays
+
+    def __init__(self, spec: TargetSpec) -> None:
+        """`spec`: of the cache."""
+        self.fields = [
+            (array.name, np.dtype(array.dtype).newbyteorder("<"), array.tail) for array in array_layouts(spec).values()
+        ]
+        self._size = sum(kind.itemsize * math.prod(shape) for _, kind, shape in self.fields)
+        self._level = spec.codec.level
+
+    def encode(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+        """The content of a view's member, from the sample's arrays by name."""
+        raw = b"".join(np.ascontiguousarray(arrays[name], kind).tobytes() for name, kind, _ in self.fields)
+        frame = compress(raw, self._level)
+        return frame + int(google_crc32c.value(frame)).to_bytes(4, "little")
+
+    def decode(self, data: bytes) -> dict[str, npt.NDArray[np.generic]]:
+        """Undo `encode`; the arrays are read-only.
+
+        Raises:
+            ValueError: the content does not match its checksum, or holds something else.
+        """
+        frame = data[:-4]
+        if len(data) < 4 or google_crc32c.value(frame) != int.from_bytes(data[-4:], "little"):
+            raise ValueError("the arrays do not match their crc32c")
+        raw, arrays, first = decompress(frame, self._size), {}, 0
+        for name, kind, shape in self.fields:
+            count = math.prod(shape)
+            arrays[name] = np.frombuffer(raw, kind, count, first).reshape(shape)
+            first += kind.itemsize * count
+        return arrays
 
 
 def sample_json(body: Mapping[str, Any]) -> bytes:
