@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfi_pipeline.errors import CorruptTargetsError
-from lfi_pipeline.targets.columns import MadeColumn, TupleColumn, ValueColumn, joined
+from lfi_pipeline.targets.columns import TarPathColumn, TupleColumn, ValueColumn, joined
 from lfi_pipeline.targets.commits import CommitRecord, remedy
 from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.targets.layout import index_file
 from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarshard import member_kinds
@@ -139,13 +139,7 @@ class TargetIndex:
         """
         if self._layout == "zarr":
             return self.source_paths
-        places, per_shard = self.image_places, self._spec.samples_per_shard
-
-        def path(position: int) -> str:
-            offset, size = places[position].tolist()
-            return "" if offset < 0 else f"{tar_file(position // per_shard)}#{offset}+{size}"
-
-        return MadeColumn(len(self), path)
+        return TarPathColumn(self.image_places, self._spec.samples_per_shard)
 
     @cached_property
     def labels(self) -> Sequence[tuple[int, ...]]:

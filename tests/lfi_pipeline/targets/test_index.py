@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from lfi_pipeline.errors import CorruptTargetsError
 from lfi_pipeline.targets import DatasetSpec, TargetStore
-from lfi_pipeline.targets.columns import MadeColumn, TupleColumn, ValueColumn, joined
+from lfi_pipeline.targets.columns import TarPathColumn, TupleColumn, ValueColumn, joined
 from lfi_pipeline.targets.files import FileRecord
 from lfi_pipeline.targets.index import index_part, index_schema, parse_part
 
@@ -33,11 +34,12 @@ def test_columns_behave_as_lists(
     kind = pa.list_(pa.int32())
     tuples = TupleColumn(joined([pa.array(labels[:half], kind), pa.array(labels[half:], kind)]))
     values: ValueColumn[str | None] = ValueColumn(pa.array(texts, pa.string()))
-    made = MadeColumn(len(labels), lambda position: f"p{position}")
+    places = np.array([[100 * i, i] if i % 3 else [-1, -1] for i in range(len(labels))]).reshape(-1, 2)
+    made = TarPathColumn(places, per_shard=5)
     for column, expected in (
         (values, texts),
         (tuples, [tuple(each) for each in labels]),
-        (made, [f"p{i}" for i in range(len(labels))]),
+        (made, [f"shards/{i // 5:06d}.tar#{100 * i}+{i}" if i % 3 else "" for i in range(len(labels))]),
     ):
         assert column == expected
         assert list(column) == expected  # type: ignore[call-overload]
@@ -135,3 +137,11 @@ def test_a_forged_part_ends_in_one_kind_of_error(synthetic: Any, finished: Path,
     except ValueError:
         return
     table.to_pylist()
+
+
+def test_an_index_can_be_sent_to_a_spawned_worker(both: dict[str, Path], layout: str) -> None:
+    index = TargetStore.open(both[layout]).index
+    columns = (index.keys, index.paths, index.labels)
+    again, sent = pickle.loads(pickle.dumps((index, columns)))  # noqa: S301
+    assert sent == columns
+    assert again.domains == index.domains
