@@ -24,6 +24,7 @@ from lfi_pipeline.targets.tarshard import (
     END,
     ViewCodec,
     header,
+    image_extension,
     member_kinds,
     member_names,
     padding,
@@ -146,7 +147,8 @@ def _tar(
             contents = {"image": image, "json": b""}
             for view, arrays in stored.views.items():
                 contents[view_kind(view)] = codec.encode({name: array[row] for name, array in arrays.items()})
-        names = dict(zip(contents, member_names(spec, position, None if image is None else sample.path), strict=True))
+        extension = None if image is None else image_extension(sample.path, image)
+        names = dict(zip(contents, member_names(spec, position, extension), strict=True))
         checksums = {
             names[kind].partition(".")[2]: crc32c_hex(content) for kind, content in contents.items() if kind != "json"
         }

@@ -13,7 +13,7 @@ from lfi_pipeline.targets.commits import CommitRecord, remedy
 from lfi_pipeline.targets.files import crc32c_hex
 from lfi_pipeline.targets.layout import tar_file
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.tarshard import member_names, parse_json, read_members
+from lfi_pipeline.targets.tarshard import image_extension, member_names, parse_json, read_members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -114,8 +114,8 @@ class SampleParser:
             raise ValueError("the JSON has labels that no class has")
         if body.get("fingerprint") != self._fingerprint:
             raise ValueError("the JSON belongs to other targets")
-        whole = member_names(self._spec, position, path if reason is None else None)
-        names = [name.partition(".")[2] for name in whole]
+        extension = None if reason is not None else image_extension(path, next(iter(members.values())))
+        names = [name.partition(".")[2] for name in member_names(self._spec, position, extension)]
         if list(members) != names:
             raise ValueError(f"its members are {', '.join(members)}, not {', '.join(names)}")
         checksums = {name: crc32c_hex(content) for name, content in members.items() if name != "json"}

@@ -3,8 +3,9 @@
 A plain ustar archive (owner 0, time 0, mode 0644), the same bytes for the same shard. Samples lie in the order of
 their positions; `<p>` is the position in the data set, 9 digits or more. Per sample, in this order:
 
-<p>.<ext>       the image file, untouched. `ext` is its extension in lower case, or `img` where it is not one of
-                `IMAGE_EXTENSIONS` (so that no decoder chosen by name ever sees a name that an image file brought along)
+<p>.<ext>       the image file, untouched. `ext` is its extension in lower case if that is one of `IMAGE_EXTENSIONS`,
+                else what its first bytes say, else `img` (so that an image file brings no name along that makes a
+                decoder chosen by name do something else)
 <p>.json        one JSON object (see `sample_json`)
 <p>.<view>.zst  for each view of the spec, its arrays (see below, and `ViewCodec`)
 
@@ -48,18 +49,19 @@ END = bytes(2 * BLOCK)
 IMAGE_EXTENSIONS = frozenset(
     {"avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"}
 )
+_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}
 _SEAL = b',"sealed":"'
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)[:124] + bytes(11) + tarfile.TarInfo("").tobuf()[135:148]
 _BLANK += b" " * 8 + tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)[156:]
 _BLANK_SUM = sum(_BLANK)
 
 
-def member_names(spec: TargetSpec, position: int, path: str | None) -> list[str]:
-    """Names of a sample's members, in order; `path` of its image, None for a quarantined sample."""
+def member_names(spec: TargetSpec, position: int, extension: str | None) -> list[str]:
+    """Names of a sample's members, in order; `extension` of its image, None for a quarantined sample."""
     stem = f"{position:09d}"
-    if path is None:
+    if extension is None:
         return [f"{stem}.json"]
-    return [f"{stem}.{image_extension(path)}", f"{stem}.json", *(f"{stem}.{view}.zst" for view in spec.views)]
+    return [f"{stem}.{extension}", f"{stem}.json", *(f"{stem}.{view}.zst" for view in spec.views)]
 
 
 def view_kind(view: str) -> str:
@@ -72,10 +74,14 @@ def member_kinds(spec: TargetSpec) -> list[str]:
     return ["image", *map(view_kind, spec.views)]
 
 
-def image_extension(path: str) -> str:
+def image_extension(path: str, content: bytes) -> str:
     """The extension that an image is stored under."""
-    extension = PurePosixPath(path.partition("#")[0]).suffix[1:].lower()
-    return extension if extension in IMAGE_EXTENSIONS else "img"
+    extension = PurePosixPath(path).suffix[1:].lower()
+    if extension in IMAGE_EXTENSIONS:
+        return extension
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "img")
 
 
 class ViewCodec:

@@ -92,19 +92,23 @@ def test_headers_are_those_of_tarfile(size: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "extension"),
+    ("path", "content", "extension"),
     [
-        ("a/B.JPG", "jpg"),
-        ("a.tar#512+99", "img"),
-        ("x.pkl", "img"),
-        ("x.pyd", "img"),
-        ("x.json", "img"),
-        ("x", "img"),
-        ("x.full.zst", "img"),
+        ("a/B.JPG", b"", "jpg"),
+        ("a/b.png", b"\xff\xd8\xff", "png"),
+        ("a.tar#512+99", b"\xff\xd8\xff\xe0", "jpg"),
+        ("a.tar#512+99", b"\x89PNG\r\n", "png"),
+        ("a.tar#512+99", b"RIFF1234WEBPVP8", "webp"),
+        ("a.tar#512+99", b"something", "img"),
+        ("x.pkl", b"", "img"),
+        ("x.pyd", b"", "img"),
+        ("x.json", b"{", "img"),
+        ("x", b"", "img"),
+        ("x.full.zst", b"", "img"),
     ],
 )
-def test_no_image_brings_a_name_along_that_a_decoder_would_unpickle(path: str, extension: str) -> None:
-    assert image_extension(path) == extension
+def test_no_image_brings_a_name_along_that_a_decoder_would_unpickle(path: str, content: bytes, extension: str) -> None:
+    assert image_extension(path, content) == extension
 
 
 def test_members_come_back_with_their_places() -> None:
