@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from lfi_cli.bench import app as bench
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.extract_teacher import extract_teacher
@@ -33,6 +34,7 @@ for name, function in (
     ("report", report),
 ):
     app.command(name)(function)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

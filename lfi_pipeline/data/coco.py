@@ -10,6 +10,7 @@ from typing import Any
 
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.sample import Dataset, Instance, Sample
+from lfi_pipeline.data.table import SampleTable
 from lfi_pipeline.errors import DatasetError
 
 Record = dict[str, Any]
@@ -49,7 +50,7 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
             )
         )
     domain_field = manifest.options.get("domain_field", "")
-    samples = tuple(
+    samples = SampleTable(
         Sample(
             key=Path(image["file_name"]).stem,
             path=f"{files['images']}/{image['file_name']}",
@@ -65,7 +66,15 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     if len(by_key) != len(samples):
         raise DatasetError(f"{instances_file} must name each image file once; some file names repeat.")
     classes = tuple(str(category["name"]) for category in categories)
-    return Dataset(name=manifest.name, root=root, split=split, classes=classes, samples=samples, instances=by_key)
+    return Dataset(
+        name=manifest.name,
+        root=root,
+        split=split,
+        classes=classes,
+        samples=samples,
+        instances=by_key,
+        prompts=manifest.prompts,
+    )
 
 
 def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:

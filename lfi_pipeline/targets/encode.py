@@ -65,9 +65,11 @@ def store_payload(spec: TargetSpec, payload: ShardPayload) -> StoredShard:
     absent = np.zeros(len(payload.image_crc32c), dtype=bool)
     absent[list(payload.quarantined)] = True
     views, kl_sum, kl_rows = {}, 0.0, 0
-    for view in spec.views:
-        views[view], view_sum, view_rows = _stored_arrays(spec, payload.views[view], absent)
-        kl_sum, kl_rows = kl_sum + view_sum, kl_rows + view_rows
+    for v, view in enumerate(spec.views):
+        donated = None if payload.donated is None else payload.donated[v]
+        views[view], view_sum, view_rows, view_donated = _stored_arrays(spec, payload.views[view], absent, donated)
+        kl_sum += view_sum + view_donated * payload.donated_kl
+        kl_rows += view_rows + view_donated
     return StoredShard(
         views=views,
         image_crc32c=payload.image_crc32c,
@@ -201,20 +203,25 @@ def _body(
 
 
 def _stored_arrays(
-    spec: TargetSpec, view: ViewArrays, absent: npt.NDArray[np.bool_]
-) -> tuple[dict[str, npt.NDArray[np.generic]], float, int]:
-    """Arrays of one view as stored, the sum of KL over present rows, and the number of those rows."""
+    spec: TargetSpec, view: ViewArrays, absent: npt.NDArray[np.bool_], donated: npt.NDArray[np.bool_] | None
+) -> tuple[dict[str, npt.NDArray[np.generic]], float, int, int]:
+    """Arrays of one view as stored, the sum of KL over new present rows, their number, and that of donated ones."""
     samples = len(absent)
     words = np.where(absent[:, None], np.int32(-1), view.words).astype(np.int32)  # [n, M]
     codes = np.zeros(view.maps.shape, dtype=np.uint8)
     scale = np.zeros(view.maps.shape[:3], dtype=np.float16)
-    kl_sum, kl_rows = 0.0, 0
+    kl_sum, kl_rows, kl_donated = 0.0, 0, 0
     for first in range(0, samples, BLOCK):
         block = slice(first, first + BLOCK)
         pad = (words[block] < 0)[:, None, :, None, None]  # [b, 1, M, 1, 1]
         maps = np.where(pad, np.float32(0), view.maps[block]).astype(np.float32)
         codes[block], scale[block] = encode_maps(maps, spec.codec.name)
-        block_sum, block_rows = kl_total(maps, decode_maps(codes[block], scale[block], spec.codec.name))
+        decoded = decode_maps(codes[block], scale[block], spec.codec.name)
+        if donated is not None:
+            given = donated[block][..., None] & (scale[block] > 0)  # [b, L, M]
+            kl_donated += int(given.sum())
+            maps = np.where(given[..., None, None], np.float32(0), maps)
+        block_sum, block_rows = kl_total(maps, decoded)
         kl_sum, kl_rows = kl_sum + block_sum, kl_rows + block_rows
     kept = np.ones(scale.shape, dtype=np.float16) if view.kept is None else view.kept.astype(np.float16)
     embedding = np.where(absent[:, None], 0, view.image_embedding).astype(np.float16)
@@ -225,4 +232,4 @@ def _stored_arrays(
         "kept": np.where(scale > 0, kept, np.float16(0)),
         "image_embedding": embedding,
     }
-    return arrays, kl_sum, kl_rows
+    return arrays, kl_sum, kl_rows, kl_donated

@@ -1,7 +1,7 @@
 """Files that are either whole or absent, and JSON that carries its own checksum.
 
-A temporary file has a name fixed by its target, so whatever a killed process left behind is overwritten, and
-renamed away, by the rerun that writes the same target.
+The temporary file of a fixed file has a name fixed by its target, so whatever a killed process left behind is
+overwritten, and renamed away, by the rerun that writes the same target. Those of shards lie in `claims.STAGING`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import google_crc32c
 
-from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.errors import CorruptTargetsError, LFIError, OutputWriteError
 
 _SEAL_LINE = re.compile(rb'^ "crc32c": "[0-9a-f]{8}",\n', re.MULTILINE)  # one blank: a field of the whole object
 
@@ -57,26 +57,31 @@ def output_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` of writing below `path` into one clear error.
 
     Raises:
-        LFIError: the disk is full, the path not writable, ...
+        OutputWriteError: the disk is full, the path not writable, ...
     """
     try:
         yield
     except LFIError:
         raise
     except OSError as error:
-        raise LFIError(
+        raise OutputWriteError(
             f"Cannot write targets at {path}: {error.strerror or error}. Committed shards are safe; free "
             "space or mend the permissions, then run the same command again."
         ) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write a whole file or none: temporary file, fsync, rename, fsync of the directory.
+
+    Args:
+        path: the file.
+        data: its content.
+        scratch: the temporary file, on the same file system; `temporary(path)` by default.
 
     Raises:
         OSError: as the system reports it; the temporary file is removed.
     """
-    scratch = temporary(path)
+    scratch = scratch or temporary(path)
     try:
         with scratch.open("wb") as file:
             file.write(data)

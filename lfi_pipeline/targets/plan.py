@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,19 +111,20 @@ def _parse_npy(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
     return np.frombuffer(data, dtype="<f2", offset=len(head)).reshape(shape)
 
 
-def plan_digests(plan: Sequence[PlannedSample]) -> dict[str, str]:
-    """sha256 of each column of the plan, so that a differing plan can be told by column.
+def plan_digests(plan: Iterable[PlannedSample]) -> dict[str, str]:
+    """sha256 of each column of the plan, so that a differing plan can be told by column; reads it once, keeps no row.
 
     Raises:
         ConfigError: two samples share a key.
     """
-    if len({sample.key for sample in plan}) != len(plan):
-        raise ConfigError("plan must have unique keys.")
-    columns = {
-        "keys": [sample.key for sample in plan],
-        "paths": [sample.path for sample in plan],
-        "labels": [sample.labels for sample in plan],
-        "domains": [sample.domain for sample in plan],
-        "captions": [sample.caption for sample in plan],
-    }
-    return {name: hashlib.sha256(json.dumps(column).encode()).hexdigest() for name, column in columns.items()}
+    columns = {name: hashlib.sha256() for name in ("keys", "paths", "labels", "domains", "captions")}
+    seen: set[bytes] = set()
+    for sample in plan:
+        short = hashlib.blake2b(sample.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if short in seen:
+            raise ConfigError(f"plan must have unique keys; {sample.key!r} stands in it twice.")
+        seen.add(short)
+        values = (sample.key, sample.path, sample.labels, sample.domain, sample.caption)
+        for digest, value in zip(columns.values(), values, strict=True):
+            digest.update(json.dumps(value).encode() + b"\n")
+    return {name: digest.hexdigest() for name, digest in columns.items()}

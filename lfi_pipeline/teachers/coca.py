@@ -15,53 +15,36 @@ The decoder reads the caption while looking at the image through its cross-atten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.errors import UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
-from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, Request
-from lfi_pipeline.teachers.words import EncodedText, Word, encode_text
+from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
+from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading
+from lfi_pipeline.teachers.precision import autocast
+from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
+from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
 
-ROWS = ("emitting", "reading")
+__all__ = ["CocaTeacher", "require_row"]
 
-
-def require_row(row: str, kind: str) -> None:
-    """Raise UnknownNameError or ConfigError, as `CocaTeacher.interaction_maps`, unless `kind` has `row`."""
-    if row not in ROWS:
-        raise UnknownNameError("row", row, ROWS)
-    if row == "reading" and kind != "attention":
-        raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.")
-
-
-@dataclass(frozen=True, slots=True)
-class InteractionMaps:
-    """Maps of a batch.
-
-    Attributes:
-        maps: fp32 [B, L, M, gh, gw]; a row sums to 1, or is all zero where there is no word or nothing to show.
-        kept: fp32 [B, L, M], share of the row's mass that lay on patches and not on the CLS token.
-        image_embedding: fp32 [B, E], unit length.
-    """
-
-    maps: Tensor
-    kept: Tensor
-    image_embedding: Tensor
+SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 
 
 class CocaTeacher:
-    """A CoCa model of open_clip with its tokenizer.
+    """A CoCa model of open_clip with its tokenizer; a `Teacher`.
 
     Args:
         model: `open_clip.CoCa`; put in eval mode, parameters frozen.
-        tokenizer: open_clip's `SimpleTokenizer` with the model's vocabulary.
-        identity: name, tag, weights digest and family, recorded in the spec.
+        tokenizer: open_clip's tokenizer with the model's vocabulary.
+        identity: name, tag, weights digest, family and precision, recorded in the spec.
     """
+
+    default_kind = "agreement"
 
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -69,9 +52,12 @@ class CocaTeacher:
         self.identity = identity
         visual = model.visual
         self.pooler = visual.attn_pool
+        if self.pooler is None:
+            self.default_kind = "relevance"
         self.image_size: tuple[int, int] = tuple(visual.image_size)
         self.grid: tuple[int, int] = tuple(visual.grid_size)
         pixels = getattr(visual, "preprocess_cfg", {})  # set where open_clip built the model
+        self.interpolation: str = pixels.get("interpolation", "bicubic")
         self.mean: tuple[float, float, float] = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
         self.embedding_dim = int(visual.output_dim)
@@ -83,38 +69,46 @@ class CocaTeacher:
         return device
 
     @property
+    def precision(self) -> str:
+        """What trunk and text tower compute in; pooler, decoder and maps are fp32."""
+        return self.identity.precision
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of map this teacher can give."""
         return tuple(name for name, kind in KINDS.items() if self.pooler is not None or not kind.pooler)
 
-    def layers(self, kind: str, count: int) -> tuple[LayerSpec, ...]:
-        """Return the layers a map of `kind` is taken at: `count` decoder layers evenly spaced, or the only one.
+    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+        """Return the decoder layers a map of `kind` is taken at, or the only place it has.
+
+        Args:
+            kind: one of `kinds`.
+            chosen: a number of layers, evenly spaced; or their indices from 0, ascending.
 
         Raises:
             UnknownNameError: `kind` is not one of `kinds`.
-            ConfigError: `count` is not between 1 and the number of decoder layers.
+            ConfigError: more layers than the decoder has, or indices of none.
         """
         if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
         if KINDS[kind].place:
             return (LayerSpec(name=KINDS[kind].place, depth=1.0),)
         total = len(self.model.text_decoder.cross_attn)
-        if not 1 <= count <= total:
-            raise ConfigError(f"layers must be 1 to {total} for {self.identity.name}, got {count}.")
-        chosen = [round(total * (i + 1) / count) - 1 for i in range(count)]
-        return tuple(LayerSpec(name=f"text_decoder.cross_attn.{i}", depth=(i + 1) / total) for i in chosen)
+        return choose_layers(self.identity.name, "text_decoder.cross_attn", total, chosen)
 
-    def encode_text(self, caption: str) -> EncodedText:
-        """Tokenise `caption` and find its content words."""
-        return encode_text(self.tokenizer, caption)
+    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
+        """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
+        return encode_text(self.tokenizer, text, phrases)
 
     @torch.no_grad()
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word on its own, fp32 unit vectors [V, E]."""
-        parts = [
-            self.model.encode_text(self.tokenizer(list(words[i : i + batch_size])).to(self.device)).float()
-            for i in range(0, len(words), batch_size)
-        ]
+        parts = []
+        for i in range(0, len(words), batch_size):
+            ids = self.tokenizer(list(words[i : i + batch_size])).to(self.device)
+            with autocast(self.device, self.precision):
+                found = self.model.encode_text(ids, normalize=False)
+            parts.append(nn.functional.normalize(found.float(), dim=-1))
         return torch.cat(parts).cpu() if parts else torch.zeros(0, self.embedding_dim)
 
     def interaction_maps(
@@ -126,66 +120,98 @@ class CocaTeacher:
         kind: str,
         layers: Sequence[LayerSpec],
         row: str = "emitting",
+        image_of: Sequence[int] | None = None,
     ) -> InteractionMaps:
-        """Return the maps of `words[b]` (None leaves a row empty) while the teacher reads `texts[b]`.
+        """Return the maps of `words[c]` (None leaves a row empty) while the teacher reads `texts[c]`.
 
         Args:
             images: normalised, [B, 3, H, W] at `image_size`, on `device`.
-            texts: the caption of each image.
-            words: for each image the words that get a row, at most M.
+            texts: C captions.
+            words: for each caption the words that get a row, at most M.
             kind: one of `kinds`.
             layers: as `layers(kind, ...)` returned them.
             row: `emitting` or (for `attention` only) `reading`.
+            image_of: for each caption its image, so that captions of one image share its pass through the trunk; by
+                default caption c is read over image c.
 
         Raises:
             UnknownNameError: unknown kind or row.
-            ConfigError: `reading` rows of a gradient kind (the gradient of a word's logit at a later row is zero).
+            ConfigError: `reading` rows of a gradient kind (the gradient of a word's logit at a later row is zero), or
+                captions that do not fit the images.
         """
         if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
         require_row(row, kind)
-        visual, decoder = self.model.visual, self.model.text_decoder
-        norms = [block.ln_1_kv for block in decoder.cross_attn] if self.pooler is None else [self.pooler.ln_k]
-        ids = self._pad(texts)
-        with torch.no_grad():
-            tokens = visual.transformer(visual._embeds(images))
-            pooled, _ = visual._pool(tokens)
-            embedding = (pooled @ visual.proj if visual.proj is not None else pooled).flatten(1)
-            _, token_embeddings = self.model.text(ids)
+        chosen = require_images(len(texts), len(images), image_of)
+        visual = self.model.visual
+        tokens, embedding = self._look(images)
+        if image_of is not None:
+            tokens = tokens[chosen]
+        mass = torch.zeros(len(texts), len(layers), max(1, *map(len, words)), self._columns, device=self.device)
+        for some in torch.arange(len(texts)).split(self._captions_at_once()):
+            first, last = int(some[0]), int(some[-1]) + 1
+            found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
+            mass[first:last, :, : found.shape[2]] = found
+        return InteractionMaps(*normalised(mass, self.grid), embedding)
+
+    def _mass(
+        self,
+        tokens: Tensor,
+        texts: Sequence[EncodedText],
+        words: Sequence[Sequence[Word | None]],
+        kind: str,
+        layers: Sequence[LayerSpec],
+        row: str,
+    ) -> Tensor:
+        """Mass [C, L, M, 1+N or N] of some captions, each beside its image's tokens."""
+        visual, ids = self.model.visual, self._pad(texts)
         request = Request(ids=ids, words=words, row=row, layers=[layer.name for layer in layers])
+        reader = CaptionReader(self.model.text_decoder, request, self._text(ids, request.length))
+        probes = {POOLER: self.pooler.attn} if self.pooler is not None and KINDS[kind].attention else {}
 
         def read(x: Tensor) -> Reading:
-            with outputs_of(norms) as entering:
-                logits = decoder(visual._pool(x)[1], token_embeddings[:, :-1]).float()
-            surprise = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            return Reading(request, entering, -surprise, dict(probabilities))
+            with outputs_of([] if self.pooler is None else [self.pooler.ln_k]) as entering:
+                seen = reader.see(visual._pool(x)[1])
+            return Reading(reader, seen, entering[0] if entering else None, attention.get(POOLER))
 
-        with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(self._probes(kind, layers)) as probabilities:
-            mass = KINDS[kind].make(read, tokens)
-        maps, kept = _normalised(mass.detach().float(), self.grid)
-        return InteractionMaps(maps, kept, nn.functional.normalize(embedding.float(), dim=-1))
+        with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(probes) as attention:
+            return KINDS[kind].make(read, tokens).detach().float()
 
-    def _probes(self, kind: str, layers: Sequence[LayerSpec]) -> dict[str, nn.MultiheadAttention]:
-        """Attention layers whose probabilities `kind` is made of; the others keep their fused kernels."""
-        if not KINDS[kind].attention:
-            return {}
-        names = [] if KINDS[kind].place else [layer.name for layer in layers]
-        probes = {name: self.model.get_submodule(name).attn for name in names}
-        return probes | ({POOLER: self.pooler.attn} if self.pooler is not None else {})
+    @property
+    def _columns(self) -> int:
+        """Columns of a row of mass: the patches, and CLS where a pooler shows it to the decoder."""
+        return self.grid[0] * self.grid[1] + (self.pooler is not None)
+
+    def _captions_at_once(self) -> int:
+        """As many captions as have `SEEN_NUMBERS` keys and values of the decoder among them."""
+        decoder = self.model.text_decoder
+        tokens = self._columns if self.pooler is None else len(self.pooler.query)
+        return int(max(1, SEEN_NUMBERS // (2 * len(decoder.cross_attn) * tokens * decoder.width)))
+
+    @torch.no_grad()
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The trunk's tokens [B, 1+N, D] and the image embeddings [B, E]."""
+        visual = self.model.visual
+        with autocast(self.device, self.precision):
+            tokens = visual.transformer(visual._embeds(images))
+        tokens = tokens.float()
+        pooled = visual._pool(tokens)[0]
+        embedding = (pooled @ visual.proj if visual.proj is not None else pooled).flatten(1)
+        return tokens, nn.functional.normalize(embedding, dim=-1)
+
+    @torch.no_grad()
+    def _text(self, ids: Tensor, length: int) -> Tensor:
+        """The text tower's embeddings [C, length, D] of the first tokens; a causal tower need not read the others."""
+        if isinstance(self.model.text, open_clip.transformer.TextTransformer) and self.model.text.attn_mask is not None:
+            ids = ids[:, :length]
+        with autocast(self.device, self.precision):
+            _, embeddings = self.model.text(ids)
+        return embeddings[:, :length].float()
 
     def _pad(self, texts: Sequence[EncodedText]) -> Tensor:
-        """Token ids [B, T], padded to the batch's longest caption: rows depend on earlier tokens only."""
+        """Token ids [C, T], padded to the batch's longest caption: rows depend on earlier tokens only."""
         longest = max(len(text.ids) for text in texts)
-        ids = torch.full((len(texts), longest), self.model.pad_id, dtype=torch.long)
+        ids = torch.full((len(texts), longest), pad_id(self.model), dtype=torch.long)
         for i, text in enumerate(texts):
             ids[i, : len(text.ids)] = torch.tensor(text.ids)
         return ids.to(self.device)
-
-
-def _normalised(mass: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Drop the CLS column of [B, L, M, 1+N or N] and normalise; returns maps [B, L, M, gh, gw] and kept [B, L, M]."""
-    patches = mass[..., -grid[0] * grid[1] :]
-    total, on_patches = mass.sum(-1), patches.sum(-1)
-    maps = torch.where(on_patches[..., None] > 0, patches / on_patches.clamp_min(1e-30)[..., None], 0.0)
-    kept = torch.where(total > 0, on_patches / total.clamp_min(1e-30), 0.0)
-    return maps.view(*maps.shape[:-1], *grid), kept

@@ -20,82 +20,58 @@ others that could have come next, which the gradient of the bare logit does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lfi_pipeline.teachers.words import Word
+from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
 
 POOLER, TRUNK = "visual.attn_pool", "visual.trunk"
 STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Which words of which captions to map.
+class Reading:
+    """The images as the decoder sees them, and a reader of their captions.
 
     Attributes:
-        ids: token ids [B, T].
-        words: for each image the words that get a row, None for an empty one.
-        row: `emitting` or `reading`.
-        layers: names of decoder layers, for kinds that have several.
+        reader: reads the captions.
+        seen: what the decoder sees, on the path from what entered.
+        entering: the tokens after the LayerNorm by which they enter the pooler [B, 1+N, D]; None without a pooler.
+        pooler: its attention [B, H, queries, 1+N]; None where it is not probed.
     """
 
-    ids: Tensor
-    words: Sequence[Sequence[Word | None]]
-    row: str
-    layers: Sequence[str]
+    reader: CaptionReader
+    seen: Seen
+    entering: Tensor | None
+    pooler: Tensor | None
 
     @property
-    def slots(self) -> int:
-        """M, the most rows of any image (1 at least)."""
-        return max(1, max(len(words) for words in self.words))
+    def request(self) -> Request:
+        """What is asked."""
+        return self.reader.request
 
-    def select(self, slot: int) -> Tensor:
-        """Weights [B, T-1] that average over the rows of the word in `slot`; all zero where there is none."""
-        weights = torch.zeros(len(self.words), self.ids.shape[1] - 1)
-        for b, words in enumerate(self.words):
-            word = words[slot] if slot < len(words) else None
-            if word is not None:
-                rows = [p - 1 if self.row == "emitting" else p for p in word.positions]
-                weights[b, rows] = 1 / len(rows)
-        return weights.to(self.ids.device)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One pass of pooler and decoder.
-
-    Attributes:
-        request: what is asked.
-        entering: the tokens after each LayerNorm by which they enter the pooler [B, 1+N, D] or decoder [B, N, D].
-        log_probability: [B, T-1], of the token that each row emits.
-        probabilities: layer name -> attention [B, H, rows, columns].
-    """
-
-    request: Request
-    entering: Sequence[Tensor]
-    log_probability: Tensor
-    probabilities: dict[str, Tensor]
-
-    def gradients(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Gradients of s_w in `inputs` for each slot, over the whole batch at once: images do not interact."""
-        slots = self.request.slots
-        return [
-            torch.autograd.grad(
-                (self.log_probability * self.request.select(slot)).sum(), inputs, retain_graph=slot < slots - 1
+    def gradients(self, inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
+        """Yield groups of slots and the gradients of s_w in `inputs`, [m, B, ...]; images do not interact."""
+        for slots, rows, cotangent in self.reader.readings(self.seen):
+            at_tokens = self.reader.at_tokens(rows, cotangent)
+            yield (
+                slots,
+                torch.autograd.grad(self.seen.tokens, inputs, at_tokens, retain_graph=True, is_grads_batched=True),
             )
-            for slot in range(slots)
-        ]
 
     def to_patches(self, rows: Tensor) -> Tensor:
         """Compose decoder rows [..., B, Q] with the head-mean attention [B, Q, 1+N] of the pooler's last Q queries."""
-        if POOLER not in self.probabilities:
+        if self.pooler is None:
             return rows
-        pool = self.probabilities[POOLER].mean(1)[:, -rows.shape[-1] :]
+        pool = self.pooler.mean(1)[:, -rows.shape[-1] :]
         return torch.einsum("...bq,bqn->...bn", rows, pool)
+
+    def empty(self, *shape: int) -> Tensor:
+        """Zero mass [M, ...] for the slots to be filled in."""
+        return torch.zeros(self.request.slots, *shape, device=self.seen.tokens.device)
 
 
 Read = Callable[[Tensor], Reading]  # from the trunk's tokens [B, 1+N, D]
@@ -103,55 +79,80 @@ Read = Callable[[Tensor], Reading]  # from the trunk's tokens [B, 1+N, D]
 
 def _attention(read: Read, tokens: Tensor) -> Tensor:
     reading = read(tokens)
-    request = reading.request
-    per_layer = [reading.probabilities[name].mean(1) for name in request.layers]  # each [B, T-1, Q]
-    slots = [
-        torch.stack([torch.einsum("bt,btq->bq", request.select(slot), rows) for rows in per_layer])
-        for slot in range(request.slots)
-    ]
-    return reading.to_patches(torch.stack(slots, dim=1)).permute(2, 0, 1, 3)  # [L, M, B, n] -> [B, L, M, n]
+    looks = reading.reader.chosen(reading.reader.read(reading.seen, reading.request.length))
+    weights = reading.request.weights
+    rows = torch.stack([torch.einsum("mbt,btq->mbq", weights, look.probabilities.mean(1)) for look in looks])
+    return reading.to_patches(rows).permute(2, 0, 1, 3)  # [L, M, B, n] -> [B, L, M, n]
 
 
 def _gradcam(read: Read, tokens: Tensor) -> Tensor:
-    reading = read(tokens.requires_grad_())
-    request = reading.request
-    attention = [reading.probabilities[name] for name in request.layers]  # each [B, H, T-1, Q]
-    slots = []
-    for slot, gradients in enumerate(reading.gradients(attention)):
-        weights = request.select(slot)
-        weighted = [(a * g.relu()).mean(1) for a, g in zip(attention, gradients, strict=True)]
-        slots.append(torch.stack([torch.einsum("bt,btq->bq", weights, rows) for rows in weighted]))
-    return reading.to_patches(torch.stack(slots, dim=1)).permute(2, 0, 1, 3)
+    reading = read(tokens)
+    found = reading.empty(len(reading.request.layers), *reading.seen.tokens.shape[:2])  # [M, L, B, Q]
+    for slots, rows, cotangent in reading.reader.readings(reading.seen):
+        attention = [look.probabilities for look in reading.reader.chosen(rows)]  # each [B, H, T, Q]
+        gradients = torch.autograd.grad(rows.hidden, attention, cotangent, is_grads_batched=True)
+        weights = reading.request.weights[slots, :, : rows.hidden.shape[1]]
+        weighted = [(a * g.relu()).mean(2) for a, g in zip(attention, gradients, strict=True)]
+        found[slots] = torch.stack([torch.einsum("mbt,mbtq->mbq", weights, each) for each in weighted], dim=1)
+    return reading.to_patches(found).permute(2, 1, 0, 3)  # [M, L, B, n] -> [B, L, M, n]
 
 
 def _gradcam_pooler(read: Read, tokens: Tensor) -> Tensor:
     reading = read(tokens.requires_grad_())
-    attention = reading.probabilities[POOLER]  # [B, H, Q, 1+N]
-    slots = [(attention * gradient.relu()).mean(1).sum(1) for (gradient,) in reading.gradients([attention])]
-    return torch.stack(slots, dim=1)[:, None]
+    attention = reading.pooler
+    assert attention is not None
+    found = reading.empty(len(tokens), attention.shape[-1])
+    for slots, (gradient,) in reading.gradients([attention]):
+        found[slots] = _weighted(attention, gradient)
+    return found.transpose(0, 1)[:, None]
+
+
+def _weighted(attention: Tensor, gradient: Tensor) -> Tensor:
+    """A * relu(gradient): [B, H, Q, n] and [m, B, H, Q, n] -> [m, B, n], mean over heads, sum over queries."""
+    return (attention * gradient.relu()).mean(2).sum(2)
 
 
 def _relevance(read: Read, tokens: Tensor) -> Tensor:
     reading = read(tokens.requires_grad_())
-    slots = [
-        torch.stack([(g * x).sum(-1) for g, x in zip(gradients, reading.entering, strict=True)]).sum(0).relu()
-        for gradients in reading.gradients(reading.entering)
-    ]
-    return torch.stack(slots, dim=1)[:, None]
+    entering = reading.entering
+    if entering is None:
+        found = reading.empty(*reading.seen.tokens.shape[:2])
+        for slots, rows, cotangent in reading.reader.readings(reading.seen):
+            found[slots] = reading.reader.relevance_of_tokens(reading.seen, rows, cotangent).relu()
+    else:
+        found = reading.empty(*entering.shape[:2])
+        for slots, (gradient,) in reading.gradients([entering]):
+            found[slots] = torch.einsum("mbnd,bnd->mbn", gradient, entering.detach()).relu()
+    return found.transpose(0, 1)[:, None]
 
 
 def _integrated(read: Read, tokens: Tensor) -> Tensor:
-    change = tokens - tokens[:, 1:].mean(1, keepdim=True)
-    mass = torch.zeros((), device=tokens.device)
-    for step in range(1, STEPS + 1):
-        x = (tokens - change * (1 - step / STEPS)).requires_grad_()
-        gradients = torch.stack([gradient for (gradient,) in read(x).gradients([x])], dim=1)  # [B, M, 1+N, D]
-        mass = mass + (gradients * change[:, None]).sum(-1)
-    return mass.relu()[:, None]  # [B, 1, M, 1+N]
+    return _integrate(read, tokens)[0].relu()[:, None]  # [B, 1, M, 1+N]
 
 
 def _agreement(read: Read, tokens: Tensor) -> Tensor:
-    return _integrated(read, tokens) * _gradcam_pooler(read, tokens)
+    mass, pooled = _integrate(read, tokens, pooler=True)
+    assert pooled is not None
+    return (mass.relu() * pooled)[:, None]
+
+
+def _integrate(read: Read, tokens: Tensor, pooler: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The path's sum [B, M, 1+N] and, on request, the pooler's weighted attention at its end, where x is `tokens`."""
+    change = tokens - tokens[:, 1:].mean(1, keepdim=True)
+    mass: Tensor = torch.zeros((), device=tokens.device)
+    weighted: Tensor | None = None
+    for step in range(1, STEPS + 1):
+        x = (tokens - change * (1 - step / STEPS)).requires_grad_()
+        reading = read(x)
+        found = reading.empty(*x.shape[:2])
+        weighted = reading.empty(*x.shape[:2]) if pooler and step == STEPS else None
+        inputs = [x] if weighted is None or reading.pooler is None else [x, reading.pooler]
+        for slots, gradients in reading.gradients(inputs):
+            found[slots] = torch.einsum("mbnd,bnd->mbn", gradients[0], change)
+            if weighted is not None and reading.pooler is not None:
+                weighted[slots] = _weighted(reading.pooler, gradients[1])
+        mass = mass + found.detach()
+    return mass.transpose(0, 1), None if weighted is None else weighted.detach().transpose(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,10 +112,13 @@ def open_writer(
 def extract(
     path: Path, limit: int | None = None, layout: str = "zarr", data_root: str | Path = "/data/scenes"
 ) -> TargetWriter:
-    """What the extract command does: open, then commit every pending shard (at most `limit`)."""
+    """What the extract command does: open, then claim and commit every pending shard (at most `limit`)."""
     writer = open_writer(path, layout=layout, data_root=data_root)
     for shard in writer.pending_shards()[:limit]:
-        writer.commit(shard, make_payload(writer.spec, shard))
+        with writer.claim(shard) as ours:
+            assert ours
+            writer.commit(shard, make_payload(writer.spec, shard))
+    writer.finish()
     return writer
 
 

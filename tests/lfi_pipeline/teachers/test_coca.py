@@ -10,8 +10,8 @@ from torch import Tensor
 from lfi_pipeline.errors import ConfigError, UnknownNameError
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps
 from lfi_pipeline.teachers.attention_probe import probe_attention
-from lfi_pipeline.teachers.coca import require_row
 from lfi_pipeline.teachers.map_kinds import KINDS
+from lfi_pipeline.teachers.teacher import require_row
 from lfi_pipeline.teachers.words import Word
 
 FORMS = ("pooler", "cascade", "parallel", "no pooler")

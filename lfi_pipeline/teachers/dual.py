@@ -1,0 +1,183 @@
+"""Dual encoders of open_clip (CLIP, SigLIP, EVA) as teachers: words and image in, interaction maps out.
+
+No cross-attention exists and no caption is read: a word is embedded on its own, in a template, and its map is where
+the image is like it (`dual_kinds`). The words of a caption are those the model's own tokenizer can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lfi_pipeline.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.targets import LayerSpec, TeacherSpec
+from lfi_pipeline.teachers.dual_kinds import DUAL_KINDS, Question
+from lfi_pipeline.teachers.dual_trunks import POOL, trunk_of
+from lfi_pipeline.teachers.precision import autocast
+from lfi_pipeline.teachers.teacher import ROWS, InteractionMaps, choose_layers, normalised, require_images
+from lfi_pipeline.teachers.words import EncodedText, Word, encode_text
+
+# Dual encoders were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice.
+WORD_TEMPLATE = "a photo of a {}."
+KEPT_WORDS = 1 << 16  # embeddings of words kept from batch to batch
+
+
+class DualTeacher:
+    """A dual encoder of open_clip with its tokenizer; a `Teacher`.
+
+    Args:
+        model: `open_clip.CLIP` or `CustomTextCLIP`; put in eval mode, parameters frozen.
+        tokenizer: open_clip's tokenizer for it.
+        identity: name, tag, weights digest, family and precision, recorded in the spec.
+        word_template: what a word is put into before it is embedded.
+
+    Raises:
+        TeacherError: its vision tower is not a vision transformer.
+    """
+
+    default_kind = "similarity"
+    can_generate = False
+
+    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.identity, self.word_template = tokenizer, identity, word_template
+        self.trunk = trunk_of(model.visual, identity.name)
+        self.grid = self.trunk.grid
+        self.image_size: tuple[int, int] = tuple(model.visual.image_size)
+        pixels = getattr(model.visual, "preprocess_cfg", {})  # set where open_clip built the model
+        self.interpolation: str = pixels.get("interpolation", "bicubic")
+        self.mean: tuple[float, float, float] = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
+        self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
+        self._embeddings: dict[str, Tensor] = {}
+        with torch.no_grad():
+            width = next(
+                p.shape[-1]
+                for n, p in self.trunk.blocks[0].named_parameters()
+                if n.endswith("norm1.weight") or n == "ln_1.weight"
+            )
+            self.embedding_dim = int(self.trunk.embed_alone(torch.zeros(1, 1, width, device=self.device)).shape[-1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def precision(self) -> str:
+        """What the towers compute in; what is differentiated and the maps are fp32."""
+        return self.identity.precision
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of map this teacher can give."""
+        return tuple(DUAL_KINDS)
+
+    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+        """Return the blocks a map of `kind` is taken at, or the only place it has.
+
+        Args:
+            kind: one of `kinds`.
+            chosen: a number of blocks, evenly spaced; or their indices from 0, ascending.
+
+        Raises:
+            UnknownNameError: `kind` is not one of `kinds`.
+            ConfigError: more blocks than the trunk has, or indices of none.
+        """
+        if kind not in DUAL_KINDS:
+            raise UnknownNameError("map kind", kind, self.kinds)
+        if kind == "gradcam" and self.trunk.pooling == "attention":
+            return (LayerSpec(name=POOL, depth=1.0),)
+        if not DUAL_KINDS[kind].layered:
+            return (LayerSpec(name="visual.pooled", depth=1.0),)
+        return choose_layers(self.identity.name, self.trunk.prefix, len(self.trunk.blocks), chosen)
+
+    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
+        """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
+        return encode_text(self.tokenizer, text, phrases)
+
+    @torch.no_grad()
+    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
+        parts = []
+        for i in range(0, len(words), batch_size):
+            ids = self.tokenizer([self.word_template.format(word) for word in words[i : i + batch_size]])
+            with autocast(self.device, self.precision):
+                found = self.model.encode_text(ids.to(self.device))
+            parts.append(F.normalize(found.float(), dim=-1))
+        return torch.cat(parts).cpu() if parts else torch.zeros(0, self.embedding_dim)
+
+    def interaction_maps(
+        self,
+        images: Tensor,
+        texts: Sequence[EncodedText],
+        words: Sequence[Sequence[Word | None]],
+        *,
+        kind: str,
+        layers: Sequence[LayerSpec],
+        row: str = "emitting",
+        image_of: Sequence[int] | None = None,
+    ) -> InteractionMaps:
+        """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c.
+
+        Args:
+            images: normalised, [B, 3, H, W] at `image_size`, on `device`.
+            texts: C captions, of which nothing is read but how many they are.
+            words: for each caption the words that get a row, at most M.
+            kind: one of `kinds`.
+            layers: as `layers(kind, ...)` returned them.
+            row: `emitting`; nothing is read word by word.
+            image_of: for each caption its image; by default caption c is of image c.
+
+        Raises:
+            UnknownNameError: unknown kind or row.
+            ConfigError: `reading` rows, or captions that do not fit the images.
+        """
+        if kind not in DUAL_KINDS:
+            raise UnknownNameError("map kind", kind, self.kinds)
+        if row not in ROWS:
+            raise UnknownNameError("row", row, ROWS)
+        if row != "emitting":
+            raise ConfigError(f"row must be 'emitting' for {self.identity.name}, which reads no caption, got {row!r}.")
+        chosen = require_images(len(texts), len(images), image_of)
+        slots = max(1, *map(len, words)) if len(words) > 1 else max(1, len(words[0]))
+        nth = [chosen[:c].count(image) for c, image in enumerate(chosen)]  # a caption's place among those of its image
+        asked = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
+        self._learn({word.text for row_words in words for word in row_words if word is not None})
+        for c, row_words in enumerate(words):
+            for slot, word in enumerate(row_words):
+                if word is not None:
+                    asked[nth[c], slot, chosen[c]] = self._embeddings[word.text]
+        question = Question(
+            images=images,
+            words=asked.flatten(0, 1),
+            temperature=float(self.model.logit_scale.exp().max()),
+            layers=[layer.name for layer in layers],
+            precision=self.precision,
+        )
+        mass, embedding = DUAL_KINDS[kind].make(self.trunk, question)
+        of_caption = mass.unflatten(2, (-1, slots))[chosen, :, nth]  # [C, L, M, n]
+        return InteractionMaps(*normalised(of_caption.float(), self.grid), embedding)
+
+    def generate(self, images: Tensor) -> list[str]:
+        """A dual encoder writes nothing.
+
+        Raises:
+            TeacherError: always.
+        """
+        raise TeacherError(
+            f"{self.identity.name} cannot write captions: it is a dual encoder. Give captions or prompts, or a CoCa."
+        )
+
+    def _learn(self, words: set[str]) -> None:
+        """Embed words that are new, so that a data set's words are each embedded once."""
+        new = sorted(words - self._embeddings.keys())
+        if len(self._embeddings) + len(new) > KEPT_WORDS:
+            self._embeddings.clear()
+            new = sorted(words)
+        self._embeddings |= dict(zip(new, self.embed_words(new).to(self.device), strict=True))

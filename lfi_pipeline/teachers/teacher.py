@@ -1,0 +1,162 @@
+"""What every family of teachers offers, and the few lines that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.targets import LayerSpec, TeacherSpec
+from lfi_pipeline.teachers.words import EncodedText, Word
+
+ROWS = ("emitting", "reading")
+READING_KINDS = ("attention",)
+
+
+@dataclass(frozen=True, slots=True)
+class InteractionMaps:
+    """Maps of C captions over B images.
+
+    Attributes:
+        maps: fp32 [C, L, M, gh, gw]; a row sums to 1, or is all zero where there is no word or nothing to show.
+        kept: fp32 [C, L, M], share of the row's mass that lay on patches and not on other tokens, such as CLS.
+        image_embedding: fp32 [B, E], unit length.
+    """
+
+    maps: Tensor
+    kept: Tensor
+    image_embedding: Tensor
+
+
+class Teacher(Protocol):
+    """A vision-language model that gives interaction maps.
+
+    Attributes:
+        identity: name, tag, weights digest, family and precision, recorded in the spec.
+        image_size: (height, width) in pixels.
+        interpolation: filter by which its images are resized.
+        mean: per RGB channel, of values in [0, 1].
+        std: per RGB channel, of values in [0, 1].
+        grid: (gh, gw), cells of a map.
+        embedding_dim: E.
+    """
+
+    identity: TeacherSpec
+    image_size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    grid: tuple[int, int]
+    embedding_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What the trunk and the text tower compute in: `fp32`, `bf16` or `fp16`."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of map this teacher can give."""
+        ...
+
+    @property
+    def default_kind(self) -> str:
+        """The kind to take where none is named: the one that points best."""
+        ...
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether `generate` can caption an image."""
+        ...
+
+    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+        """Return the layers a map of `kind` is taken at: a number of them, evenly spaced, or those of these indices."""
+        ...
+
+    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
+        """Tokenise `text` and find its content words; where phrases are given, only their occurrences."""
+        ...
+
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        """Return the text embedding of each word on its own, fp32 unit vectors [V, E] in main memory."""
+        ...
+
+    def interaction_maps(
+        self,
+        images: Tensor,
+        texts: Sequence[EncodedText],
+        words: Sequence[Sequence[Word | None]],
+        *,
+        kind: str,
+        layers: Sequence[LayerSpec],
+        row: str = "emitting",
+        image_of: Sequence[int] | None = None,
+    ) -> InteractionMaps:
+        """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c, `image_of[c]` or c."""
+        ...
+
+    def generate(self, images: Tensor) -> list[str]:
+        """Return a caption of each image [B, 3, H, W]; the same for the same image.
+
+        Raises:
+            TeacherError: this teacher cannot, or a package it needs is not installed.
+        """
+        ...
+
+
+def require_row(row: str, kind: str) -> None:
+    """Raise UnknownNameError or ConfigError, as `interaction_maps` does, unless `kind` has `row`."""
+    if row not in ROWS:
+        raise UnknownNameError("row", row, ROWS)
+    if row == "reading" and kind not in READING_KINDS:
+        raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.")
+
+
+def require_images(texts: int, images: int, image_of: Sequence[int] | None) -> list[int]:
+    """Return the image of each text, after a check that each is there.
+
+    Raises:
+        ConfigError: no text, not one image per text, or an index of no image.
+    """
+    chosen = list(range(images)) if image_of is None else list(image_of)
+    if not texts or len(chosen) != texts or not all(0 <= i < images for i in chosen):
+        raise ConfigError(f"image_of must name one of {images} image(s) for each of {texts} text(s), got {chosen}.")
+    return chosen
+
+
+def choose_layers(teacher: str, prefix: str, total: int, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    """Return `chosen` of `total` layers called `prefix.i`: as many, evenly spaced up to the last; or those indices.
+
+    Raises:
+        ConfigError: a number that is not in 1..total; indices that are no layers or not in ascending order.
+    """
+    if isinstance(chosen, int):
+        if not 1 <= chosen <= total:
+            raise ConfigError(f"layers must be 1 to {total} for {teacher}, got {chosen}.")
+        chosen = [round(total * (i + 1) / chosen) - 1 for i in range(chosen)]
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= total:
+        raise ConfigError(
+            f"layer indices must be ascending and in 0..{total - 1} for {teacher}, got {', '.join(map(str, chosen))}."
+        )
+    return tuple(LayerSpec(name=f"{prefix}.{i}", depth=(i + 1) / total) for i in chosen)
+
+
+def normalised(mass: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Drop all but the last gh * gw columns of [C, L, M, P+N] and normalise.
+
+    Returns maps [C, L, M, gh, gw] and kept [C, L, M].
+    """
+    patches = mass[..., -grid[0] * grid[1] :]
+    total, on_patches = mass.sum(-1), patches.sum(-1)
+    maps = torch.where(on_patches[..., None] > 0, patches / on_patches.clamp_min(1e-30)[..., None], 0.0)
+    kept = torch.where(total > 0, on_patches / total.clamp_min(1e-30), 0.0)
+    return maps.view(*maps.shape[:-1], *grid), kept
