@@ -48,7 +48,8 @@ def pack(
     """Write `out`, or go on with it where it was left; the targets and the fingerprint are those of `source`.
 
     The same source gives the same bytes as if it had been extracted in that layout. Everything that is read is
-    checked. To webdataset, images go into the tars; to zarr, they stay where the source says that the data set lies.
+    checked; several processes may pack into the same directory. To webdataset, images go into the tars; to zarr, they
+    stay where the source says that the data set lies.
 
     Args:
         source: a complete cache.
@@ -76,10 +77,12 @@ def pack(
     total = sum(len(writer.shard_range(shard)) for shard in pending)
     with tqdm(total=total, desc=f"pack to {layout}", unit="sample", disable=not progress) as bar:
         for shard in pending:
-            writer.commit(shard, _stored(store, shard, with_images=layout == "webdataset"))
-            if layout == "zarr":
-                missing += _missing_images(store, shard)
+            with writer.claim(shard) as ours:
+                if ours:
+                    writer.commit(shard, _stored(store, shard, with_images=layout == "webdataset"))
+                    missing += _missing_images(store, shard) if layout == "zarr" else 0
             bar.update(len(writer.shard_range(shard)))
+    writer.finish()
     data_root = store.source_root if layout == "zarr" else Path(out).expanduser().absolute()
     return Packed(summary=writer.summary(), data_root=data_root, images_missing=missing)
 

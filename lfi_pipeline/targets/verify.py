@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.targets.claims import STAGING
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
 from lfi_pipeline.targets.files import read_whole
 from lfi_pipeline.targets.images import checked_image
@@ -19,7 +20,6 @@ from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
     MANIFEST,
     SOURCE,
-    STAGING,
     commit_file,
     index_file,
     shard_files,
