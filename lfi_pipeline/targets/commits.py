@@ -103,8 +103,8 @@ class Summary:
     Attributes:
         samples: committed samples, quarantined ones included.
         quarantined: of them without targets.
-        bytes_per_sample: committed bytes (all views and the index; in the webdataset layout the images too) over samples;
-            0 where there are none.
+        bytes_per_sample: committed bytes (all views and the index; in the webdataset layout the images too) over
+            samples; 0 where there are none.
         raw_bytes_per_sample: the same maps as plain fp16.
         codec_kl: mean KL(map || decoded) in nats; 0 where there are no rows.
     """
