@@ -229,21 +229,24 @@ class TargetIndex:
 
     def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         schema, spec = index_schema(self._spec, self._layout), self._spec
+
+        def read(shard: int) -> dict[str, list[pa.Array]]:
+            table = self.read_part(shard, names)
+            return {name: table[name].chunks for name in names}
+
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            found = pool.map(lambda shard: self.read_part(shard, names), self._records)
-            tables: dict[int, pa.Table | None] = dict(zip(self._records, found, strict=True))
+            found = list(pool.map(read, self._records))
         columns = {}
         for name in names:
             parts, rows = [], 0
-            for shard, table in [*tables.items(), (spec.shards, None)]:
-                missing = min(shard * spec.samples_per_shard, len(self)) - rows
-                if missing > 0:
-                    parts.append(_absent(schema.field(name).type, name in _NULLABLE, missing))
-                if table is not None:
-                    parts += table[name].chunks
-                    rows += missing + table.num_rows
+            for shard, chunks in [*zip(self._records, found, strict=True), (spec.shards, {})]:
+                first = min(shard * spec.samples_per_shard, len(self))
+                if first > rows:
+                    parts.append(_absent(schema.field(name).type, name in _NULLABLE, first - rows))
+                own = chunks.pop(name, [])  # so that a column is not held twice while the next is joined
+                parts += own
+                rows = first + sum(map(len, own))
             columns[name] = joined(parts)
-        del tables, parts, table
         pa.default_memory_pool().release_unused()
         return columns
 
