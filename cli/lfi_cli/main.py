@@ -11,6 +11,7 @@ from lfi_cli.evaluate import evaluate
 from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
+from lfi_cli.pack import pack
 from lfi_cli.report import report
 from lfi_cli.train import train
 from lfi_cli.verify import verify
@@ -28,6 +29,7 @@ for name, function in (
     ("make-scenes", make_scenes),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),
+    ("pack", pack),
     ("verify", verify),
     ("train", train),
     ("evaluate", evaluate),

@@ -20,7 +20,7 @@ import tensorstore as ts
 from lfi_pipeline.errors import CorruptTargetsError
 from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.layout import ArrayLayout, array_folder, array_layouts
+from lfi_pipeline.targets.layout import VOCABULARY, ArrayLayout, array_folder, array_layouts
 from lfi_pipeline.targets.manifest import Manifest
 from lfi_pipeline.targets.shardfile import ShardFiles
 
@@ -72,12 +72,14 @@ class ZarrView:
         """
         self._root, self._view, self._per_shard = root, view, manifest.spec.samples_per_shard
         self._arrays: dict[str, ArrayReader] = {}
-        for name, layout in array_layouts(manifest.spec).items():
-            folder = array_folder(view, name)
-            metadata = f"{folder}/zarr.json"
+        for metadata in sorted(manifest.files.keys() - set(VOCABULARY)):
             complaint = manifest.files[metadata].complaint(read_whole(root / metadata))
             if complaint:
-                raise CorruptTargetsError(f"{root / metadata} {complaint}. Run the same extract command to restore it.")
+                raise CorruptTargetsError(
+                    f"{root / metadata} {complaint}. Run the same extract command again to restore it."
+                )
+        for name, layout in array_layouts(manifest.spec).items():
+            folder = array_folder(view, name)
             try:
                 self._arrays[name] = _open_array(root / folder, layout, context)
             except (ValueError, OSError) as error:
@@ -152,7 +154,10 @@ def _open_array(folder: Path, layout: ArrayLayout, context: Any) -> ArrayReader:
         "recheck_cached_data": False,  # committed shards never change
         "recheck_cached_metadata": False,
     }
-    return _TensorStoreArray(ts.open(spec, context=context, open=True, read=True).result())
+    handle = ts.open(spec, context=context, open=True, read=True).result()
+    if tuple(handle.shape[1:]) != layout.tail or handle.dtype.numpy_dtype != np.dtype(layout.dtype):
+        raise ValueError(f"its array is {handle.dtype.name} {list(handle.shape)}, which is not what the spec says")
+    return _TensorStoreArray(handle)
 
 
 class _TensorStoreArray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from lfi_pipeline.targets.layout import tar_file
 
 T = TypeVar("T")
 
@@ -81,15 +83,21 @@ class TupleColumn(Column[tuple[int, ...]]):
         return tuple(self.values[self.offsets[position] : self.offsets[position + 1]].tolist())
 
 
-class MadeColumn(Column[str]):
-    """Strings that are made when asked for."""
+class TarPathColumn(Column[str]):
+    """Paths `shards/000000.tar#OFFSET+SIZE`, made when asked for; "" where there is no member."""
 
-    def __init__(self, length: int, make: Callable[[int], str]) -> None:
-        super().__init__(length)
-        self._make = make
+    def __init__(self, places: npt.NDArray[np.int64], per_shard: int) -> None:
+        """
+        Args:
+            places: int64 [S, 2], offset and size; -1 where there is none.
+            per_shard: samples in one shard.
+        """
+        super().__init__(len(places))
+        self._places, self._per_shard = places, per_shard
 
     def _item(self, position: int) -> str:
-        return self._make(position)
+        offset, size = self._places[position].tolist()
+        return "" if offset < 0 else f"{tar_file(position // self._per_shard)}#{offset}+{size}"
 
 
 def joined(parts: list[pa.Array]) -> pa.Array:

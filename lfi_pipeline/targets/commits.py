@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.checked import parse_records
 from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
 from lfi_pipeline.targets.layout import commit_file, shard_files
 from lfi_pipeline.targets.spec import TargetSpec
@@ -65,7 +66,7 @@ class CommitRecord:
 def _parse(body: dict[str, Any], path: Path, spec: TargetSpec, layout: str, shard: int) -> CommitRecord:
     """A record from its JSON, every value checked: file names above all, since readers open them."""
     positions = spec.shard_range(shard)
-    quarantined, files, kl_sum = body.get("quarantined"), FileRecord.parse_all(body.get("files")), body.get("kl_sum")
+    quarantined, files, kl_sum = body.get("quarantined"), parse_records(body.get("files")), body.get("kl_sum")
     if (
         body.keys() != {"shard", "samples", "quarantined", "files", "kl_sum", "kl_rows"}
         or not all(type(body[name]) is int for name in ("shard", "samples", "kl_rows"))
@@ -102,7 +103,8 @@ class Summary:
     Attributes:
         samples: committed samples, quarantined ones included.
         quarantined: of them without targets.
-        bytes_per_sample: committed bytes (all views, index included) over samples; 0 where there are none.
+        bytes_per_sample: committed bytes (all views and the index; in the webdataset layout the images too) over
+            samples; 0 where there are none.
         raw_bytes_per_sample: the same maps as plain fp16.
         codec_kl: mean KL(map || decoded) in nats; 0 where there are no rows.
     """

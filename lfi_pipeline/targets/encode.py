@@ -22,13 +22,13 @@ from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarshard import (
     END,
-    encode_view,
+    ViewCodec,
     header,
+    image_extension,
     member_kinds,
     member_names,
     padding,
     sample_json,
-    view_fields,
     view_kind,
 )
 
@@ -135,9 +135,10 @@ def _tar(
 ) -> tuple[bytes, dict[str, npt.NDArray[np.int64]]]:
     """The tar of a shard, and per kind of member offset and size, int64 [n, 2], -1 where absent."""
     images = _require_images(plan, stored)
+    codec = ViewCodec(spec)
     common = {
         "codec": spec.codec.name,
-        "arrays": [[name, kind.str, list(shape)] for name, kind, shape in view_fields(spec)],
+        "arrays": [[name, kind.str, list(shape)] for name, kind, shape in codec.fields],
         "fingerprint": spec.fingerprint,
     }
     members = {kind: np.full((len(plan), 2), -1, dtype=np.int64) for kind in member_kinds(spec)}
@@ -147,8 +148,9 @@ def _tar(
         if image is not None:
             contents = {"image": image, "json": b""}
             for view, arrays in stored.views.items():
-                contents[view_kind(view)] = encode_view(spec, {name: array[row] for name, array in arrays.items()})
-        names = dict(zip(contents, member_names(spec, position, None if image is None else sample.path), strict=True))
+                contents[view_kind(view)] = codec.encode({name: array[row] for name, array in arrays.items()})
+        extension = None if image is None else image_extension(sample.path, image)
+        names = dict(zip(contents, member_names(spec, position, extension), strict=True))
         checksums = {
             names[kind].partition(".")[2]: crc32c_hex(content) for kind, content in contents.items() if kind != "json"
         }

@@ -6,7 +6,6 @@ overwritten, and renamed away, by the rerun that writes the same target. Those o
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -31,72 +30,16 @@ class FileRecord:
     crc32c: str
 
     @classmethod
-    def parse_all(cls, plain: Any) -> dict[str, FileRecord] | None:
-        """Records by file name from parsed JSON; None where it is anything else."""
-        if not isinstance(plain, dict):
-            return None
-        records = {}
-        for name, fields in plain.items():
-            if not isinstance(fields, dict) or fields.keys() != {"size", "crc32c"}:
-                return None
-            size, crc32c = fields["size"], fields["crc32c"]
-            if type(size) is not int or not isinstance(crc32c, str):
-                return None
-            records[name] = cls(size=size, crc32c=crc32c)
-        return records
-
-    @classmethod
     def of(cls, data: bytes) -> FileRecord:
         """The record of this content."""
         return cls(size=len(data), crc32c=crc32c_hex(data))
 
     def complaint(self, data: bytes) -> str | None:
         """Say how `data` differs from the record, or None where it does not."""
-        return self._difference(len(data), crc32c_hex(data) if len(data) == self.size else "")
-
-    def _difference(self, size: int, crc32c: str) -> str | None:
-        if size != self.size:
-            return f"has {size} bytes, recorded were {self.size}"
-        return None if crc32c == self.crc32c else f"has crc32c {crc32c}, recorded was {self.crc32c}"
-
-
-class CheckedStream(io.RawIOBase):
-    """Reads a file once, front to back, and says at the end whether it is the recorded one."""
-
-    def __init__(self, path: Path, record: FileRecord) -> None:
-        """Raises CorruptTargetsError where the file is missing, cannot be read or has another size."""
-        try:
-            self._file = path.open("rb")
-            size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise CorruptTargetsError(f"Cannot read {path}: {error.strerror or error}.") from error
-        self._path, self._record, self._crc = path, record, 0
-        if size != record.size:
-            self.close()
-            raise CorruptTargetsError(f"{path} has {size} bytes, recorded were {record.size}.")
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; fewer only at the end."""
-        try:
-            data = self._file.read(size)
-        except OSError as error:
-            raise CorruptTargetsError(f"Cannot read {self._path}: {error.strerror or error}.") from error
-        self._crc = google_crc32c.extend(self._crc, data)
-        return data
-
-    def finish(self) -> None:
-        """Read what is left, and raise CorruptTargetsError unless the whole file was the recorded one."""
-        while self.read(2**20):
-            pass
-        if f"{self._crc:08x}" != self._record.crc32c:
-            raise CorruptTargetsError(f"{self._path} has crc32c {self._crc:08x}, recorded was {self._record.crc32c}.")
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        if len(data) != self.size:
+            return f"has {len(data)} bytes, recorded were {self.size}"
+        found = crc32c_hex(data)
+        return None if found == self.crc32c else f"has crc32c {found}, recorded was {self.crc32c}"
 
 
 def crc32c_hex(data: bytes) -> str:

@@ -1,38 +1,28 @@
-"""Bytes of the images that a cache refers to, checked against its index."""
+"""Images that a cache refers to, checked against its index."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import google_crc32c
 
-from lfi_pipeline.errors import CorruptTargetsError
-from lfi_pipeline.targets.tarview import read_range
+from lfi_pipeline.data.images import read_bytes
+from lfi_pipeline.data.paths import split_tar_path, why_unsafe
+from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
 
-_PLACE = re.compile(r"(.+\.tar)#(\d{1,18})\+(\d{1,18})", re.DOTALL)
 
-
-def image_bytes(root: Path, path: str) -> bytes:
-    """Bytes of an image below `root`; `FILE.tar#OFFSET+SIZE` names a part of a tar.
-
-    Raises:
-        ValueError: the path leads out of `root`, or the part does not lie in the file.
-        OSError: the file cannot be read.
-    """
-    found = _PLACE.fullmatch(path)
-    name = found[1] if found else path
-    if "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"{path!r} is not a path below the data root")
-    return read_range(root / name, int(found[2]), int(found[3])) if found else (root / name).read_bytes()
+def image_present(root: Path, path: str) -> bool:
+    """Whether there is a file that the image would be read from; its content is not looked at."""
+    member = split_tar_path(path)
+    return why_unsafe(path) is None and (root / (member[0] if member else path)).is_file()
 
 
 def checked_image(data_root: Path, path: str, crc32c: int, key: str) -> bytes:
-    """The image of a sample, as it was when the teacher saw it.
+    """The bytes of the image of a sample, as they were when the teacher saw it.
 
     Args:
         data_root: where it lies.
-        path: of it below `data_root`.
+        path: of it below `data_root`, as `TargetIndex.paths` gives it.
         crc32c: recorded of its bytes.
         key: of the sample, for messages.
 
@@ -41,10 +31,10 @@ def checked_image(data_root: Path, path: str, crc32c: int, key: str) -> bytes:
     """
     where = f"Image {path} (sample {key}) below {data_root}"
     try:
-        content = image_bytes(data_root, path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CorruptTargetsError(f"{where} cannot be read: {reason}. Restore it, or say where images lie.") from error
+        content = read_bytes(data_root, path)
+    except ImageReadError as error:
+        text = str(error).removesuffix(".")
+        raise CorruptTargetsError(f"{where} cannot be read: {text}. Restore it, or say where images lie.") from error
     found = int(google_crc32c.value(content))
     if found != crc32c:
         raise CorruptTargetsError(

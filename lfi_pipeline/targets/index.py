@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfi_pipeline.errors import CorruptTargetsError
-from lfi_pipeline.targets.columns import MadeColumn, TupleColumn, ValueColumn, joined
+from lfi_pipeline.targets.columns import TarPathColumn, TupleColumn, ValueColumn, joined
 from lfi_pipeline.targets.commits import CommitRecord, remedy
 from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.targets.layout import index_file
 from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarshard import member_kinds
 
-THREADS = 8
+THREADS = 4
 """Threads that read index parts; most of the time goes to the file system and to Arrow, which let go of the lock."""
 
 _SCHEMA = pa.schema(
@@ -139,13 +139,7 @@ class TargetIndex:
         """
         if self._layout == "zarr":
             return self.source_paths
-        places, per_shard = self.image_places, self._spec.samples_per_shard
-
-        def path(position: int) -> str:
-            offset, size = places[position].tolist()
-            return "" if offset < 0 else f"{tar_file(position // per_shard)}#{offset}+{size}"
-
-        return MadeColumn(len(self), path)
+        return TarPathColumn(self.image_places, self._spec.samples_per_shard)
 
     @cached_property
     def labels(self) -> Sequence[tuple[int, ...]]:
@@ -235,20 +229,25 @@ class TargetIndex:
 
     def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         schema, spec = index_schema(self._spec, self._layout), self._spec
+
+        def read(shard: int) -> dict[str, list[pa.Array]]:
+            table = self.read_part(shard, names)
+            return {name: table[name].chunks for name in names}
+
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            found = pool.map(lambda shard: self.read_part(shard, names), self._records)
-            tables: dict[int, pa.Table | None] = dict(zip(self._records, found, strict=True))
+            found = list(pool.map(read, self._records))
         columns = {}
         for name in names:
             parts, rows = [], 0
-            for shard, table in [*tables.items(), (spec.shards, None)]:
-                missing = min(shard * spec.samples_per_shard, len(self)) - rows
-                if missing > 0:
-                    parts.append(_absent(schema.field(name).type, name in _NULLABLE, missing))
-                if table is not None:
-                    parts += table[name].chunks
-                    rows += missing + table.num_rows
+            for shard, chunks in [*zip(self._records, found, strict=True), (spec.shards, {})]:
+                first = min(shard * spec.samples_per_shard, len(self))
+                if first > rows:
+                    parts.append(_absent(schema.field(name).type, name in _NULLABLE, first - rows))
+                own = chunks.pop(name, [])  # so that a column is not held twice while the next is joined
+                parts += own
+                rows = first + sum(map(len, own))
             columns[name] = joined(parts)
+        pa.default_memory_pool().release_unused()
         return columns
 
 

@@ -20,8 +20,6 @@ from lfi_pipeline.targets.spec import TargetSpec
 MANIFEST = "manifest.json"
 SOURCE = "source.json"
 VOCABULARY = ("vocabulary.json", "vocabulary.npy")
-STAGING = "staging"
-"""Folder of files that are being written; nothing in it is part of the cache."""
 LAYOUTS = ("zarr", "webdataset")
 """zarr: arrays of all samples, images where they are. webdataset: tar shards that hold the images too."""
 SMALL_CHUNK = 32

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import CorruptTargetsError, SpecMismatchError, TargetsError
+from lfi_pipeline.targets.checked import parse_records
 from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
 from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, fixed_files
 from lfi_pipeline.targets.record import plain_differences, plain_short
@@ -69,12 +70,16 @@ class Manifest:
         if loose.get("layout") not in LAYOUTS:
             known = ", ".join(LAYOUTS)
             raise TargetsError(f"{root} has layout {plain_short(loose.get('layout'))}; this release knows {known}.")
-        spec = TargetSpec.from_plain(loose.get("spec"))
+        try:
+            spec = TargetSpec.from_plain(loose.get("spec"))
+            fingerprint = spec.fingerprint
+        except (OverflowError, UnicodeEncodeError) as error:  # JSON can hold numbers and text that nothing else can
+            raise TargetsError(f"The spec of {root} cannot be read: {error}") from error
         body = unseal(data, root / MANIFEST)
-        if body.get("fingerprint") != spec.fingerprint:
+        if body.get("fingerprint") != fingerprint:
             raise CorruptTargetsError(f"{root / MANIFEST} has a spec that does not match its fingerprint.")
         _check_size(spec, root)
-        plan, files = body.get("plan"), FileRecord.parse_all(body.get("files"))
+        plan, files = body.get("plan"), parse_records(body.get("files"))
         if not isinstance(plan, dict) or files is None or files.keys() != fixed_files(spec, body["layout"]):
             raise CorruptTargetsError(f"{root / MANIFEST} does not list the files of a cache of its spec and layout.")
         return cls(spec=spec, layout=body["layout"], plan=plan, files=files)

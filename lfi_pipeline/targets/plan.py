@@ -93,6 +93,7 @@ class Vocabulary:
             words = json.loads(read_whole(root / "vocabulary.json"))
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise ValueError("vocabulary.json must be a list of words.")
+            "".join(words).encode()  # JSON can hold halves of characters, which no file of ours does
             array = _parse_npy(read_whole(root / "vocabulary.npy"), (len(words), embedding_dim))
             return cls(words=tuple(words), embeddings=array.astype(np.float32))
         except (ValueError, RecursionError) as error:

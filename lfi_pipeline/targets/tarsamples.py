@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.checked import CheckedStream
 from lfi_pipeline.targets.commits import CommitRecord, remedy
-from lfi_pipeline.targets.files import CheckedStream, crc32c_hex
+from lfi_pipeline.targets.files import crc32c_hex
 from lfi_pipeline.targets.layout import tar_file
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.tarshard import member_names, parse_json, read_members
+from lfi_pipeline.targets.tarshard import image_extension, member_names, parse_json, read_members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -38,7 +39,7 @@ class TarSample:
 class DamagedSampleError(CorruptTargetsError):
     """A shard whose damage was found at one sample, of position `sample`."""
 
-    def __init__(self, message: str, sample: int | None) -> None:
+    def __init__(self, message: str, sample: int | None = None) -> None:
         super().__init__(message)
         self.sample = sample
 
@@ -70,56 +71,64 @@ def shard_members(root: Path, spec: TargetSpec, record: CommitRecord) -> Iterato
         raise DamagedSampleError(message, sample) from error
 
 
-def parse_sample(
-    root: Path, spec: TargetSpec, record: CommitRecord, stem: str, members: Mapping[str, bytes]
-) -> TarSample:
-    """Check the members of one sample.
+class SampleParser:
+    """Checks the members of one sample after another."""
 
-    Args:
-        root: the cache.
-        spec: of the cache.
-        record: of the sample's shard.
-        stem: the common part of the members' names.
-        members: their contents, by what follows the stem and a dot.
+    def __init__(self, root: Path, spec: TargetSpec) -> None:
+        """
+        Args:
+            root: the cache.
+            spec: of the cache.
+        """
+        self._root, self._spec = root, spec
+        self._fingerprint, self._classes = spec.fingerprint, len(spec.dataset.classes)
 
-    Raises:
-        DamagedSampleError: a member is damaged, missing, or does not belong there.
-    """
-    position = _position(f"{stem}.")
-    try:
-        return _parse(spec, position, members)
-    except ValueError as error:
-        raise DamagedSampleError(
-            f"Cannot read shard {record.shard}, sample {position} of {root}: {error}. {remedy(root, record.shard)}",
-            position,
-        ) from error
+    def parse(self, shard: int, stem: str, members: Mapping[str, bytes]) -> TarSample:
+        """Check the members of one sample.
 
+        Args:
+            shard: number of its shard.
+            stem: the common part of the members' names.
+            members: their contents, by what follows the stem and a dot, in order.
 
-def _parse(spec: TargetSpec, position: int, members: Mapping[str, bytes]) -> TarSample:
-    body = parse_json(members.get("json", b""))
-    path, labels, quarantine = body.get("path"), body.get("labels"), body.get("quarantine")
-    if not isinstance(path, str) or not isinstance(body.get("key"), str) or not isinstance(labels, list):
-        raise ValueError("the JSON lacks a field, or has one of another type")
-    if not all(type(label) is int and 0 <= label < len(spec.dataset.classes) for label in labels):
-        raise ValueError("the JSON has labels that no class has")
-    if body.get("fingerprint") != spec.fingerprint:
-        raise ValueError("the JSON belongs to other targets")
-    if quarantine is not None and not isinstance(quarantine, str):
-        raise ValueError("the JSON lacks a field, or has one of another type")
-    names = [name.partition(".")[2] for name in member_names(spec, position, None if quarantine is not None else path)]
-    if list(members) != names:
-        raise ValueError(f"its members are {', '.join(members)}, not {', '.join(names)}")
-    checksums = {name: crc32c_hex(content) for name, content in members.items() if name != "json"}
-    if body.get("crc32c") != checksums:
-        raise ValueError("a member does not match its crc32c")
-    return TarSample(
-        position=position,
-        key=body["key"],
-        labels=tuple(labels),
-        quarantine=quarantine,
-        image=b"" if quarantine is not None else members[names[0]],
-        views={view: members[f"{view}.zst"] for view in spec.views} if quarantine is None else {},
-    )
+        Raises:
+            DamagedSampleError: a member is damaged, missing, or does not belong there.
+        """
+        position = _position(f"{stem}.")
+        try:
+            return self._parse(position, members)
+        except ValueError as error:
+            raise DamagedSampleError(
+                f"Cannot read shard {shard}, sample {position} of {self._root}: {error}. {remedy(self._root, shard)}",
+                position,
+            ) from error
+
+    def _parse(self, position: int, members: Mapping[str, bytes]) -> TarSample:
+        body = parse_json(members.get("json", b""))
+        key, path, labels, reason = (body.get(name) for name in ("key", "path", "labels", "quarantine"))
+        if not isinstance(key, str) or not isinstance(path, str) or not isinstance(labels, list):
+            raise ValueError("the JSON lacks a field, or has one of another type")
+        if not (reason is None or isinstance(reason, str)):
+            raise ValueError("the JSON lacks a field, or has one of another type")
+        if not all(type(label) is int and 0 <= label < self._classes for label in labels):
+            raise ValueError("the JSON has labels that no class has")
+        if body.get("fingerprint") != self._fingerprint:
+            raise ValueError("the JSON belongs to other targets")
+        extension = None if reason is not None else image_extension(path, next(iter(members.values())))
+        names = [name.partition(".")[2] for name in member_names(self._spec, position, extension)]
+        if list(members) != names:
+            raise ValueError(f"its members are {', '.join(members)}, not {', '.join(names)}")
+        checksums = {name: crc32c_hex(content) for name, content in members.items() if name != "json"}
+        if body.get("crc32c") != checksums:
+            raise ValueError("a member does not match its crc32c")
+        return TarSample(
+            position=position,
+            key=key,
+            labels=tuple(labels),
+            quarantine=reason,
+            image=b"" if reason is not None else members[names[0]],
+            views={view: members[f"{view}.zst"] for view in self._spec.views} if reason is None else {},
+        )
 
 
 def _position(name: str) -> int:

@@ -3,10 +3,11 @@
 A plain ustar archive (owner 0, time 0, mode 0644), the same bytes for the same shard. Samples lie in the order of
 their positions; `<p>` is the position in the data set, 9 digits or more. Per sample, in this order:
 
-<p>.<ext>       the image file, untouched. `ext` is its extension in lower case, or `img` where it is not one of
-                `IMAGE_EXTENSIONS` (so that no decoder chosen by name ever sees a name that an image file brought along)
+<p>.<ext>       the image file, untouched. `ext` is its extension in lower case if that is one of `IMAGE_EXTENSIONS`,
+                else what its first bytes say, else `img` (so that an image file brings no name along that makes a
+                decoder chosen by name do something else)
 <p>.json        one JSON object (see `sample_json`)
-<p>.<view>.zst  for each view of the spec, its arrays (see `encode_view`)
+<p>.<view>.zst  for each view of the spec, its arrays (see below, and `ViewCodec`)
 
 A quarantined sample has its `.json` alone.
 
@@ -25,7 +26,6 @@ with L layers, M words_per_sample, (gh, gw) grid and E embedding_dim of the spec
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import tarfile
@@ -49,18 +49,19 @@ END = bytes(2 * BLOCK)
 IMAGE_EXTENSIONS = frozenset(
     {"avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"}
 )
+_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}
 _SEAL = b',"sealed":"'
 _BLANK = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)[:124] + bytes(11) + tarfile.TarInfo("").tobuf()[135:148]
 _BLANK += b" " * 8 + tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)[156:]
 _BLANK_SUM = sum(_BLANK)
 
 
-def member_names(spec: TargetSpec, position: int, path: str | None) -> list[str]:
-    """Names of a sample's members, in order; `path` of its image, None for a quarantined sample."""
+def member_names(spec: TargetSpec, position: int, extension: str | None) -> list[str]:
+    """Names of a sample's members, in order; `extension` of its image, None for a quarantined sample."""
     stem = f"{position:09d}"
-    if path is None:
+    if extension is None:
         return [f"{stem}.json"]
-    return [f"{stem}.{image_extension(path)}", f"{stem}.json", *(f"{stem}.{view}.zst" for view in spec.views)]
+    return [f"{stem}.{extension}", f"{stem}.json", *(f"{stem}.{view}.zst" for view in spec.views)]
 
 
 def view_kind(view: str) -> str:
@@ -73,48 +74,52 @@ def member_kinds(spec: TargetSpec) -> list[str]:
     return ["image", *map(view_kind, spec.views)]
 
 
-def image_extension(path: str) -> str:
+def image_extension(path: str, content: bytes) -> str:
     """The extension that an image is stored under."""
-    extension = PurePosixPath(path.partition("#")[0]).suffix[1:].lower()
-    return extension if extension in IMAGE_EXTENSIONS else "img"
+    extension = PurePosixPath(path).suffix[1:].lower()
+    if extension in IMAGE_EXTENSIONS:
+        return extension
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "img")
 
 
-@functools.lru_cache(maxsize=8)
-def view_fields(spec: TargetSpec) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]:
-    """Name, little-endian type and shape of each array of a view, in the order stored."""
-    return tuple(
-        (array.name, np.dtype(array.dtype).newbyteorder("<"), array.tail) for array in array_layouts(spec).values()
-    )
+class ViewCodec:
+    """The arrays of one view of a sample to the content of its member, and back.
 
-
-@functools.lru_cache(maxsize=8)
-def view_bytes(spec: TargetSpec) -> int:
-    """Bytes of one view of a sample before compression."""
-    return sum(kind.itemsize * math.prod(shape) for _, kind, shape in view_fields(spec))
-
-
-def encode_view(spec: TargetSpec, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
-    """One view of a sample, from its arrays by name, to the content of its member."""
-    raw = b"".join(np.ascontiguousarray(arrays[name], kind).tobytes() for name, kind, _ in view_fields(spec))
-    frame = compress(raw, spec.codec.level)
-    return frame + int(google_crc32c.value(frame)).to_bytes(4, "little")
-
-
-def decode_view(spec: TargetSpec, data: bytes) -> dict[str, npt.NDArray[np.generic]]:
-    """Undo `encode_view`.
-
-    Raises:
-        ValueError: the content does not match its checksum, or holds something else.
+    Attributes:
+        fields: name, little-endian type and shape of each array, in the order stored.
     """
-    frame = data[:-4]
-    if len(data) < 4 or google_crc32c.value(frame) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("the arrays do not match their crc32c")
-    raw, arrays, first = decompress(frame, view_bytes(spec)), {}, 0
-    for name, kind, shape in view_fields(spec):
-        count = math.prod(shape)
-        arrays[name] = np.frombuffer(raw, kind, count, first).reshape(shape)
-        first += kind.itemsize * count
-    return arrays
+
+    def __init__(self, spec: TargetSpec) -> None:
+        """`spec`: of the cache."""
+        self.fields = [
+            (array.name, np.dtype(array.dtype).newbyteorder("<"), array.tail) for array in array_layouts(spec).values()
+        ]
+        self._size = sum(kind.itemsize * math.prod(shape) for _, kind, shape in self.fields)
+        self._level = spec.codec.level
+
+    def encode(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+        """The content of a view's member, from the sample's arrays by name."""
+        raw = b"".join(np.ascontiguousarray(arrays[name], kind).tobytes() for name, kind, _ in self.fields)
+        frame = compress(raw, self._level)
+        return frame + int(google_crc32c.value(frame)).to_bytes(4, "little")
+
+    def decode(self, data: bytes) -> dict[str, npt.NDArray[np.generic]]:
+        """Undo `encode`; the arrays are read-only.
+
+        Raises:
+            ValueError: the content does not match its checksum, or holds something else.
+        """
+        frame = data[:-4]
+        if len(data) < 4 or google_crc32c.value(frame) != int.from_bytes(data[-4:], "little"):
+            raise ValueError("the arrays do not match their crc32c")
+        raw, arrays, first = decompress(frame, self._size), {}, 0
+        for name, kind, shape in self.fields:
+            count = math.prod(shape)
+            arrays[name] = np.frombuffer(raw, kind, count, first).reshape(shape)
+            first += kind.itemsize * count
+        return arrays
 
 
 def sample_json(body: Mapping[str, Any]) -> bytes:

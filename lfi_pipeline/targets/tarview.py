@@ -17,7 +17,7 @@ from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.index import TargetIndex
 from lfi_pipeline.targets.layout import array_layouts, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.tarshard import decode_view, view_kind
+from lfi_pipeline.targets.tarshard import ViewCodec, view_kind
 
 
 class TarView:
@@ -31,7 +31,9 @@ class TarView:
             index: of the cache; its parts say where members lie.
             view: name of the view.
         """
-        self._root, self._spec, self._index, self._view = root, spec, index, view
+        self._root, self._index, self._view = root, index, view
+        self._codec, self._per_shard = ViewCodec(spec), spec.samples_per_shard
+        self._layouts = array_layouts(spec)
         self._places: dict[int, npt.NDArray[np.int64]] = {}
 
     def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
@@ -42,7 +44,7 @@ class TarView:
         """
         result: Arrays = {
             name: np.full((len(positions), *array.tail), array.fill, dtype=array.dtype)
-            for name, array in array_layouts(self._spec).items()
+            for name, array in self._layouts.items()
         }
         for row, position in enumerate(positions.tolist()):
             for name, array in self._sample(position).items():
@@ -51,12 +53,12 @@ class TarView:
 
     def _sample(self, position: int) -> Arrays:
         """Arrays of one sample; none of a quarantined one."""
-        shard, row = divmod(position, self._spec.samples_per_shard)
+        shard, row = divmod(position, self._per_shard)
         offset, size = self._places_of(shard)[row].tolist()
         if offset < 0:
             return {}
         try:
-            return decode_view(self._spec, read_range(self._root / tar_file(shard), offset, size))
+            return self._codec.decode(read_range(self._root / tar_file(shard), offset, size))
         except (ValueError, OSError) as error:
             raise CorruptTargetsError(
                 f"Cannot read shard {shard}, view {self._view}, sample {position} of {self._root}: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.targets.claims import STAGING
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
 from lfi_pipeline.targets.files import read_whole
 from lfi_pipeline.targets.images import checked_image
@@ -19,7 +20,6 @@ from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
     MANIFEST,
     SOURCE,
-    STAGING,
     commit_file,
     index_file,
     shard_files,
@@ -30,7 +30,7 @@ from lfi_pipeline.targets.manifest import Manifest, read_source
 from lfi_pipeline.targets.reader import TargetStore
 from lfi_pipeline.targets.shardfile import ShardFiles
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.tarsamples import DamagedSampleError, parse_sample, shard_members
+from lfi_pipeline.targets.tarsamples import DamagedSampleError, SampleParser, shard_members
 
 NAMED_SHARDS = 100
 """Missing shards that get a fault of their own; the others share one."""
@@ -193,12 +193,12 @@ def _shard_faults(root: Path, manifest: Manifest, shard: int) -> tuple[CommitRec
 
 def _tar_faults(root: Path, spec: TargetSpec, record: CommitRecord) -> Iterator[Fault]:
     """Damage of a tar, pinned to samples as far as its headers can be followed."""
-    place, pinned = tar_file(record.shard), False
+    place, pinned, parser = tar_file(record.shard), False, SampleParser(root, spec)
     try:
         for stem, members in groupby(shard_members(root, spec, record), lambda member: member[0].partition(".")[0]):
             contents = {name.partition(".")[2]: content for name, content in members}
             try:
-                parse_sample(root, spec, record, stem, contents)
+                parser.parse(record.shard, stem, contents)
             except DamagedSampleError as error:
                 pinned = True
                 yield Fault(shard=record.shard, file=place, sample=error.sample, message=str(error))

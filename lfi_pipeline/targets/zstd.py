@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+from numcodecs.zstd import Zstd
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 

@@ -20,7 +20,7 @@ from lfi_pipeline.errors import (
     UnknownNameError,
 )
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
-from lfi_pipeline.targets.images import image_bytes
+from lfi_pipeline.targets.images import checked_image, image_present
 
 FIELDS = ("maps", "scale", "words", "kept", "image_embedding")
 
@@ -228,13 +228,16 @@ def test_paths_of_the_webdataset_layout_name_the_bytes_of_the_image(synthetic: A
         offset, size = map(int, place.split("+"))
         assert file == f"shards/{position // 4:06d}.tar"
         assert (store.data_root / file).read_bytes()[offset : offset + size] == synthetic.image(position)
-        assert image_bytes(store.data_root, path) == synthetic.image(position)
+        image, crc32c = synthetic.image(position), int(store.index.image_crc32c[position])
+        assert checked_image(store.data_root, path, crc32c, "key") == image
+        assert image_present(store.data_root, path)
 
 
-@pytest.mark.parametrize("path", ["../x.jpg", "/etc/passwd", "a/../../x", "../a.tar#0+5", "/a.tar#0+5"])
+@pytest.mark.parametrize("path", ["../x.jpg", "/etc/passwd", "a/../../x", "../a.tar#0+5", "/a.tar#0+5", "a\0b", ""])
 def test_paths_that_lead_out_of_the_data_root_are_refused(tmp_path: Path, path: str) -> None:
-    with pytest.raises(ValueError, match="not a path below the data root"):
-        image_bytes(tmp_path, path)
+    assert not image_present(tmp_path, path)
+    with pytest.raises(CorruptTargetsError, match="cannot be read"):
+        checked_image(tmp_path, path, 0, "key")
 
 
 def test_damage_in_a_tar_names_shard_view_and_sample(both: dict[str, Path], tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from lfi_pipeline.errors import ConfigError, SpecMismatchError, UnknownNameError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.tarshard import (
     END,
-    decode_view,
-    encode_view,
+    ViewCodec,
     header,
     image_extension,
     padding,
@@ -93,19 +92,23 @@ def test_headers_are_those_of_tarfile(size: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "extension"),
+    ("path", "content", "extension"),
     [
-        ("a/B.JPG", "jpg"),
-        ("a.tar#512+99", "img"),
-        ("x.pkl", "img"),
-        ("x.pyd", "img"),
-        ("x.json", "img"),
-        ("x", "img"),
-        ("x.full.zst", "img"),
+        ("a/B.JPG", b"", "jpg"),
+        ("a/b.png", b"\xff\xd8\xff", "png"),
+        ("a.tar#512+99", b"\xff\xd8\xff\xe0", "jpg"),
+        ("a.tar#512+99", b"\x89PNG\r\n", "png"),
+        ("a.tar#512+99", b"RIFF1234WEBPVP8", "webp"),
+        ("a.tar#512+99", b"something", "img"),
+        ("x.pkl", b"", "img"),
+        ("x.pyd", b"", "img"),
+        ("x.json", b"{", "img"),
+        ("x", b"", "img"),
+        ("x.full.zst", b"", "img"),
     ],
 )
-def test_no_image_brings_a_name_along_that_a_decoder_would_unpickle(path: str, extension: str) -> None:
-    assert image_extension(path) == extension
+def test_no_image_brings_a_name_along_that_a_decoder_would_unpickle(path: str, content: bytes, extension: str) -> None:
+    assert image_extension(path, content) == extension
 
 
 def test_members_come_back_with_their_places() -> None:
@@ -158,15 +161,15 @@ def test_a_member_larger_than_the_archive_is_not_read() -> None:
 
 
 def test_arrays_of_another_size_are_refused_before_they_are_made(synthetic: Any) -> None:
-    spec = synthetic.spec()
+    codec = ViewCodec(synthetic.spec())
     for size in (10, 10**8):
         frame = numcodecs.Zstd().encode(bytes(size))
         with pytest.raises(ValueError, match=f"it holds {size} bytes, not 232"):
-            decode_view(spec, frame + google_crc32c.value(frame).to_bytes(4, "little"))
+            codec.decode(frame + google_crc32c.value(frame).to_bytes(4, "little"))
 
 
 def test_one_changed_bit_of_json_or_arrays_is_refused(synthetic: Any) -> None:
-    spec = synthetic.spec()
+    codec = ViewCodec(synthetic.spec())
     rng = np.random.default_rng(0)
     arrays = {
         "maps": rng.integers(0, 255, (2, 3, 5, 6), dtype=np.uint8),
@@ -175,11 +178,11 @@ def test_one_changed_bit_of_json_or_arrays_is_refused(synthetic: Any) -> None:
         "kept": rng.random((2, 3)).astype(np.float16),
         "image_embedding": rng.random(8).astype(np.float16),
     }
-    view, text = encode_view(spec, arrays), sample_json({"key": "ä", "labels": [1, 2]})
+    view, text = codec.encode(arrays), sample_json({"key": "ä", "labels": [1, 2]})
     assert parse_json(text)["key"] == "ä"
-    for name, array in decode_view(spec, view).items():
+    for name, array in codec.decode(view).items():
         np.testing.assert_array_equal(array, arrays[name])
-    for data, parse in ((view, lambda changed: decode_view(spec, changed)), (text, parse_json)):
+    for data, parse in ((view, codec.decode), (text, parse_json)):
         for place in range(len(data)):
             changed = bytearray(data)
             changed[place] ^= 1 << (place % 8)
