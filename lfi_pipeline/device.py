@@ -7,14 +7,18 @@ import torch
 from lfi_pipeline.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that `auto` or a torch device name stands for.
+
+    Args:
+        name: `auto`, or as torch names devices.
+        local_rank: number of this process on its machine; with `auto` each gets a GPU of its own, while there are some.
 
     Raises:
         ConfigError: not a device name, or a device that this machine does not have.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

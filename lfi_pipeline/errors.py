@@ -60,5 +60,13 @@ class OutputExistsError(LFIError, FileExistsError):
     """An output directory that already holds something else."""
 
 
+class OutputWriteError(LFIError, OSError):
+    """An output that cannot be written: a full disk, a read-only place."""
+
+
 class RunError(LFIError, ValueError):
     """A directory that is not a training run, or one that holds no checkpoint."""
+
+
+class BenchmarkError(LFIError, RuntimeError):
+    """A benchmark whose correctness check failed, so that it was not timed."""

@@ -11,7 +11,7 @@ import torch
 
 from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.teachers import CocaTeacher, job
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers.registry import state_sha256
 from lfi_pipeline.teachers.scenes_coca.bpe import learn_merges, write_merges
@@ -73,7 +73,7 @@ def _extracted(root: Path, teacher: CocaTeacher, split: str, out: Path) -> Path:
         dataset="scenes", data_root=root, split=split, words=6, samples_per_shard=8, batch_size=8, device="cpu"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "load_teacher", lambda name, *, device: teacher)
+        patch.setattr(job, "load_teacher", lambda name, *, device: teacher)
         extraction.extract(config, out)
     return out
 

@@ -41,7 +41,7 @@ def inspect(
         from lfi_pipeline.data import read_dataset
         from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 
-        dataset = read_dataset(spec.dataset.name, store.data_root, spec.dataset.split)
+        dataset = read_dataset(spec.dataset.name, store.source_root, spec.dataset.split)
         scores = teacher_grounding(store, grounded_words(store, dataset))
         result["pointing"] = [
             {"layer": layer.name} | asdict(score) for layer, score in zip(spec.layers, scores, strict=True)

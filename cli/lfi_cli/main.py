@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from lfi_cli.bench import app as bench
+from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
+from lfi_cli.pack import pack
 from lfi_cli.report import report
 from lfi_cli.train import train
 from lfi_cli.verify import verify
@@ -22,15 +25,18 @@ app = typer.Typer(
 )
 for name, function in (
     ("demo", demo),
+    ("datasets", datasets),
     ("make-scenes", make_scenes),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),
+    ("pack", pack),
     ("verify", verify),
     ("train", train),
     ("evaluate", evaluate),
     ("report", report),
 ):
     app.command(name)(function)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.sample import Dataset, Instance, Sample
+from lfi_pipeline.data.table import SampleTable
 from lfi_pipeline.errors import DatasetError
 
 Record = dict[str, Any]
@@ -29,11 +30,11 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     images = _by_id(instances, "images", instances_file)
     _require_same_images(images, captions, captions_file, instances_file)
 
-    categories = sorted(_by_id(instances, "categories", instances_file).values(), key=lambda c: int(c["id"]))
+    categories = sorted(_by_id(instances, "categories", instances_file).values(), key=lambda c: c["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     texts: dict[int, list[str]] = defaultdict(list)
-    for annotation in sorted(_records(captions, "annotations", captions_file, _CAPTION), key=lambda a: int(a["id"])):
-        texts[annotation["image_id"]].append(str(annotation["caption"]))
+    for annotation in sorted(_records(captions, "annotations", captions_file, _CAPTION), key=lambda a: a["id"]):
+        texts[annotation["image_id"]].append(annotation["caption"])
     objects: dict[int, list[Instance]] = defaultdict(list)
     for annotation in _records(instances, "annotations", instances_file, _OBJECT):
         if annotation.get("iscrowd"):
@@ -49,23 +50,31 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
             )
         )
     domain_field = manifest.options.get("domain_field", "")
-    samples = tuple(
+    samples = SampleTable(
         Sample(
             key=Path(image["file_name"]).stem,
             path=f"{files['images']}/{image['file_name']}",
             captions=tuple(texts[image_id]),
             labels=tuple(sorted({instance.label for instance in objects[image_id]})),
             domain=str(image.get(domain_field, "")),
-            height=int(image["height"]),
-            width=int(image["width"]),
+            height=image["height"],
+            width=image["width"],
         )
         for image_id, image in sorted(images.items())
     )
     by_key = {Path(image["file_name"]).stem: tuple(objects[image_id]) for image_id, image in images.items()}
     if len(by_key) != len(samples):
         raise DatasetError(f"{instances_file} must name each image file once; some file names repeat.")
-    classes = tuple(str(category["name"]) for category in categories)
-    return Dataset(name=manifest.name, root=root, split=split, classes=classes, samples=samples, instances=by_key)
+    classes = tuple(category["name"] for category in categories)
+    return Dataset(
+        name=manifest.name,
+        root=root,
+        split=split,
+        classes=classes,
+        samples=samples,
+        instances=by_key,
+        prompts=manifest.prompts,
+    )
 
 
 def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:
@@ -104,7 +113,9 @@ def _require_same_images(
 def _load(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5000 digits, 10000 brackets
         raise DatasetError(f"{path} must be a COCO annotation file in JSON: {error}.") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} must be a JSON object with images and annotations, got a {type(content).__name__}.")
@@ -120,10 +131,48 @@ def _records(content: Record, name: str, path: Path, required: Sequence[str]) ->
     records = content.get(name)
     if not isinstance(records, list):
         raise DatasetError(f"{path} must hold a list {name!r}; found keys {sorted(content)}.")
+    fits = [(field, _FITS[field]) for field in required]
     for record in records:
         if not isinstance(record, dict) or not record.keys() >= set(required):
             raise DatasetError(f"{path}: every entry of {name!r} must have {', '.join(required)}; got {record}.")
+        for field, fit in fits:
+            if not fit(record[field]):
+                raise DatasetError(f"{path}: {field!r} of an entry of {name!r} is of a wrong form: {record[field]!r}.")
     return records
+
+
+def _is_integer(value: object) -> bool:
+    return type(value) is int and abs(value) < 1 << 63  # JSON's true is no number
+
+
+def _is_length(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(number, int | float) and abs(number) < 1e9 for number in value)
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_FITS: Mapping[str, Callable[[object], bool]] = {
+    "id": _is_integer,
+    "image_id": _is_integer,
+    "category_id": _is_integer,
+    "height": _is_length,
+    "width": _is_length,
+    "file_name": lambda value: isinstance(value, str) and value != "",
+    "caption": _is_text,
+    "name": _is_text,
+    "bbox": _is_box,
+    "segmentation": lambda value: isinstance(value, list | dict),
+}
 
 
 def _by_id(content: Record, name: str, path: Path) -> dict[int, Record]:

@@ -2,33 +2,93 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
+import re
+import stat
+import warnings
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lfi_pipeline.data.paths import split_tar_path, why_unsafe
 from lfi_pipeline.errors import ImageReadError
 
+LARGEST_FILE = 1 << 30  # bytes; no photograph is larger, and a wrong path may name anything
 
-def read_image(path: Path) -> tuple[Image.Image, int]:
-    """Return the image as RGB, turned upright by its EXIF tag, and the crc32c of the file's bytes.
+# Formats with a decoder that only decodes: Pillow would hand an EPS file to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def read_image(root: Path, path: str) -> tuple[Image.Image, int, int]:
+    """Return the image at `path` below `root` as upright RGB, the crc32c of its file's bytes and their number.
 
     Raises:
         ImageReadError: missing, truncated, not an image, or so large that decoding it is unsafe.
     """
+    content = read_bytes(root, path)
+    return decode_image(content, path), int(google_crc32c.value(content)), len(content)
+
+
+def read_bytes(root: Path, path: str) -> bytes:
+    """Return the bytes of the image at `path`, a POSIX path below `root`.
+
+    `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar. Every call opens the file for itself,
+    so that forked workers and threads never share a position.
+
+    Raises:
+        ImageReadError: the path leaves the root, no such file, or the tar ends before the bytes do.
+    """
+    reason = why_unsafe(path)
+    if reason is not None:
+        raise ImageReadError(f"{path!r}: an image path must stay below the data root, and this one {reason}")
+    member = split_tar_path(path)
+    name, offset, size = member or (path, 0, None)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageReadError(f"{path}: {error.strerror or error}") from error
-    return decode_image(content, str(path)), int(google_crc32c.value(content))
+        # Opened without blocking: a named pipe in place of an image would otherwise be waited for.
+        descriptor = os.open(root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return _read_at(descriptor, offset, size, path)
+        finally:
+            os.close(descriptor)
+    except ImageReadError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ImageReadError(f"{path}: {getattr(error, 'strerror', None) or error} (in {root})") from error
+
+
+def _read_at(descriptor: int, offset: int, size: int | None, path: str) -> bytes:
+    """Read `size` bytes at `offset`, the whole file for None."""
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        raise ImageReadError(f"{path}: must be a file, and is a directory or a device")
+    wanted = state.st_size if size is None else size
+    if offset + wanted > state.st_size:
+        raise ImageReadError(
+            f"{path}: the tar ends at byte {state.st_size}; it is not the one that was listed, or it was cut off"
+        )
+    if wanted > LARGEST_FILE:
+        raise ImageReadError(f"{path}: {wanted} bytes are too many for an image (at most {LARGEST_FILE})")
+    parts: list[bytes] = []
+    while wanted:
+        part = os.pread(descriptor, wanted, offset)
+        if not part:
+            raise ImageReadError(f"{path}: the file became shorter while it was read")
+        parts.append(part)
+        offset, wanted = offset + len(part), wanted - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode `content` to RGB; `name` is for messages. Raises as `read_image`."""
+    """Decode `content` to RGB, the first frame of an animation; `name` is for messages. Raises as `read_image`."""
+    _quiet_pillow()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             # Not by turning Pillow's warning into an error: warning filters are shared by all threads, and images are
             # read in several.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -38,17 +98,44 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageReadError(f"{name}: too many pixels to decode safely ({error})") from error
     except UnidentifiedImageError as error:
-        raise ImageReadError(f"{name}: not an image file that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageReadError(f"{name}: broken image file ({error})") from error
+        raise ImageReadError(f"{name}: not an image file of a known format ({', '.join(_formats())})") from error
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as error:  # whatever a damaged file makes a decoder raise: struct.error, TypeError, KeyError, ...
+        raise ImageReadError(f"{name}: broken image file ({error or type(error).__name__})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this build of Pillow has; JPEG 2000, WebP and AVIF are optional in it."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _quiet_pillow() -> None:
+    """Drop Pillow's warnings about odd files (corrupt EXIF and the like): the image is read or refused here.
+
+    The filter stays. Warning filters are one list for all threads, so none can be set and taken back around a call.
+    """
+    if warnings.filters[:1] != [_PILLOW_WARNINGS]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit and wider: Pillow's convert would clip, not scale
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
+        return Image.fromarray(_to_bytes(image)).convert("RGB")
     if "A" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_bytes(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Scale wide pixels [H, W] to 0..255 by the range that their mode, or else their largest value, speaks of."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = values.max(initial=0)
+    if image.mode.startswith("I;16") or largest > 255:
+        top = 65535.0
+    else:
+        top = 1.0 if image.mode == "F" and largest <= 1 else 255.0
+    return (values / top * 255).clip(0, 255).astype(np.uint8)

@@ -1,16 +1,20 @@
-"""Data set manifests: one declarative TOML file per data set, shipped in the wheel."""
+"""Data set manifests: one declarative TOML file per data set, shipped in the wheel or written by the user."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.data.layouts import LAYOUTS
+from lfi_pipeline.data.paths import why_unsafe
 from lfi_pipeline.errors import DatasetError, UnknownNameError
+
+_LARGEST = 1 << 20  # bytes; a manifest is a page of text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,8 +22,10 @@ class Manifest:
     """What a data set's files are called and where it comes from.
 
     Attributes:
+        name: lower-case letters, digits, `-` and `_`; for a shipped manifest the name of its file.
         teacher: `NAME[:TAG]` of the teacher that suits it, used where none is asked for.
-        layout: name of the reader that knows the layout (`coco`).
+        layout: name of the reader that knows the layout, one of `LAYOUTS`.
+        prompts: templates with one `{}` for a class name, where images have no captions.
         options: the table named like the layout, passed to that reader.
         splits: split name -> role -> POSIX path below the data root.
     """
@@ -31,7 +37,8 @@ class Manifest:
     obtain: str
     teacher: str
     layout: str
-    options: Mapping[str, Any]
+    prompts: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, Mapping[str, str]]
 
     def files(self, split: str) -> Mapping[str, str]:
@@ -41,6 +48,9 @@ class Manifest:
         return self.splits[split]
 
 
+_TEXTS = ("name", "title", "license", "homepage", "obtain", "teacher", "layout")
+
+
 def manifest_names() -> tuple[str, ...]:
     """Return the names of all shipped manifests, sorted."""
     return tuple(
@@ -48,21 +58,122 @@ def manifest_names() -> tuple[str, ...]:
     )
 
 
-def load_manifest(name: str) -> Manifest:
-    """Return the manifest of data set `name`.
+def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifest:
+    """Return the shipped manifest of that name, or the one in the user's own `.toml` file.
+
+    Args:
+        root: data root; a name that is not shipped is looked for there as `NAME.toml`. A cache records names and no
+            paths, so this is where later stages find a manifest of the user's own.
 
     Raises:
-        UnknownNameError: no manifest has this name.
-        DatasetError: the manifest lacks a field.
+        UnknownNameError: no shipped manifest has this name.
+        DatasetError: there is no such file, or it is not a valid manifest; names the field.
     """
-    if name not in manifest_names():
-        raise UnknownNameError("data set", name, manifest_names())
-    table = tomllib.loads((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
-    options = table.pop(table.get("layout", ""), {})
+    text = str(name_or_path)
+    if not text.endswith(".toml"):
+        if text not in manifest_names():
+            if root is not None and _is_name(text) and (root / f"{text}.toml").is_file():
+                return load_manifest(root / f"{text}.toml")
+            raise UnknownNameError("data set", text, manifest_names())
+        return parse_manifest((_folder() / f"{text}.toml").read_bytes(), f"data_manifests/{text}.toml")
+    path = Path(text)
     try:
-        return Manifest(options=options, **table)
-    except TypeError as error:
-        raise DatasetError(f"data_manifests/{name}.toml is not a valid manifest: {error}.") from error
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Manifest {path}: {getattr(error, 'strerror', None) or error}.") from error
+    manifest = parse_manifest(content, str(path))
+    if manifest.name in manifest_names():
+        raise DatasetError(f"{path}: name {manifest.name!r} is taken by a shipped manifest; give yours another.")
+    return manifest
+
+
+def parse_manifest(content: bytes, source: str) -> Manifest:
+    """Check the bytes of a manifest and return it; `source` is for messages.
+
+    Raises:
+        DatasetError: not UTF-8, not TOML, a field that is absent, unknown or of the wrong type, an unknown layout, a
+            path that leaves the data root, a prompt without exactly one `{}`.
+    """
+    if len(content) > _LARGEST:
+        raise DatasetError(f"{source} is not a valid manifest: it is larger than {_LARGEST} bytes.")
+    try:
+        table = tomllib.loads(content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise DatasetError(f"{source} is not a valid manifest: it must be TOML in UTF-8: {error}.") from error
+    fault = _fault(table)
+    if fault is not None:
+        raise DatasetError(f"{source} is not a valid manifest: {fault}.")
+    return Manifest(
+        **{name: table[name] for name in _TEXTS},
+        prompts=tuple(table.get("prompts", ())),
+        options=table.get(table["layout"], {}),
+        splits=table["splits"],
+    )
+
+
+def _fault(table: Mapping[str, Any]) -> str | None:
+    layout = table.get("layout")
+    if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
+        return f"field 'layout' must be one of {', '.join(sorted(LAYOUTS))}, got {layout!r}"
+    known = {each.name for each in fields(Manifest)} - {"options"} | ({layout} if layout else set())
+    if unknown := sorted(table.keys() - known):
+        return f"unknown field {unknown[0]!r}; fields: {', '.join(sorted(known))}"
+    for name in _TEXTS:
+        if name not in table:
+            return f"field {name!r} is missing"
+        if not isinstance(table[name], str) or not table[name].strip():
+            return f"field {name!r} must be text, got {table[name]!r}"
+        if not table[name].isprintable():  # it is shown in terminals, which obey control characters
+            return f"field {name!r} must be one line of printable text, got {table[name]!r}"
+    if not _is_name(table["name"]):
+        return f"field 'name' must be of letters, digits, '-', '_' and '.', got {table['name']!r}"
+    options = table.get(table["layout"], {})
+    if not isinstance(options, dict):
+        return f"[{table['layout']}] must be a table of options, got {options!r}"
+    return (
+        _fault_of_prompts(table.get("prompts", []))
+        or _fault_of_splits(table.get("splits"))
+        or LAYOUTS[table["layout"]].fault(options, table["splits"])
+    )
+
+
+def _fault_of_prompts(prompts: object) -> str | None:
+    if not isinstance(prompts, list):
+        return f"field 'prompts' must be a list of templates, got {prompts!r}"
+    for prompt in prompts:
+        if (
+            not isinstance(prompt, str)
+            or not prompt.isprintable()
+            or prompt.count("{}") != 1
+            or set("{}") & set(prompt.replace("{}", ""))
+        ):
+            return (
+                f"a prompt must be text with exactly one {{}}, for the class name, and no other brace; got {prompt!r}"
+            )
+    return None
+
+
+def _fault_of_splits(splits: object) -> str | None:
+    if not isinstance(splits, dict) or not splits:
+        return f"field 'splits' must be tables [splits.NAME], one or more, got {splits!r}"
+    for split, roles in splits.items():
+        if not _is_name(split):
+            return f"the name of a split must be of letters, digits, '-', '_' and '.', got {split!r}"
+        if not isinstance(roles, dict):
+            return f"[splits.{split}] must be a table of paths, got {roles!r}"
+        for role, path in roles.items():
+            if not isinstance(path, str):
+                return f"[splits.{split}] {role} must be text, got {path!r}"
+            if reason := why_unsafe(path):
+                return f"[splits.{split}] {role} must be a path below the data root, and {path!r} {reason}"
+    return None
+
+
+def _is_name(text: str) -> bool:
+    """Whether `text` can stand in messages, records and file names as it is."""
+    letters = text.replace("-", "").replace("_", "").replace(".", "")
+    return text.isascii() and text[:1].isalnum() and letters.isalnum() and not text.endswith(".toml")
 
 
 def _folder() -> Traversable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,8 +47,8 @@ class Sample:
         captions: captions in file order; may be empty.
         labels: sorted indices into `Dataset.classes`.
         domain: visual domain, "" where the data set has none.
-        height: pixels, as annotated.
-        width: pixels, as annotated.
+        height: pixels, as annotated; 0 where only the image itself tells.
+        width: pixels, as annotated, or 0.
     """
 
     key: str
@@ -62,14 +62,23 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """One split of a data set, read from disk (annotations in memory, images left where they are)."""
+    """One split of a data set, read from disk (annotations in memory, images left where they are).
+
+    Attributes:
+        root: the data root; paths of samples are relative to it.
+        classes: class names; empty for unlabelled images.
+        samples: in a fixed order; a `SampleTable` when read from disk.
+        instances: sample key -> annotated objects, where the data set has masks.
+        prompts: templates with one `{}` for a class name.
+    """
 
     name: str
     root: Path
     split: str
     classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

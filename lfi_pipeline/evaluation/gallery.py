@@ -41,7 +41,7 @@ def write_gallery(
     entries: list[dict[str, Any]] = []
     for number, position in enumerate(positions):
         sample = dataset.samples[place[store.index.keys[position]]]
-        image, _ = read_image(dataset.root / sample.path)
+        image, _, _ = read_image(dataset.root, sample.path)
         image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
         targets = store.read(position)
         rows = [row for row, word in enumerate(targets.words.tolist()) if word >= 0]

@@ -83,7 +83,7 @@ def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, d
     if gallery < 0:
         raise ConfigError(f"gallery must be 0 or more, got {gallery}.")
     loaded = load_run(run, device=device)
-    dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.data_root, loaded.config.val_split)
+    dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.source_root, loaded.config.val_split)
     probabilities, labels = predict(
         loaded.student, dataset, loaded.student.size, next(loaded.student.parameters()).device
     )
@@ -98,7 +98,7 @@ def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, d
 
 
 def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int) -> dict[str, Any]:
-    store = TargetStore.open(targets, data_root=loaded.store.data_root)
+    store = TargetStore.open(targets, data_root=loaded.store.source_root)
     _require_same_teacher(loaded.store, store)
     words = grounded_words(store, dataset)
     teacher = teacher_grounding(store, words)[-1]

@@ -1,7 +1,7 @@
-"""Zarr arrays through tensorstore: encode a shard to bytes, read samples at random.
+"""Zarr arrays through tensorstore: encode a shard to bytes, read the samples of a view at random.
 
 Random reads of single samples are an order of magnitude faster here than through zarr-python. The price:
-tensorstore runs threads, and aborts a process forked after its parent used it. `open_array` therefore falls
+tensorstore runs threads, and aborts a process forked after its parent used it. `ZarrView` therefore falls
 back to `ShardFiles` in such a process.
 """
 
@@ -11,14 +11,21 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from lfi_pipeline.targets.layout import ArrayLayout
+from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.commits import remedy
+from lfi_pipeline.targets.files import read_whole
+from lfi_pipeline.targets.layout import VOCABULARY, ArrayLayout, array_folder, array_layouts
+from lfi_pipeline.targets.manifest import Manifest
 from lfi_pipeline.targets.shardfile import ShardFiles
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+T = TypeVar("T")
 
 CACHE_BYTES = 64 * 2**20
 """Memory that one open store spends on shard indices and recently decoded chunks."""
@@ -35,6 +42,70 @@ class ArrayReader(Protocol):
         It raises ValueError or OSError where a shard is damaged or missing.
         """
         ...
+
+
+class ViewReader(Protocol):
+    """Random access to the samples of one view, in either layout."""
+
+    def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
+        """The view's arrays by name, each stacked [B, *tail].
+
+        Raises:
+            CorruptTargetsError: stored bytes are missing or do not match their checksum; names shard and sample.
+        """
+        ...
+
+
+class ZarrView:
+    """One view of a cache in the zarr layout."""
+
+    def __init__(self, root: Path, manifest: Manifest, view: str, context: Any) -> None:
+        """
+        Args:
+            root: the cache.
+            manifest: of the cache.
+            view: name of the view.
+            context: from `new_context`, in this process.
+
+        Raises:
+            CorruptTargetsError: metadata of an array is damaged.
+        """
+        self._root, self._view, self._per_shard = root, view, manifest.spec.samples_per_shard
+        self._arrays: dict[str, ArrayReader] = {}
+        for metadata in sorted(manifest.files.keys() - set(VOCABULARY)):
+            complaint = manifest.files[metadata].complaint(read_whole(root / metadata))
+            if complaint:
+                raise CorruptTargetsError(
+                    f"{root / metadata} {complaint}. Run the same extract command again to restore it."
+                )
+        for name, layout in array_layouts(manifest.spec).items():
+            folder = array_folder(view, name)
+            try:
+                self._arrays[name] = _open_array(root / folder, layout, context)
+            except (ValueError, OSError) as error:
+                raise CorruptTargetsError(f"Cannot open {root / folder}: {first_line(error)}") from error
+
+    def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
+        """As `ViewReader.read`; all arrays are read at once."""
+        try:
+            started = {name: array.start(positions) for name, array in self._arrays.items()}
+            return {name: wait() for name, wait in started.items()}
+        except (ValueError, OSError) as error:
+            raise self._locate(positions, error) from error
+
+    def _locate(self, positions: npt.NDArray[np.int64], error: Exception) -> CorruptTargetsError:
+        """Find the first sample and array behind a failed read."""
+        for position in positions:
+            for name, array in self._arrays.items():
+                try:
+                    _wait(array.start(np.asarray([position])))
+                except (ValueError, OSError) as found:
+                    shard = int(position) // self._per_shard
+                    return CorruptTargetsError(
+                        f"Cannot read shard {shard}, array {self._view}/{name}, sample {position} of {self._root}: "
+                        f"{first_line(found)} {remedy(self._root, shard)}"
+                    )
+        return CorruptTargetsError(f"Cannot read {self._root}: {first_line(error)}")
 
 
 def encode_shard(metadata: bytes, key: str, first: int, array: npt.NDArray[np.generic]) -> bytes:
@@ -71,17 +142,8 @@ def new_context() -> Any:
     return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
-def open_array(folder: Path, layout: ArrayLayout, context: Any) -> ArrayReader:
-    """Open one array for reading, with the fastest reader that this process can use.
-
-    Args:
-        folder: folder of the array.
-        layout: of the array.
-        context: from `new_context`, in this process.
-
-    Raises:
-        ValueError: the array's metadata cannot be read.
-    """
+def _open_array(folder: Path, layout: ArrayLayout, context: Any) -> ArrayReader:
+    """Open one array for reading, with the fastest reader that this process can use."""
     if context is None:
         return _DirectArray(ShardFiles(folder, layout))
     _require_own_threads()
@@ -92,7 +154,10 @@ def open_array(folder: Path, layout: ArrayLayout, context: Any) -> ArrayReader:
         "recheck_cached_data": False,  # committed shards never change
         "recheck_cached_metadata": False,
     }
-    return _TensorStoreArray(ts.open(spec, context=context, open=True, read=True).result())
+    handle = ts.open(spec, context=context, open=True, read=True).result()
+    if tuple(handle.shape[1:]) != layout.tail or handle.dtype.numpy_dtype != np.dtype(layout.dtype):
+        raise ValueError(f"its array is {handle.dtype.name} {list(handle.shape)}, which is not what the spec says")
+    return _TensorStoreArray(handle)
 
 
 class _TensorStoreArray:
@@ -128,3 +193,13 @@ def _require_own_threads() -> None:
             "tensorstore cannot write in a process forked after it was used; start the process with 'spawn'."
         )
     _first_user = os.getpid()
+
+
+def _wait(wait: Callable[[], T]) -> T:
+    return wait()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a sentence."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text if text.endswith(".") else f"{text}."

@@ -1,14 +1,15 @@
-"""Maps to 8 bits and back.
+"""Maps to 8 bits or fewer and back.
 
-A row p (one map: non-negative, sums to 1; all zero where there is no map) becomes codes q and an fp16 scale:
+A row p (one map: non-negative, sums to 1; all zero where there is no map) becomes codes q in 0..c and an fp16 scale:
 
-    q = round(255 * (p / max p)^(1/k)),  q >= 1 wherever p > 0
-    scale = 1 / sum((q / 255)^k)
-    decoded = scale * (q / 255)^k
+    q = round(c * (p / max p)^(1/k)),  q >= 1 wherever p > 0
+    scale = 1 / sum((q / c)^k)
+    decoded = scale * (q / c)^k
 
-k = 1 is plain linear quantisation. k = 2 (square-root companding, the default) spends its codes where most
-cells of a map lie, far below the peak. The floor of one code keeps KL(p || decoded) finite; the scale makes a
-decoded row sum to 1 up to fp16 rounding (2^-11) whatever was rounded away.
+k = 1 is plain linear quantisation. k = 2 (square-root companding, the default) and k = 3 spend their codes where most
+cells of a map lie, far below the peak. Codes are bytes whatever c is: the array's compressor squeezes what a small c
+leaves unused. The floor of one code keeps KL(p || decoded) finite; the scale makes a decoded row sum to 1 up to fp16
+rounding (2^-11) whatever was rounded away. `lfi bench codec` compares codecs by bytes, KL and speed.
 """
 
 from __future__ import annotations
@@ -34,15 +35,22 @@ class Codec:
 
     Attributes:
         name: its name in `CODECS`.
-        power: k of the module's formula, 1 or 2.
+        power: k of the module's formula, 1 to 3.
+        levels: c of the module's formula, the largest code, at most 255.
     """
 
     name: str
     power: int
+    levels: int = 255
 
 
 CODECS: dict[str, Codec] = {
-    codec.name: codec for codec in (Codec(name="uint8_sqrt", power=2), Codec(name="uint8_linear", power=1))
+    codec.name: codec
+    for codec in (
+        Codec(name="uint8_sqrt", power=2),
+        Codec(name="uint8_linear", power=1),
+        Codec(name="uint5_cbrt", power=3, levels=31),
+    )
 }
 
 
@@ -74,19 +82,20 @@ def encode_maps(
         ConfigError: a row is negative or not finite, or its sum is neither 0 nor 1.
         UnknownNameError: no such codec.
     """
-    power = get_codec(codec).power
+    found = get_codec(codec)
+    power, levels = found.power, found.levels
     if maps.ndim < 2:
         raise ConfigError(f"maps must be [..., gh, gw], got shape {maps.shape}.")
     rows = np.ascontiguousarray(maps, dtype=np.float32).reshape(*maps.shape[:-2], -1)  # [..., N]
     _check_rows(rows)
     peak = rows.max(axis=-1, keepdims=True)  # [..., 1]
     relative = rows / np.where(peak > 0, peak, np.float32(1))
-    if power == 2:
-        np.sqrt(relative, out=relative)
-    codes = np.maximum(np.rint(relative * np.float32(255)), rows > 0).astype(np.uint8)
+    if power > 1:
+        (np.sqrt if power == 2 else np.cbrt)(relative, out=relative)
+    codes = np.maximum(np.rint(relative * np.float32(levels)), rows > 0).astype(np.uint8)
     # The sum is over integers, so the scale is the same on every machine.
     total = (codes.astype(np.int64) ** power).sum(axis=-1)  # [...]
-    scale = np.where(total > 0, 255.0**power / np.maximum(total, 1), 0.0).astype(np.float16)
+    scale = np.where(total > 0, float(levels) ** power / np.maximum(total, 1), 0.0).astype(np.float16)
     return codes.reshape(maps.shape), scale
 
 
@@ -111,16 +120,20 @@ def decode_maps(q: Any, scale: Any, codec: str = "uint8_sqrt") -> Any:
         ConfigError: `scale` is not [...] for `q` [..., gh, gw].
         UnknownNameError: no such codec.
     """
-    power = get_codec(codec).power
+    found = get_codec(codec)
+    power, levels = found.power, found.levels
     if tuple(q.shape[:-2]) != tuple(scale.shape):
         raise ConfigError(f"scale must be [...] for q [..., gh, gw], got {tuple(scale.shape)} for {tuple(q.shape)}.")
     if isinstance(q, np.ndarray):
-        relative = q.astype(np.float32) / np.float32(255)
+        relative = q.astype(np.float32) / np.float32(levels)
         factor = np.asarray(scale).astype(np.float32)
     else:
-        relative = q.float() / 255
+        relative = q.float() / levels
         factor = scale.float()
-    return (relative * relative if power == 2 else relative) * factor[..., None, None]
+    decoded = relative
+    for _ in range(power - 1):
+        decoded = decoded * relative
+    return decoded * factor[..., None, None]
 
 
 def kl_total(maps: npt.NDArray[np.floating], decoded: npt.NDArray[np.floating]) -> tuple[float, int]:

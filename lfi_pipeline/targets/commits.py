@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.targets.checked import parse_records
 from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
-from lfi_pipeline.targets.layout import commit_file
+from lfi_pipeline.targets.layout import commit_file, shard_files
 from lfi_pipeline.targets.spec import TargetSpec
 
 
@@ -47,25 +50,50 @@ class CommitRecord:
         )
 
     @classmethod
-    def load(cls, root: Path, shard: int) -> CommitRecord:
+    def load(cls, root: Path, spec: TargetSpec, layout: str, shard: int) -> CommitRecord:
         """Read one record.
 
         Raises:
-            CorruptTargetsError: it is missing, or does not match its checksum.
+            CorruptTargetsError: it is missing, does not match its checksum, or is not one of this shard.
         """
         path = root / commit_file(shard)
         try:
-            body = unseal(read_whole(path), path)
+            return _parse(unseal(read_whole(path), path), path, spec, layout, shard)
         except CorruptTargetsError as error:
             raise CorruptTargetsError(f"{error} {remedy(root, shard)}") from error
-        return cls(
-            shard=body["shard"],
-            samples=body["samples"],
-            quarantined=dict(body["quarantined"]),
-            files={name: FileRecord(**record) for name, record in body["files"].items()},
-            kl_sum=body["kl_sum"],
-            kl_rows=body["kl_rows"],
-        )
+
+
+def _parse(body: dict[str, Any], path: Path, spec: TargetSpec, layout: str, shard: int) -> CommitRecord:
+    """A record from its JSON, every value checked: file names above all, since readers open them."""
+    positions = spec.shard_range(shard)
+    quarantined, files, kl_sum = body.get("quarantined"), parse_records(body.get("files")), body.get("kl_sum")
+    if (
+        body.keys() != {"shard", "samples", "quarantined", "files", "kl_sum", "kl_rows"}
+        or not all(type(body[name]) is int for name in ("shard", "samples", "kl_rows"))
+        or (body["shard"], body["samples"]) != (shard, len(positions))
+        or files is None
+        or files.keys() != shard_files(spec, layout, shard)
+        or not isinstance(kl_sum, (int, float))
+        or not math.isfinite(kl_sum)
+        or not isinstance(quarantined, list)
+        or not all(_is_quarantine(entry, positions) for entry in quarantined)
+    ):
+        raise CorruptTargetsError(f"{path} is not a commit record of shard {shard} of this cache.")
+    return CommitRecord(
+        shard=shard,
+        samples=len(positions),
+        quarantined=dict(quarantined),
+        files=files,
+        kl_sum=kl_sum,
+        kl_rows=body["kl_rows"],
+    )
+
+
+def _is_quarantine(entry: Any, positions: range) -> bool:
+    match entry:
+        case [int(position), str()]:
+            return position in positions
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +103,8 @@ class Summary:
     Attributes:
         samples: committed samples, quarantined ones included.
         quarantined: of them without targets.
-        bytes_per_sample: committed bytes (all views, index included) over samples; 0 where there are none.
+        bytes_per_sample: committed bytes (all views and the index; in the webdataset layout the images too) over
+            samples; 0 where there are none.
         raw_bytes_per_sample: the same maps as plain fp16.
         codec_kl: mean KL(map || decoded) in nats; 0 where there are no rows.
     """

@@ -1,88 +1,227 @@
-"""One shard's payload to the bytes of its files."""
+"""One shard's payload to what is stored, and that to the bytes of its files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets.arrays import encode_shard
 from lfi_pipeline.targets.codec import decode_maps, encode_maps, kl_total
 from lfi_pipeline.targets.commits import CommitRecord
-from lfi_pipeline.targets.files import FileRecord
+from lfi_pipeline.targets.files import FileRecord, crc32c_hex
 from lfi_pipeline.targets.index import index_part
-from lfi_pipeline.targets.layout import array_folder, array_layouts, index_file, shard_key
+from lfi_pipeline.targets.layout import array_folder, array_layouts, index_file, shard_key, tar_file
 from lfi_pipeline.targets.payload import ShardPayload, ViewArrays
 from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
+from lfi_pipeline.targets.tarshard import (
+    END,
+    ViewCodec,
+    header,
+    image_extension,
+    member_kinds,
+    member_names,
+    padding,
+    sample_json,
+    view_kind,
+)
 
 BLOCK = 64
 """Samples quantised at a time; bounds the memory of the float64 intermediates."""
 
 
-def encode_payload(
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredShard:
+    """One shard as it is stored, in either layout.
+
+    Attributes:
+        views: per view the arrays of `array_layouts` [n, *tail], by name.
+        image_crc32c, image_size, quarantined, images: as of `ShardPayload`.
+        kl_sum: KL(map || decoded) in nats, summed over present rows.
+        kl_rows: number of those rows.
+    """
+
+    views: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]
+    image_crc32c: npt.NDArray[np.uint32]
+    image_size: npt.NDArray[np.int64] | None
+    quarantined: Mapping[int, str]
+    images: Sequence[bytes | None] | None
+    kl_sum: float
+    kl_rows: int
+
+
+def store_payload(spec: TargetSpec, payload: ShardPayload) -> StoredShard:
+    """Quantise a payload that was checked against the spec.
+
+    Raises:
+        ConfigError: maps that are not distributions.
+    """
+    absent = np.zeros(len(payload.image_crc32c), dtype=bool)
+    absent[list(payload.quarantined)] = True
+    views, kl_sum, kl_rows = {}, 0.0, 0
+    for v, view in enumerate(spec.views):
+        donated = None if payload.donated is None else payload.donated[v]
+        views[view], view_sum, view_rows, view_donated = _stored_arrays(spec, payload.views[view], absent, donated)
+        kl_sum += view_sum + view_donated * payload.donated_kl
+        kl_rows += view_rows + view_donated
+    return StoredShard(
+        views=views,
+        image_crc32c=payload.image_crc32c,
+        image_size=payload.image_size,
+        quarantined=payload.quarantined,
+        images=payload.images,
+        kl_sum=kl_sum,
+        kl_rows=kl_rows,
+    )
+
+
+def encode_stored(
     spec: TargetSpec,
+    layout: str,
     shard: int,
     plan: Sequence[PlannedSample],
-    payload: ShardPayload,
+    stored: StoredShard,
     metadata: Mapping[str, bytes],
+    words: Sequence[str],
 ) -> tuple[dict[str, bytes], CommitRecord]:
-    """Encode one shard; the same payload gives the same bytes on every run.
+    """Encode one shard; the same content gives the same bytes on every run.
 
     Args:
         spec: of the cache.
+        layout: of the cache.
         shard: number of the shard.
         plan: the shard's samples, in order.
-        payload: checked against the spec.
-        metadata: content of each array's `zarr.json`, by path relative to the cache.
+        stored: what to write.
+        metadata: content of each array's `zarr.json`, by path relative to the cache (layout zarr).
+        words: the vocabulary's (layout webdataset).
 
     Returns:
         Content of every file of the shard by path relative to the cache, and the commit record over them.
 
     Raises:
-        ConfigError: maps that are not distributions.
+        ConfigError: images that the layout needs are missing, or are not those that the checksums are of.
     """
     positions = spec.shard_range(shard)
-    absent = np.zeros(len(positions), dtype=bool)
-    absent[list(payload.quarantined)] = True
     files: dict[str, bytes] = {}
-    kl_sum, kl_rows = 0.0, 0
-    layouts = array_layouts(spec)
-    for view in spec.views:
-        stored, view_sum, view_rows = _stored_arrays(spec, payload.views[view], absent)
-        kl_sum, kl_rows = kl_sum + view_sum, kl_rows + view_rows
-        for name, layout in layouts.items():
-            folder, key = array_folder(view, name), shard_key(layout, shard)
-            data = encode_shard(metadata[f"{folder}/zarr.json"], key, positions.start, stored[name])
-            files[f"{folder}/{key}"] = data
-    files[index_file(shard)] = index_part(plan, payload)
+    members: dict[str, npt.NDArray[np.int64]] = {}
+    if layout == "zarr":
+        for view in spec.views:
+            for name, array in array_layouts(spec).items():
+                folder, key = array_folder(view, name), shard_key(array, shard)
+                data = encode_shard(metadata[f"{folder}/zarr.json"], key, positions.start, stored.views[view][name])
+                files[f"{folder}/{key}"] = data
+    else:
+        files[tar_file(shard)], members = _tar(spec, positions, plan, stored, words)
+    files[index_file(shard)] = index_part(plan, stored.quarantined, stored.image_crc32c, stored.image_size, members)
     record = CommitRecord(
         shard=shard,
         samples=len(positions),
-        quarantined={positions[i]: reason for i, reason in payload.quarantined.items()},
+        quarantined={positions[i]: reason for i, reason in stored.quarantined.items()},
         files={name: FileRecord.of(data) for name, data in files.items()},
-        kl_sum=kl_sum,
-        kl_rows=kl_rows,
+        kl_sum=stored.kl_sum,
+        kl_rows=stored.kl_rows,
     )
     return files, record
 
 
+def _tar(
+    spec: TargetSpec, positions: range, plan: Sequence[PlannedSample], stored: StoredShard, words: Sequence[str]
+) -> tuple[bytes, dict[str, npt.NDArray[np.int64]]]:
+    """The tar of a shard, and per kind of member offset and size, int64 [n, 2], -1 where absent."""
+    images = _require_images(plan, stored)
+    codec = ViewCodec(spec)
+    common = {
+        "codec": spec.codec.name,
+        "arrays": [[name, kind.str, list(shape)] for name, kind, shape in codec.fields],
+        "fingerprint": spec.fingerprint,
+    }
+    members = {kind: np.full((len(plan), 2), -1, dtype=np.int64) for kind in member_kinds(spec)}
+    archive = bytearray()
+    for row, (position, sample, image) in enumerate(zip(positions, plan, images, strict=True)):
+        contents: dict[str, bytes] = {"json": b""}
+        if image is not None:
+            contents = {"image": image, "json": b""}
+            for view, arrays in stored.views.items():
+                contents[view_kind(view)] = codec.encode({name: array[row] for name, array in arrays.items()})
+        extension = None if image is None else image_extension(sample.path, image)
+        names = dict(zip(contents, member_names(spec, position, extension), strict=True))
+        checksums = {
+            names[kind].partition(".")[2]: crc32c_hex(content) for kind, content in contents.items() if kind != "json"
+        }
+        body = _body(spec.dataset.classes, sample, stored, row, words)
+        contents["json"] = sample_json(body | common | {"crc32c": checksums})
+        for kind, content in contents.items():
+            archive += header(names[kind], len(content))
+            if kind in members:
+                members[kind][row] = len(archive), len(content)
+            archive += content
+            archive += bytes(padding(len(content)))
+    archive += END
+    return bytes(archive), members
+
+
+def _require_images(plan: Sequence[PlannedSample], stored: StoredShard) -> list[bytes | None]:
+    """The images of a shard, None exactly where quarantined."""
+    if stored.images is None or len(stored.images) != len(plan):
+        raise ConfigError("The webdataset layout holds the images: payload.images must have one entry a sample.")
+    images: list[bytes | None] = []
+    for row, (sample, image) in enumerate(zip(plan, stored.images, strict=True)):
+        if row in stored.quarantined:
+            images.append(None)
+        elif image is None or google_crc32c.value(image) != int(stored.image_crc32c[row]):
+            found = "none" if image is None else f"one with crc32c {crc32c_hex(image)}"
+            raise ConfigError(
+                f"payload.images must hold the image of {sample.key} with crc32c {stored.image_crc32c[row]:08x}, "
+                f"got {found}."
+            )
+        else:
+            images.append(image)
+    return images
+
+
+def _body(
+    classes: Sequence[str], sample: PlannedSample, stored: StoredShard, row: int, words: Sequence[str]
+) -> dict[str, Any]:
+    """What a sample's JSON says of the sample itself."""
+    ids = {view: arrays["words"][row].tolist() for view, arrays in stored.views.items()}
+    return {
+        "key": sample.key,
+        "path": sample.path,
+        "labels": list(sample.labels),
+        "classes": [classes[label] if 0 <= label < len(classes) else None for label in sample.labels],
+        "domain": sample.domain,
+        "caption": sample.caption,
+        "quarantine": stored.quarantined.get(row),
+        "words": {view: {"ids": own, "text": [words[i] if i >= 0 else None for i in own]} for view, own in ids.items()},
+    }
+
+
 def _stored_arrays(
-    spec: TargetSpec, view: ViewArrays, absent: npt.NDArray[np.bool_]
-) -> tuple[dict[str, npt.NDArray[np.generic]], float, int]:
-    """Arrays of one view as stored, the sum of KL over present rows, and the number of those rows."""
+    spec: TargetSpec, view: ViewArrays, absent: npt.NDArray[np.bool_], donated: npt.NDArray[np.bool_] | None
+) -> tuple[dict[str, npt.NDArray[np.generic]], float, int, int]:
+    """Arrays of one view as stored, the sum of KL over new present rows, their number, and that of donated ones."""
     samples = len(absent)
     words = np.where(absent[:, None], np.int32(-1), view.words).astype(np.int32)  # [n, M]
     codes = np.zeros(view.maps.shape, dtype=np.uint8)
     scale = np.zeros(view.maps.shape[:3], dtype=np.float16)
-    kl_sum, kl_rows = 0.0, 0
+    kl_sum, kl_rows, kl_donated = 0.0, 0, 0
     for first in range(0, samples, BLOCK):
         block = slice(first, first + BLOCK)
         pad = (words[block] < 0)[:, None, :, None, None]  # [b, 1, M, 1, 1]
         maps = np.where(pad, np.float32(0), view.maps[block]).astype(np.float32)
         codes[block], scale[block] = encode_maps(maps, spec.codec.name)
-        block_sum, block_rows = kl_total(maps, decode_maps(codes[block], scale[block], spec.codec.name))
+        decoded = decode_maps(codes[block], scale[block], spec.codec.name)
+        if donated is not None:
+            given = donated[block][..., None] & (scale[block] > 0)  # [b, L, M]
+            kl_donated += int(given.sum())
+            maps = np.where(given[..., None, None], np.float32(0), maps)
+        block_sum, block_rows = kl_total(maps, decoded)
         kl_sum, kl_rows = kl_sum + block_sum, kl_rows + block_rows
     kept = np.ones(scale.shape, dtype=np.float16) if view.kept is None else view.kept.astype(np.float16)
     embedding = np.where(absent[:, None], 0, view.image_embedding).astype(np.float16)
@@ -93,4 +232,4 @@ def _stored_arrays(
         "kept": np.where(scale > 0, kept, np.float16(0)),
         "image_embedding": embedding,
     }
-    return arrays, kl_sum, kl_rows
+    return arrays, kl_sum, kl_rows, kl_donated

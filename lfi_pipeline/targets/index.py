@@ -1,12 +1,12 @@
-"""The index: one Parquet part a shard, read column by column when first asked for."""
+"""The index: one Parquet part a shard, read in groups of columns when first asked for, into Arrow memory."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfi_pipeline.errors import CorruptTargetsError
-from lfi_pipeline.targets.commits import remedy
+from lfi_pipeline.targets.columns import TarPathColumn, TupleColumn, ValueColumn, joined
+from lfi_pipeline.targets.commits import CommitRecord, remedy
+from lfi_pipeline.targets.files import read_whole
 from lfi_pipeline.targets.layout import index_file
-from lfi_pipeline.targets.payload import ShardPayload
 from lfi_pipeline.targets.plan import PlannedSample
 from lfi_pipeline.targets.spec import TargetSpec
+from lfi_pipeline.targets.tarshard import member_kinds
+
+THREADS = 4
+"""Threads that read index parts; most of the time goes to the file system and to Arrow, which let go of the lock."""
 
 _SCHEMA = pa.schema(
     [
@@ -32,45 +37,68 @@ _SCHEMA = pa.schema(
         ("quarantine", pa.string()),
     ]
 )
+_NULLABLE = {"size", "crc32c", "quarantine"}
 
 
-def index_part(plan: Sequence[PlannedSample], payload: ShardPayload) -> bytes:
-    """Content of one index part; size and crc32c are null for a quarantined sample."""
-    reasons = [payload.quarantined.get(i) for i in range(len(plan))]
-    good = [reason is None for reason in reasons]
-    sizes = [None] * len(plan) if payload.image_size is None else payload.image_size.tolist()
-    table = pa.table(
-        {
-            "key": [sample.key for sample in plan],
-            "path": [sample.path for sample in plan],
-            "size": [size if ok else None for size, ok in zip(sizes, good, strict=True)],
-            "crc32c": [crc if ok else None for crc, ok in zip(payload.image_crc32c.tolist(), good, strict=True)],
-            "labels": [list(sample.labels) for sample in plan],
-            "domain": [sample.domain for sample in plan],
-            "caption": [sample.caption for sample in plan],
-            "quarantine": reasons,
-        },
-        schema=_SCHEMA,
-    )
+def index_schema(spec: TargetSpec, layout: str) -> pa.Schema:
+    """Columns of an index part; in the webdataset layout also where each member of a sample lies in the tar."""
+    kinds = member_kinds(spec) if layout == "webdataset" else []
+    places = [pa.field(f"{kind}.{what}", pa.int64()) for kind in kinds for what in ("offset", "size")]
+    return pa.schema([*_SCHEMA, *places])
+
+
+def index_part(
+    plan: Sequence[PlannedSample],
+    quarantined: Mapping[int, str],
+    image_crc32c: npt.NDArray[np.uint32],
+    image_size: npt.NDArray[np.int64] | None,
+    members: Mapping[str, npt.NDArray[np.int64]],
+) -> bytes:
+    """Content of one index part; size, crc32c and places of members are null for a quarantined sample."""
+    reasons = [quarantined.get(i) for i in range(len(plan))]
+    absent = np.array([reason is not None for reason in reasons], dtype=bool)
+    sizes = np.zeros(len(plan), np.int64) if image_size is None else image_size
+    columns = {
+        "key": pa.array([sample.key for sample in plan], pa.string()),
+        "path": pa.array([sample.path for sample in plan], pa.string()),
+        "size": pa.array(sizes, pa.int64(), mask=absent | (image_size is None)),
+        "crc32c": pa.array(image_crc32c, pa.uint32(), mask=absent),
+        "labels": pa.array([list(sample.labels) for sample in plan], pa.list_(pa.int32())),
+        "domain": pa.array([sample.domain for sample in plan], pa.string()),
+        "caption": pa.array([sample.caption for sample in plan], pa.string()),
+        "quarantine": pa.array(reasons, pa.string()),
+    }
+    for kind, places in members.items():
+        for what, values in zip(("offset", "size"), places.T, strict=True):
+            columns[f"{kind}.{what}"] = pa.array(np.ascontiguousarray(values), pa.int64(), mask=absent)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
-def read_part(root: Path, shard: int, columns: list[str] | None = None) -> dict[str, list[Any]]:
-    """Read columns (all by default) of one index part; page checksums are verified.
+def parse_part(data: bytes, spec: TargetSpec, layout: str, shard: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of one index part from its content, checked against what they must be.
 
     Raises:
-        CorruptTargetsError: the part is missing or damaged.
+        ValueError: the content is not an index part of this shard.
     """
-    path = root / index_file(shard)
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns, use_threads=False)
-        result: dict[str, list[Any]] = table.to_pydict()
-    except (OSError, pa.ArrowException, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorruptTargetsError(f"Cannot read {path}: {first}. {remedy(root, shard)}") from error
-    return result
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        expected, rows = index_schema(spec, layout), len(spec.shard_range(shard))
+        if not file.schema_arrow.equals(expected):
+            raise ValueError(f"it has columns {file.schema_arrow.names}, not {expected.names}")
+        if file.metadata.num_rows != rows:
+            raise ValueError(f"it holds {file.metadata.num_rows} rows, not {rows}")
+        table = file.read(columns=list(columns), use_threads=False)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if table.num_rows != rows:
+        raise ValueError(f"it holds {table.num_rows} rows, not {rows}")
+    for name in columns:
+        if name in _SCHEMA.names and name not in _NULLABLE and table[name].null_count:
+            raise ValueError(f"column {name} has empty entries")
+    return table
 
 
 class TargetIndex:
@@ -79,80 +107,152 @@ class TargetIndex:
     In a cache opened incomplete, positions that are not committed hold "" or 0 or ().
     """
 
-    def __init__(self, root: Path, spec: TargetSpec, shards: Sequence[int], quarantined: Sequence[int]) -> None:
+    def __init__(self, root: Path, spec: TargetSpec, layout: str, records: Mapping[int, CommitRecord]) -> None:
         """
         Args:
             root: the cache.
             spec: of the cache.
-            shards: numbers of the committed shards.
-            quarantined: positions of quarantined samples.
+            layout: of the cache.
+            records: commit records by number of the shard, ascending.
         """
-        self._root, self._spec, self._shards = root, spec, tuple(shards)
-        self._quarantined = np.asarray(quarantined, dtype=np.int64)
+        self._root, self._spec, self._layout, self._records = root, spec, layout, records
+        self._columns: dict[str, pa.Array] = {}  # read along with another, and not asked for yet
 
     def __len__(self) -> int:
         return self._spec.dataset.samples
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """Key of each sample."""
-        return self._column("key", "")
+        return ValueColumn(self._column("key"))
 
     @cached_property
-    def paths(self) -> list[str]:
-        """POSIX path of each image below the data root."""
-        return self._column("path", "")
+    def source_paths(self) -> Sequence[str]:
+        """POSIX path of each image below the data root that the targets were extracted from."""
+        return ValueColumn(self._column("path"))
 
     @cached_property
-    def labels(self) -> list[tuple[int, ...]]:
-        """Indices into the spec's classes."""
-        return [tuple(labels) for labels in self._column("labels", ())]
+    def paths(self) -> Sequence[str]:
+        """Where each image lies below the store's `data_root`.
+
+        A POSIX path; in the webdataset layout `shards/000000.tar#OFFSET+SIZE` ("" for a quarantined sample).
+        """
+        if self._layout == "zarr":
+            return self.source_paths
+        return TarPathColumn(self.image_places, self._spec.samples_per_shard)
 
     @cached_property
-    def domains(self) -> list[str]:
+    def labels(self) -> Sequence[tuple[int, ...]]:
+        """Indices into the spec's classes; raises CorruptTargetsError where one is none of them."""
+        labels, classes = TupleColumn(self._column("labels")), len(self._spec.dataset.classes)
+        if len(labels.values) and not 0 <= labels.values.min() <= labels.values.max() < classes:
+            raise CorruptTargetsError(f"The index of {self._root} holds labels outside 0..{classes - 1}.")
+        return labels
+
+    @cached_property
+    def domains(self) -> Sequence[str]:
         """Visual domain of each sample, "" where there is none."""
-        return self._column("domain", "")
+        return ValueColumn(self._column("domain"))
 
     @cached_property
-    def captions(self) -> list[str]:
+    def captions(self) -> Sequence[str]:
         """The text that the words come from."""
-        return self._column("caption", "")
+        return ValueColumn(self._column("caption"))
 
     @cached_property
-    def reasons(self) -> list[str | None]:
+    def reasons(self) -> Sequence[str | None]:
         """Why a sample is quarantined; None where it is not."""
-        return self._column("quarantine", None)
+        return ValueColumn(self._column("quarantine"))
 
     @cached_property
     def image_crc32c(self) -> npt.NDArray[np.uint32]:
         """uint32 [S], crc32c of the image files; 0 where quarantined."""
-        return np.asarray([crc or 0 for crc in self._column("crc32c", 0)], dtype=np.uint32)
+        return self._numbers("crc32c", 0).astype(np.uint32, copy=False)
+
+    @cached_property
+    def image_size(self) -> npt.NDArray[np.int64]:
+        """int64 [S], bytes of the image files; -1 where quarantined or not recorded."""
+        return self._numbers("size", -1)
+
+    @cached_property
+    def image_places(self) -> npt.NDArray[np.int64]:
+        """Offset and size of each image in the tar of its shard, int64 [S, 2], -1 where there is none."""
+        return np.stack([self._numbers(f"image.{what}", -1) for what in ("offset", "size")], axis=1)
 
     @cached_property
     def quarantined(self) -> npt.NDArray[np.bool_]:
         """bool [S], True where a sample has no targets because its image could not be used."""
         mask = np.zeros(len(self), dtype=bool)
-        mask[self._quarantined] = True
+        mask[[position for record in self._records.values() for position in record.quarantined]] = True
         return mask
 
     @cached_property
     def committed(self) -> npt.NDArray[np.bool_]:
         """bool [S], True where the sample's shard is committed."""
         mask = np.zeros(len(self), dtype=bool)
-        for shard in self._shards:
+        for shard in self._records:
             positions = self._spec.shard_range(shard)
             mask[positions.start : positions.stop] = True
         return mask
 
-    def _column(self, name: str, default: Any) -> list[Any]:
-        column: list[Any] = [default] * len(self)
-        for shard in self._shards:
-            positions = self._spec.shard_range(shard)
-            values = read_part(self._root, shard, [name])[name]
-            if len(values) != len(positions):
-                raise CorruptTargetsError(
-                    f"{self._root / index_file(shard)} holds {len(values)} rows, not {len(positions)}. "
-                    f"{remedy(self._root, shard)}"
-                )
-            column[positions.start : positions.stop] = values
-        return column
+    def read_part(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of one part, checked against its commit record.
+
+        Raises:
+            CorruptTargetsError: the part is missing or damaged.
+        """
+        path = self._root / index_file(shard)
+        try:
+            data = read_whole(path)
+            complaint = self._records[shard].files[index_file(shard)].complaint(data)
+            if complaint:
+                raise ValueError(f"it {complaint}")
+            return parse_part(data, self._spec, self._layout, shard, columns)
+        except (CorruptTargetsError, ValueError) as error:
+            raise CorruptTargetsError(f"Cannot read {path}: {error}. {remedy(self._root, shard)}") from error
+
+    def _numbers(self, name: str, absent: int) -> npt.NDArray[np.int64]:
+        column = self._column(name)
+        values: npt.NDArray[np.int64] = column.fill_null(absent).to_numpy()
+        return values
+
+    def _column(self, name: str) -> pa.Array:
+        if name not in self._columns:
+            group = next((group for group in self._groups() if name in group), [name])
+            self._columns |= self._load(group)
+        return self._columns.pop(name)
+
+    def _groups(self) -> list[list[str]]:
+        """Columns that are read together, because whoever needs one needs the others."""
+        places = [f.name for f in index_schema(self._spec, self._layout) if f.name.startswith("image.")]
+        return [["key", "labels", "domain", "crc32c", *(places or ["path"])]]
+
+    def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
+        schema, spec = index_schema(self._spec, self._layout), self._spec
+
+        def read(shard: int) -> dict[str, list[pa.Array]]:
+            table = self.read_part(shard, names)
+            return {name: table[name].chunks for name in names}
+
+        with ThreadPoolExecutor(max_workers=THREADS) as pool:
+            found = list(pool.map(read, self._records))
+        columns = {}
+        for name in names:
+            parts, rows = [], 0
+            for shard, chunks in [*zip(self._records, found, strict=True), (spec.shards, {})]:
+                first = min(shard * spec.samples_per_shard, len(self))
+                if first > rows:
+                    parts.append(_absent(schema.field(name).type, name in _NULLABLE, first - rows))
+                own = chunks.pop(name, [])  # so that a column is not held twice while the next is joined
+                parts += own
+                rows = first + sum(map(len, own))
+            columns[name] = joined(parts)
+        pa.default_memory_pool().release_unused()
+        return columns
+
+
+def _absent(kind: pa.DataType, nullable: bool, rows: int) -> pa.Array:
+    """What a column holds where nothing is committed."""
+    if nullable or pa.types.is_integer(kind):
+        return pa.nulls(rows, kind)
+    return pa.repeat(pa.scalar([] if pa.types.is_list(kind) else "", kind), rows)

@@ -3,8 +3,9 @@
 manifest.json                      spec, fingerprint, digests; written first, never changed
 source.json                        the data root; not part of the fingerprint
 vocabulary.json, vocabulary.npy    words, float16 [V, E]
-zarr.json, views/**/zarr.json      Zarr v3 metadata: any Zarr reader opens the directory as a group
-views/<view>/<array>/c.<shard>...  one shard of one array
+zarr.json, views/**/zarr.json      Zarr v3 metadata: any Zarr reader opens the directory as a group  (layout zarr)
+views/<view>/<array>/c.<shard>...  one shard of one array                        (layout zarr)
+shards/<shard>.tar                 images, texts and arrays of a shard's samples  (layout webdataset; see `tarshard`)
 index/<shard>.parquet              key, path, checksum, labels, ... of the shard's samples
 commits/<shard>.json               the commit record: its presence makes the shard true
 """
@@ -18,6 +19,9 @@ from lfi_pipeline.targets.spec import TargetSpec
 
 MANIFEST = "manifest.json"
 SOURCE = "source.json"
+VOCABULARY = ("vocabulary.json", "vocabulary.npy")
+LAYOUTS = ("zarr", "webdataset")
+"""zarr: arrays of all samples, images where they are. webdataset: tar shards that hold the images too."""
 SMALL_CHUNK = 32
 """Samples in one inner chunk of the small arrays, where the shard size allows."""
 
@@ -79,6 +83,35 @@ def index_file(shard: int) -> str:
 def commit_file(shard: int) -> str:
     """The commit record of a shard, relative to the cache."""
     return f"commits/{shard:06d}.json"
+
+
+def tar_file(shard: int) -> str:
+    """The tar of a shard in the webdataset layout, relative to the cache."""
+    return f"shards/{shard:06d}.tar"
+
+
+def zarr_files(spec: TargetSpec, shard: int) -> dict[str, ArrayLayout]:
+    """The array files of a shard in the zarr layout, by path relative to the cache."""
+    return {
+        f"{array_folder(view, array.name)}/{shard_key(array, shard)}": array
+        for view in spec.views
+        for array in array_layouts(spec).values()
+    }
+
+
+def shard_files(spec: TargetSpec, layout: str, shard: int) -> set[str]:
+    """Every file that a shard's commit record lists, relative to the cache."""
+    data = set(zarr_files(spec, shard)) if layout == "zarr" else {tar_file(shard)}
+    return {*data, index_file(shard)}
+
+
+def fixed_files(spec: TargetSpec, layout: str) -> set[str]:
+    """Every file that the manifest lists, relative to the cache."""
+    if layout != "zarr":
+        return set(VOCABULARY)
+    folders = ["", "views/", *(f"views/{view}/" for view in spec.views)]
+    folders += [f"{array_folder(view, array)}/" for view in spec.views for array in array_layouts(spec)]
+    return {*VOCABULARY, *(f"{folder}zarr.json" for folder in folders)}
 
 
 def zarr_metadata(spec: TargetSpec) -> dict[str, bytes]:

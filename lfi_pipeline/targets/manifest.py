@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import CorruptTargetsError, SpecMismatchError, TargetsError
+from lfi_pipeline.targets.checked import parse_records
 from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
-from lfi_pipeline.targets.layout import MANIFEST
-from lfi_pipeline.targets.record import plain_differences
+from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, fixed_files
+from lfi_pipeline.targets.record import plain_differences, plain_short
 from lfi_pipeline.targets.spec import TargetSpec
 
 FORMAT = "lfi-targets"
-LAYOUT = "zarr"
+MAX_SAMPLES = 2**30
+"""More than any data set has; a manifest that says so is not one of ours."""
+MAX_SAMPLE_BYTES = 2**28
+"""The same for the bytes of one view of one sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,11 +28,13 @@ class Manifest:
 
     Attributes:
         spec: the frozen description of the targets.
+        layout: how shards are stored, one of `LAYOUTS`; not part of the spec: the targets are the same.
         plan: sha256 of each column of the plan.
         files: the fixed files (vocabulary, Zarr metadata), by path relative to the cache.
     """
 
     spec: TargetSpec
+    layout: str = "zarr"
     plan: Mapping[str, str]
     files: Mapping[str, FileRecord]
 
@@ -37,7 +43,7 @@ class Manifest:
         return seal(
             {
                 "format": FORMAT,
-                "layout": LAYOUT,
+                "layout": self.layout,
                 "fingerprint": self.spec.fingerprint,
                 "spec": self.spec.to_plain(),
                 "plan": dict(self.plan),
@@ -61,20 +67,31 @@ class Manifest:
             if FORMAT.encode() in data:
                 raise CorruptTargetsError(f"{root / MANIFEST} does not match its checksum.")
             raise TargetsError(f"{root} is not a targets cache: its {MANIFEST} has another format. {_EXPECTED}")
-        if loose.get("layout") != LAYOUT:
-            raise TargetsError(f"{root} has layout {loose.get('layout')!r}; this reader knows {LAYOUT!r}.")
-        spec = TargetSpec.from_plain(loose.get("spec"))
+        if loose.get("layout") not in LAYOUTS:
+            known = ", ".join(LAYOUTS)
+            raise TargetsError(f"{root} has layout {plain_short(loose.get('layout'))}; this release knows {known}.")
+        try:
+            spec = TargetSpec.from_plain(loose.get("spec"))
+            fingerprint = spec.fingerprint
+        except (OverflowError, UnicodeEncodeError) as error:  # JSON can hold numbers and text that nothing else can
+            raise TargetsError(f"The spec of {root} cannot be read: {error}") from error
         body = unseal(data, root / MANIFEST)
-        if body.get("fingerprint") != spec.fingerprint:
+        if body.get("fingerprint") != fingerprint:
             raise CorruptTargetsError(f"{root / MANIFEST} has a spec that does not match its fingerprint.")
-        files = {name: FileRecord(**record) for name, record in body["files"].items()}
-        return cls(spec=spec, plan=body["plan"], files=files)
+        _check_size(spec, root)
+        plan, files = body.get("plan"), parse_records(body.get("files"))
+        if not isinstance(plan, dict) or files is None or files.keys() != fixed_files(spec, body["layout"]):
+            raise CorruptTargetsError(f"{root / MANIFEST} does not list the files of a cache of its spec and layout.")
+        return cls(spec=spec, layout=body["layout"], plan=plan, files=files)
 
-    def require_same(self, spec: TargetSpec, plan: Mapping[str, str], vocabulary: list[str], root: Path) -> None:
-        """Refuse to go on with another spec, plan or vocabulary than the cache was begun with.
+    def require_same(
+        self, spec: TargetSpec, layout: str, plan: Mapping[str, str], vocabulary: list[str], root: Path
+    ) -> None:
+        """Refuse to go on with another spec, layout, plan or vocabulary than the cache was begun with.
 
         Args:
             spec: of this run.
+            layout: of this run.
             plan: digests of this run's plan.
             vocabulary: lines that name how this run's vocabulary differs.
             root: the cache, for the message.
@@ -83,6 +100,7 @@ class Manifest:
             SpecMismatchError: names every differing field (the cache's value first).
         """
         lines = self.spec.differences(spec)
+        lines += plain_differences({"layout": self.layout}, {"layout": layout})
         lines += plain_differences({"plan": dict(self.plan)}, {"plan": dict(plan)})
         lines += vocabulary
         if lines:
@@ -93,7 +111,32 @@ class Manifest:
             )
 
 
-_EXPECTED = f"A cache holds {MANIFEST}, vocabulary.json, views/, index/ and commits/, as the extract command writes."
+_EXPECTED = (
+    f"A cache holds {MANIFEST}, vocabulary.json, views/ or shards/, index/ and commits/, as the extract command writes."
+)
+
+
+def read_source(root: Path) -> Path:
+    """Where the data set of a cache lay when it was last written.
+
+    Raises:
+        CorruptTargetsError: `source.json` is missing or damaged.
+    """
+    path = root / SOURCE
+    place = unseal(read_whole(path), path).get("data_root")
+    if not isinstance(place, str) or "\0" in place:
+        raise CorruptTargetsError(f"{path} does not say where the data set lies.")
+    return Path(place)
+
+
+def _check_size(spec: TargetSpec, root: Path) -> None:
+    """Refuse counts that only a forged manifest has, before anything is sized by them."""
+    cells = len(spec.layers) * spec.words_per_sample * spec.grid[0] * spec.grid[1]
+    if max(spec.dataset.samples, spec.samples_per_shard) > MAX_SAMPLES or cells + spec.embedding_dim > MAX_SAMPLE_BYTES:
+        raise TargetsError(
+            f"{root / MANIFEST} describes targets larger than any: at most {MAX_SAMPLES} samples, each of at most "
+            f"{MAX_SAMPLE_BYTES} cells and embedding dimensions, can be read."
+        )
 
 
 def _describe(root: Path) -> str:

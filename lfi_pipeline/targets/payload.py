@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,12 +39,19 @@ class ShardPayload:
         image_crc32c: uint32 [n], of the image files' bytes.
         quarantined: reason by position in the shard; whatever the arrays hold there is stored as absent.
         image_size: int64 [n], bytes of the image files, where known.
+        donated: bool [V, n, L], rows that come out of another cache; encoding them again changes nothing, so their
+            loss is not measured but taken to be `donated_kl`. None where there are none.
+        donated_kl: mean KL(map || decoded) of those rows in nats.
+        images: the image files' bytes, None where quarantined; the webdataset layout needs them.
     """
 
     views: Mapping[str, ViewArrays]
     image_crc32c: npt.NDArray[np.uint32]
     quarantined: Mapping[int, str] = field(default_factory=dict)
     image_size: npt.NDArray[np.int64] | None = None
+    donated: npt.NDArray[np.bool_] | None = None
+    donated_kl: float = 0.0
+    images: Sequence[bytes | None] | None = None
 
 
 def check_payload(spec: TargetSpec, vocabulary_size: int, samples: int, payload: ShardPayload) -> None:
@@ -64,6 +71,8 @@ def check_payload(spec: TargetSpec, vocabulary_size: int, samples: int, payload:
     _shape("image_crc32c", payload.image_crc32c, samples)
     if payload.image_size is not None:
         _shape("image_size", payload.image_size, samples)
+    if payload.donated is not None:
+        _shape("donated", payload.donated, len(spec.views), samples, len(spec.layers))
     for position in payload.quarantined:
         if not 0 <= position < samples:
             raise ConfigError(f"quarantined positions must be in 0..{samples - 1}, got {position}.")

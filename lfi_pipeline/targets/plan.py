@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,33 +83,48 @@ class Vocabulary:
         return {"vocabulary.json": words.encode(), "vocabulary.npy": buffer.getvalue()}
 
     @classmethod
-    def load(cls, root: Path) -> Vocabulary:
-        """Read the vocabulary of a cache, embeddings as float32.
+    def load(cls, root: Path, embedding_dim: int) -> Vocabulary:
+        """Read the vocabulary of a cache, embeddings [V, embedding_dim] as float32.
 
         Raises:
             CorruptTargetsError: a file is missing or cannot be read.
         """
         try:
-            words = tuple(json.loads(read_whole(root / "vocabulary.json")))
-            array = np.load(io.BytesIO(read_whole(root / "vocabulary.npy")), allow_pickle=False)
-            return cls(words=words, embeddings=array.astype(np.float32))
-        except ValueError as error:
+            words = json.loads(read_whole(root / "vocabulary.json"))
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ValueError("vocabulary.json must be a list of words.")
+            "".join(words).encode()  # JSON can hold halves of characters, which no file of ours does
+            array = _parse_npy(read_whole(root / "vocabulary.npy"), (len(words), embedding_dim))
+            return cls(words=tuple(words), embeddings=array.astype(np.float32))
+        except (ValueError, RecursionError) as error:
             raise CorruptTargetsError(f"The vocabulary of {root} cannot be read: {error}") from error
 
 
-def plan_digests(plan: Sequence[PlannedSample]) -> dict[str, str]:
-    """sha256 of each column of the plan, so that a differing plan can be told by column.
+def _parse_npy(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
+    """The float16 array of a .npy file, which must be exactly the one that `to_files` writes for this shape."""
+    expected = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, expected)
+    head = buffer.getvalue()
+    if not data.startswith(head) or len(data) != len(head) + 2 * shape[0] * shape[1]:
+        raise ValueError(f"vocabulary.npy must be float16 {list(shape)}.")
+    return np.frombuffer(data, dtype="<f2", offset=len(head)).reshape(shape)
+
+
+def plan_digests(plan: Iterable[PlannedSample]) -> dict[str, str]:
+    """sha256 of each column of the plan, so that a differing plan can be told by column; reads it once, keeps no row.
 
     Raises:
         ConfigError: two samples share a key.
     """
-    if len({sample.key for sample in plan}) != len(plan):
-        raise ConfigError("plan must have unique keys.")
-    columns = {
-        "keys": [sample.key for sample in plan],
-        "paths": [sample.path for sample in plan],
-        "labels": [sample.labels for sample in plan],
-        "domains": [sample.domain for sample in plan],
-        "captions": [sample.caption for sample in plan],
-    }
-    return {name: hashlib.sha256(json.dumps(column).encode()).hexdigest() for name, column in columns.items()}
+    columns = {name: hashlib.sha256() for name in ("keys", "paths", "labels", "domains", "captions")}
+    seen: set[bytes] = set()
+    for sample in plan:
+        short = hashlib.blake2b(sample.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if short in seen:
+            raise ConfigError(f"plan must have unique keys; {sample.key!r} stands in it twice.")
+        seen.add(short)
+        values = (sample.key, sample.path, sample.labels, sample.domain, sample.caption)
+        for digest, value in zip(columns.values(), values, strict=True):
+            digest.update(json.dumps(value).encode() + b"\n")
+    return {name: digest.hexdigest() for name, digest in columns.items()}

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lfi_pipeline.errors import CorruptTargetsError, IncompleteTargetsError, UnknownNameError
-from lfi_pipeline.targets.arrays import ArrayReader, new_context, open_array
-from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, remedy, summarise
-from lfi_pipeline.targets.files import read_whole, unseal
+from lfi_pipeline.targets.arrays import ViewReader, ZarrView, new_context
+from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
+from lfi_pipeline.targets.files import read_whole
 from lfi_pipeline.targets.index import TargetIndex
-from lfi_pipeline.targets.layout import SOURCE, array_folder, array_layouts
-from lfi_pipeline.targets.manifest import Manifest
+from lfi_pipeline.targets.layout import VOCABULARY
+from lfi_pipeline.targets.manifest import Manifest, read_source
 from lfi_pipeline.targets.plan import Vocabulary
 from lfi_pipeline.targets.spec import TargetSpec
-
-T = TypeVar("T")
+from lfi_pipeline.targets.tarview import TarView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,11 +45,11 @@ class SampleTargets:
 
 @dataclass(slots=True)
 class _Handles:
-    """Open arrays, and the process that opened them."""
+    """Open views, and the process that opened them."""
 
     process: int
     context: Any
-    views: dict[str, dict[str, ArrayReader]] = field(default_factory=dict)
+    views: dict[str, ViewReader] = field(default_factory=dict)
 
 
 class TargetStore:
@@ -67,7 +66,7 @@ class TargetStore:
                 f"{root} has {len(shards)} of {self._spec.shards} shards. Run the same extract command again "
                 "to finish it."
             )
-        self._records = {shard: CommitRecord.load(root, shard) for shard in shards}
+        self._records = {shard: CommitRecord.load(root, self._spec, self.layout, shard) for shard in shards}
         self._handles: _Handles | None = None
 
     @classmethod
@@ -78,7 +77,7 @@ class TargetStore:
 
         Args:
             path: the cache's directory.
-            data_root: where the images lie, if not where the writer recorded.
+            data_root: where the data set lies, if not where the writer recorded.
             require_complete: refuse a cache in which shards are missing.
 
         Raises:
@@ -103,13 +102,36 @@ class TargetStore:
         """The frozen description of the targets."""
         return self._spec
 
+    @property
+    def layout(self) -> str:
+        """How shards are stored, one of `layout.LAYOUTS`."""
+        return self._manifest.layout
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cache is."""
+        return self._manifest
+
+    @property
+    def records(self) -> Mapping[int, CommitRecord]:
+        """Commit records by number of the shard, ascending."""
+        return self._records
+
     @cached_property
     def data_root(self) -> Path:
-        """Where the images lie; raises CorruptTargetsError if the recorded place cannot be read."""
+        """Where `index.paths` lie: the data set's root, or the cache itself where its tars hold the images.
+
+        Raises:
+            CorruptTargetsError: the recorded place cannot be read.
+        """
+        return self.source_root if self.layout == "zarr" else self._root
+
+    @cached_property
+    def source_root(self) -> Path:
+        """Where the data set lies that the targets were extracted from; raises as `data_root` does."""
         if self._data_root is not None:
             return self._data_root
-        path = self._root / SOURCE
-        return Path(unseal(read_whole(path), path)["data_root"])
+        return read_source(self._root)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -118,24 +140,27 @@ class TargetStore:
         Raises:
             CorruptTargetsError: a file of it does not match the manifest.
         """
-        for name in ("vocabulary.json", "vocabulary.npy"):
+        for name in VOCABULARY:
             complaint = self._manifest.files[name].complaint(read_whole(self._root / name))
             if complaint:
                 raise CorruptTargetsError(
                     f"{self._root / name} {complaint}. Run the same extract command again to restore it."
                 )
-        return Vocabulary.load(self._root)
+        return Vocabulary.load(self._root, self._spec.embedding_dim)
 
     @cached_property
     def index(self) -> TargetIndex:
         """Keys, paths, labels, ... by position; columns are read when first asked for."""
-        quarantined = [position for record in self._records.values() for position in record.quarantined]
-        return TargetIndex(self._root, self._spec, list(self._records), quarantined)
+        return TargetIndex(self._root, self._spec, self.layout, self._records)
 
     @cached_property
     def usable(self) -> npt.NDArray[np.int64]:
         """Positions that are committed and not quarantined, ascending."""
-        return np.flatnonzero(self.index.committed & ~self.index.quarantined).astype(np.int64)
+        found = [np.zeros(0, dtype=np.int64)]
+        for shard, record in self._records.items():
+            positions = self._spec.shard_range(shard)
+            found.append(np.setdiff1d(np.arange(positions.start, positions.stop), list(record.quarantined)))
+        return np.concatenate(found)
 
     def summary(self) -> Summary:
         """Sizes, counts and codec loss of what is committed."""
@@ -161,12 +186,7 @@ class TargetStore:
         if view not in self._spec.views:
             raise UnknownNameError("view", view, self._spec.views)
         self._check(positions)
-        arrays = self._open(view)
-        try:
-            started = {name: array.start(positions) for name, array in arrays.items()}
-            return {name: wait() for name, wait in started.items()}
-        except (ValueError, OSError) as error:
-            raise self._locate(positions, view, error) from error
+        return self._open(view).read(positions)
 
     def _check(self, positions: npt.NDArray[np.int64]) -> None:
         for position in positions.tolist():
@@ -179,46 +199,21 @@ class TargetStore:
                     "Run the same extract command again to finish it."
                 )
 
-    def _open(self, view: str) -> dict[str, ArrayReader]:
+    def _open(self, view: str) -> ViewReader:
         handles = self._handles
         if handles is None or handles.process != os.getpid():
-            handles = self._handles = _Handles(process=os.getpid(), context=new_context())
+            context = new_context() if self.layout == "zarr" else None
+            handles = self._handles = _Handles(process=os.getpid(), context=context)
         if view not in handles.views:
-            opened = {}
-            for name, layout in array_layouts(self._spec).items():
-                folder = self._root / array_folder(view, name)
-                try:
-                    opened[name] = open_array(folder, layout, handles.context)
-                except (ValueError, OSError) as error:
-                    raise CorruptTargetsError(f"Cannot open {folder}: {_first_line(error)}") from error
-            handles.views[view] = opened
+            handles.views[view] = (
+                ZarrView(self._root, self._manifest, view, handles.context)
+                if self.layout == "zarr"
+                else TarView(self._root, self._spec, self.index, view)
+            )
         return handles.views[view]
-
-    def _locate(self, positions: npt.NDArray[np.int64], view: str, error: Exception) -> CorruptTargetsError:
-        """Find the first sample and array behind a failed read."""
-        for position in positions:
-            for name, array in self._open(view).items():
-                try:
-                    _wait(array.start(np.asarray([position])))
-                except (ValueError, OSError) as found:
-                    shard = int(position) // self._spec.samples_per_shard
-                    return CorruptTargetsError(
-                        f"Cannot read shard {shard}, array {view}/{name}, sample {position} of {self._root}: "
-                        f"{_first_line(found)} {remedy(self._root, shard)}"
-                    )
-        return CorruptTargetsError(f"Cannot read {self._root}: {_first_line(error)}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self._root, "data_root": self._data_root, "require_complete": self._require_complete}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["root"], state["data_root"], state["require_complete"])  # type: ignore[misc]
-
-
-def _wait(wait: Callable[[], T]) -> T:
-    return wait()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text if text.endswith(".") else f"{text}."

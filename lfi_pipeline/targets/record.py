@@ -59,10 +59,11 @@ def plain_differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
             for line in plain_differences(a, b, f"{where}[{i}]")
         ]
         return lines if len(lines) <= 4 else [*lines[:4], f"{where}: and {len(lines) - 4} more items differ"]
-    return [] if ours == theirs else [f"{where}: {_short(ours)} != {_short(theirs)}"]
+    return [] if ours == theirs else [f"{where}: {plain_short(ours)} != {plain_short(theirs)}"]
 
 
-def _short(value: Any) -> str:
+def plain_short(value: Any) -> str:
+    """Show a plain value in a message, whatever its size."""
     if isinstance(value, list) and len(value) > 8:
         return f"{len(value)} items"
     text = repr(value)
@@ -90,13 +91,13 @@ def _check(kind: Any, value: Any, where: str) -> None:
     else:
         allowed = (int, float) if kind is float else (kind,)
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{where} must be {kind.__name__}, got {_short(value)}.")
+            raise ConfigError(f"{where} must be {kind.__name__}, got {plain_short(value)}.")
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ConfigError(f"{where or 'the record'} must be an object, got {_short(value)}.")
+            raise ConfigError(f"{where or 'the record'} must be an object, got {plain_short(value)}.")
         hints = get_type_hints(kind)
         prefix = f"{where}." if where else ""
         for name in value.keys() - hints.keys():
@@ -108,7 +109,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return kind(**fields)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, got {_short(value)}.")
+            raise ConfigError(f"{where} must be a list, got {plain_short(value)}.")
         kinds = _item_kinds(kind, len(value))
         if len(kinds) != len(value):
             raise ConfigError(f"{where} must have {len(kinds)} items, got {len(value)}.")

@@ -7,15 +7,16 @@ It knows only the codec chain that `layout` writes: bytes, zstd, crc32c; a check
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
 from lfi_pipeline.targets.layout import ArrayLayout, shard_key
+from lfi_pipeline.targets.zstd import decompress
 
 _ABSENT = 2**64 - 1
 
@@ -30,7 +31,6 @@ class ShardFiles:
             layout: of the array.
         """
         self._folder, self._layout = folder, layout
-        self._zstd = Zstd()
         self._indices: dict[int, npt.NDArray[np.uint64]] = {}
 
     def read(self, position: int) -> npt.NDArray[np.generic]:
@@ -76,11 +76,9 @@ class ShardFiles:
     def _decode(self, data: bytes, length: int) -> bytes:
         if len(data) != length or length < 4 or not _matches(data):
             raise ValueError("the chunk does not match its crc32c")
-        try:
-            decoded: bytes = self._zstd.decode(data[:-4])
-        except RuntimeError as error:
-            raise ValueError(f"the chunk cannot be decompressed: {error}") from error
-        return decoded
+        layout = self._layout
+        size = layout.inner * math.prod(layout.tail) * np.dtype(layout.dtype).itemsize
+        return decompress(data[:-4], size)
 
 
 def _matches(data: bytes) -> bool:

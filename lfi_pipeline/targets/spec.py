@@ -109,13 +109,15 @@ class TextSpec:
     """Where the words come from.
 
     Attributes:
-        mode: "captions", "prompts", "generate", ...
-        captions: which of an image's captions were used.
+        mode: the data set's captions, prompts made of class names, or captions that the teacher wrote.
+        captions: which of an image's captions (or prompts) were used.
+        prompts: the templates, with one `{}`; empty unless they were used.
         stop_words_sha256: hex digest of the list of dropped words.
     """
 
-    mode: str
+    mode: Literal["captions", "prompts", "generate"]
     captions: Literal["first", "all", "longest"]
+    prompts: tuple[str, ...] = ()
     stop_words_sha256: str
 
     def __post_init__(self) -> None:

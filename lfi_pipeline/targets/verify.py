@@ -1,27 +1,41 @@
-"""Check every byte of a cache against what was recorded when it was written."""
+"""Check every byte of a cache, and the images it refers to, against what was recorded when it was written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.targets.claims import STAGING
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
-from lfi_pipeline.targets.files import read_whole, unseal
-from lfi_pipeline.targets.index import read_part
+from lfi_pipeline.targets.files import read_whole
+from lfi_pipeline.targets.images import checked_image
+from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
     MANIFEST,
     SOURCE,
-    array_folder,
-    array_layouts,
     commit_file,
     index_file,
-    shard_key,
+    shard_files,
+    tar_file,
+    zarr_files,
 )
-from lfi_pipeline.targets.manifest import Manifest
+from lfi_pipeline.targets.manifest import Manifest, read_source
+from lfi_pipeline.targets.reader import TargetStore
 from lfi_pipeline.targets.shardfile import ShardFiles
 from lfi_pipeline.targets.spec import TargetSpec
+from lfi_pipeline.targets.tarsamples import DamagedSampleError, SampleParser, shard_members
+
+NAMED_SHARDS = 100
+"""Missing shards that get a fault of their own; the others share one."""
+THREADS = 8
+"""Threads that read images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +44,7 @@ class Fault:
 
     Attributes:
         shard: number of the shard, or None for a file of the whole cache.
-        file: path relative to the cache.
+        file: path relative to the cache (of an image: below the data root).
         sample: position of the damaged sample, where the damage can be pinned to one.
         message: what is wrong, and the remedy.
     """
@@ -41,11 +55,25 @@ class Fault:
     message: str
 
 
-def verify(path: str | Path) -> list[Fault]:
-    """Check manifest, vocabulary, metadata and every committed file; name missing shards.
+Check = Callable[[TargetStore], Iterable[Fault]]
+
+
+def verify(
+    path: str | Path,
+    *,
+    images: bool = True,
+    data_root: str | Path | None = None,
+    progress: bool = False,
+    further: Sequence[Check] = (),
+) -> list[Fault]:
+    """Check manifest, vocabulary, metadata and every committed file; name missing shards and files of no use.
 
     Args:
         path: the cache's directory.
+        images: read the images too, where they do not lie in the cache, and compare them with the index.
+        data_root: where they lie, if not where the writer recorded.
+        progress: show a bar on stderr.
+        further: checks of what the targets say (say, against the teacher), run on a cache that is otherwise sound.
 
     Returns:
         Faults in the order of the files; empty for a complete, undamaged cache.
@@ -60,21 +88,31 @@ def verify(path: str | Path) -> list[Fault]:
         if not (root / MANIFEST).is_file():
             raise
         return [Fault(shard=None, file=MANIFEST, sample=None, message=f"{error} Extract the targets again.")]
-    faults = list(_fixed_faults(root, manifest))
-    committed = set(committed_shards(root, manifest.spec))
-    for shard in range(manifest.spec.shards):
-        if shard in committed:
-            faults += _shard_faults(root, manifest.spec, shard)
-        else:
-            message = "The shard is not committed. Run the same extract command again to finish the cache."
-            faults.append(Fault(shard=shard, file=commit_file(shard), sample=None, message=message))
+    committed = committed_shards(root, manifest.spec)
+    faults = [*_fixed_faults(root, manifest), *_missing_shards(manifest, committed)]
+    faults += _extra_files(root, manifest, committed)
+    samples = sum(len(manifest.spec.shard_range(shard)) for shard in committed)
+    place: Path | None = None
+    if images and manifest.layout == "zarr":
+        place, missing = _image_root(root, data_root)
+        faults += missing
+    with tqdm(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
+        for shard in committed:
+            record, found = _shard_faults(root, manifest, shard)
+            faults += found
+            if place is not None and record is not None:
+                faults += _image_faults(root, manifest, record, place)
+            bar.update(len(manifest.spec.shard_range(shard)))
+    if not faults and further:
+        store = TargetStore.open(root, data_root=data_root)
+        faults += [fault for check in further for fault in check(store)]
     return faults
 
 
 def _fixed_faults(root: Path, manifest: Manifest) -> Iterator[Fault]:
     restore = "Run the same extract command again to restore it."
     try:
-        unseal(read_whole(root / SOURCE), root / SOURCE)
+        read_source(root)
     except CorruptTargetsError as error:
         yield Fault(shard=None, file=SOURCE, sample=None, message=f"{error} {restore}")
     for name, record in manifest.files.items():
@@ -86,34 +124,87 @@ def _fixed_faults(root: Path, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(shard=None, file=name, sample=None, message=f"The file {complaint}. {restore}")
 
 
-def _shard_faults(root: Path, spec: TargetSpec, shard: int) -> Iterator[Fault]:
-    try:
-        commit = CommitRecord.load(root, shard)
-    except CorruptTargetsError as error:
-        yield Fault(shard=shard, file=commit_file(shard), sample=None, message=str(error))
-        return
-    arrays = {
-        f"{array_folder(view, layout.name)}/{shard_key(layout, shard)}": layout
-        for view in spec.views
-        for layout in array_layouts(spec).values()
-    }
-    for name in sorted({*arrays, index_file(shard)} - commit.files.keys()):
-        yield Fault(shard=shard, file=name, sample=None, message="The commit record does not list this file.")
-    for name, record in commit.files.items():
-        try:
-            complaint = record.complaint(read_whole(root / name))
-            if complaint is None and name == index_file(shard):
-                read_part(root, shard)
-        except CorruptTargetsError as error:
-            complaint = str(error)
-        if not complaint:
+def _missing_shards(manifest: Manifest, committed: Sequence[int]) -> Iterator[Fault]:
+    remaining = manifest.spec.shards - len(committed)
+    done, shard = set(committed), 0
+    finish = "Run the same extract command again to finish the cache."
+    for _ in range(min(remaining, NAMED_SHARDS)):
+        while shard in done:
+            shard += 1
+        yield Fault(shard=shard, file=commit_file(shard), sample=None, message=f"The shard is not committed. {finish}")
+        shard += 1
+    if remaining > NAMED_SHARDS:
+        message = f"{remaining - NAMED_SHARDS} more shards are not committed. {finish}"
+        yield Fault(shard=None, file="commits/", sample=None, message=message)
+
+
+def _extra_files(root: Path, manifest: Manifest, committed: Sequence[int]) -> Iterator[Fault]:
+    """Files that nothing records. What a killed run left of a shard that is not committed is not among them."""
+    spec, layout = manifest.spec, manifest.layout
+    known = {MANIFEST, SOURCE, *manifest.files, *map(commit_file, committed)}
+    done = set(committed)
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if (path.is_dir() and not path.is_symlink()) or name.startswith(f"{STAGING}/") or name in known:
             continue
-        samples: list[int | None] = [None]
-        if name in arrays:
-            reader = ShardFiles((root / name).parent, arrays[name])
-            samples = _damaged(reader, spec.shard_range(shard)) or samples
-        message = f"The file {complaint}. {remedy(root, shard)}"
-        yield from (Fault(shard=shard, file=name, sample=sample, message=message) for sample in samples)
+        shard = _shard_of(name)
+        ours = shard is not None and shard < spec.shards and name in shard_files(spec, layout, shard)
+        if not ours:
+            message = "The file is not part of this cache. Move it elsewhere."
+            yield Fault(shard=shard if shard in done else None, file=name, sample=None, message=message)
+
+
+def _shard_of(name: str) -> int | None:
+    """The number of the shard that a file of a cache belongs to."""
+    found = re.fullmatch(r"(?:index|shards)/(\d{6,12})\.\w+|views/\w+/\w+/c\.(\d{1,12})[.\d]*", name)
+    return int(found[1] or found[2]) if found else None
+
+
+def _shard_faults(root: Path, manifest: Manifest, shard: int) -> tuple[CommitRecord | None, list[Fault]]:
+    """What is wrong with a shard's files; its commit record too, where that and the index part are sound."""
+    spec = manifest.spec
+    try:
+        record = CommitRecord.load(root, spec, manifest.layout, shard)
+    except CorruptTargetsError as error:
+        return None, [Fault(shard=shard, file=commit_file(shard), sample=None, message=str(error))]
+    faults: list[Fault] = []
+    arrays = zarr_files(spec, shard) if manifest.layout == "zarr" else {}
+    for name, recorded in record.files.items():
+        if name == tar_file(shard):
+            faults += _tar_faults(root, spec, record)
+            continue
+        complaint: str | None
+        try:
+            data = read_whole(root / name)
+            complaint = recorded.complaint(data)
+            if complaint is None and name == index_file(shard):
+                parse_part(data, spec, manifest.layout, shard, index_schema(spec, manifest.layout).names)
+        except (CorruptTargetsError, ValueError) as error:
+            complaint = f"cannot be read: {error}".removesuffix(".")
+        if complaint:
+            samples: list[int | None] = [None]
+            if name in arrays:
+                samples = _damaged(ShardFiles((root / name).parent, arrays[name]), spec.shard_range(shard)) or samples
+            message = f"The file {complaint}. {remedy(root, shard)}"
+            faults += [Fault(shard=shard, file=name, sample=sample, message=message) for sample in samples]
+    sound = all(fault.file != index_file(shard) for fault in faults)
+    return (record if sound else None), faults
+
+
+def _tar_faults(root: Path, spec: TargetSpec, record: CommitRecord) -> Iterator[Fault]:
+    """Damage of a tar, pinned to samples as far as its headers can be followed."""
+    place, pinned, parser = tar_file(record.shard), False, SampleParser(root, spec)
+    try:
+        for stem, members in groupby(shard_members(root, spec, record), lambda member: member[0].partition(".")[0]):
+            contents = {name.partition(".")[2]: content for name, content in members}
+            try:
+                parser.parse(record.shard, stem, contents)
+            except DamagedSampleError as error:
+                pinned = True
+                yield Fault(shard=record.shard, file=place, sample=error.sample, message=str(error))
+    except DamagedSampleError as error:
+        if not pinned or error.sample is not None:
+            yield Fault(shard=record.shard, file=place, sample=error.sample, message=str(error))
 
 
 def _damaged(reader: ShardFiles, positions: range) -> list[int | None]:
@@ -125,3 +216,33 @@ def _damaged(reader: ShardFiles, positions: range) -> list[int | None]:
         except (ValueError, OSError):
             bad.append(position)
     return bad if len(bad) < len(positions) else []
+
+
+def _image_root(root: Path, data_root: str | Path | None) -> tuple[Path | None, list[Fault]]:
+    """Where images lie; None, and a fault where that is not said already, if there is no such place."""
+    try:
+        place = read_source(root) if data_root is None else Path(data_root).expanduser().absolute()
+    except CorruptTargetsError:
+        return None, []
+    if place.is_dir():
+        return place, []
+    message = f"The images lie nowhere: {place} does not exist. Say where they lie, or check without images."
+    return None, [Fault(shard=None, file=SOURCE, sample=None, message=message)]
+
+
+def _image_faults(root: Path, manifest: Manifest, record: CommitRecord, place: Path) -> list[Fault]:
+    """Images of a shard that are not those that the teacher saw."""
+    index = TargetIndex(root, manifest.spec, manifest.layout, {record.shard: record})
+    table = index.read_part(record.shard, ["key", "path", "crc32c"]).to_pydict()
+    first = manifest.spec.shard_range(record.shard).start
+
+    def check(row: int) -> Fault | None:
+        try:
+            checked_image(place, table["path"][row], table["crc32c"][row], table["key"][row])
+        except CorruptTargetsError as error:
+            return Fault(shard=record.shard, file=table["path"][row], sample=first + row, message=str(error))
+        return None
+
+    rows = [row for row, crc32c in enumerate(table["crc32c"]) if crc32c is not None]
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        return [fault for fault in pool.map(check, rows) if fault is not None]

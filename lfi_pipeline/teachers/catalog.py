@@ -33,7 +33,7 @@ class TeacherFacts:
         kinds: kinds of map, the default first.
         tags: names of weights that open_clip knows.
         generates: it can write captions of images.
-        hub_files: repositories of the hub whose tokenizer or text config it needs.
+        repositories: of the hub, whose tokenizer or text config it needs; transformers reads them.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TeacherFacts:
     kinds: tuple[str, ...]
     tags: tuple[str, ...]
     generates: bool
-    hub_files: tuple[str, ...]
+    repositories: tuple[str, ...]
 
 
 def teacher_names(family: str = "") -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def why_not(config: dict[str, Any]) -> str:
 
 def facts(name: str, config: dict[str, Any]) -> TeacherFacts:
     """Return what a config tells."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
     height, width = _pair(vision.get("image_size", 224))
     trunk = vision.get("timm_model_name", "")
     found = re.search(r"patch(\d+)", trunk)
@@ -93,7 +93,7 @@ def facts(name: str, config: dict[str, Any]) -> TeacherFacts:
         kinds=(default, *(kind for kind in kinds if kind != default)),
         tags=tuple(map(str, open_clip.list_pretrained_tags_by_model(name))),
         generates=family == "coca",
-        hub_files=tuple(sorted({text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)})),
+        repositories=repositories(config),
     )
 
 
@@ -108,6 +108,12 @@ def parameters(config: dict[str, Any]) -> int:
         else:
             model = open_clip.model._build_vision_tower(config["embed_dim"], vision)
     return sum(math.prod(p.shape) for p in model.parameters())
+
+
+def repositories(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the repositories of the hub whose tokenizer or text config a config needs."""
+    text = config["text_cfg"]
+    return tuple(sorted({text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)}))
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -31,8 +31,6 @@ from lfi_pipeline.teachers.precision import autocast
 from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
 
-__all__ = ["CocaTeacher", "require_row"]
-
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 
 
@@ -148,8 +146,8 @@ class CocaTeacher:
         if image_of is not None:
             tokens = tokens[chosen]
         slots, parts = max(1, *map(len, words), 1), []
-        for some in torch.arange(len(texts)).split(self._captions_at_once()):
-            first, last = int(some[0]), int(some[-1]) + 1
+        for first in range(0, len(texts), self._captions_at_once()):
+            last = first + self._captions_at_once()
             found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
             parts.append(nn.functional.pad(found, (0, 0, 0, slots - found.shape[2])))
         return InteractionMaps(*normalised(torch.cat(parts), self.grid), embedding)
@@ -213,7 +211,8 @@ class CocaTeacher:
             ids = ids[:, :length]
         with autocast(self.device, self.precision):
             _, embeddings = self.model.text(ids)
-        return embeddings[:, :length].float()
+        found: Tensor = embeddings[:, :length].float()
+        return found
 
     def _pad(self, texts: Sequence[EncodedText]) -> Tensor:
         """Token ids [C, T], padded to the batch's longest caption: rows depend on earlier tokens only."""

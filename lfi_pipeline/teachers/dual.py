@@ -157,7 +157,7 @@ class DualTeacher:
             precision=self.precision,
         )
         mass, embedding = DUAL_KINDS[kind].make(self.trunk, question)
-        of_caption = mass.unflatten(2, (-1, slots))[chosen, :, nth]  # [C, L, M, n]
+        of_caption = mass.view(*mass.shape[:2], -1, slots, mass.shape[-1])[chosen, :, nth]  # [C, L, M, n]
         return InteractionMaps(*normalised(of_caption.float(), self.grid), embedding)
 
     def generate(self, images: Tensor) -> list[str]:

@@ -109,7 +109,7 @@ class Trunk:
                 stack.enter_context(_full_precision_from(self.norm, precise))
                 handle = self.norm.register_forward_hook(lambda _module, _args, output: leaf(output))
             else:
-                last = self._attention(POOL) if self.pooling == "attention" else self.blocks[-1]
+                last: Any = self._attention(POOL) if self.pooling == "attention" else self.blocks[-1]
                 stack.enter_context(_full_precision_from(last, precise))
                 place = last if self.pooling == "attention" else last.attn
 

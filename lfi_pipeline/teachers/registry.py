@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.errors import LFIError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers.catalog import EMBEDDED, EMBEDDED_TAGS, RANDOM, facts, teacher_names, why_not
+from lfi_pipeline.teachers.catalog import EMBEDDED, EMBEDDED_TAGS, RANDOM, repositories, teacher_names, why_not
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
 from lfi_pipeline.teachers.precision import resolve_precision
@@ -134,8 +134,8 @@ def _from_open_clip(name: str, tag: str) -> tuple[nn.Module, Any]:
     local = Path(tag).is_file()
     if tag not in tags and tag != RANDOM and not local:
         raise UnknownNameError(f"tag of {name} (nor is it a file)", tag, (*tags, RANDOM))
-    tower = facts(name, open_clip.get_model_config(name)).hub_files
-    with reachable(_text_files(open_clip.get_model_config(name)), _into_cache(tower)):
+    config = open_clip.get_model_config(name)
+    with reachable(_text_files(config), _into_cache(repositories(config))):
         if tag == RANDOM:
             return _random(name), open_clip.get_tokenizer(name)
         if local:
@@ -178,18 +178,19 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
         name, tag = teacher, "hub"
         needed = [Remote(where, (CONFIG,)), Remote(where, (SAFE_WEIGHTS, WEIGHTS))]
     files = f"with {SAFE_WEIGHTS}, copy the folder here, and give --teacher local-dir:PATH."
-    with reachable(needed, files):
-        try:
+    try:
+        with reachable(needed, files):
             config = open_clip.get_model_config(teacher)
             reason = why_not(config)
-            if not reason:
+            if reason:
+                raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
+            with reachable(_text_files(config) if needed else [], _into_cache(repositories(config))):
                 model: Any = open_clip.create_model(teacher, require_pretrained=True)
                 return name, tag, model, open_clip.get_tokenizer(teacher)
-        except LFIError:
-            raise
-        except Exception as error:  # as above
-            raise TeacherError(f"{teacher} cannot be loaded: {_short(error)}") from error
-    raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
+    except LFIError:
+        raise
+    except Exception as error:  # as above
+        raise TeacherError(f"{teacher} cannot be loaded: {_short(error)}") from error
 
 
 def _text_files(config: dict[str, Any]) -> list[Remote]:

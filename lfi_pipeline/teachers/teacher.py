@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Teacher(Protocol):
     """A vision-language model that gives interaction maps.
 
     Attributes:
+        model: the open_clip model.
         identity: name, tag, weights digest, family and precision, recorded in the spec.
         image_size: (height, width) in pixels.
         interpolation: filter by which its images are resized.
@@ -45,6 +46,7 @@ class Teacher(Protocol):
         embedding_dim: E.
     """
 
+    model: Any
     identity: TeacherSpec
     image_size: tuple[int, int]
     interpolation: str

@@ -81,13 +81,13 @@ class TargetImages(TorchDataset[Batch]):
         for epoch, position in tickets:
             rng = np.random.default_rng([self.config.seed, epoch, position])
             geometry = self.config.augmentation.draw(rng)
-            path = self.store.data_root / self.paths[position]
-            image, checksum = read_image(path)
+            path = self.paths[position]
+            image, checksum, _ = read_image(self.store.data_root, path)
             if checksum != self.checksums[position]:
                 raise CorruptTargetsError(
-                    f"{path} (sample {self.index.keys[position]}) is not the image that the teacher saw: its crc32c is "
-                    f"{checksum:08x}, the cache recorded {self.checksums[position]:08x}. Restore the image, or extract "
-                    "targets anew."
+                    f"{self.store.data_root / path} (sample {self.index.keys[position]}) is not the image that the "
+                    f"teacher saw: its crc32c is {checksum:08x}, the cache recorded {self.checksums[position]:08x}. "
+                    "Restore the image, or extract targets anew."
                 )
             images.append(torch.from_numpy(view_image(image, geometry, self.size)))
             windows.append(geometry.window)
@@ -174,7 +174,7 @@ class PlainImages(TorchDataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         sample = self.dataset.samples[position]
-        image, _ = read_image(self.dataset.root / sample.path)
+        image, _, _ = read_image(self.dataset.root, sample.path)
         labels = torch.zeros(len(self.dataset.classes))
         labels[list(sample.labels)] = 1.0
         return torch.from_numpy(view_image(image, WHOLE, self.size)), labels

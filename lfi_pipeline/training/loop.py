@@ -81,7 +81,7 @@ class Trainer:
         self.positions = training_positions(self.store, config.hold_out)
         self._require_usable()
         spec = self.store.spec
-        self.validation = read_dataset(spec.dataset.name, self.store.data_root, config.val_split)
+        self.validation = read_dataset(spec.dataset.name, self.store.source_root, config.val_split)
         self.seen = frozenset(self.store.index.domains[position] for position in self.positions.tolist())
         self.student = build_student(config, self.store)
         self.layers = pair_layers(self.student.taps, [layer.depth for layer in spec.layers])

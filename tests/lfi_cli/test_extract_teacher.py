@@ -64,7 +64,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("UnknownNameError", ("--dataset", "scenery"), "coco, scenes"),
+        ("UnknownNameError", ("--dataset", "scenery"), "coco, imagefolder, pacs, scenes"),
         ("UnknownNameError", ("--split", "dev"), "train, val"),
         ("UnknownNameError", ("--teacher", "blip"), "scenes-coca"),
         ("UnknownNameError", ("--teacher", "coca_ViT-B-32:nope"), "laion2b_s13b_b90k"),

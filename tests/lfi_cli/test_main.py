@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "make-scenes", "extract-teacher", "inspect", "verify", "train", "evaluate", "report")
+COMMANDS = (
+    "demo",
+    "datasets",
+    "make-scenes",
+    "extract-teacher",
+    "inspect",
+    "pack",
+    "verify",
+    "train",
+    "evaluate",
+    "report",
+)
 HEAVY = {"torch", "timm", "open_clip", "zarr", "tensorstore", "pyarrow", "matplotlib", "torchmetrics", "numpy"}
 
 

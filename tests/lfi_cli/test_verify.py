@@ -46,3 +46,21 @@ def test_a_version_that_is_not_known_is_a_fault(
     assert ended.code == 1
     assert ended.json["ok"] is False
     assert "version 99" in ended.json["faults"][0]["message"]
+
+
+def test_a_changed_image_is_found_unless_images_are_left_out(
+    lfi: Callable[..., Any], tiny_val_targets: Path, tmp_path: Path
+) -> None:
+    from lfi_pipeline.targets import TargetStore
+
+    store = TargetStore.open(tiny_val_targets)
+    shutil.copytree(store.data_root, tmp_path / "images")
+    image = tmp_path / "images" / store.index.paths[1]
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.write_bytes(content)
+    ended = lfi("verify", tiny_val_targets, "--data-root", tmp_path / "images", "--json")
+    assert ended.code == 1
+    assert [(fault["sample"], fault["file"]) for fault in ended.json["faults"]] == [(1, store.index.paths[1])]
+    assert "sample 1" in lfi("verify", tiny_val_targets, "--data-root", tmp_path / "images").out
+    assert lfi("verify", tiny_val_targets, "--data-root", tmp_path / "images", "--no-images").code == 0

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -274,3 +276,74 @@ def test_records_that_are_not_objects_are_refused(root: Path) -> None:
     _write(root, contents)
     with pytest.raises(DatasetError, match=r"every entry of 'annotations'.*got \[1, 2\]"):
         read_dataset("coco", root, "train")
+
+
+def test_the_release_of_2014_and_panoptic_files_beside_it(root: Path) -> None:
+    (root / "train2017").rename(root / "train2014")
+    for kind in ("captions", "instances"):
+        (root / f"annotations/{kind}_train2017.json").rename(root / f"annotations/{kind}_train2014.json")
+    (root / "annotations/panoptic_train2014.json").write_text("not even JSON", encoding="utf-8")
+    (root / "annotations/panoptic_train2014").mkdir()
+    dataset = read_dataset("coco", root, "train2014")
+    assert dataset.samples[0].path == "train2014/000000000139.jpg"
+    assert dataset.prompts == ("a photo of a {}.",)
+    with pytest.raises(DatasetError, match=r"missing: train2017, .*found there: annotations, train2014"):
+        read_dataset("coco", root, "train")
+
+
+def test_an_image_outside_of_the_root_is_refused(root: Path) -> None:
+    contents = _contents()
+    for content in contents.values():
+        content["images"][0]["file_name"] = "../../secret.jpg"
+    _write(root, contents)
+    with pytest.raises(DatasetError, match=r"'train2017/\.\./\.\./secret\.jpg' must stay below the data root"):
+        read_dataset("coco", root, "train")
+
+
+ODD = st.sampled_from(
+    [
+        None,
+        -1,
+        10**30,
+        [0, 0, 10**400, 1],
+        [0, 0, 1, None],
+        "1",
+        "",
+        True,
+        [],
+        {},
+        [1],
+        [[]],
+        float("nan"),
+        float("inf"),
+        "\ud800",
+        1.5,
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["captions", "instances"]),
+    name=st.sampled_from(["images", "annotations", "categories"]),
+    choice=st.integers(0, 100),
+    value=ODD,
+)
+def test_a_value_of_any_form_is_read_or_a_dataset_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, name: str, choice: int, value: object
+) -> None:
+    root = tmp_path_factory.mktemp("coco")
+    for folder in ("train2017", "annotations"):
+        (root / folder).mkdir()
+    (root / "train2017/a.jpg").write_bytes(b"x")
+    contents = _contents()
+    records = contents[kind].get(name, contents[kind]["images"])
+    record = records[choice % len(records)]
+    record[sorted(record)[choice % len(record)]] = value
+    _write(root, contents)
+    try:
+        dataset = read_dataset("coco", root, "train")
+    except DatasetError:
+        return
+    assert len(dataset) == 3
+    assert all(isinstance(caption, str) for sample in dataset.samples for caption in sample.captions)

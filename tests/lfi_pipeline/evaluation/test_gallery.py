@@ -33,7 +33,7 @@ def test_the_report_reads_what_was_written(
         source = dataset.samples[position]
         assert sample.caption == source.captions[0]
         assert sample.domain == source.domain
-        assert np.array_equal(sample.image, np.asarray(read_image(scenes_root / source.path)[0]))
+        assert np.array_equal(sample.image, np.asarray(read_image(scenes_root, source.path)[0]))
 
         stored = store.read(position)
         rows = [row for row, word in enumerate(stored.words.tolist()) if word >= 0]

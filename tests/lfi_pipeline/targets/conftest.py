@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -64,6 +66,11 @@ def make_vocabulary() -> Vocabulary:
     return Vocabulary(words=tuple(f"word{i}" for i in range(VOCABULARY)), embeddings=embeddings)
 
 
+def make_image(position: int) -> bytes:
+    """Stands for the image file of a sample; nothing here decodes images."""
+    return np.random.default_rng([7, position]).bytes(100 + 37 * position)
+
+
 def random_maps(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
     logits = 2 * rng.normal(size=shape)
     maps = np.exp(logits - logits.max(axis=(-1, -2), keepdims=True))
@@ -86,22 +93,32 @@ def make_payload(spec: TargetSpec, shard: int) -> ShardPayload:
             image_embedding=rng.normal(size=(n, DIM)).astype(np.float32),
             kept=rng.uniform(0.1, 1, (n, LAYERS, WORDS)).astype(np.float32),
         )
+    images = [make_image(position) for position in positions]
     return ShardPayload(
         views=views,
-        image_crc32c=np.arange(positions.start, positions.stop, dtype=np.uint32) + 1,
+        image_crc32c=np.array([google_crc32c.value(image) for image in images], dtype=np.uint32),
+        image_size=np.array([len(image) for image in images]),
         quarantined={i: "cannot be decoded" for i, position in enumerate(positions) if position == 5},
+        images=[None if position == 5 else make_image(position) for position in positions],
     )
 
 
-def open_writer(path: Path, spec: TargetSpec | None = None) -> TargetWriter:
-    return TargetWriter.open(path, spec or make_spec(), make_plan(), make_vocabulary(), "/data/scenes")
+def open_writer(
+    path: Path, spec: TargetSpec | None = None, layout: str = "zarr", data_root: str | Path = "/data/scenes"
+) -> TargetWriter:
+    return TargetWriter.open(path, spec or make_spec(), make_plan(), make_vocabulary(), data_root, layout=layout)
 
 
-def extract(path: Path, limit: int | None = None) -> TargetWriter:
-    """What the extract command does: open, then commit every pending shard (at most `limit`)."""
-    writer = open_writer(path)
+def extract(
+    path: Path, limit: int | None = None, layout: str = "zarr", data_root: str | Path = "/data/scenes"
+) -> TargetWriter:
+    """What the extract command does: open, then claim and commit every pending shard (at most `limit`)."""
+    writer = open_writer(path, layout=layout, data_root=data_root)
     for shard in writer.pending_shards()[:limit]:
-        writer.commit(shard, make_payload(writer.spec, shard))
+        with writer.claim(shard) as ours:
+            assert ours
+            writer.commit(shard, make_payload(writer.spec, shard))
+    writer.finish()
     return writer
 
 
@@ -114,6 +131,14 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
+def write_images(root: Path) -> Path:
+    """The images of the plan as files."""
+    for position, sample in enumerate(make_plan()):
+        (root / sample.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / sample.path).write_bytes(make_image(position))
+    return root
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """The helpers above, for tests that are imported without a package."""
@@ -121,6 +146,8 @@ class Synthetic:
     spec: Callable[..., TargetSpec] = make_spec
     plan: Callable[[], list[PlannedSample]] = make_plan
     vocabulary: Callable[[], Vocabulary] = make_vocabulary
+    image: Callable[[int], bytes] = make_image
+    write_images: Callable[[Path], Path] = write_images
     payload: Callable[[TargetSpec, int], ShardPayload] = make_payload
     maps: Callable[..., npt.NDArray[np.float32]] = random_maps
     open_writer: Callable[..., TargetWriter] = open_writer
@@ -140,3 +167,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("finished") / "targets"
     extract(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of the caches below; read only."""
+    return write_images(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> dict[str, Path]:
+    """A complete cache in each layout, with its images in `pictures`; read only."""
+    paths = {layout: tmp_path_factory.mktemp("both") / layout for layout in ("zarr", "webdataset")}
+    for layout, path in paths.items():
+        extract(path, layout=layout, data_root=pictures)
+    return paths
+
+
+@pytest.fixture(params=["zarr", "webdataset"])
+def layout(request: pytest.FixtureRequest) -> str:
+    """Each layout in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def copy(tmp_path: Path, both: dict[str, Path], layout: str) -> Path:
+    """A copy of the complete cache of `layout`, to be damaged."""
+    return Path(shutil.copytree(both[layout], tmp_path / "copy"))

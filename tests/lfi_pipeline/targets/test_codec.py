@@ -57,6 +57,25 @@ def test_square_root_codec_keeps_kl_small(maps: npt.NDArray[np.float32]) -> None
     assert 0 <= codec_kl(maps, decoded) + 1e-12 < 1e-3 + maps[0].size / 255**2
 
 
+@settings(max_examples=150, deadline=None)
+@given(maps=map_rows())
+def test_cube_root_codec_of_five_bits_keeps_kl_small(maps: npt.NDArray[np.float32]) -> None:
+    q, scale = encode_maps(maps, "uint5_cbrt")
+    assert q.max() == 31
+    # A code is 1/31 wide; the floor of one code adds at most (number of cells) / 31^3 of mass.
+    assert 0 <= codec_kl(maps, decode_maps(q, scale, "uint5_cbrt")) + 1e-12 < 2e-2 + maps[0].size / 31**3
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@settings(max_examples=100, deadline=None)
+@given(maps=map_rows())
+def test_what_was_decoded_encodes_to_the_same_codes(codec: str, maps: npt.NDArray[np.float32]) -> None:
+    q, scale = encode_maps(maps, codec)
+    again, same_scale = encode_maps(decode_maps(q, scale, codec), codec)
+    np.testing.assert_array_equal(again, q)
+    np.testing.assert_array_equal(same_scale, scale)
+
+
 def test_kl_is_zero_for_itself_infinite_for_lost_mass_and_zero_without_rows() -> None:
     p = np.full((1, 2, 2), 0.25)
     assert codec_kl(p, p) == 0
@@ -82,7 +101,7 @@ def test_what_is_not_a_distribution_is_refused(row: list[float], message: str) -
 
 def test_unknown_codec_and_mismatched_scale() -> None:
     q, scale = encode_maps(np.full((2, 1, 2), 0.5, dtype=np.float32))
-    with pytest.raises(UnknownNameError, match="uint8_linear, uint8_sqrt"):
+    with pytest.raises(UnknownNameError, match="uint5_cbrt, uint8_linear, uint8_sqrt"):
         decode_maps(q, scale, "uint4")
     with pytest.raises(ConfigError, match="scale must be"):
         decode_maps(q, scale[:1])

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -19,6 +20,7 @@ from lfi_pipeline.errors import (
     UnknownNameError,
 )
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
+from lfi_pipeline.targets.images import checked_image, image_present
 
 FIELDS = ("maps", "scale", "words", "kept", "image_embedding")
 
@@ -77,7 +79,9 @@ def test_index_and_vocabulary(synthetic: Any, finished: Path) -> None:
     assert index.labels == [sample.labels for sample in plan]
     assert index.domains == ["photo"] * 10
     assert index.captions == [sample.caption for sample in plan]
-    assert index.image_crc32c.tolist() == [1, 2, 3, 4, 5, 0, 7, 8, 9, 10]
+    checksums = [google_crc32c.value(synthetic.image(i)) for i in range(10)]
+    assert index.image_crc32c.tolist() == [*checksums[:5], 0, *checksums[6:]]
+    assert index.image_size.tolist() == [-1 if i == 5 else len(synthetic.image(i)) for i in range(10)]
     assert np.flatnonzero(index.quarantined).tolist() == [5]
     assert index.reasons[5] == "cannot be decoded"
     assert index.reasons[4] is None
@@ -179,8 +183,8 @@ def test_pickling_sends_only_the_place(finished: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_loader_workers_read_after_the_parent_did(finished: Path, method: str) -> None:
-    store = TargetStore.open(finished)
+def test_loader_workers_read_after_the_parent_did(both: dict[str, Path], layout: str, method: str) -> None:
+    store = TargetStore.open(both[layout])
     expected = store.read_many(range(10), "full")
     loader = DataLoader(
         range(10),  # type: ignore[arg-type]
@@ -195,3 +199,75 @@ def test_loader_workers_read_after_the_parent_did(finished: Path, method: str) -
     for name in FIELDS:
         found = np.concatenate([getattr(batch, name) for batch in batches])
         np.testing.assert_array_equal(found, getattr(expected, name))
+
+
+def test_both_layouts_read_alike(synthetic: Any, both: dict[str, Path], pictures: Path) -> None:
+    zarr_store, tar_store = (TargetStore.open(both[layout]) for layout in ("zarr", "webdataset"))
+    for view in ("full", "hflip"):
+        one, other = zarr_store.read_many([9, 5, 0, 5, 3], view), tar_store.read_many([9, 5, 0, 5, 3], view)
+        for name in FIELDS:
+            found, expected = getattr(other, name), getattr(one, name)
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(getattr(tar_store.read(3, view), name), expected[4])
+    assert tar_store.read_many([]).maps.shape == (0, 2, 3, 5, 6)
+    for column in ("keys", "source_paths", "labels", "domains", "captions", "reasons"):
+        assert getattr(zarr_store.index, column) == getattr(tar_store.index, column)
+    assert zarr_store.data_root == zarr_store.source_root == tar_store.source_root == pictures
+    assert tar_store.data_root == both["webdataset"]
+    assert TargetStore.open(both["webdataset"], data_root="/elsewhere").data_root == both["webdataset"]
+
+
+def test_paths_of_the_webdataset_layout_name_the_bytes_of_the_image(synthetic: Any, both: dict[str, Path]) -> None:
+    store = TargetStore.open(both["webdataset"])
+    for position, path in enumerate(store.index.paths):
+        if position == 5:
+            assert path == ""
+            continue
+        file, _, place = path.partition("#")
+        offset, size = map(int, place.split("+"))
+        assert file == f"shards/{position // 4:06d}.tar"
+        assert (store.data_root / file).read_bytes()[offset : offset + size] == synthetic.image(position)
+        image, crc32c = synthetic.image(position), int(store.index.image_crc32c[position])
+        assert checked_image(store.data_root, path, crc32c, "key") == image
+        assert image_present(store.data_root, path)
+
+
+@pytest.mark.parametrize("path", ["../x.jpg", "/etc/passwd", "a/../../x", "../a.tar#0+5", "/a.tar#0+5", "a\0b", ""])
+def test_paths_that_lead_out_of_the_data_root_are_refused(tmp_path: Path, path: str) -> None:
+    assert not image_present(tmp_path, path)
+    with pytest.raises(CorruptTargetsError, match="cannot be read"):
+        checked_image(tmp_path, path, 0, "key")
+
+
+def test_damage_in_a_tar_names_shard_view_and_sample(both: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "targets"
+    shutil.copytree(both["webdataset"], path)
+    tar = path / "shards/000002.tar"
+    offset = TargetStore.open(path).index.read_part(2, ["view.full.offset"]).to_pydict()["view.full.offset"][1]
+    data = bytearray(tar.read_bytes())
+    data[offset + 9] ^= 4
+    tar.write_bytes(data)
+    store = TargetStore.open(path)
+    store.read(8)
+    with pytest.raises(CorruptTargetsError, match=r"shard 2, view full, sample 9 of .*crc32c.*delete .*000002"):
+        store.read_many([0, 9])
+    tar.write_bytes(data[: offset + 2])
+    with pytest.raises(CorruptTargetsError, match="sample 9"):
+        store.read(9)
+
+
+def test_incomplete_caches_of_the_webdataset_layout(synthetic: Any, tmp_path: Path) -> None:
+    path = tmp_path / "targets"
+    writer = synthetic.open_writer(path, layout="webdataset")
+    for shard in (2, 0):
+        writer.commit(shard, synthetic.payload(writer.spec, shard))
+    store = TargetStore.open(path, require_complete=False)
+    assert store.usable.tolist() == [0, 1, 2, 3, 8, 9]
+    assert store.index.keys == ["000", "001", "002", "003", "", "", "", "", "008", "009"]
+    assert store.index.labels[4:9] == [(), (), (), (), (0,)]
+    assert store.index.paths[4] == ""
+    assert store.index.reasons[5] is None
+    assert store.index.image_crc32c.tolist()[4:8] == [0] * 4
+    with pytest.raises(IncompleteTargetsError, match="Sample 4 lies in shard 1"):
+        store.read(4)

@@ -20,7 +20,7 @@ from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.replay import WHOLE, view_image
 from lfi_pipeline.errors import ConfigError, DatasetError, SpecMismatchError, UnknownNameError
 from lfi_pipeline.targets import Summary, TargetStore, TargetWriter, decode_maps, verify
-from lfi_pipeline.teachers import CocaTeacher, extract
+from lfi_pipeline.teachers import CocaTeacher, extract, job
 from lfi_pipeline.teachers.extract import ExtractConfig
 from lfi_pipeline.teachers.map_kinds import KINDS
 from lfi_pipeline.teachers.words import stop_words_sha256
@@ -32,7 +32,7 @@ Run = Callable[..., Summary]
 def run(tiny_teacher: CocaTeacher, scenes_root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Extract into `out` with the tiny teacher; changes go to the config of the shared caches."""
     asked: list[str] = []
-    monkeypatch.setattr(extract, "load_teacher", lambda name, *, device: asked.append(name) or tiny_teacher)
+    monkeypatch.setattr(job, "load_teacher", lambda name, *, device: asked.append(name) or tiny_teacher)
 
     def extracted(out: Path, **changes: Any) -> Summary:
         options: dict[str, Any] = {
@@ -89,7 +89,7 @@ def test_the_cache_holds_what_the_teacher_says(
     )
     mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in (tiny_teacher.mean, tiny_teacher.std))
     for position, sample in enumerate(dataset.samples[:10]):
-        image, checksum = read_image(scenes_root / sample.path)
+        image, checksum, _ = read_image(scenes_root, sample.path)
         pixels = (torch.from_numpy(view_image(image, WHOLE, (64, 64))).float() - mean) / std
         for view in ("full", "hflip"):
             flip = view == "hflip"
@@ -270,7 +270,7 @@ def test_an_image_without_a_caption_is_named_before_anything_is_written(
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"captions": "all"}, UnknownNameError, "caption choice 'all'.*first, longest"),
+        ({"captions": "some"}, UnknownNameError, "caption choice 'some'.*all, first, longest"),
         ({"views": ("full", "vflip")}, UnknownNameError, "view 'vflip'.*full, hflip"),
         ({"views": ("hflip",)}, ConfigError, "views must include 'full'"),
         ({"views": ()}, ConfigError, "got none"),
@@ -290,3 +290,76 @@ def test_impossible_settings_are_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         run(tmp_path / "t", **change)
     assert not (tmp_path / "t").exists()
+
+
+def test_all_captions_are_read_and_a_words_map_is_the_mean_over_those_that_hold_it(
+    run: Run, tiny_teacher: CocaTeacher, scenes_root: Path, tmp_path: Path, own_root: Path
+) -> None:
+    path = own_root / "annotations/captions_train.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    first = min(each["image_id"] for each in content["annotations"])
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != first]
+    content["annotations"] += [
+        {"id": 10**6 + i, "image_id": first, "caption": text} for i, text in enumerate(("a cat", "a dog and a cat"))
+    ]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    run(tmp_path / "targets", data_root=own_root, captions="all", kind="relevance", views=("full",))
+    store = TargetStore.open(tmp_path / "targets")
+    position = store.index.captions.index("a cat\na dog and a cat")
+    found = store.read(position)
+    names = [store.vocabulary.words[i] for i in found.words if i >= 0]
+    assert names == ["cat", "dog"]
+
+    image, _, _ = read_image(own_root, store.index.paths[position])
+    pixels = torch.from_numpy(view_image(image, WHOLE, tiny_teacher.image_size)).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tiny_teacher.mean, tiny_teacher.std))
+    texts = [tiny_teacher.encode_text(text) for text in ("a cat", "a dog and a cat")]
+    rows = [[text.words[-1], text.words[0] if len(text.words) > 1 else None] for text in texts]
+    layers = tiny_teacher.layers("relevance", 1)
+    one = [
+        tiny_teacher.interaction_maps(
+            ((pixels - mean) / std)[None], [text], [words], kind="relevance", layers=layers
+        ).maps[0, 0]
+        for text, words in zip(texts, rows, strict=True)
+    ]
+    expected = torch.stack([(one[0][0] + one[1][0]) / 2, one[1][1]])
+    decoded = torch.from_numpy(_decoded(store, position)[0, :2])
+    torch.testing.assert_close(decoded, expected, atol=2e-3, rtol=0.02)
+
+
+def test_prompts_give_every_class_name_one_row(run: Run, tmp_path: Path, scenes_root: Path) -> None:
+    prompts = ("a photo of a {}.",)
+    run(tmp_path / "targets", text="prompts", prompts=prompts, views=("full",), kind="relevance")
+    store = TargetStore.open(tmp_path / "targets")
+    dataset = read_dataset("scenes", scenes_root, "train")
+    assert (store.spec.text.mode, store.spec.text.prompts) == ("prompts", prompts)
+    words = store.read_many(range(len(store))).words
+    for sample, ids in zip(dataset.samples, words, strict=True):
+        wanted = [dataset.classes[label].replace("_", " ") for label in sample.labels][:6]
+        assert [store.vocabulary.words[i] for i in ids if i >= 0] == wanted
+
+
+def test_a_word_list_is_made_once_and_read_by_later_processes(
+    run: Run, tmp_path: Path, tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "targets")
+    monkeypatch.setattr(tiny_teacher, "embed_words", lambda words: pytest.fail("embedded again"))
+    run(tmp_path / "targets")
+
+
+def test_a_webdataset_cache_holds_the_images_and_the_same_targets(run: Run, tmp_path: Path, own_root: Path) -> None:
+    broken = sorted((own_root / "train").iterdir())[3]
+    broken.write_bytes(b"no image")
+    options: dict[str, Any] = {"data_root": own_root, "kind": "relevance"}
+    run(tmp_path / "zarr", **options)
+    run(tmp_path / "tar", layout="webdataset", **options)
+    shutil.rmtree(own_root)
+    plain, tars = TargetStore.open(tmp_path / "zarr"), TargetStore.open(tmp_path / "tar")
+    assert plain.spec == tars.spec
+    assert plain.usable.tolist() == tars.usable.tolist() == [i for i in range(24) if i != 3]
+    for position in plain.usable.tolist():
+        for view in ("full", "hflip"):
+            ours, theirs = tars.read(position, view), plain.read(position, view)
+            assert all(np.array_equal(getattr(ours, n), getattr(theirs, n)) for n in ("maps", "scale", "words", "kept"))
+        _, crc32c, _ = read_image(tars.data_root, tars.index.paths[position])
+        assert crc32c == plain.index.image_crc32c[position]

@@ -16,11 +16,10 @@ from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig
 from lfi_pipeline.data.scenes.render import render_scene
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps, load_teacher
-from lfi_pipeline.teachers.extract import ExtractConfig
 from lfi_pipeline.teachers.words import EncodedText, Word
 
 SCENES = 100
-KIND = next(field.default for field in dataclasses.fields(ExtractConfig) if field.name == "kind")
+KIND = "agreement"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,216 @@
+"""lfi bench NAME: benchmarks, each behind a correctness check"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lfi_cli.output import DeviceOption, JsonFlag, Result, command, finish, names
+
+if TYPE_CHECKING:
+    from lfi_pipeline.benchmarks import Outcome
+
+app = typer.Typer(
+    help="Measure this installation: each benchmark checks that its results are right, then times them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+CsvOption = Annotated[
+    Path | None, typer.Option("--csv", help="Append one row a measurement to this file (made where absent).")
+]
+QuickFlag = Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, measures nothing.")]
+
+
+@app.command("codec")
+@command
+def codec(
+    samples: Annotated[int, typer.Option(help="Samples of 4 layers x 16 words x 16 x 16 cells.")] = 64,
+    forms: Annotated[
+        str,
+        typer.Option(help="How the demo's 8 x 8 maps come to 16 x 16 cells: resize, mosaic (four to one), or both."),
+    ] = "resize",
+    rounds: Annotated[int, typer.Option(help="Rounds of each timing; the median counts.")] = 3,
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Codecs of maps by bytes, KL and speed, on real maps of the demo teacher.
+
+    Example: lfi bench codec --forms resize,mosaic --csv bench.csv
+    """
+    from lfi_pipeline.benchmarks.codec import CodecConfig, bench_codec
+
+    config = CodecConfig(samples=2 if quick else samples, forms=names(forms), rounds=1 if quick else rounds)
+    return _show(bench_codec(config), csv, as_json)
+
+
+@app.command("reads")
+@command
+def reads(
+    targets: Annotated[Path | None, typer.Option(help="Read this cache. Default: a synthetic one.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the synthetic cache.")] = 4096,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which the readers take turns.")] = 7,
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Random reads of whole samples: TargetStore against zarr-python and raw tensorstore.
+
+    Example: lfi bench reads --targets shards/
+    """
+    from lfi_pipeline.benchmarks.reads import ReadsConfig, bench_reads
+
+    config = ReadsConfig(targets=targets, samples=samples, rounds=rounds)
+    if quick:
+        config = ReadsConfig(targets=targets, samples=24, samples_per_shard=16, reads=10, batch=4, rounds=1)
+    return _show(bench_reads(config), csv, as_json)
+
+
+@app.command("loader")
+@command
+def loader(
+    images: Annotated[int, typer.Option(help="JPEG files of 500 x 375 pixels; a round loads each once.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Images of one batch.")] = 32,
+    workers: Annotated[str, typer.Option(help="Numbers of loader processes to compare.")] = "0,1,2",
+    rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 5,
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """The image loader of training with targets against the same loader without.
+
+    Example: lfi bench loader --workers 0,2
+    """
+    from lfi_pipeline.benchmarks.loader import LoaderConfig, bench_loader
+
+    counts = tuple(_whole_number("workers", text) for text in names(workers))
+    config = LoaderConfig(images=images, batch_size=batch_size, workers=counts, rounds=rounds)
+    if quick:
+        config = LoaderConfig(images=12, batch_size=4, workers=counts, rounds=1)
+    return _show(bench_loader(config), csv, as_json)
+
+
+@app.command("index")
+@command
+def index(
+    samples: Annotated[int, typer.Option(help="Samples in the synthetic index.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="Processes that open it.")] = 3,
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """Seconds and memory to open a large index, in a process of its own.
+
+    Example: lfi bench index --samples 1000000
+    """
+    from lfi_pipeline.benchmarks.index import IndexConfig, bench_index
+
+    config = IndexConfig(samples=samples, rounds=rounds)
+    return _show(bench_index(IndexConfig(samples=3000, rounds=1) if quick else config), csv, as_json)
+
+
+@app.command("maps")
+@command
+def maps(
+    teacher: Annotated[str, typer.Option(help="NAME[:TAG]; NAME:random needs no weights.")] = "coca_ViT-B-32:random",
+    kinds: Annotated[str, typer.Option(help="Kinds of map, or all.")] = "relevance",
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    words: Annotated[int, typer.Option(help="Content words in each caption.")] = 12,
+    layers: Annotated[int, typer.Option(help="Decoder layers, for kinds that have several.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which the kinds take turns.")] = 5,
+    device: DeviceOption = "auto",
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """What a teacher's maps cost over its plain vision forward.
+
+    Example: lfi bench maps --teacher coca_ViT-L-14:random --kinds relevance,agreement
+    """
+    from lfi_pipeline.benchmarks.maps import MapsConfig, bench_maps
+
+    config = MapsConfig(
+        teacher=teacher,
+        kinds=names(kinds),
+        batch_size=2 if quick else batch_size,
+        words=words,
+        layers=layers,
+        rounds=1 if quick else rounds,
+        device=device,
+    )
+    return _show(bench_maps(config), csv, as_json, device)
+
+
+@app.command("extract")
+@command
+def extract(
+    teacher: Annotated[str, typer.Option(help="NAME[:TAG]; NAME:random needs no weights.")] = "coca_ViT-B-32:random",
+    kind: Annotated[str, typer.Option(help="Kind of map.")] = "agreement",
+    images: Annotated[int, typer.Option(help="Images that count, a multiple of the batch size.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which both take turns.")] = 3,
+    device: DeviceOption = "auto",
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """A whole extraction, files to cache, over the same maps on tensors in memory; and where the time goes.
+
+    Example: lfi bench extract --kind relevance --images 256
+    """
+    from lfi_pipeline.benchmarks.extraction import ExtractionConfig, bench_extraction
+
+    config = ExtractionConfig(
+        teacher=teacher,
+        kind=kind,
+        images=4 if quick else images,
+        batch_size=2 if quick else batch_size,
+        rounds=1 if quick else rounds,
+        device=device,
+    )
+    return _show(bench_extraction(config), csv, as_json, device)
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        from lfi_pipeline.errors import ConfigError
+
+        raise ConfigError(f"{name} must be whole numbers of 0 or more, got {text!r}.")
+    return int(text)
+
+
+def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu") -> Result:
+    """Append the rows, and print the outcome as a table or as JSON."""
+    from dataclasses import asdict
+
+    from lfi_pipeline.benchmarks import Environment, append_csv
+    from lfi_pipeline.device import resolve_device
+
+    environment = Environment.here(str(resolve_device(device)))
+    if csv is not None:
+        append_csv(csv, environment, outcome)
+    result: Result = outcome.to_plain() | {"environment": asdict(environment)}
+
+    def render(console: Console) -> None:
+        head, rows = outcome.table()
+        table = Table(*head, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped
+        Console(width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
+        console.print(f"checked first: {outcome.checked}", markup=False, soft_wrap=True)
+        for each in outcome.asked:
+            verdict = "holds" if each.met else "FAILS"
+            console.print(f"{verdict}: {each.what} {each.value:.4g} (asked {each.limit})", markup=False, soft_wrap=True)
+        for note in outcome.notes:
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+    return finish(result, as_json, render)

@@ -1,0 +1,211 @@
+"""A whole extraction, from image files to the cache, against the same maps on tensors already in memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lfi_pipeline.benchmarks.maps import vision_forward
+from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
+from lfi_pipeline.benchmarks.photos import CAPTIONS, write_coco, write_photos
+from lfi_pipeline.benchmarks.synthetic import maps_spec, payload_of, write_targets
+from lfi_pipeline.benchmarks.timing import seconds_of
+from lfi_pipeline.data.images import read_image
+from lfi_pipeline.data.replay import WHOLE, view_image
+from lfi_pipeline.device import resolve_device
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.teachers import Teacher, load_teacher
+from lfi_pipeline.teachers.extract import ExtractConfig, extract
+
+MAP_TOLERANCE = 0.02
+"""Largest difference of a stored cell from the one computed in memory: quantisation, and rounding of batches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionConfig:
+    """What to extract.
+
+    Attributes:
+        teacher: `NAME[:TAG]`; `NAME:random` needs no weights.
+        kind: kind of map.
+        images: that count: a round extracts `batch_size` images, then `batch_size` more than `images`; the difference
+            is free of what a run costs once (loading the teacher, embedding the vocabulary).
+        batch_size: images per forward pass, of the extraction and in memory alike.
+        rounds: of which the median counts.
+        device: where the teacher runs.
+    """
+
+    teacher: str = "coca_ViT-B-32:random"
+    kind: str = "agreement"
+    images: int = 128
+    batch_size: int = 16
+    rounds: int = 3
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.rounds) < 1 or self.images < 1 or self.images % self.batch_size:
+            raise ConfigError(
+                "batch_size and rounds must be 1 or more and images a multiple of batch_size, got "
+                f"{self.batch_size}, {self.rounds}, {self.images}."
+            )
+
+
+def bench_extraction(config: ExtractionConfig) -> Outcome:
+    """Time the extraction, the maps alone, and each part of the way.
+
+    Raises:
+        BenchmarkError: the cache does not hold the maps that were computed in memory.
+    """
+    device = resolve_device(config.device)
+    with tempfile.TemporaryDirectory(prefix="lfi-bench-") as folder:
+        scratch = Path(folder)
+        few, many = scratch / "few", scratch / "many"
+        write_coco(few, write_photos(few, config.batch_size))
+        write_coco(many, write_photos(many, config.batch_size + config.images))
+        teacher = load_teacher(config.teacher, device=device)
+        inside = _Memory(teacher, many, config)
+        _check(inside, few, scratch / "check", config)
+        whole, alone = [], []
+        for number in tqdm(range(config.rounds), desc="extraction", unit="round", leave=False):
+            runs = [("few", few), ("many", many)]
+            took = {
+                name: seconds_of(lambda n=name, r=root: extract(_extract(config, r), scratch / f"{n}-{number}"))  # type: ignore[misc] # noqa: B023
+                for name, root in (runs if number % 2 else runs[::-1])
+            }
+            whole.append(took["many"] - took["few"])
+            alone.append(inside.maps())
+        parts = _parts(inside, many, scratch, config)
+    ratio = statistics.median(w / a for w, a in zip(whole, alone, strict=True))
+    shape = f"{config.teacher}, {config.kind}, {config.images} images, batch {config.batch_size}"
+    total = {"whole extraction": statistics.median(whole), "maps in memory": statistics.median(alone), **parts}
+    measured = []
+    for case, seconds in total.items():
+        for metric, value, unit in (
+            ("time an image", seconds / config.images * 1e3, "ms"),
+            ("over maps in memory", seconds / statistics.median(alone), ""),
+        ):
+            measured.append(Measurement(case=case, shape=shape, metric=metric, value=value, unit=unit))
+    return Outcome(
+        benchmark="extract",
+        checked="the cache holds the maps that were computed in memory",
+        measurements=tuple(measured),
+        asked=(
+            Asked(
+                what="whole extraction over maps in memory",
+                value=ratio,
+                most=1.05 if device.type == "cuda" else 1.10,
+            ),
+        ),
+        notes=(
+            "JPEG files of 500 x 375 pixels; captions with six content words or so; view full. What a run costs once "
+            "(loading the teacher, embedding the vocabulary) is taken off by a second, short run.",
+            "Parts are timed alone, one after the other: reading is one thread here and overlaps the teacher in an "
+            "extraction. 'maps beyond vision' is maps in memory less the vision forward.",
+        ),
+    )
+
+
+def _extract(config: ExtractionConfig, root: Path) -> ExtractConfig:
+    return ExtractConfig(
+        dataset="coco",
+        data_root=root,
+        teacher=config.teacher,
+        kind=config.kind,
+        layers=1,
+        views=("full",),
+        batch_size=config.batch_size,
+        device=config.device,
+    )
+
+
+class _Memory:
+    """The images that count as normalised tensors, and the maps of their captions."""
+
+    def __init__(self, teacher: Teacher, root: Path, config: ExtractionConfig) -> None:
+        self.teacher, self.config = teacher, config
+        self.files = sorted((root / "train2017").iterdir())
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
+        pixels = [torch.from_numpy(read(path, teacher)) for path in self.files]
+        self.images = ((torch.stack(pixels).float() - mean) / std).to(teacher.device)
+        self.texts = [teacher.encode_text(CAPTIONS[i % len(CAPTIONS)]) for i in range(len(self.files))]
+        self.layers = teacher.layers(config.kind, 1)
+
+    def batch(self, first: int) -> Tensor:
+        """Maps [B, L, M, gh, gw] of one batch."""
+        rows = slice(first, first + self.config.batch_size)
+        texts = self.texts[rows]
+        words = [text.words for text in texts]
+        found = self.teacher.interaction_maps(
+            self.images[rows], texts, words, kind=self.config.kind, layers=self.layers
+        )
+        return found.maps.cpu()
+
+    def maps(self) -> float:
+        """Seconds for the maps of all images that count."""
+        starts = range(self.config.batch_size, len(self.files), self.config.batch_size)
+        return seconds_of(lambda: [self.batch(first) for first in starts])
+
+    def vision(self) -> float:
+        """Seconds for the vision forward of all images that count."""
+        size = self.config.batch_size
+        starts = range(size, len(self.files), size)
+        return seconds_of(lambda: [vision_forward(self.teacher, self.images[i : i + size]).cpu() for i in starts])
+
+
+def read(path: Path, teacher: Teacher) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """What the teacher sees of a file, uint8 [3, H, W]."""
+    return view_image(read_image(path.parent, path.name)[0], WHOLE, teacher.image_size)
+
+
+def _parts(inside: _Memory, root: Path, scratch: Path, config: ExtractionConfig) -> dict[str, float]:
+    """Seconds of each part alone, for the images that count."""
+    files = inside.files[config.batch_size :]
+    vision = statistics.median(inside.vision() for _ in range(config.rounds))
+    maps = statistics.median(inside.maps() for _ in range(config.rounds))
+    reading = seconds_of(lambda: [read(path, inside.teacher) for path in files])
+    store = TargetStore.open(scratch / "many-0")
+    stored = store.read_many(np.arange(len(files)))
+    decoded = decode_maps(stored.maps, stored.scale, store.spec.codec.name)
+    spec = maps_spec(samples=len(files), maps_shape=decoded.shape[1:], embedding_dim=store.spec.embedding_dim)
+    commit = write_targets(scratch / "again", spec, lambda positions: payload_of(spec, decoded[: len(positions)]))
+    written = [path.read_bytes() for path in (scratch / "again").rglob("*") if path.is_file() and "views" in path.parts]
+    writing = seconds_of(lambda: _write(scratch / "plain", written))
+    return {
+        "read and decode": reading,
+        "vision": vision,
+        "maps beyond vision": maps - vision,
+        "encode": max(0.0, commit - writing),
+        "write": writing,
+    }
+
+
+def _write(folder: Path, contents: list[bytes]) -> None:
+    """Write and sync, as the cache's writer does."""
+    folder.mkdir()
+    for i, content in enumerate(contents):
+        with (folder / str(i)).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _check(inside: _Memory, root: Path, out: Path, config: ExtractionConfig) -> None:
+    """The first batch, extracted, must be what the same teacher gives in memory."""
+    extract(_extract(config, root), out)
+    store = TargetStore.open(out)
+    stored = store.read_many(np.arange(config.batch_size))
+    decoded = decode_maps(stored.maps, stored.scale, store.spec.codec.name)
+    expected = inside.batch(0).numpy()
+    slots = expected.shape[2]
+    off = float(np.abs(decoded[:, :, :slots] - expected).max())
+    require(off < MAP_TOLERANCE, f"Stored maps must be those of the teacher, one cell is off by {off:.3g}.")
+    require(not decoded[:, :, slots:].any(), "Rows without a word must be zero.")

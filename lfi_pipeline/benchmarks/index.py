@@ -1,0 +1,109 @@
+"""Opening a large index: seconds and memory, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
+from lfi_pipeline.benchmarks.synthetic import labels_of, maps_spec, payload_of, planned_samples, write_targets
+from lfi_pipeline.errors import BenchmarkError, ConfigError
+from lfi_pipeline.targets import ShardPayload
+
+PROBE = "lfi_pipeline.benchmarks.index_probe"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """How large an index.
+
+    Attributes:
+        samples: in the cache.
+        samples_per_shard: index rows of one part.
+        rounds: processes that open it, of which the median counts.
+    """
+
+    samples: int = 1_000_000
+    samples_per_shard: int = 1024
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.samples_per_shard, self.rounds) < 1:
+            raise ConfigError(
+                "samples, samples_per_shard and rounds must be 1 or more, got "
+                f"{self.samples}, {self.samples_per_shard}, {self.rounds}."
+            )
+
+
+def bench_index(config: IndexConfig) -> Outcome:
+    """Open a cache whose maps are one cell each, so that the index is all there is, and touch what training touches.
+
+    Raises:
+        BenchmarkError: a row of the index is not what was written.
+    """
+    with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
+        root = Path(scratch) / "targets"
+        _write(root, config)
+        found = [_probe(root) for _ in tqdm(range(config.rounds), desc="open", unit="process", leave=False)]
+    _check(found[0], config.samples)
+    shape = f"{config.samples} samples, {config.samples_per_shard} a shard"
+    measured = []
+    for step in ("open", "open and columns"):
+        for metric, key, unit, scale in (("time", "seconds", "s", 1.0), ("added RSS", "bytes", "MB", 1e-6)):
+            value = statistics.median(probe[step][key] * scale for probe in found)
+            measured.append(Measurement(case=step, shape=shape, metric=metric, value=value, unit=unit))
+    seconds, memory = measured[-2].value, measured[-1].value
+    return Outcome(
+        benchmark="index",
+        checked="first, middle and last rows are what was written",
+        measurements=tuple(measured),
+        asked=(
+            Asked(what=f"seconds to open {config.samples:,} samples with columns", value=seconds, most=2.0),
+            Asked(what=f"MB added by {config.samples:,} samples with columns", value=memory, most=300.0),
+        ),
+        notes=(
+            "TargetStore.open; then the columns that training reads: keys, paths, labels, image checksums. Each round "
+            "is a fresh process in which the packages are imported already; memory is the peak after minus the "
+            "resident set before. Files are in the page cache.",
+        ),
+    )
+
+
+def _write(root: Path, config: IndexConfig) -> None:
+    spec = maps_spec(
+        samples=config.samples, maps_shape=(1, 1, 1, 1), samples_per_shard=config.samples_per_shard, embedding_dim=1
+    )
+
+    def payload(positions: range) -> ShardPayload:
+        checksums = np.arange(positions.start, positions.stop, dtype=np.uint32) + 1
+        return payload_of(spec, np.ones((len(positions), 1, 1, 1, 1), np.float32), checksums)
+
+    write_targets(root, spec, payload, plan=planned_samples(config.samples))
+
+
+def _probe(root: Path) -> dict[str, dict[str, float]]:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", PROBE, str(root)], env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchmarkError(f"The process that opens {root} failed: {done.stderr.strip()[-500:]}")
+    result: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return result
+
+
+def _check(found: dict[str, object], samples: int) -> None:
+    expected = {
+        str(i): [f"{i:012d}", f"train2017/{i:012d}.jpg", list(labels_of(i)), i + 1]
+        for i in (0, samples // 2, samples - 1)
+    }
+    require(found["rows"] == expected, f"Rows of the index must be {expected}, got {found['rows']}.")

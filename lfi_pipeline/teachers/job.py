@@ -1,0 +1,175 @@
+"""Everything one process needs to make shards of a cache: data set, teacher, spec, vocabulary, writer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from lfi_pipeline.data import Dataset, load_manifest, read_dataset
+from lfi_pipeline.device import resolve_device
+from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.targets import (
+    CodecSpec,
+    DatasetSpec,
+    PreprocessingSpec,
+    Summary,
+    TargetSpec,
+    TargetStore,
+    TargetWriter,
+    TextSpec,
+    Vocabulary,
+)
+from lfi_pipeline.teachers.captioning import generated_captions
+from lfi_pipeline.teachers.extend import Extension
+from lfi_pipeline.teachers.plans import Plan
+from lfi_pipeline.teachers.registry import load_teacher
+from lfi_pipeline.teachers.shards import ShardMaker
+from lfi_pipeline.teachers.shares import Share
+from lfi_pipeline.teachers.teacher import Teacher, require_row
+from lfi_pipeline.teachers.texts import DEFAULT_PROMPTS, TextSource, resolve_mode, sample_words
+from lfi_pipeline.teachers.words import stop_words_sha256
+
+if TYPE_CHECKING:
+    from lfi_pipeline.teachers.extract import ExtractConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A cache in the making.
+
+    Attributes:
+        writer: of the cache.
+        maker: makes its shards' payloads.
+        label: of the progress bar.
+        extension: what `writer` writes takes the place of, where a cache is extended.
+    """
+
+    writer: TargetWriter
+    maker: ShardMaker
+    label: str
+    extension: Extension | None
+
+    def pending_shards(self) -> list[int]:
+        """Shards that nobody has committed; none once another process has put an extended cache in its place."""
+        return [] if self.extension is not None and self.extension.done else self.writer.pending_shards()
+
+    def progress(self, share: Share) -> tqdm:
+        """A bar over the images of the share that are not committed; silent for all ranks but the first."""
+        order = share.order(self.pending_shards())
+        own = [shard for shard in order if shard % share.world == share.rank]
+        total = sum(len(self.writer.shard_range(shard)) for shard in own)
+        return tqdm(total=total, desc=self.label, unit="image", disable=not total or share.rank > 0)
+
+    def finish(self) -> Summary:
+        """Tidy up, once everything is committed: working files go, and an extended cache takes its place."""
+        if self.pending_shards():
+            return self.writer.summary()
+        if self.extension is None:
+            self.writer.finish()
+            return self.writer.summary()
+        if not self.extension.done:
+            self.writer.finish()
+            self.extension.put_in_place()
+        return TargetStore.open(self.extension.out).summary()
+
+
+def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = False) -> Job:
+    """Read the data set, load the teacher, and create the cache or join it; raises as `extract`."""
+    dataset = read_dataset(config.dataset, config.data_root, config.split)
+    if not len(dataset):
+        raise DatasetError(f"Split {config.split} of {dataset.root} must hold images, got none.")
+    manifest = load_manifest(config.dataset, config.data_root)
+    mode = resolve_mode(config.text, dataset.samples[0])
+    teacher = load_teacher(
+        config.teacher or manifest.teacher,
+        device=resolve_device(config.device, share.local_rank),
+    )
+    kind = config.kind or teacher.default_kind
+    require_row(config.row, kind)
+    generated = None
+    if mode == "generate":
+        generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share)
+    source = TextSource(
+        mode,
+        config.captions,
+        classes=dataset.classes,
+        prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
+        generated=generated,
+    )
+    plan = Plan(dataset.samples, source)
+    spec = _spec(config, dataset, teacher, kind, source)
+    extension = Extension.of(out, spec) if extend else None
+    place = extension.place if extension is not None else out
+    writer = TargetWriter.open(
+        place,
+        spec,
+        plan,
+        lambda: _vocabulary(teacher, source, dataset, config.words),
+        data_root=dataset.root,
+        layout=config.layout,
+    )
+    maker = ShardMaker(
+        teacher,
+        spec,
+        dataset,
+        source,
+        writer.vocabulary.words,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        donor=extension.donor if extension is not None else None,
+        images=config.layout == "webdataset",
+    )
+    return Job(writer, maker, f"{teacher.identity.name} {kind}", extension)
+
+
+def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
+    """Every word that gets a row, with the teacher's embedding of it."""
+    words: set[str] = set()
+    for sample in tqdm(dataset.samples, desc="words", unit="text", delay=2):
+        words.update(sample_words(teacher.encode_text, source(sample), limit))
+    names = tuple(sorted(words))
+    return Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))
+
+
+def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource) -> TargetSpec:
+    listing = hashlib.sha256()
+    for sample in dataset.samples:
+        listing.update(json.dumps(asdict(sample), sort_keys=True).encode())
+    return TargetSpec(
+        teacher=teacher.identity,
+        preprocessing=PreprocessingSpec(
+            image_size=teacher.image_size,
+            resize="squash",
+            interpolation=teacher.interpolation,
+            mean=teacher.mean,
+            std=teacher.std,
+        ),
+        dataset=DatasetSpec(
+            name=dataset.name,
+            split=dataset.split,
+            classes=dataset.classes,
+            listing_sha256=listing.hexdigest(),
+            samples=len(dataset),
+        ),
+        kind=kind,
+        layers=teacher.layers(kind, config.layers),
+        row="emitting" if config.row == "emitting" else "reading",
+        text=TextSpec(
+            mode=cast(Literal["captions", "prompts", "generate"], source.mode),
+            captions=cast(Literal["first", "longest", "all"], config.captions),
+            prompts=source.prompts,
+            stop_words_sha256=stop_words_sha256(),
+        ),
+        words_per_sample=config.words,
+        grid=teacher.grid,
+        views=config.views,
+        embedding_dim=teacher.embedding_dim,
+        codec=CodecSpec(),
+        samples_per_shard=config.samples_per_shard,
+    )

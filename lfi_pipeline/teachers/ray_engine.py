@@ -1,0 +1,113 @@
+"""Shards as tasks on a Ray cluster: `lfi extract-teacher --engine ray` (extra `ray`).
+
+The driver creates the cache, then every worker process joins it as any other process would: what it commits is what one
+process alone would have committed. Data root and output must be on storage that all nodes see under one path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.errors import ConfigError, LFIError
+from lfi_pipeline.targets import Summary
+from lfi_pipeline.teachers.extract import ExtractConfig, run_shards
+from lfi_pipeline.teachers.job import Job, open_job
+from lfi_pipeline.teachers.shares import Share
+
+RETRIES = 3
+"""How often a task is tried again after its worker died."""
+
+
+def extract_on_ray(
+    config: ExtractConfig,
+    out: Path,
+    *,
+    share: Share,
+    extend: bool = False,
+    cpus_per_task: float = 1,
+    gpus_per_task: float | None = None,
+    address: str | None = None,
+) -> tuple[Summary, float]:
+    """Write the cache `out` with a task a shard; otherwise as `lfi_pipeline.teachers.extract.extract`.
+
+    Args:
+        config: what to extract; its `device` is each worker's.
+        out: the cache's directory, seen by all nodes.
+        share: which shards.
+        extend: as in `extract`.
+        cpus_per_task: CPUs that a task reserves.
+        gpus_per_task: GPUs that a task reserves; by default one where the cluster has GPUs and the device is not cpu.
+        address: of the cluster; by default what RAY_ADDRESS says, else a local one is started.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        LFIError: as `extract`; also where a shard's workers died `RETRIES` times.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError('--engine ray needs Ray: pip install "lfi-pipeline[ray]".') from error
+    began = time.monotonic()
+    out = out.expanduser().absolute()
+    config = _absolute(config)
+    job = open_job(config, out, share=share, extend=extend)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    try:
+        if gpus_per_task is None:
+            gpus_per_task = 1 if config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+        task = ray.remote(max_retries=RETRIES, num_cpus=cpus_per_task, num_gpus=gpus_per_task)(_make_shard)
+        with job.progress(share) as bar:
+            running = {
+                task.remote(config, str(out), shard, extend): len(job.writer.shard_range(shard))
+                for shard in share.order(job.pending_shards())
+            }
+            while running:
+                for done in ray.wait(list(running))[0]:
+                    message = _result(ray, done)
+                    if message is not None:
+                        raise LFIError(message)
+                    bar.update(running.pop(done))
+    finally:
+        if started:
+            ray.shutdown()
+    return job.finish(), time.monotonic() - began
+
+
+def _result(ray: Any, done: Any) -> str | None:
+    try:
+        message: str | None = ray.get(done)
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        return (
+            f"A shard's worker failed {RETRIES + 1} times ({first}). Committed shards are safe; run the command again."
+        )
+    return message
+
+
+def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> str | None:
+    """In a worker: make one shard; returns the message of a user's error, so that it crosses processes whole."""
+    try:
+        share = Share(first=shard, end=shard + 1)
+        job = _job(config, out, extend)
+        with job.progress(Share(first=shard, end=shard + 1, world=2, rank=1)) as silent:
+            run_shards(job, share, silent)
+    except LFIError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _job(config: ExtractConfig, out: str, extend: bool) -> Job:
+    """The teacher and the data set, read once a worker process."""
+    return open_job(config, Path(out), share=Share(), extend=extend)
+
+
+def _absolute(config: ExtractConfig) -> ExtractConfig:
+    return replace(config, data_root=config.data_root.expanduser().absolute())

@@ -1,0 +1,258 @@
+"""Images and texts to the payload of a shard: reading ahead, the teacher's batches, the mean over texts."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lfi_pipeline.data import Dataset
+from lfi_pipeline.data.images import decode_image, read_bytes
+from lfi_pipeline.data.replay import WHOLE, view_image
+from lfi_pipeline.errors import ImageReadError
+from lfi_pipeline.targets import ShardPayload, TargetSpec, ViewArrays
+from lfi_pipeline.teachers.donors import Donation, Donor
+from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.texts import SEPARATOR, TextSource, ViewWords, sample_words, view_words
+
+AHEAD = 2
+"""Batches read while the teacher works on one; they may belong to the next shard."""
+
+Read = tuple[npt.NDArray[np.uint8], bytes]  # pixels [3, H, W], content of the file
+Progress = Callable[[int], object]
+
+
+@dataclass(slots=True, eq=False)
+class _Shard:
+    """A shard being made: n samples from `first` on."""
+
+    number: int
+    positions: range
+    words: list[list[str]]
+    views: dict[str, list[ViewWords]]
+    donation: Donation
+    payload: ShardPayload
+    quarantined: dict[int, str]  # of the payload
+    images: list[bytes | None] | None  # of the payload
+    left: int = 0  # batches that are not done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Rows of one shard that go through the teacher together, their images being read."""
+
+    shard: _Shard
+    rows: list[int]
+    images: list[Future[Read]]
+
+
+class ShardMaker:
+    """Makes payloads, shard after shard, with images of the next batches being read meanwhile.
+
+    Args:
+        teacher: makes the maps.
+        spec: of the cache.
+        dataset: the samples.
+        source: what the teacher reads of each.
+        vocabulary: every word's id.
+        batch_size: images in one pass of the teacher.
+        workers: threads that read and decode images; 0 chooses.
+        donor: gives rows that another cache holds already.
+        images: payloads hold the image files too.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        spec: TargetSpec,
+        dataset: Dataset,
+        source: TextSource,
+        vocabulary: Sequence[str],
+        *,
+        batch_size: int,
+        workers: int = 0,
+        donor: Donor | None = None,
+        images: bool = False,
+    ) -> None:
+        self._teacher, self._spec, self._dataset, self._source = teacher, spec, dataset, source
+        self._ids = {word: i for i, word in enumerate(vocabulary)}
+        self._batch_size, self._donor, self._images = batch_size, donor, images
+        self._workers = workers or min(8, max(2, os.cpu_count() or 2))
+        self._mean = torch.tensor(spec.preprocessing.mean, device=teacher.device).view(3, 1, 1) * 255
+        self._std = torch.tensor(spec.preprocessing.std, device=teacher.device).view(3, 1, 1) * 255
+
+    def payloads(self, shards: Iterable[int], progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
+        """Yield the payload of each shard, in order; the next shard is asked for while the last batches run.
+
+        Args:
+            shards: numbers of the shards.
+            progress: told how many images are done, batch by batch.
+        """
+        with ThreadPoolExecutor(max_workers=self._workers, thread_name_prefix="images") as pool:
+            waiting: deque[_Batch] = deque()
+            batches = self._batches(shards, pool)
+            try:
+                for batch in batches:
+                    waiting.append(batch)
+                    if len(waiting) > AHEAD:
+                        yield from self._run(waiting.popleft(), progress)
+                while waiting:
+                    yield from self._run(waiting.popleft(), progress)
+            finally:
+                for batch in waiting:
+                    for image in batch.images:
+                        image.cancel()
+
+    def _batches(self, shards: Iterable[int], pool: ThreadPoolExecutor) -> Iterator[_Batch]:
+        """Batches of a shard's rows that need the teacher; one without rows where none does.
+
+        Rows of like texts go together: a batch costs as much as its wordiest text.
+        """
+        for number in shards:
+            shard = self._begin(number)
+            full = shard.views["full"]
+            order = sorted(
+                np.flatnonzero(shard.donation.missing.any(axis=(0, 2))).tolist(),
+                key=lambda row: (len(shard.words[row]), max(len(text.ids) for text in full[row].texts), row),
+            )
+            chunks = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)] or [[]]
+            shard.left = len(chunks)
+            for rows in chunks:
+                images = [pool.submit(self._read, shard.positions[row]) for row in rows]
+                yield _Batch(shard, rows, images)
+
+    def _begin(self, number: int) -> _Shard:
+        spec, positions = self._spec, self._spec.shard_range(number)
+        samples = [self._dataset.samples[position] for position in positions]
+        texts = [self._source(sample) for sample in samples]
+        encode = self._teacher.encode_text
+        words = [sample_words(encode, each, spec.words_per_sample) for each in texts]
+        views = {
+            view: [view_words(encode, each, row, view) for each, row in zip(texts, words, strict=True)]
+            for view in spec.views
+        }
+        count, shape = len(positions), (len(positions), len(spec.layers), spec.words_per_sample)
+        arrays = {}
+        for view, found in views.items():
+            ids = np.full((count, spec.words_per_sample), -1, np.int32)
+            for row, each in enumerate(found):
+                for slot, present in enumerate(each.present):
+                    if present:
+                        ids[row, slot] = self._ids[words[row][slot]]
+            arrays[view] = ViewArrays(
+                maps=np.zeros((*shape, *spec.grid), np.float32),
+                words=ids,
+                kept=np.zeros(shape, np.float32),
+                image_embedding=np.zeros((count, spec.embedding_dim), np.float32),
+            )
+        quarantined: dict[int, str] = {}
+        images: list[bytes | None] | None = [None] * count if self._images else None
+        payload = ShardPayload(
+            views=arrays,
+            image_crc32c=np.zeros(count, np.uint32),
+            quarantined=quarantined,
+            image_size=np.zeros(count, np.int64),
+            images=images,
+        )
+        donation = Donation.nothing(spec, count)
+        if self._donor is not None:
+            captions = [SEPARATOR.join(each.texts) for each in texts]
+            donation = self._donor.give([sample.key for sample in samples], captions, words, payload)
+            payload = replace(payload, donated=~donation.missing, donated_kl=self._donor.mean_kl)
+        return _Shard(number, positions, words, views, donation, payload, quarantined, images)
+
+    def _run(self, batch: _Batch, progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
+        shard, rows, pixels = batch.shard, [], []
+        for row, image in zip(batch.rows, batch.images, strict=True):
+            try:
+                values, content = image.result()
+            except ImageReadError as error:
+                shard.quarantined[row] = str(error)
+                continue
+            self._keep(shard, row, content)
+            rows.append(row)
+            pixels.append(torch.from_numpy(values))
+        if rows:
+            self._fill(shard, np.array(rows), torch.stack(pixels))
+        shard.left -= 1
+        progress(len(batch.rows))
+        if not shard.left:
+            untouched = np.flatnonzero(~shard.donation.missing.any(axis=(0, 2))).tolist()
+            if self._images:
+                for row in untouched:
+                    path = self._dataset.samples[shard.positions[row]].path
+                    self._keep(shard, row, read_bytes(self._dataset.root, path))
+            progress(len(untouched))
+            yield shard.number, shard.payload
+
+    def _keep(self, shard: _Shard, row: int, content: bytes) -> None:
+        """Note what identifies an image, and the image itself where payloads hold it."""
+        crc32c = int(google_crc32c.value(content))
+        shard.donation.require_same_image(row, crc32c, self._dataset.samples[shard.positions[row]].path)
+        shard.payload.image_crc32c[row] = crc32c
+        assert shard.payload.image_size is not None
+        shard.payload.image_size[row] = len(content)
+        if shard.images is not None:
+            shard.images[row] = content
+
+    def _read(self, position: int) -> Read:
+        path = self._dataset.samples[position].path
+        content = read_bytes(self._dataset.root, path)
+        return view_image(decode_image(content, path), WHOLE, self._spec.preprocessing.image_size), content
+
+    def _fill(self, shard: _Shard, rows: npt.NDArray[np.int64], images: Tensor) -> None:
+        pixels = (images.to(self._teacher.device, non_blocking=True).float() - self._mean) / self._std
+        for v, view in enumerate(self._spec.views):
+            missing = shard.donation.missing[v, rows]  # [b, L]
+            for wanted in np.unique(missing, axis=0):
+                if wanted.any():
+                    chosen = np.flatnonzero((missing == wanted).all(axis=1))
+                    seen = pixels[torch.from_numpy(chosen).to(pixels.device)]
+                    self._make(shard, view, rows[chosen], seen.flip(-1) if view == "hflip" else seen, wanted)
+
+    def _make(
+        self, shard: _Shard, view: str, rows: npt.NDArray[np.int64], pixels: Tensor, wanted: npt.NDArray[np.bool_]
+    ) -> None:
+        """Run the teacher over `rows` for the layers `wanted`; a word's map is the mean over the texts that hold it."""
+        found = [shard.views[view][row] for row in rows]
+        image_of = [b for b, each in enumerate(found) for _ in each.texts]
+        layers = np.flatnonzero(wanted)
+        made = self._teacher.interaction_maps(
+            pixels,
+            [text for each in found for text in each.texts],
+            [words for each in found for words in each.rows],
+            kind=self._spec.kind,
+            layers=[self._spec.layers[i] for i in layers],
+            row=self._spec.row,
+            image_of=image_of,
+        )
+        maps, kept = _mean_over_texts(made.maps, made.kept, image_of, len(rows))
+        arrays, slots = shard.payload.views[view], maps.shape[2]
+        assert arrays.kept is not None
+        where: Any = np.ix_(rows, layers, np.arange(slots))
+        arrays.maps[where] = maps
+        arrays.kept[where] = kept
+        arrays.image_embedding[rows] = made.image_embedding.cpu().numpy()
+
+
+def _mean_over_texts(
+    maps: Tensor, kept: Tensor, image_of: Sequence[int], images: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Average [C, L, M, gh, gw] and [C, L, M] over each image's texts that have the row; [images, ...]."""
+    if len(image_of) == images:
+        return maps.cpu().numpy(), kept.cpu().numpy()
+    owner = torch.tensor(image_of, device=maps.device)
+    present = (maps.flatten(3).sum(-1) > 0).float()  # [C, L, M]
+    count = torch.zeros(images, *present.shape[1:], device=maps.device).index_add_(0, owner, present).clamp_min(1)
+    total = torch.zeros(images, *maps.shape[1:], device=maps.device).index_add_(0, owner, maps)
+    mass = torch.zeros(images, *kept.shape[1:], device=maps.device).index_add_(0, owner, kept)
+    return (total / count[..., None, None]).cpu().numpy(), (mass / count).cpu().numpy()
