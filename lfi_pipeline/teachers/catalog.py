@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import open_clip
-import timm
+import torch
 
+from lfi_pipeline.errors import UnknownNameError
 from lfi_pipeline.teachers.dual_kinds import DUAL_KINDS
-from lfi_pipeline.teachers.map_kinds import KINDS
+from lfi_pipeline.teachers.map_kinds import coca_kinds
 
 EMBEDDED = "scenes-coca"
 EMBEDDED_TAGS = ("v1",)
@@ -47,11 +49,17 @@ class TeacherFacts:
 
 
 def teacher_names(family: str = "") -> tuple[str, ...]:
-    """Return the names `load_teacher` knows, the embedded teacher first, then CoCas, then dual encoders."""
+    """Return the names `load_teacher` knows, the embedded teacher first, then CoCas, then dual encoders.
+
+    Raises:
+        UnknownNameError: `family` is neither empty nor one of `FAMILIES`.
+    """
     named = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
     usable = [name for name, config in named.items() if not why_not(config)]
     cocas = (EMBEDDED, *(name for name in usable if family_of(named[name]) == "coca"))
     duals = tuple(name for name in usable if family_of(named[name]) == "dual")
+    if family not in ("", *FAMILIES):
+        raise UnknownNameError("family", family, FAMILIES)
     return {"": cocas + duals, "coca": cocas, "dual": duals}[family]
 
 
@@ -71,43 +79,54 @@ def why_not(config: dict[str, Any]) -> str:
     return "" if plain and pooled else f"its vision tower {trunk} is not a plain vision transformer over patches"
 
 
-def facts(name: str, config: dict[str, Any]) -> TeacherFacts:
-    """Return what a config tells."""
-    vision = config["vision_cfg"]
+def describe(name: str) -> TeacherFacts:
+    """Return what the config of a teacher tells.
+
+    Raises:
+        UnknownNameError: not one of `teacher_names`; lists them.
+    """
+    if name not in teacher_names():
+        raise UnknownNameError("teacher", name, teacher_names())
+    config = _config(name)
+    vision, family = config["vision_cfg"], family_of(config)
     height, width = _pair(vision.get("image_size", 224))
-    trunk = vision.get("timm_model_name", "")
-    found = re.search(r"patch(\d+)", trunk)
-    rows, columns = (int(found[1]),) * 2 if found else _pair(vision.get("patch_size", 16))
-    family = family_of(config)
-    if family == "coca":
-        pooler = bool(vision.get("attentional_pool"))
-        kinds = tuple(kind for kind, made in KINDS.items() if pooler or not made.pooler)
-        default = "agreement" if pooler else "relevance"
-    else:
-        kinds, default = tuple(DUAL_KINDS), "similarity"
+    patch = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
+    rows, columns = (int(patch[1]),) * 2 if patch else _pair(vision.get("patch_size", 16))
+    kinds = coca_kinds(pooler=bool(vision.get("attentional_pool"))) if family == "coca" else tuple(DUAL_KINDS)
+    tags = EMBEDDED_TAGS if name == EMBEDDED else tuple(map(str, open_clip.list_pretrained_tags_by_model(name)))
     return TeacherFacts(
         name=name,
         family=family,
         image_size=(height, width),
         grid=(height // rows, width // columns),
-        kinds=(default, *(kind for kind in kinds if kind != default)),
-        tags=tuple(map(str, open_clip.list_pretrained_tags_by_model(name))),
+        kinds=kinds,
+        tags=tags,
         generates=family == "coca",
         repositories=repositories(config),
     )
 
 
-def parameters(config: dict[str, Any]) -> int:
-    """Count the parameters of a config's vision tower and, where open_clip writes them, its text towers."""
-    import torch
-
+def parameters(name: str) -> int | None:
+    """Count the parameters of a teacher without building it; None where its text tower is on the hub."""
+    config = _config(name)
+    if config["text_cfg"].get("hf_model_name"):
+        return None
+    custom = config.pop("custom_text", False)
+    if family_of(config) == "coca":
+        make: Any = open_clip.CoCa
+    else:
+        make = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     with torch.device("meta"):
-        vision = config["vision_cfg"]
-        if "timm_model_name" in vision:
-            model: Any = timm.create_model(vision["timm_model_name"], num_classes=0)
-        else:
-            model = open_clip.model._build_vision_tower(config["embed_dim"], vision)
-    return sum(math.prod(p.shape) for p in model.parameters())
+        return sum(int(parameter.numel()) for parameter in make(**config).parameters())
+
+
+def _config(name: str) -> dict[str, Any]:
+    if name != EMBEDDED:
+        config: dict[str, Any] = open_clip.get_model_config(name)
+        return config
+    stored = resources.files("lfi_pipeline.teachers.scenes_coca") / "config.json"
+    config = json.loads(stored.read_text(encoding="utf-8"))
+    return config
 
 
 def repositories(config: dict[str, Any]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
-from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading
+from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.precision import autocast
 from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
@@ -43,16 +43,12 @@ class CocaTeacher:
         identity: name, tag, weights digest, family and precision, recorded in the spec.
     """
 
-    default_kind = "agreement"
-
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.identity = identity
         visual = model.visual
         self.pooler = visual.attn_pool
-        if self.pooler is None:
-            self.default_kind = "relevance"
         self.image_size: tuple[int, int] = tuple(visual.image_size)
         self.grid: tuple[int, int] = tuple(visual.grid_size)
         pixels = getattr(visual, "preprocess_cfg", {})  # set where open_clip built the model
@@ -74,8 +70,13 @@ class CocaTeacher:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of map this teacher can give."""
-        return tuple(name for name, kind in KINDS.items() if self.pooler is not None or not kind.pooler)
+        """Kinds of map this teacher can give, the default first."""
+        return coca_kinds(pooler=self.pooler is not None)
+
+    @property
+    def default_kind(self) -> str:
+        """The kind that points best."""
+        return self.kinds[0]
 
     def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
         """Return the decoder layers a map of `kind` is taken at, or the only place it has.
