@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _probe(root: Path) -> dict[str, dict[str, float]]:
     return result
 
 
-def _check(found: dict[str, object], samples: int) -> None:
+def _check(found: Mapping[str, object], samples: int) -> None:
     expected = {
         str(i): [f"{i:012d}", f"train2017/{i:012d}.jpg", list(labels_of(i)), i + 1]
         for i in (0, samples // 2, samples - 1)
