@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
-from numcodecs import Blosc, Zstd
+from numcodecs import Blosc, Zstd  # type: ignore[import-untyped]
 
 
 class Compressor(Protocol):
