@@ -23,6 +23,8 @@ LEAST_ROW = 28
 GAP, MARGIN, LABEL = 8, 24, 150
 TEXT, SMALL = 17, 13
 INK, FAINT, PAPER, EMPTY = (28, 28, 34), (118, 118, 128), (255, 255, 255), (238, 238, 241)
+PUNCTUATION = str.maketrans("", "", "“”…")
+WIDER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -53,9 +55,10 @@ def overlay(image: Image.Image, grid: npt.NDArray[np.float32], size: tuple[int, 
         Image.fromarray(np.ascontiguousarray(colours[..., 3])),
     )
     x, y = (share / 100 * side for share, side in zip(peak(grid), size, strict=True))
+    radius = min(12.0, max(5.0, 0.6 * size[0] / grid.shape[1]))  # about the cell, so that its colour shows inside
     pen = ImageDraw.Draw(drawn)
-    pen.ellipse((x - 5, y - 5, x + 5, y + 5), outline=INK, width=3)
-    pen.ellipse((x - 4, y - 4, x + 4, y + 4), outline=PAPER, width=1)
+    for around, colour in ((radius + 1, INK), (radius, PAPER), (radius - 1, INK)):
+        pen.ellipse((x - around, y - around, x + around, y + around), outline=colour, width=1)
     return drawn
 
 
@@ -71,8 +74,12 @@ def contact_sheet(
         words: M labels.
         columns: each with M maps.
     """
-    text, small = _font(TEXT), _font(SMALL)
-    cell, photo = _fitted(image, CELL), image.convert("RGB").resize(_fitted(image, PHOTO), Image.Resampling.LANCZOS)
+    shown = "".join((title, *lines, *words, *(part for column in columns for part in column.title)))
+    text, small = _font(TEXT, shown), _font(SMALL, shown)
+    cell, photo = (
+        _fitted(image, CELL, CELL // 4),
+        image.convert("RGB").resize(_fitted(image, PHOTO), Image.Resampling.LANCZOS),
+    )
     step = max(cell[0], 150) + GAP  # heads need room above narrow images too
     width = 2 * MARGIN + max(LABEL + GAP + len(columns) * step, photo.width + 420)
     beside = MARGIN + photo.width + 2 * GAP
@@ -116,13 +123,20 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def _fitted(image: Image.Image, side: int) -> tuple[int, int]:
-    """Width and height with the image's aspect, the longer one `side`."""
+def _fitted(image: Image.Image, side: int, least: int = 1) -> tuple[int, int]:
+    """Width and height with the image's aspect, the longer one `side`, none below `least`."""
     scale = side / max(image.size)
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return max(least, round(image.width * scale)), max(least, round(image.height * scale))
 
 
-def _font(size: int) -> Font:
+def _font(size: int, text: str) -> Font:
+    """Pillow's own font; one of the system's where `text` has letters that Pillow's lacks."""
+    if not text.translate(PUNCTUATION).isascii():
+        for name in WIDER_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:  # not on this machine
+                continue
     return ImageFont.load_default(size)
 
 

@@ -55,8 +55,9 @@ def sample_sheet(store: TargetStore, key: str) -> Image.Image:
             f"“{index.captions[position]}”",
             f"{spec.dataset.name}, {spec.dataset.split}{', ' if index.domains[position] else ''}"
             f"{index.domains[position]}; classes: {classes}",
-            f"{image.width} × {image.height} pixels, {index.paths[position]}",
-            f"{spec.teacher.name}:{spec.teacher.tag}, {spec.kind}, {spec.row} rows, grid {' × '.join(map(str, spec.grid))}",
+            f"{image.width} x {image.height} pixels, {index.paths[position]}",
+            f"{spec.teacher.name}:{spec.teacher.tag}, {spec.kind}, {spec.row} rows, "
+            f"{spec.grid[0]} x {spec.grid[1]} cells",
             f"share of mass kept: {kept:.2f} on average",
         ],
         [names[row] for row in shown],
