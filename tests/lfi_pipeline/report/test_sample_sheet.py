@@ -63,7 +63,7 @@ def test_another_image_is_not_drawn(tiny_targets: Path, scenes_root: Path, tmp_p
 
 
 def test_a_quarantined_sample_says_why(finished_targets: Path) -> None:
-    with pytest.raises(ConfigError, match="quarantined .cannot be decoded."):
+    with pytest.raises(ConfigError, match=r"quarantined .cannot be decoded."):
         sample_sheet(TargetStore.open(finished_targets), "000000000005")
 
 
