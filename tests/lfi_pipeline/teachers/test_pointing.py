@@ -12,6 +12,7 @@ from lfi_pipeline.errors import ConfigError, CorruptTargetsError, TeacherError, 
 from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 from lfi_pipeline.targets import TargetStore, TeacherSpec
 from lfi_pipeline.teachers import CocaTeacher, pointing
+from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers.pointing import PointingConfig, pointing_by_kind
 
 
@@ -105,3 +106,30 @@ def test_another_image_is_refused(tiny_val_targets: Path, scenes_root: Path, loa
     (root / store.index.paths[word.position]).write_bytes((root / store.index.paths[word.position - 1]).read_bytes())
     with pytest.raises(CorruptTargetsError, match="is not the image"):
         pointing_by_kind(store, dataset, PointingConfig(kinds=("attention",), device="cpu"))
+
+
+def test_any_data_set_with_masks_will_do(
+    scenes_root: Path, tiny_teacher: CocaTeacher, loads: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "coco"
+    shutil.copytree(scenes_root / "val", root / "val2017")
+    (root / "annotations").mkdir()
+    for name in ("captions", "instances"):
+        shutil.copy(scenes_root / f"annotations/{name}_val.json", root / f"annotations/{name}_val2017.json")
+    config = extraction.ExtractConfig(
+        dataset="coco", data_root=root, split="val", teacher="t", kind="gradcam", layers=2, words=6, device="cpu"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "load_teacher", lambda name, *, device: tiny_teacher)
+        extraction.extract(config, tmp_path / "targets")
+    store = TargetStore.open(tmp_path / "targets")
+    dataset = read_dataset("coco", root, "val")
+    rows = pointing_by_kind(store, dataset, PointingConfig(kinds=("relevance", "gradcam"), device="cpu"))
+    assert [(row.source, row.kind) for row in rows] == [
+        *[("cache", "gradcam")] * 2,
+        ("live", "relevance"),
+        *[("live", "gradcam")] * 2,
+    ]
+    for cached, live in zip(rows[:2], rows[3:], strict=True):
+        assert cached.layer == live.layer
+        assert live.grounding.mass_in_mask == pytest.approx(cached.grounding.mass_in_mask, abs=2e-3)
