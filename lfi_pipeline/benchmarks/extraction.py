@@ -36,7 +36,7 @@ class ExtractionConfig:
 
     Attributes:
         teacher: `NAME[:TAG]`; `NAME:random` needs no weights.
-        kind: kind of map.
+        kind: kind of map; the cheaper it is, the more everything around it weighs.
         images: that count: a round extracts `batch_size` images, then `batch_size` more than `images`; the difference
             is free of what a run costs once (loading the teacher, embedding the vocabulary).
         batch_size: images per forward pass, of the extraction and in memory alike.
@@ -45,7 +45,7 @@ class ExtractionConfig:
     """
 
     teacher: str = "coca_ViT-B-32:random"
-    kind: str = "agreement"
+    kind: str = "relevance"
     images: int = 128
     batch_size: int = 16
     rounds: int = 3
