@@ -76,12 +76,9 @@ def bench_extraction(config: ExtractionConfig) -> Outcome:
         _check(inside, few, scratch / "check", config)
         whole, alone = [], []
         for number in tqdm(range(config.rounds), desc="extraction", unit="round", leave=False):
-            runs = [("few", few), ("many", many)]
-            took = {
-                name: seconds_of(lambda n=name, r=root: extract(_extract(config, r), scratch / f"{n}-{number}"))  # type: ignore[misc] # noqa: B023
-                for name, root in (runs if number % 2 else runs[::-1])
-            }
-            whole.append(took["many"] - took["few"])
+            roots = (few, many) if number % 2 else (many, few)
+            took = {root: _seconds(config, root, scratch / f"{root.name}-{number}") for root in roots}
+            whole.append(took[many] - took[few])
             alone.append(inside.maps())
         parts = _parts(inside, many, scratch, config)
     ratio = statistics.median(w / a for w, a in zip(whole, alone, strict=True))
@@ -106,12 +103,16 @@ def bench_extraction(config: ExtractionConfig) -> Outcome:
             ),
         ),
         notes=(
-            "JPEG files of 500 x 375 pixels; captions with six content words or so; view full. What a run costs once "
+            "JPEG files of 500 x 375 pixels; captions with six content words; view full. What a run costs once "
             "(loading the teacher, embedding the vocabulary) is taken off by a second, short run.",
             "Parts are timed alone, one after the other: reading is one thread here and overlaps the teacher in an "
             "extraction. 'maps beyond vision' is maps in memory less the vision forward.",
         ),
     )
+
+
+def _seconds(config: ExtractionConfig, root: Path, out: Path) -> float:
+    return seconds_of(lambda: extract(_extract(config, root), out))
 
 
 def _extract(config: ExtractionConfig, root: Path) -> ExtractConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 from PIL import Image
 
@@ -12,6 +13,7 @@ from lfi_pipeline.benchmarks.photos import CAPTIONS, SIZE, write_coco, write_pho
 from lfi_pipeline.benchmarks.synthetic import drawn_maps, labels_of, maps_spec, payload_of, write_targets
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore, decode_maps, verify
+from lfi_pipeline.teachers.words import encode_text
 
 
 def test_a_synthetic_cache_is_a_whole_cache_and_the_same_every_time(tmp_path: Path) -> None:
@@ -47,3 +49,10 @@ def test_photos_are_a_data_set(tmp_path: Path) -> None:
     assert [sample.key for sample in dataset.samples] == [f"{i:012d}" for i in range(2)]
     with pytest.raises(ValueError, match="must hold"):
         read_dataset("coco", tmp_path, "val")
+
+
+def test_captions_cost_the_same() -> None:
+    tokenizer = open_clip.get_tokenizer("coca_ViT-B-32")
+    texts = [encode_text(tokenizer, caption) for caption in CAPTIONS]
+    assert [len(text.words) for text in texts] == [6] * len(CAPTIONS)
+    assert len({len(text.ids) for text in texts}) == 1
