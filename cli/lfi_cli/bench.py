@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lfi_pipeline.benchmarks import Outcome
 
 app = typer.Typer(
-    help="Measure this installation: each benchmark checks that its results are right, then times them.",
+    help="Time and weigh the parts, each behind a check.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
