@@ -114,7 +114,7 @@ def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: i
 
 
 def _whole(batch: Any) -> Any:
-    """The data set gives whole batches, where a loader expects a list of examples."""
+    """`TargetImages` gives whole batches; nothing is left to collate."""
     return batch
 
 
