@@ -13,6 +13,7 @@ from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
 from lfi_cli.report import report
+from lfi_cli.teachers import teachers
 from lfi_cli.train import train
 from lfi_cli.verify import verify
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 for name, function in (
     ("demo", demo),
     ("datasets", datasets),
+    ("teachers", teachers),
     ("make-scenes", make_scenes),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),

@@ -65,7 +65,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_are_the_embedded_teacher_and_cocas_with_a_clip_tokenizer() -> None:
     assert teacher_names()[0] == "scenes-coca"
     assert {"coca_ViT-B-32", "coca_ViT-L-14", "coca_small"} <= set(teacher_names())
-    assert "coca_roberta-ViT-B-32" not in teacher_names()
 
 
 def test_unknown_teacher_lists_choices_and_the_nearest() -> None:
