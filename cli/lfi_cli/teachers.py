@@ -30,7 +30,9 @@ def teachers(
     listed = [describe(each) for each in teacher_names(family)]
 
     def render(console: Console) -> None:
-        table = Table("name", "family", "pixels", "grid", "kinds of map", "weights", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for column in ("name", "family", "pixels", "grid", "kinds of map", "weights"):
+            table.add_column(column, no_wrap=column == "name")
         for each in listed:
             sizes = _by(each.image_size), _by(each.grid)
             table.add_row(each.name, each.family, *sizes, _first(each.kinds), str(len(each.tags)))

@@ -37,7 +37,8 @@ def _search(model: Any, start: int, end: int, seen: Tensor) -> list[int]:
         if ids.shape[1] + 1 < SHORTEST:
             following[:, end] = -torch.inf
         following[:, start] = -torch.inf
-        best = (scores[:, None] + following).flatten().topk(2 * BEAMS)  # half of them may end
+        total = (scores[:, None] + following).flatten()
+        best = total.topk(min(2 * BEAMS, int(total.isfinite().sum())))  # half of them may end
         beams, chosen = best.indices // following.shape[1], best.indices % following.shape[1]
         ended = chosen == end
         length = ids.shape[1] + 1

@@ -22,7 +22,7 @@ from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
 from lfi_pipeline.teachers.precision import resolve_precision
 from lfi_pipeline.teachers.teacher import Teacher
-from lfi_pipeline.teachers.weights import CONFIG, SAFE_WEIGHTS, WEIGHTS, Remote, reachable, weights_of
+from lfi_pipeline.teachers.weights import CONFIG, SAFE_WEIGHTS, WEIGHTS, Remote, require, untouched_network, weights_of
 
 __all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
 
@@ -135,19 +135,23 @@ def _from_open_clip(name: str, tag: str) -> tuple[nn.Module, Any]:
     if tag not in tags and tag != RANDOM and not local:
         raise UnknownNameError(f"tag of {name} (nor is it a file)", tag, (*tags, RANDOM))
     config = open_clip.get_model_config(name)
-    with reachable(_text_files(config), _into_cache(repositories(config))):
-        if tag == RANDOM:
+    text = _text_files(config)
+    require(text, _into_cache(repositories(config)))
+    if tag == RANDOM:
+        with untouched_network(text):
             return _random(name), open_clip.get_tokenizer(name)
-        if local:
-            _refuse_torchscript(name, Path(tag))
-        source = {} if local else open_clip.get_pretrained_cfg(name, tag)
-        try:
-            with reachable([] if local else [weights_of(source)], ""):
-                quick = {"force_quick_gelu": True} if source.get("quick_gelu") else {}
-                model: Any = open_clip.create_model(name, pretrained=tag, **quick)
-        except Exception as error:  # open_clip and the hub raise many kinds; all mean that the weights are not usable
-            raise TeacherError(_missing_weights(name, tag, error)) from error
-        return cast(nn.Module, model), open_clip.get_tokenizer(name)
+    if local:
+        _refuse_torchscript(name, Path(tag))
+    source = {} if local else open_clip.get_pretrained_cfg(name, tag)
+    needed = [] if local else [weights_of(source)]
+    quick = {"force_quick_gelu": True} if source.get("quick_gelu") else {}  # else open_clip only warns
+    try:
+        require(needed, "")
+        with untouched_network([*text, *needed]):
+            model: Any = open_clip.create_model(name, pretrained=tag, **quick)
+            return cast(nn.Module, model), open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip and the hub raise many kinds; all mean that the weights are not usable
+        raise TeacherError(_missing_weights(name, tag, error)) from error
 
 
 def _random(name: str) -> nn.Module:
@@ -178,15 +182,18 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
         name, tag = teacher, "hub"
         needed = [Remote(where, (CONFIG,)), Remote(where, (SAFE_WEIGHTS, WEIGHTS))]
     files = f"with {SAFE_WEIGHTS}, copy the folder here, and give --teacher local-dir:PATH."
+    require(needed, files)
     try:
-        with reachable(needed, files):
+        with untouched_network(needed):
             config = open_clip.get_model_config(teacher)
-            reason = why_not(config)
-            if reason:
-                raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
-            with reachable(_text_files(config) if needed else [], _into_cache(repositories(config))):
-                model: Any = open_clip.create_model(teacher, require_pretrained=True)
-                return name, tag, model, open_clip.get_tokenizer(teacher)
+        reason = why_not(config)
+        if reason:
+            raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
+        text = _text_files(config) if needed else []  # a local folder holds its tokenizer
+        require(text, _into_cache(repositories(config)))
+        with untouched_network([*needed, *text]):
+            model: Any = open_clip.create_model(teacher, require_pretrained=True)
+            return name, tag, model, open_clip.get_tokenizer(teacher)
     except LFIError:
         raise
     except Exception as error:  # as above

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +65,19 @@ def answers(url: str) -> bool:
         return False
 
 
-@contextmanager
-def reachable(needed: list[Remote], instead: str) -> Iterator[None]:
-    """Make sure that what is needed can be had; while nothing must be fetched, no network is touched.
+def require(needed: Sequence[Remote], instead: str) -> None:
+    """Make sure that what is needed is in the cache or can be fetched.
 
     Args:
-        needed: what will be loaded inside.
+        needed: what will be loaded.
         instead: what else the user can do, after "fetch FILE from ADDRESS".
 
     Raises:
         TeacherError: something is not in the cache, and the hub does not answer or is not to be asked.
     """
-    missing = [remote for remote in needed if not remote.cached]
-    for remote in missing:
+    for remote in needed:
+        if remote.cached:
+            continue
         offline = constants.HF_HUB_OFFLINE and not remote.url
         if offline or not answers(remote.url or constants.ENDPOINT):
             why = "HF_HUB_OFFLINE is set" if offline else f"{remote.url or constants.ENDPOINT} does not answer"
@@ -86,10 +86,13 @@ def reachable(needed: list[Remote], instead: str) -> Iterator[None]:
                 f"but it is not there and {why}. On a machine with a network fetch {remote.files[0]} from "
                 f"{remote.repo or remote.url}, {instead}"
             )
-    if missing:
-        yield
-        return
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # else its client asks whether they are new
+
+
+@contextmanager
+def untouched_network(needed: Sequence[Remote]) -> Iterator[None]:
+    """Keep the hub's client from asking whether there is anything newer, where all that is needed is in the cache."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or all(remote.cached for remote in needed)
     try:
         yield
     finally:
