@@ -38,8 +38,11 @@ def extract_teacher(
         str, typer.Option(help="Rows of attention maps: emitting (the step that emits the word) or reading.")
     ] = "emitting",
     layers: Annotated[
-        str, typer.Option(help="Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11.")
-    ] = "4",
+        str,
+        typer.Option(
+            help="Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11. Default: 4, or all."
+        ),
+    ] = "",
     text: Annotated[
         str,
         typer.Option(
@@ -62,6 +65,9 @@ def extract_teacher(
     layout: Annotated[
         str, typer.Option(help="zarr (images stay where they are) or webdataset (tars with images and targets).")
     ] = "zarr",
+    codec: Annotated[
+        str, typer.Option(help="How maps become bytes: uint8_sqrt, uint8_linear, or uint5_cbrt (half the bytes).")
+    ] = "uint8_sqrt",
     samples_per_shard: Annotated[int, typer.Option(help="Samples in one commit unit.")] = 1024,
     shards: Annotated[
         str, typer.Option(help="A:B makes shards A to B-1 only, for an array of jobs. Under torchrun ranks share.")
@@ -108,6 +114,7 @@ def extract_teacher(
         words=words,
         views=names(views),
         layout=layout,
+        codec=codec,
         samples_per_shard=samples_per_shard,
         batch_size=batch_size,
         workers=workers,
@@ -147,7 +154,9 @@ def extract_teacher(
     return finish(result, as_json, lambda console: facts(console, "Targets", rows))
 
 
-def _layers(text: str) -> int | tuple[int, ...]:
+def _layers(text: str) -> int | tuple[int, ...] | None:
+    if not text:
+        return None
     try:
         numbers = tuple(int(part) for part in names(text))
     except ValueError:

@@ -19,7 +19,8 @@ import google_crc32c
 
 from lfi_pipeline.errors import CorruptTargetsError, LFIError, OutputWriteError
 
-_SEAL_LINE = re.compile(rb'^ "crc32c": "[0-9a-f]{8}",\n', re.MULTILINE)  # one blank: a field of the whole object
+_SEAL = re.compile(rb'\n "crc32c": "([0-9a-f]{8})"')
+_UNSEALED = b'\n "crc32c": "00000000"'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,21 +118,22 @@ def read_whole(path: Path) -> bytes:
 
 def seal(body: dict[str, Any]) -> bytes:
     """Readable JSON of `body`, with sorted keys and a `crc32c` field that covers the rest."""
-    return _dump({**body, "crc32c": crc32c_hex(_dump(body))})
+    text = _dump({**body, "crc32c": "00000000"})
+    return text.replace(_UNSEALED, _UNSEALED.replace(b"00000000", crc32c_hex(text).encode()), 1)
 
 
 def unseal(data: bytes, path: Path) -> dict[str, Any]:
     """Check and parse what `seal` wrote; any changed byte is found.
 
-    The checksum covers the bytes without its own line, so that nothing need be written again to compare: a cache of
-    a million samples has a thousand commit records.
+    The checksum is that of the bytes with zeros in its own place, so that nothing need be written again to compare: a
+    cache of a million samples has a thousand commit records.
 
     Raises:
         CorruptTargetsError: the content is not what was sealed.
     """
     body: Any = None
-    lines = _SEAL_LINE.findall(data)
-    if len(lines) == 1 and lines[0][-11:-3] == crc32c_hex(data.replace(lines[0], b"", 1)).encode():
+    found = _SEAL.findall(data)
+    if len(found) == 1 and found[0] == crc32c_hex(_SEAL.sub(_UNSEALED, data)).encode():
         try:
             body = json.loads(data)
         except (ValueError, RecursionError):

@@ -78,7 +78,7 @@ class CocaTeacher:
         """The kind that points best."""
         return self.kinds[0]
 
-    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the decoder layers a map of `kind` is taken at, or the only place it has.
 
         Args:

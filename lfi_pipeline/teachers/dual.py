@@ -74,7 +74,7 @@ class DualTeacher:
         """Kinds of map this teacher can give."""
         return tuple(DUAL_KINDS)
 
-    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the blocks a map of `kind` is taken at, or the only place it has.
 
         Args:

@@ -11,14 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.targets import Summary
+from lfi_pipeline.targets import CODECS, Summary
+from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.teachers.committer import Committer
 from lfi_pipeline.teachers.job import Job, open_job
 from lfi_pipeline.teachers.shares import Share, share_of
 from lfi_pipeline.teachers.teacher import require_row
 from lfi_pipeline.teachers.texts import CAPTION_CHOICES, MODES, VIEWS
 
-LAYOUTS = ("zarr", "webdataset")
 POLL_SECONDS = 2.0
 """How long to wait before looking again at shards that other processes are making."""
 
@@ -35,13 +35,14 @@ class ExtractConfig:
         precision: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`, of what is not differentiated.
         kind: kind of map; empty takes the teacher's default.
         row: `emitting` or `reading`.
-        layers: how many teacher layers, or which (0-based), for kinds that have several.
+        layers: how many teacher layers, or which (0-based), for kinds that have several; None for 4, or all if fewer.
         text: what the teacher reads: `captions`, `prompts` (class names), `generate`, or `auto`.
         captions: which captions of an image (or prompts) are read: `first`, `longest` or `all`.
         prompts: templates with one `{}`, in place of the data set's own.
         words: M, the most words of a sample that get a map.
         views: geometric versions of the image that the teacher sees.
         layout: of the cache, `zarr` or `webdataset`.
+        codec: how maps become bytes, a name in `lfi_pipeline.targets.CODECS`.
         samples_per_shard: size of one commit unit.
         batch_size: images per forward pass; does not change the spec.
         workers: threads that read images; 0 chooses.
@@ -55,13 +56,14 @@ class ExtractConfig:
     precision: str = "auto"
     kind: str = ""
     row: str = "emitting"
-    layers: int | tuple[int, ...] = 4
+    layers: int | tuple[int, ...] | None = None
     text: str = "auto"
     captions: str = "first"
     prompts: tuple[str, ...] = ()
     words: int = 16
     views: tuple[str, ...] = VIEWS
     layout: str = "zarr"
+    codec: str = "uint8_sqrt"
     samples_per_shard: int = 1024
     batch_size: int = 64
     workers: int = 0
@@ -72,6 +74,7 @@ class ExtractConfig:
             ("text mode", self.text, MODES),
             ("caption choice", self.captions, CAPTION_CHOICES),
             ("layout", self.layout, LAYOUTS),
+            ("codec", self.codec, CODECS),
             *(("view", view, VIEWS) for view in self.views),
         ):
             if name not in choices:

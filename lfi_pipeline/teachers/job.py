@@ -89,6 +89,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
     teacher = load_teacher(
         config.teacher or manifest.teacher,
         device=resolve_device(config.device, share.local_rank),
+        precision=config.precision,
     )
     kind = config.kind or teacher.default_kind
     require_row(config.row, kind)
@@ -170,6 +171,6 @@ def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, 
         grid=teacher.grid,
         views=config.views,
         embedding_dim=teacher.embedding_dim,
-        codec=CodecSpec(),
+        codec=CodecSpec(name=config.codec),
         samples_per_shard=config.samples_per_shard,
     )
