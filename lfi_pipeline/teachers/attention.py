@@ -5,7 +5,9 @@ PyTorch's fused kernels give neither. The arithmetic of the probabilities is fp3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,44 @@ def project(layer: nn.MultiheadAttention, x_BTD: Tensor, part: int) -> Tensor:
     return split_heads(F.linear(x_BTD, *projection(layer, part)), layer.num_heads)
 
 
+class _Times(torch.autograd.Function):
+    """`x @ fixed` where `fixed` is a constant.
+
+    Many words' gradients [m, B, H, T, S] meet one `fixed` [B, H, S, C] in the backward pass: they are folded into its
+    rows, where PyTorch would copy `fixed` for each word.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, fixed: Tensor) -> Tensor:
+        return x @ fixed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (fixed,) = ctx.saved_tensors
+        return _Times.apply(gradient, fixed.transpose(-2, -1)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], x: Tensor, fixed: Tensor) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None
+        assert in_dims[1] is None
+        x = x.movedim(in_dims[0], -3)  # [B, H, m, T, S]
+        return (x.flatten(-3, -2) @ fixed).view(*x.shape[:-1], fixed.shape[-1]), x.ndim - 3
+
+
+def attend_fixed(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    """As `attend`, where keys and values are constants."""
+    query = query.float() * query.shape[-1] ** -0.5
+    scores = _Times.apply(query, key.transpose(-2, -1))
+    if torch.is_grad_enabled():
+        scores.requires_grad_()
+    probabilities = torch.softmax(scores, dim=-1)
+    return Attended(query, scores, probabilities, _Times.apply(probabilities, value))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Attended:
     """Attention of projected heads; `mask` [T, S] is added to the scores."""
     query = query.float() * query.shape[-1] ** -0.5
@@ -61,3 +101,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 def merge(layer: nn.MultiheadAttention, mixed: Tensor) -> Tensor:
     """Join heads [B, H, T, C/H] and project out [B, T, C]."""
     return F.linear(mixed.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
+
+
+def batched_gradients(output: Tensor, inputs: Sequence[Tensor], cotangents: Tensor) -> tuple[Tensor, ...]:
+    """Gradients [m, ...] in `inputs` for m cotangents [m, ...] of `output` in one pass; the graph is kept.
+
+    Not `is_grads_batched`: that goes word by word through norms, GELU and softmax, and copies what it stacks.
+    """
+    found: tuple[Tensor, ...] = torch.vmap(lambda each: torch.autograd.grad(output, inputs, each, retain_graph=True))(
+        cotangents
+    )
+    return found

@@ -26,7 +26,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_pipeline.teachers.attention import KEY, QUERY, VALUE, Attended, attend, merge, project, projection, split_heads
+from lfi_pipeline.teachers.attention import (
+    KEY,
+    QUERY,
+    VALUE,
+    Attended,
+    attend,
+    attend_fixed,
+    batched_gradients,
+    merge,
+    project,
+    projection,
+    split_heads,
+)
 from lfi_pipeline.teachers.words import Word
 
 # Numbers that a group of words may keep: gradients at the decoder's view of the image (words * B * Q * D), of which
@@ -159,7 +171,7 @@ class CaptionReader:
             query, *keyed = (project(block.attn, normed, part) for part in (QUERY, KEY, VALUE))
             x = x + block.ls_1(merge(block.attn, attend(query, keyed[0], keyed[1], mask).mixed))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
-            looks.append(attend(project(cross.attn, cross.ln_1(x), QUERY), key, value))
+            looks.append(attend_fixed(project(cross.attn, cross.ln_1(x), QUERY), key, value))
             x = x + cross.ls_1(merge(cross.attn, looks[-1].mixed))
             x = x + cross.ls_2(cross.mlp(cross.ln_2(x)))
         return Rows(self.decoder.ln_final(x), looks)
@@ -195,7 +207,7 @@ class CaptionReader:
     def at_looks(self, rows: Rows, cotangent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients at the scores [m, B, H, T, Q] and at the mixed values [m, B, H, T, D/H] of every layer."""
         places = [look.scores for look in rows.looks] + [look.mixed for look in rows.looks]
-        found = torch.autograd.grad(rows.hidden, places, cotangent, is_grads_batched=True)
+        found = batched_gradients(rows.hidden, places, cotangent)
         return list(found[: len(rows.looks)]), list(found[len(rows.looks) :])
 
     def at_tokens(self, rows: Rows, cotangent: Tensor) -> Tensor:

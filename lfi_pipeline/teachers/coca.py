@@ -166,7 +166,7 @@ class CocaTeacher:
         visual, ids = self.model.visual, self._pad(texts)
         request = Request(ids=ids, words=words, row=row, layers=[layer.name for layer in layers])
         reader = CaptionReader(self.model.text_decoder, request, self._text(ids, request.length))
-        probes = {POOLER: self.pooler.attn} if self.pooler is not None and KINDS[kind].attention else {}
+        probes = {POOLER: self.pooler.attn} if self.pooler is not None else {}
 
         def read(x: Tensor) -> Reading:
             with outputs_of([] if self.pooler is None else [self.pooler.ln_k]) as entering:

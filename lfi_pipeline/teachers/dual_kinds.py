@@ -96,7 +96,7 @@ def _gradients(
     group = max(1, GROUP_NUMBERS // wide)
     for first in range(0, len(asked.words), group):
         words = asked.words[first : first + group]
-        yield torch.autograd.grad(
+        yield torch.autograd.grad(  # through fused attention too, of which `torch.vmap` has none
             embedding, places, asked.temperature * words, retain_graph=True, is_grads_batched=True
         )
 

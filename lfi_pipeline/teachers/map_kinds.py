@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lfi_pipeline.teachers.attention import batched_gradients
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
 
 POOLER, TRUNK = "visual.attn_pool", "visual.trunk"
@@ -40,7 +41,7 @@ class Reading:
         reader: reads the captions.
         seen: what the decoder sees, on the path from what entered.
         entering: the tokens after the LayerNorm by which they enter the pooler [B, 1+N, D]; None without a pooler.
-        pooler: its attention [B, H, queries, 1+N]; None where it is not probed.
+        pooler: its attention [B, H, queries, 1+N]; None without a pooler.
     """
 
     reader: CaptionReader
@@ -59,7 +60,7 @@ class Reading:
             at_tokens = self.reader.at_tokens(rows, cotangent)
             yield (
                 slots,
-                torch.autograd.grad(self.seen.tokens, inputs, at_tokens, retain_graph=True, is_grads_batched=True),
+                batched_gradients(self.seen.tokens, inputs, at_tokens),
             )
 
     def to_patches(self, rows: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def _gradcam(read: Read, tokens: Tensor) -> Tensor:
     found = reading.empty(len(reading.request.layers), *reading.seen.tokens.shape[:2])  # [M, L, B, Q]
     for slots, rows, cotangent in reading.reader.readings(reading.seen):
         attention = [look.probabilities for look in reading.reader.chosen(rows)]  # each [B, H, T, Q]
-        gradients = torch.autograd.grad(rows.hidden, attention, cotangent, is_grads_batched=True)
+        gradients = batched_gradients(rows.hidden, attention, cotangent)
         weights = reading.request.weights[slots, :, : rows.hidden.shape[1]]
         weighted = [(a * g.relu()).mean(2) for a, g in zip(attention, gradients, strict=True)]
         found[slots] = torch.stack([torch.einsum("mbt,mbtq->mbq", weights, each) for each in weighted], dim=1)
@@ -163,25 +164,23 @@ class Kind:
         make: from a reader and the trunk's tokens to unnormalised mass on CLS and patches [B, L, M, 1+N] (on patches
             alone, [B, L, M, N], where the model shows its decoder the patches).
         place: the one place in the model where it is taken; "" for kinds with a map per decoder layer.
-        attention: it is made of attention probabilities, so those must be probed.
         pooler: it cannot do without an attentional pooler.
         gradient: it differentiates.
     """
 
     make: Callable[[Read, Tensor], Tensor]
     place: str = ""
-    attention: bool = False
     pooler: bool = False
     gradient: bool = True
 
 
 KINDS: dict[str, Kind] = {
-    "attention": Kind(make=_attention, attention=True, gradient=False),
-    "gradcam": Kind(make=_gradcam, attention=True),
-    "gradcam_pooler": Kind(make=_gradcam_pooler, place=POOLER, attention=True, pooler=True),
+    "attention": Kind(make=_attention, gradient=False),
+    "gradcam": Kind(make=_gradcam),
+    "gradcam_pooler": Kind(make=_gradcam_pooler, place=POOLER, pooler=True),
     "relevance": Kind(make=_relevance, place=TRUNK),
     "integrated": Kind(make=_integrated, place=TRUNK),
-    "agreement": Kind(make=_agreement, place=TRUNK, attention=True, pooler=True),
+    "agreement": Kind(make=_agreement, place=TRUNK, pooler=True),
 }
 
 

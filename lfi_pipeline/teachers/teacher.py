@@ -130,9 +130,11 @@ def require_images(texts: int, images: int, image_of: Sequence[int] | None) -> l
     Raises:
         ConfigError: no text, not one image per text, or an index of no image.
     """
-    chosen = list(range(images)) if image_of is None else list(image_of)
-    if not texts or len(chosen) != texts or not all(0 <= i < images for i in chosen):
-        raise ConfigError(f"image_of must name one of {images} image(s) for each of {texts} text(s), got {chosen}.")
+    chosen = list(range(texts)) if image_of is None else list(image_of)
+    whole = image_of is not None or texts == images
+    if not texts or not whole or len(chosen) != texts or not all(0 <= i < images for i in chosen):
+        got = ", ".join(map(str, chosen))
+        raise ConfigError(f"image_of must name one of {images} image(s) for each of {texts} text(s), got {got}.")
     return chosen
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -197,3 +198,82 @@ def test_rows_that_a_kind_lacks_are_refused(random_coca: Build) -> None:
             )
     with pytest.raises(UnknownNameError, match=r"row 'writing'.*emitting, reading"):
         require_row("writing", "attention")
+
+
+def test_layers_may_be_given_by_index(random_coca: Build) -> None:
+    teacher = random_coca("pooler")
+    assert [layer.name[-1] for layer in teacher.layers("attention", [0, 2])] == ["0", "2"]
+    every = teacher.layers("gradcam", 3)
+    assert teacher.layers("gradcam", (0, 1, 2)) == every
+    text = teacher.encode_text(LONG)
+    maps = [
+        teacher.interaction_maps(_images(1), [text], [text.words], kind="gradcam", layers=layers).maps
+        for layers in (every, teacher.layers("gradcam", [1]))
+    ]
+    torch.testing.assert_close(maps[1][:, 0], maps[0][:, 1])
+    for wrong in ([3], [1, 0], [-1], []):
+        with pytest.raises(ConfigError, match=r"layer indices must be ascending and in 0\.\.2 for random pooler"):
+            teacher.layers("attention", wrong)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_of_one_image_share_its_pass_through_the_trunk(random_coca: Build, form: str, kind: str) -> None:
+    teacher = random_coca(form)
+    if kind not in teacher.kinds:
+        return
+    images, captions, image_of = _images(2), [SHORT, LONG, "a dog"], [1, 0, 1]
+    texts = [teacher.encode_text(caption) for caption in captions]
+    seen: list[int] = []
+    handle = teacher.model.visual.conv1.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
+    layers = teacher.layers(kind, 2)
+    shared = teacher.interaction_maps(
+        images, texts, [text.words for text in texts], kind=kind, layers=layers, image_of=image_of
+    )
+    handle.remove()
+    assert seen == [2]
+    expected = _maps(teacher, images[image_of], captions, kind)
+    torch.testing.assert_close(shared.maps, expected.maps, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(shared.kept, expected.kept, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(shared.image_embedding[image_of], expected.image_embedding)
+    with pytest.raises(ConfigError, match=r"image_of must name one of 2 image\(s\) for each of 3 text\(s\), got 0, 1"):
+        _maps(teacher, images, captions, kind)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_in_one_product_get_what_each_gets_alone(
+    random_coca: Build, form: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, one slot at a time, and captions one by one: the slow way."""
+    teacher = random_coca(form)
+    if kind not in teacher.kinds:
+        return
+    images, captions = _images(3), [LONG, SHORT, "a pineapple above a dog"]
+    texts = [teacher.encode_text(caption) for caption in captions]
+    words: list[list[Word | None]] = [list(reversed(text.words)) for text in texts]  # slots need not follow the text
+    together = _maps(teacher, images, captions, kind, words)
+    monkeypatch.setattr("lfi_pipeline.teachers.caption_reader.GROUP_NUMBERS", 1)
+    monkeypatch.setattr("lfi_pipeline.teachers.coca.SEEN_NUMBERS", 1)
+    apart = _maps(teacher, images, captions, kind, words)
+    torch.testing.assert_close(apart.maps, together.maps, atol=1e-5, rtol=1e-4)
+    for b, row in enumerate(words):
+        for m, word in enumerate(row):
+            alone = _maps(teacher, images[b : b + 1], captions[b : b + 1], kind, [[word]])
+            torch.testing.assert_close(alone.maps[0, :, 0], together.maps[b, :, m], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_reduced_precision_maps_stay_near_and_their_arithmetic_is_fp32(random_coca: Build, kind: str) -> None:
+    built = random_coca("pooler")
+    identity = dataclasses.replace(built.identity, precision="bf16")
+    teacher = CocaTeacher(copy.deepcopy(built.model), built.tokenizer, identity)
+    assert teacher.precision == "bf16"
+    exact, found = (_maps(each, _images(2), [LONG] * 2, kind) for each in (built, teacher))
+    assert found.maps.dtype == torch.float32
+    sums = found.maps.sum((-1, -2))
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
+    away = (found.maps - exact.maps).abs().sum((-1, -2))  # of a total mass of 1; weights here are sharper than any real
+    assert 0 < away.mean() < 0.15
+    torch.testing.assert_close(found.image_embedding, exact.image_embedding, atol=0.05, rtol=0)
+    torch.testing.assert_close(teacher.embed_words(["dog"]), built.embed_words(["dog"]), atol=0.05, rtol=0)

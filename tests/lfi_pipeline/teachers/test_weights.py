@@ -41,7 +41,6 @@ def test_every_tag_of_every_teacher_names_a_file() -> None:
 def test_what_is_cached_is_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unanswered: list[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "try_to_load_from_cache", _with_cache(tmp_path))
     _cache(tmp_path, "org/repo", "open_clip_pytorch_model.bin")
     remote = Remote("org/repo", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
