@@ -73,7 +73,7 @@ def _extracted(root: Path, teacher: CocaTeacher, split: str, out: Path) -> Path:
         dataset="scenes", data_root=root, split=split, words=6, samples_per_shard=8, batch_size=8, device="cpu"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_teacher", lambda name, *, device: teacher)
+        patch.setattr(job, "load_teacher", lambda name, **_: teacher)
         extraction.extract(config, out)
     return out
 

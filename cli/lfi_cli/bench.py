@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lfi_pipeline.benchmarks import Outcome
 
 app = typer.Typer(
-    help="Measure this installation: each benchmark checks that its results are right, then times them.",
+    help="Time and weigh the parts, each behind a check.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -151,7 +151,7 @@ def maps(
 @command
 def extract(
     teacher: Annotated[str, typer.Option(help="NAME[:TAG]; NAME:random needs no weights.")] = "coca_ViT-B-32:random",
-    kind: Annotated[str, typer.Option(help="Kind of map.")] = "agreement",
+    kind: Annotated[str, typer.Option(help="Kind of map; a cheap one is the harder test.")] = "relevance",
     images: Annotated[int, typer.Option(help="Images that count, a multiple of the batch size.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 16,
     rounds: Annotated[int, typer.Option(help="Rounds, in which both take turns.")] = 3,
@@ -162,7 +162,7 @@ def extract(
 ) -> Result:
     """A whole extraction, files to cache, over the same maps on tensors in memory; and where the time goes.
 
-    Example: lfi bench extract --kind relevance --images 256
+    Example: lfi bench extract --kind agreement --images 256
     """
     from lfi_pipeline.benchmarks.extraction import ExtractionConfig, bench_extraction
 

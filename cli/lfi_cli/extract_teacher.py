@@ -62,6 +62,9 @@ def extract_teacher(
     layout: Annotated[
         str, typer.Option(help="zarr (images stay where they are) or webdataset (tars with images and targets).")
     ] = "zarr",
+    codec: Annotated[
+        str, typer.Option(help="How maps become bytes: uint8_sqrt, uint8_linear, or uint5_cbrt (half the bytes).")
+    ] = "uint8_sqrt",
     samples_per_shard: Annotated[int, typer.Option(help="Samples in one commit unit.")] = 1024,
     shards: Annotated[
         str, typer.Option(help="A:B makes shards A to B-1 only, for an array of jobs. Under torchrun ranks share.")
@@ -108,6 +111,7 @@ def extract_teacher(
         words=words,
         views=names(views),
         layout=layout,
+        codec=codec,
         samples_per_shard=samples_per_shard,
         batch_size=batch_size,
         workers=workers,

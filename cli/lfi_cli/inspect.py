@@ -4,78 +4,152 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from lfi_cli.output import JsonFlag, Result, command, facts, finish, percent
+from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, names, percent
+
+if TYPE_CHECKING:
+    from lfi_pipeline.targets import TargetStore
 
 
 @command
 def inspect(
     targets: Annotated[Path, typer.Argument(help="A cache made by lfi extract-teacher.")],
+    sample: Annotated[
+        list[str] | None, typer.Option(help="Draw this sample's maps over its image as a PNG; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG, all samples below each other. Default: KEY.png for each.")
+    ] = None,
     pointing: Annotated[
         bool, typer.Option("--pointing", help="Score the maps against the data set's instance masks.")
     ] = False,
+    kinds: Annotated[
+        str,
+        typer.Option(help="With --pointing: run the teacher and score these kinds of map (or all) beside the cached."),
+    ] = "",
+    images: Annotated[int, typer.Option(help="With --kinds: images to score.")] = 200,
+    teacher: Annotated[
+        str, typer.Option(help="With --kinds: NAME:PATH of the cache's own weights, where its name does not find them.")
+    ] = "",
+    device: DeviceOption = "auto",
     data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
     as_json: JsonFlag = False,
 ) -> Result:
-    """Show what a cache holds: teacher, kind of map, counts, bytes, quarantined images.
+    """Show what a cache holds: teacher, kind of map, counts, bytes, quarantined images; or draw samples.
 
-    Example: lfi inspect shards/ --pointing
+    Example: lfi inspect shards/ --pointing --kinds all
+    Example: lfi inspect shards/ --sample 000000000009 --out maps.png
     """
+    from lfi_pipeline.errors import ConfigError
     from lfi_pipeline.targets import TargetStore
 
+    if kinds and not pointing:
+        raise ConfigError("--kinds scores kinds of map and needs --pointing; give both.")
+    if out is not None and not sample:
+        raise ConfigError("--out names the picture of a sample and needs --sample KEY; give both.")
     store = TargetStore.open(targets, data_root=data_root)
-    spec, summary = store.spec, store.summary()
-    quarantined = {store.index.keys[i]: reason for i, reason in enumerate(store.index.reasons) if reason is not None}
-    result: Result = {
-        "spec": spec.to_plain(),
-        "fingerprint": spec.fingerprint,
-        "summary": asdict(summary),
-        "vocabulary": len(store.vocabulary.words),
-        "quarantined": quarantined,
-    }
+    result = _contents(store)
+    if sample:
+        result["pictures"] = _draw(store, sample, out)
     if pointing:
-        from lfi_pipeline.data import read_dataset
-        from lfi_pipeline.evaluation import grounded_words, teacher_grounding
+        result["pointing"] = _pointing(store, names(kinds), images, teacher, device)
+    return finish(result, as_json, lambda console: _render(console, store, targets, result))
 
-        dataset = read_dataset(spec.dataset.name, store.source_root, spec.dataset.split)
-        scores = teacher_grounding(store, grounded_words(store, dataset))
-        result["pointing"] = [
-            {"layer": layer.name} | asdict(score) for layer, score in zip(spec.layers, scores, strict=True)
+
+def _contents(store: TargetStore) -> Result:
+    from lfi_pipeline.targets.inspection import bytes_by_part, quarantine_groups, word_facts
+
+    index = store.index
+    return {
+        "spec": store.spec.to_plain(),
+        "fingerprint": store.spec.fingerprint,
+        "summary": asdict(store.summary()),
+        "vocabulary": len(store.vocabulary.words),
+        "bytes": bytes_by_part(store),
+        "words": asdict(word_facts(store)),
+        "quarantined": {index.keys[i]: index.reasons[i] for i in index.quarantined.nonzero()[0].tolist()},
+        "quarantine": [asdict(group) for group in quarantine_groups(store)],
+    }
+
+
+def _draw(store: TargetStore, keys: list[str], out: Path | None) -> list[str]:
+    from lfi_pipeline.errors import LFIError, OutputExistsError
+    from lfi_pipeline.report.overlay import stacked
+    from lfi_pipeline.report.sample_sheet import safe_file_name, sample_sheet
+
+    files = [Path(f"{safe_file_name(key)}.png") for key in keys] if out is None else [out]
+    for file in files if out is None else []:
+        if file.exists():
+            raise OutputExistsError(f"{file} is there already; move it away, or name the picture with --out.")
+    sheets = [sample_sheet(store, key) for key in keys]
+    pictures = sheets if out is None else [stacked(sheets)]
+    for file, picture in zip(files, pictures, strict=True):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file, format="PNG")
+        except OSError as error:
+            raise LFIError(f"Cannot write {file}: {error.strerror or error}. Name another file with --out.") from error
+    return [str(file) for file in files]
+
+
+def _pointing(
+    store: TargetStore, kinds: tuple[str, ...], images: int, teacher: str, device: str
+) -> list[dict[str, object]]:
+    from lfi_pipeline.data import read_dataset
+
+    spec = store.spec
+    dataset = read_dataset(spec.dataset.name, store.source_root, spec.dataset.split)
+    if kinds:
+        from lfi_pipeline.teachers.pointing import PointingConfig, pointing_by_kind
+
+        config = PointingConfig(kinds=kinds, images=images, teacher=teacher, device=device)
+        return [
+            {"source": row.source, "kind": row.kind, "row": row.row, "layer": row.layer} | asdict(row.grounding)
+            for row in pointing_by_kind(store, dataset, config)
         ]
+    from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 
-    def render(console: Console) -> None:
-        facts(
-            console,
-            str(targets),
-            [
-                ("data set", f"{spec.dataset.name}, {spec.dataset.split}"),
-                ("teacher", f"{spec.teacher.name}:{spec.teacher.tag}"),
-                (
-                    "maps",
-                    f"{spec.kind}, {spec.row} rows, {len(spec.layers)} layer(s), grid {spec.grid}, views {spec.views}",
-                ),
-                ("samples", f"{summary.samples}, {summary.quarantined} quarantined"),
-                (
-                    "words",
-                    f"{len(store.vocabulary.words)} in the vocabulary, at most {spec.words_per_sample} an image",
-                ),
-                ("bytes an image", f"{summary.bytes_per_sample:,.0f}"),
-                ("codec, mean KL", f"{summary.codec_kl:.2e} nats"),
-                ("fingerprint", spec.fingerprint),
-                *((f"quarantined {key}", reason) for key, reason in quarantined.items()),
-                *(
-                    (
-                        f"pointing, {row['layer']}",
-                        f"peak in mask {percent(row['pointing'])}, mass in mask {percent(row['mass_in_mask'])} "
-                        f"(chance {percent(row['area'])}; {row['count']} words of images with two or more classes)",
-                    )
-                    for row in result.get("pointing", [])
-                ),
-            ],
-        )
+    scores = teacher_grounding(store, grounded_words(store, dataset))
+    return [
+        {"source": "cache", "kind": spec.kind, "row": spec.row, "layer": layer.name} | asdict(score)
+        for layer, score in zip(spec.layers, scores, strict=True)
+    ]
 
-    return finish(result, as_json, render)
+
+def _render(console: Console, store: TargetStore, targets: Path, result: Result) -> None:
+    spec, summary, words = store.spec, store.summary(), result["words"]
+    maps = f"{spec.kind}, {spec.row} rows, {len(spec.layers)} layer(s), grid {spec.grid}, views {spec.views}"
+    vocabulary = f"{result['vocabulary']} in the vocabulary, at most {spec.words_per_sample} an image"
+    many = f", in {words['looked_at']:,} samples" if words["looked_at"] < summary.samples else ""
+    samples = max(1, summary.samples)
+    rows: list[tuple[str, object]] = [
+        ("data set", f"{spec.dataset.name}, {spec.dataset.split}"),
+        ("teacher", f"{spec.teacher.name}:{spec.teacher.tag}"),
+        ("maps", maps),
+        ("samples", f"{summary.samples}, {summary.quarantined} quarantined"),
+        ("words", f"{vocabulary}; {words['words']:.1f} on average, none in {percent(words['without_words'])}{many}"),
+        ("attention mass kept", percent(words["kept"])),
+        ("bytes an image", f"{summary.bytes_per_sample:,.0f}"),
+    ]
+    rows += [(f"  {part}", f"{size / samples:,.0f} ({size:,} in all)") for part, size in result["bytes"].items()]
+    rows += [("codec, mean KL", f"{summary.codec_kl:.2e} nats"), ("fingerprint", spec.fingerprint)]
+    for group in result["quarantine"]:
+        more = ", ..." if group["count"] > len(group["keys"]) else ""
+        rows.append((f"quarantined, {group['count']}", f"{group['reason']}: {', '.join(group['keys'])}{more}"))
+    rows += [("picture", picture) for picture in result.get("pictures", [])]
+    facts(console, str(targets), rows)
+    if scores := result.get("pointing"):
+        count, area = scores[0]["count"], percent(scores[0]["area"])
+        table = [
+            (
+                f"{score['source']}: {score['kind']}, {score['row']}, {score['layer']}",
+                f"peak in mask {percent(score['pointing']):>7}, mass in mask {percent(score['mass_in_mask']):>7}",
+            )
+            for score in scores
+        ]
+        title = f"pointing: {count} words of images with two or more classes; masks cover {area} (chance)"
+        facts(console, title, table)

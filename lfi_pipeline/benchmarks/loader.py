@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -112,7 +113,8 @@ def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: i
     )
 
 
-def _whole(batch: Batch) -> Batch:
+def _whole(batch: Any) -> Any:
+    """`TargetImages` gives whole batches; nothing is left to collate."""
     return batch
 
 

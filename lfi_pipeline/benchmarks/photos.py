@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 SIZE = (375, 500)
 QUALITY = 90
-# Six content words each, as COCO's captions have on average.
+# Six content words each, as COCO's captions have on average, and equally many tokens of CLIP's, so that it does not
+# matter which captions share a batch.
 CAPTIONS = (
-    "a brown dog near a wooden table with green plants on the floor",
-    "two small birds on a white fence under dark clouds in winter",
-    "a young man with a red bicycle beside an old stone bridge",
-    "several people on a sunny beach with yellow umbrellas and chairs",
+    "a brown dog on a wooden table with some green plants",
+    "a white bird on a stone wall with some dark clouds",
+    "a red horse on a metal bridge with some yellow chairs",
+    "a black cat on a glass window with some small boats",
 )
 
 

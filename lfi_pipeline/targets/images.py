@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import google_crc32c
+from PIL import Image
 
-from lfi_pipeline.data.images import read_bytes
+from lfi_pipeline.data.images import decode_image, read_bytes
 from lfi_pipeline.data.paths import split_tar_path, why_unsafe
 from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
+
+if TYPE_CHECKING:
+    from lfi_pipeline.targets.reader import TargetStore
+
+
+def sample_image(store: TargetStore, position: int) -> Image.Image:
+    """Return the image of a sample as RGB; raises as `checked_image`, and ImageReadError where it is none."""
+    path, recorded = store.index.paths[position], int(store.index.image_crc32c[position])
+    return decode_image(checked_image(store.data_root, path, recorded, store.index.keys[position]), path)
 
 
 def image_present(root: Path, path: str) -> bool:

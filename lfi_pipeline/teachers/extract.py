@@ -11,14 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.targets import Summary
+from lfi_pipeline.targets import CODECS, Summary
+from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.teachers.committer import Committer
 from lfi_pipeline.teachers.job import Job, open_job
 from lfi_pipeline.teachers.shares import Share, share_of
 from lfi_pipeline.teachers.teacher import require_row
 from lfi_pipeline.teachers.texts import CAPTION_CHOICES, MODES, VIEWS
 
-LAYOUTS = ("zarr", "webdataset")
 POLL_SECONDS = 2.0
 """How long to wait before looking again at shards that other processes are making."""
 
@@ -42,6 +42,7 @@ class ExtractConfig:
         words: M, the most words of a sample that get a map.
         views: geometric versions of the image that the teacher sees.
         layout: of the cache, `zarr` or `webdataset`.
+        codec: how maps become bytes, a name in `lfi_pipeline.targets.CODECS`.
         samples_per_shard: size of one commit unit.
         batch_size: images per forward pass; does not change the spec.
         workers: threads that read images; 0 chooses.
@@ -62,6 +63,7 @@ class ExtractConfig:
     words: int = 16
     views: tuple[str, ...] = VIEWS
     layout: str = "zarr"
+    codec: str = "uint8_sqrt"
     samples_per_shard: int = 1024
     batch_size: int = 64
     workers: int = 0
@@ -72,6 +74,7 @@ class ExtractConfig:
             ("text mode", self.text, MODES),
             ("caption choice", self.captions, CAPTION_CHOICES),
             ("layout", self.layout, LAYOUTS),
+            ("codec", self.codec, CODECS),
             *(("view", view, VIEWS) for view in self.views),
         ):
             if name not in choices:

@@ -170,6 +170,6 @@ def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, 
         grid=teacher.grid,
         views=config.views,
         embedding_dim=teacher.embedding_dim,
-        codec=CodecSpec(),
+        codec=CodecSpec(name=config.codec),
         samples_per_shard=config.samples_per_shard,
     )

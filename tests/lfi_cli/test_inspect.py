@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.teachers import CocaTeacher
 
 Fails = Callable[..., str]
 
@@ -72,3 +74,68 @@ def test_a_cache_that_is_not_finished_says_how_to_finish_it(
     message = fails("IncompleteTargetsError", "inspect", tmp_path / "shards")
     assert "1 of 2 shards" in message
     assert "again" in message
+
+
+def test_bytes_words_and_quarantine(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:
+    result = lfi("inspect", tiny_val_targets, "--json").json
+    summary = result["summary"]
+    assert sum(result["bytes"].values()) == pytest.approx(summary["bytes_per_sample"] * summary["samples"])
+    assert result["words"]["looked_at"] == 16
+    assert result["quarantine"] == []
+    assert "full/maps" in lfi("inspect", tiny_val_targets).out
+
+
+def test_quarantined_images_are_grouped(
+    lfi: Callable[..., Any], stand_in: None, scenes_root: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(scenes_root, tmp_path / "scenes"))
+    images = sorted((root / "val").iterdir())
+    for image in images[:7]:
+        image.write_bytes(image.read_bytes()[:300])
+    out = tmp_path / "shards"
+    options = ("--split", "val", "--kind", "attention", "--layers", 1, "--views", "full", "--device", "cpu")
+    assert lfi("extract-teacher", "--dataset", "scenes", "--data-root", root, "--out", out, *options).code == 0
+    result = lfi("inspect", out, "--json").json
+    assert len(result["quarantined"]) == sum(group["count"] for group in result["quarantine"]) == 7
+    assert len(result["quarantine"]) <= 2  # pixels end at other bytes, the reason is one
+    shown = lfi("inspect", out).out
+    assert images[0].stem in shown
+    assert str(root) not in shown.replace(str(out), "")
+
+
+def test_pictures_of_samples(
+    lfi: Callable[..., Any], fails: Fails, tiny_val_targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = TargetStore.open(tiny_val_targets).index.keys[:2]
+    words = ("inspect", tiny_val_targets, "--sample", first, "--sample", second)
+    assert lfi(*words, "--json").json["pictures"] == [f"{first}.png", f"{second}.png"]
+    with Image.open(f"{first}.png") as picture, Image.open(f"{second}.png") as other:
+        assert picture.format == "PNG"
+        heights = picture.height + other.height
+    assert f"{first}.png is there already" in fails("OutputExistsError", *words)
+    assert lfi(*words, "--out", tmp_path / "new" / "both.png").code == 0
+    with Image.open(tmp_path / "new" / "both.png") as picture:
+        assert picture.height == heights
+    assert "Nearest keys" in fails("ConfigError", "inspect", tiny_val_targets, "--sample", "nothing")
+    assert "--sample KEY" in fails("ConfigError", "inspect", tiny_val_targets, "--out", "x.png")
+
+
+def test_live_kinds_stand_beside_the_cached_maps(
+    lfi: Callable[..., Any],
+    fails: Fails,
+    tiny_teacher: CocaTeacher,
+    tiny_val_targets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lfi_pipeline.teachers.pointing.load_teacher", lambda name, **_: tiny_teacher)
+    words = ("inspect", tiny_val_targets, "--pointing", "--kinds", "relevance,gradcam", "--images", 3)
+    rows = lfi(*words, "--json").json["pointing"]
+    assert [(row["source"], row["kind"]) for row in rows] == [
+        ("cache", "agreement"),
+        ("live", "relevance"),
+        *[("live", "gradcam")] * 2,
+    ]
+    assert len({row["count"] for row in rows}) == 1
+    assert "live: relevance, emitting, visual.trunk" in lfi(*words).out
+    assert "needs --pointing" in fails("ConfigError", "inspect", tiny_val_targets, "--kinds", "all")

@@ -32,7 +32,7 @@ Run = Callable[..., Summary]
 def run(tiny_teacher: CocaTeacher, scenes_root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Extract into `out` with the tiny teacher; changes go to the config of the shared caches."""
     asked: list[str] = []
-    monkeypatch.setattr(job, "load_teacher", lambda name, *, device: asked.append(name) or tiny_teacher)
+    monkeypatch.setattr(job, "load_teacher", lambda name, **_: asked.append(name) or tiny_teacher)
 
     def extracted(out: Path, **changes: Any) -> Summary:
         options: dict[str, Any] = {

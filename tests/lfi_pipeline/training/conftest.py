@@ -45,6 +45,6 @@ def full_only_targets(scenes_root: Path, tiny_teacher: CocaTeacher, tmp_path_fac
     out = tmp_path_factory.mktemp("full-only") / "train"
     config = extraction.ExtractConfig(dataset="scenes", data_root=scenes_root, words=6, views=("full",), device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "load_teacher", lambda name, *, device: tiny_teacher)
+        patch.setattr(job, "load_teacher", lambda name, **_: tiny_teacher)
         extraction.extract(config, out)
     return out

@@ -1,0 +1,64 @@
+"""lfi bench NAME"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfi_cli.bench import app
+
+NAMES = sorted(command.name or "" for command in app.registered_commands)
+Fails = Callable[..., str]
+
+
+def test_every_benchmark_is_there() -> None:
+    assert NAMES == ["codec", "extract", "index", "loader", "maps", "reads"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_explains_and_shows_an_example(lfi: Callable[..., Any], name: str) -> None:
+    shown = lfi("bench", name, "--help").out
+    assert f"Example: lfi bench {name}" in shown
+    for option in ("--csv", "--json", "--quick"):
+        assert option in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reads",),
+        ("loader", "--workers", "0"),
+        ("index",),
+        ("maps", "--teacher", "scenes-coca", "--kinds", "all"),
+        ("extract", "--teacher", "scenes-coca", "--kind", "relevance"),
+    ],
+)
+@pytest.mark.usefixtures("stand_in")
+def test_a_quick_run_gives_json_and_csv(lfi: Callable[..., Any], tmp_path: Path, words: tuple[str, ...]) -> None:
+    path = tmp_path / "bench.csv"
+    result = lfi("bench", *words, "--quick", "--csv", path, "--json").json
+    assert result["benchmark"] == words[0]
+    assert result["checked"]
+    assert set(result["environment"]) == {"commit", "dirty", "device", "threads", "torch"}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["metric"]) for row in rows] == [
+        (each["case"], each["metric"]) for each in result["measurements"]
+    ]
+
+
+def test_codec_shows_a_table_that_is_not_cut(lfi: Callable[..., Any], fails: Fails) -> None:
+    shown = lfi("bench", "codec", "--quick")
+    assert shown.code == 0
+    assert "resize: top 16 + rest, blosc zstd bitshuffle" in shown.out
+    assert "checked first: compressors are lossless" in shown.out
+    assert "holds: resize: cache: uint8_sqrt, zstd 3, bytes a sample" in shown.out
+    assert "mosaic, resize" in fails("UnknownNameError", "bench", "codec", "--quick", "--forms", "crop")
+
+
+def test_a_number_that_is_none_is_refused(fails: Fails) -> None:
+    assert "workers must be whole numbers" in fails("ConfigError", "bench", "loader", "--quick", "--workers", "0,two")
