@@ -104,7 +104,7 @@ def extract_teacher(
         precision=precision,
         kind=kind,
         row=row,
-        layers=_layers(layers),
+        layers=parse_layers(layers),
         text=text,
         captions=captions,
         prompts=tuple(prompt or ()),
@@ -151,7 +151,8 @@ def extract_teacher(
     return finish(result, as_json, lambda console: facts(console, "Targets", rows))
 
 
-def _layers(text: str) -> int | tuple[int, ...]:
+def parse_layers(text: str) -> int | tuple[int, ...]:
+    """Return how many layers, or which."""
     try:
         numbers = tuple(int(part) for part in names(text))
     except ValueError:

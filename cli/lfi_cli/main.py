@@ -12,6 +12,7 @@ from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
+from lfi_cli.plan import plan
 from lfi_cli.report import report
 from lfi_cli.train import train
 from lfi_cli.verify import verify
@@ -27,6 +28,7 @@ for name, function in (
     ("demo", demo),
     ("datasets", datasets),
     ("make-scenes", make_scenes),
+    ("plan", plan),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),
     ("pack", pack),
