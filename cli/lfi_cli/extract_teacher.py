@@ -38,8 +38,11 @@ def extract_teacher(
         str, typer.Option(help="Rows of attention maps: emitting (the step that emits the word) or reading.")
     ] = "emitting",
     layers: Annotated[
-        str, typer.Option(help="Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11.")
-    ] = "4",
+        str,
+        typer.Option(
+            help="Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11. Default: 4, or all."
+        ),
+    ] = "",
     text: Annotated[
         str,
         typer.Option(
@@ -151,8 +154,10 @@ def extract_teacher(
     return finish(result, as_json, lambda console: facts(console, "Targets", rows))
 
 
-def parse_layers(text: str) -> int | tuple[int, ...]:
-    """Return how many layers, or which."""
+def parse_layers(text: str) -> int | tuple[int, ...] | None:
+    """Return how many layers, or which; None for as many as the teacher has, up to four."""
+    if not text:
+        return None
     try:
         numbers = tuple(int(part) for part in names(text))
     except ValueError:

@@ -14,6 +14,7 @@ from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
 from lfi_cli.plan import plan
 from lfi_cli.report import report
+from lfi_cli.teachers import teachers
 from lfi_cli.train import train
 from lfi_cli.verify import verify
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 for name, function in (
     ("demo", demo),
     ("datasets", datasets),
+    ("teachers", teachers),
     ("make-scenes", make_scenes),
     ("plan", plan),
     ("extract-teacher", extract_teacher),

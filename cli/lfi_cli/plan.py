@@ -27,7 +27,7 @@ def plan(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     kind: Annotated[str, typer.Option(help="How a map is made. Default: the teacher's own.")] = "",
     row: Annotated[str, typer.Option(help="emitting, or reading.")] = "emitting",
-    layers: Annotated[str, typer.Option(help="Teacher layers: how many, or which, as 2,5,8,11.")] = "4",
+    layers: Annotated[str, typer.Option(help="Teacher layers: how many, or which, as 2,5,8,11.")] = "",
     text: Annotated[str, typer.Option(help="captions, prompts, generate or auto.")] = "auto",
     captions: Annotated[str, typer.Option(help="first, longest, or all.")] = "first",
     prompt: Annotated[list[str] | None, typer.Option(help="A template with one {}; may be repeated.")] = None,

@@ -23,7 +23,7 @@ from lfi_pipeline.data.replay import WHOLE, view_image
 from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
-from lfi_pipeline.teachers import CocaTeacher, load_teacher
+from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.teachers.extract import ExtractConfig, extract
 
 KL_TOLERANCE = 2e-3
@@ -131,7 +131,7 @@ def _extract(config: ExtractionConfig, root: Path) -> ExtractConfig:
 class _Memory:
     """The images that count as normalised tensors, and the maps of their captions."""
 
-    def __init__(self, teacher: CocaTeacher, root: Path, config: ExtractionConfig) -> None:
+    def __init__(self, teacher: Teacher, root: Path, config: ExtractionConfig) -> None:
         self.teacher, self.config = teacher, config
         self.files = sorted((root / "train2017").iterdir())
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
@@ -162,7 +162,7 @@ class _Memory:
         return seconds_of(lambda: [vision_forward(self.teacher, self.images[i : i + size]).cpu() for i in starts])
 
 
-def read(path: Path, teacher: CocaTeacher) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def read(path: Path, teacher: Teacher) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """What the teacher sees of a file, uint8 [3, H, W]."""
     return view_image(read_image(path.parent, path.name)[0], WHOLE, teacher.image_size)
 

@@ -12,7 +12,7 @@ from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
 from lfi_pipeline.benchmarks.timing import interleaved
 from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.teachers import CocaTeacher, load_teacher
+from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.teachers.words import EncodedText
 
 CONTENT_WORDS = (
@@ -102,23 +102,21 @@ def bench_maps(config: MapsConfig) -> Outcome:
     )
 
 
-def vision_forward(teacher: CocaTeacher, images: Tensor) -> Tensor:
+def vision_forward(teacher: Teacher, images: Tensor) -> Tensor:
     """The teacher's image embeddings and nothing else, [B, E]."""
     with torch.no_grad():
         embedding: Tensor = teacher.model.encode_image(images)
     return embedding
 
 
-def _texts(teacher: CocaTeacher, config: MapsConfig) -> list[EncodedText]:
+def _texts(teacher: Teacher, config: MapsConfig) -> list[EncodedText]:
     """Captions that each begin at another word, so that no two are alike."""
     total = len(CONTENT_WORDS)
     some = ([CONTENT_WORDS[(b + i) % total] for i in range(config.words)] for b in range(config.batch_size))
     return [teacher.encode_text(" and ".join(words)) for words in some]
 
 
-def _maker(
-    teacher: CocaTeacher, images: Tensor, texts: list[EncodedText], kind: str, layers: int
-) -> Callable[[], Tensor]:
+def _maker(teacher: Teacher, images: Tensor, texts: list[EncodedText], kind: str, layers: int) -> Callable[[], Tensor]:
     chosen = teacher.layers(kind, layers)
     words = [text.words for text in texts]
     return lambda: _finished(teacher.interaction_maps(images, texts, words, kind=kind, layers=chosen).maps)

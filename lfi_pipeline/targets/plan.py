@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,19 +114,37 @@ def _parse_npy(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
 
 
 def plan_digests(plan: Iterable[PlannedSample]) -> dict[str, str]:
-    """sha256 of each column of the plan, so that a differing plan can be told by column; reads it once, keeps no row.
+    """sha256 of each column of the plan, so that a differing plan can be told by column; 8 bytes a row are kept.
+
+    Args:
+        plan: may be iterated more than once.
 
     Raises:
         ConfigError: two samples share a key.
     """
     columns = {name: hashlib.sha256() for name in ("keys", "paths", "labels", "domains", "captions")}
-    seen: set[bytes] = set()
+    short = array("Q")
     for sample in plan:
-        short = hashlib.blake2b(sample.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if short in seen:
-            raise ConfigError(f"plan must have unique keys; {sample.key!r} stands in it twice.")
-        seen.add(short)
+        short.append(_short(sample.key))
         values = (sample.key, sample.path, sample.labels, sample.domain, sample.caption)
         for digest, value in zip(columns.values(), values, strict=True):
             digest.update(json.dumps(value).encode() + b"\n")
+    _require_unique_keys(plan, np.frombuffer(short, dtype=np.uint64))
     return {name: digest.hexdigest() for name, digest in columns.items()}
+
+
+def _short(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), sys.byteorder)
+
+
+def _require_unique_keys(plan: Iterable[PlannedSample], short: npt.NDArray[np.uint64]) -> None:
+    ordered = np.sort(short)
+    repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not repeated:
+        return
+    seen: set[str] = set()
+    for sample in plan:  # equal short hashes need not be equal keys
+        if _short(sample.key) in repeated:
+            if sample.key in seen:
+                raise ConfigError(f"plan must have unique keys; {sample.key!r} stands in it twice.")
+            seen.add(sample.key)

@@ -38,7 +38,7 @@ def projection(layer: nn.MultiheadAttention, part: int) -> tuple[Tensor, Tensor 
 
 def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
     """[B, T, C] -> [B, H, T, C/H]."""
-    return x_BTC.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x_BTC.view(*x_BTC.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def project(layer: nn.MultiheadAttention, x_BTD: Tensor, part: int) -> Tensor:

@@ -216,7 +216,7 @@ class CaptionReader:
                     total.baddbmm_(probabilities.transpose(1, 2), values)
                 total.baddbmm_(scores.flatten(0, 1).flatten(1, 2).transpose(1, 2), queries)
         assert total is not None
-        return total.unflatten(0, (words, batch))
+        return total.view(words, batch, *total.shape[1:])
 
     def relevance_of_tokens(self, seen: Seen, rows: Rows, cotangent: Tensor) -> Tensor:
         """sum_d g x over the LayerNorms by which tokens x enter the layers [m, B, Q]: `dS (S - b) + P dO (V - b)`."""
@@ -235,9 +235,9 @@ def _fold(layer: nn.MultiheadAttention, norm: nn.LayerNorm, part: int, heads: in
     """Weight [H, D/H, D] and bias [D] of a projection that takes in the affine part of the LayerNorm before it."""
     weight, bias = projection(layer, part)
     folded = weight @ norm.bias if bias is None else weight @ norm.bias + bias
-    return (weight * norm.weight).unflatten(0, (heads, -1)), folded
+    return (weight * norm.weight).view(heads, -1, weight.shape[1]), folded
 
 
 def _without_bias(layer: nn.MultiheadAttention, heads: Tensor, part: int) -> Tensor:
     bias = projection(layer, part)[1]
-    return heads if bias is None else heads - bias.unflatten(0, (layer.num_heads, 1, -1))
+    return heads if bias is None else heads - bias.view(layer.num_heads, 1, -1)

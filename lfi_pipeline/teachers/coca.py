@@ -25,12 +25,11 @@ from lfi_pipeline.errors import UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
-from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading
+from lfi_pipeline.teachers.captioner import write_captions
+from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.precision import autocast
 from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
-
-__all__ = ["CocaTeacher", "require_row"]
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 
@@ -44,16 +43,12 @@ class CocaTeacher:
         identity: name, tag, weights digest, family and precision, recorded in the spec.
     """
 
-    default_kind = "agreement"
-
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.identity = identity
         visual = model.visual
         self.pooler = visual.attn_pool
-        if self.pooler is None:
-            self.default_kind = "relevance"
         self.image_size: tuple[int, int] = tuple(visual.image_size)
         self.grid: tuple[int, int] = tuple(visual.grid_size)
         pixels = getattr(visual, "preprocess_cfg", {})  # set where open_clip built the model
@@ -75,10 +70,15 @@ class CocaTeacher:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of map this teacher can give."""
-        return tuple(name for name, kind in KINDS.items() if self.pooler is not None or not kind.pooler)
+        """Kinds of map this teacher can give, the default first."""
+        return coca_kinds(pooler=self.pooler is not None)
 
-    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    @property
+    def default_kind(self) -> str:
+        """The kind that points best."""
+        return self.kinds[0]
+
+    def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the decoder layers a map of `kind` is taken at, or the only place it has.
 
         Args:
@@ -143,16 +143,15 @@ class CocaTeacher:
             raise UnknownNameError("map kind", kind, self.kinds)
         require_row(row, kind)
         chosen = require_images(len(texts), len(images), image_of)
-        visual = self.model.visual
         tokens, embedding = self._look(images)
         if image_of is not None:
             tokens = tokens[chosen]
-        mass = torch.zeros(len(texts), len(layers), max(1, *map(len, words)), self._columns, device=self.device)
-        for some in torch.arange(len(texts)).split(self._captions_at_once()):
-            first, last = int(some[0]), int(some[-1]) + 1
+        slots, parts = max(1, *map(len, words), 1), []
+        for first in range(0, len(texts), self._captions_at_once()):
+            last = first + self._captions_at_once()
             found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
-            mass[first:last, :, : found.shape[2]] = found
-        return InteractionMaps(*normalised(mass, self.grid), embedding)
+            parts.append(nn.functional.pad(found, (0, 0, 0, slots - found.shape[2])))
+        return InteractionMaps(*normalised(torch.cat(parts), self.grid), embedding)
 
     def _mass(
         self,
@@ -177,16 +176,23 @@ class CocaTeacher:
         with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(probes) as attention:
             return KINDS[kind].make(read, tokens).detach().float()
 
-    @property
-    def _columns(self) -> int:
-        """Columns of a row of mass: the patches, and CLS where a pooler shows it to the decoder."""
-        return self.grid[0] * self.grid[1] + (self.pooler is not None)
-
     def _captions_at_once(self) -> int:
         """As many captions as have `SEEN_NUMBERS` keys and values of the decoder among them."""
         decoder = self.model.text_decoder
-        tokens = self._columns if self.pooler is None else len(self.pooler.query)
+        tokens = self.grid[0] * self.grid[1] if self.pooler is None else len(self.pooler.query)
         return int(max(1, SEEN_NUMBERS // (2 * len(decoder.cross_attn) * tokens * decoder.width)))
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether it can caption an image: every CoCa can."""
+        return True
+
+    def generate(self, images: Tensor) -> list[str]:
+        """Return a caption of each image [B, 3, H, W], by beam search: the same for the same image."""
+        visual = self.model.visual
+        with torch.no_grad(), autocast(self.device, self.precision):
+            tokens = visual.transformer(visual._embeds(images))
+        return write_captions(self.model, self.tokenizer, tokens.float())
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +212,8 @@ class CocaTeacher:
             ids = ids[:, :length]
         with autocast(self.device, self.precision):
             _, embeddings = self.model.text(ids)
-        return embeddings[:, :length].float()
+        found: Tensor = embeddings[:, :length].float()
+        return found
 
     def _pad(self, texts: Sequence[EncodedText]) -> Tensor:
         """Token ids [C, T], padded to the batch's longest caption: rows depend on earlier tokens only."""

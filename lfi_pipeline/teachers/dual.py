@@ -55,12 +55,8 @@ class DualTeacher:
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
         self._embeddings: dict[str, Tensor] = {}
         with torch.no_grad():
-            width = next(
-                p.shape[-1]
-                for n, p in self.trunk.blocks[0].named_parameters()
-                if n.endswith("norm1.weight") or n == "ln_1.weight"
-            )
-            self.embedding_dim = int(self.trunk.embed_alone(torch.zeros(1, 1, width, device=self.device)).shape[-1])
+            token = torch.zeros(1, 1, self.trunk.width, device=self.device)
+            self.embedding_dim = int(self.trunk.embed_alone(token).shape[-1])
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +74,7 @@ class DualTeacher:
         """Kinds of map this teacher can give."""
         return tuple(DUAL_KINDS)
 
-    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the blocks a map of `kind` is taken at, or the only place it has.
 
         Args:
@@ -145,7 +141,7 @@ class DualTeacher:
         if row != "emitting":
             raise ConfigError(f"row must be 'emitting' for {self.identity.name}, which reads no caption, got {row!r}.")
         chosen = require_images(len(texts), len(images), image_of)
-        slots = max(1, *map(len, words)) if len(words) > 1 else max(1, len(words[0]))
+        slots = max(1, *map(len, words), 1)
         nth = [chosen[:c].count(image) for c, image in enumerate(chosen)]  # a caption's place among those of its image
         asked = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
         self._learn({word.text for row_words in words for word in row_words if word is not None})
@@ -161,7 +157,7 @@ class DualTeacher:
             precision=self.precision,
         )
         mass, embedding = DUAL_KINDS[kind].make(self.trunk, question)
-        of_caption = mass.unflatten(2, (-1, slots))[chosen, :, nth]  # [C, L, M, n]
+        of_caption = mass.view(*mass.shape[:2], -1, slots, mass.shape[-1])[chosen, :, nth]  # [C, L, M, n]
         return InteractionMaps(*normalised(of_caption.float(), self.grid), embedding)
 
     def generate(self, images: Tensor) -> list[str]:

@@ -93,7 +93,9 @@ def _gradients(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Gradients of s_w at `places`, [s, B, ...], for groups of words in one vector-Jacobian product each."""
     wide = 4 * trunk.patches * embedding.shape[-1] * len(embedding)
-    for words in asked.words.split(max(1, GROUP_NUMBERS // wide)):
+    group = max(1, GROUP_NUMBERS // wide)
+    for first in range(0, len(asked.words), group):
+        words = asked.words[first : first + group]
         yield torch.autograd.grad(
             embedding, places, asked.temperature * words, retain_graph=True, is_grads_batched=True
         )

@@ -52,6 +52,13 @@ class Trunk:
         """N."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def width(self) -> int:
+        """D of the tokens."""
+        if isinstance(self.visual, VisionTransformer):
+            return int(self.visual.conv1.out_channels)
+        return int(self.visual.trunk.embed_dim)
+
     def embed_alone(self, tokens: Tensor) -> Tensor:
         """Embed each token [B, N, D] as the model would were it all that is pooled: [B, N, E].
 
@@ -102,7 +109,7 @@ class Trunk:
                 stack.enter_context(_full_precision_from(self.norm, precise))
                 handle = self.norm.register_forward_hook(lambda _module, _args, output: leaf(output))
             else:
-                last = self._attention(POOL) if self.pooling == "attention" else self.blocks[-1]
+                last: Any = self._attention(POOL) if self.pooling == "attention" else self.blocks[-1]
                 stack.enter_context(_full_precision_from(last, precise))
                 place = last if self.pooling == "attention" else last.attn
 

@@ -35,7 +35,7 @@ class ExtractConfig:
         precision: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`, of what is not differentiated.
         kind: kind of map; empty takes the teacher's default.
         row: `emitting` or `reading`.
-        layers: how many teacher layers, or which (0-based), for kinds that have several.
+        layers: how many teacher layers, or which (0-based), for kinds that have several; None for 4, or all if fewer.
         text: what the teacher reads: `captions`, `prompts` (class names), `generate`, or `auto`.
         captions: which captions of an image (or prompts) are read: `first`, `longest` or `all`.
         prompts: templates with one `{}`, in place of the data set's own.
@@ -56,7 +56,7 @@ class ExtractConfig:
     precision: str = "auto"
     kind: str = ""
     row: str = "emitting"
-    layers: int | tuple[int, ...] = 4
+    layers: int | tuple[int, ...] | None = None
     text: str = "auto"
     captions: str = "first"
     prompts: tuple[str, ...] = ()

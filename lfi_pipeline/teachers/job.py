@@ -101,6 +101,7 @@ def open_job(
     teacher = load_teacher(
         config.teacher or manifest.teacher,
         device=resolve_device(config.device, share.local_rank),
+        precision=config.precision,
     )
     kind = config.kind or teacher.default_kind
     require_row(config.row, kind)

@@ -183,3 +183,9 @@ KINDS: dict[str, Kind] = {
     "integrated": Kind(make=_integrated, place=TRUNK),
     "agreement": Kind(make=_agreement, place=TRUNK, attention=True, pooler=True),
 }
+
+
+def coca_kinds(*, pooler: bool) -> tuple[str, ...]:
+    """Return the kinds that a CoCa with or without an attentional pooler can give, the default first."""
+    default = "agreement" if pooler else "relevance"
+    return (default, *(name for name, kind in KINDS.items() if name != default and (pooler or not kind.pooler)))

@@ -108,21 +108,25 @@ class Recomputation:
 
 def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
     """The teacher that the spec names, its weights compared with those that made the cache."""
-    named = f"{spec.teacher.name}:{spec.teacher.tag}"
+    name, prefix = spec.teacher.name, spec.teacher.name.rpartition(":")[0]  # of hf-hub:ORG/REPO and local-dir:FOLDER
+    named = name if prefix else f"{name}:{spec.teacher.tag}"
+    place = "local-dir:PATH" if prefix else f"{name}:PATH"
     try:
-        teacher = load_teacher(config.teacher or named, device=resolve_device(config.device))
-    except UnknownNameError as error:
+        teacher = load_teacher(
+            config.teacher or named, device=resolve_device(config.device), precision=spec.teacher.precision
+        )
+    except (UnknownNameError, TeacherError) as error:
         if config.teacher:
             raise
         raise TeacherError(
-            f"The cache was made by {named}, which cannot be found by that name. Say where its weights are: --teacher "
-            f"{spec.teacher.name}:PATH. ({error})"
+            f"The cache was made by {named}, which cannot be loaded by that name; say where its weights are: "
+            f"--teacher {place}. {error}"
         ) from error
     found, recorded = teacher.identity.weights_sha256, spec.teacher.weights_sha256
     if found != recorded:
         raise TeacherError(
             f"The cache was made by {named} with weights of sha256 {recorded}, but {config.teacher or named} has "
-            f"{found}. Give the same weights: --teacher {spec.teacher.name}:PATH."
+            f"{found}. Give the same weights: --teacher {place}."
         )
     if stop_words_sha256() != spec.text.stop_words_sha256:
         raise TeacherError(

@@ -1,4 +1,4 @@
-"""Find, build and identify teachers: `NAME[:TAG]`, where TAG may be the path of a local checkpoint."""
+"""Find, build and identify teachers: `NAME[:TAG]`, a local checkpoint, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -11,51 +11,65 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import TeacherError, UnknownNameError
+from lfi_pipeline.errors import LFIError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import TeacherSpec
+from lfi_pipeline.teachers.catalog import EMBEDDED, EMBEDDED_TAGS, RANDOM, repositories, teacher_names, why_not
 from lfi_pipeline.teachers.coca import CocaTeacher
+from lfi_pipeline.teachers.dual import DualTeacher
+from lfi_pipeline.teachers.precision import resolve_precision
+from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.weights import CONFIG, SAFE_WEIGHTS, WEIGHTS, Remote, require, untouched_network, weights_of
 
-EMBEDDED = "scenes-coca"
-# Written as a tag it builds the real architecture with seeded random weights: for timing and tests, never for targets
-# that a student should learn from.
-RANDOM = "random"
+__all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
 
-
-def teacher_names() -> tuple[str, ...]:
-    """Return the names `load_teacher` knows: the embedded teacher, and open_clip's CoCas with a CLIP tokenizer."""
-    configs = (name for name in open_clip.list_models() if name.startswith("coca_"))
-    return (
-        EMBEDDED,
-        *(name for name in configs if "hf_model_name" not in open_clip.get_model_config(name)["text_cfg"]),
-    )
+# Any one of them tells transformers of the tokenizer, or of the text tower, that a repository of the hub holds
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
+TEXT_CONFIG = ("config.json",)
 
 
-def load_teacher(teacher: str, *, device: str | torch.device = "cpu") -> CocaTeacher:
-    """Return the teacher called `NAME[:TAG]`.
+def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision: str = "fp32") -> Teacher:
+    """Return the teacher called `NAME[:TAG]`, `hf-hub:ORG/REPO` or `local-dir:PATH`.
 
     Args:
-        teacher: `scenes-coca`; or an open_clip CoCa config with one of open_clip's tags for it, the path of a local
-            checkpoint, or `random`. Without a tag, open_clip's last listed (the COCO-finetuned one) is taken.
+        teacher: `scenes-coca`; or an open_clip config (`teacher_names` lists those that can give maps) with one of
+            open_clip's tags for it, the path of a local checkpoint (safetensors, or what torch loads weights-only), or
+            `random`. Without a tag, open_clip's last listed is taken (of a CoCa, the COCO-finetuned one). Or a
+            repository or folder with `open_clip_config.json` and weights, as open_clip takes them.
         device: where to put it.
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on CUDA, fp32 elsewhere. Of the vision trunk and the text
+            tower; what is differentiated and the arithmetic of maps stay fp32.
 
     Raises:
-        UnknownNameError: unknown name or tag; lists the choices.
-        TeacherError: the weights can neither be found nor fetched, or do not fit the architecture.
+        UnknownNameError: unknown name, tag or precision; lists the choices.
+        TeacherError: the weights can neither be found nor fetched, do not fit, or the model cannot give maps.
     """
-    name, _, tag = teacher.partition(":")
-    if name not in teacher_names():
-        raise UnknownNameError("teacher", name, teacher_names())
-    if name == EMBEDDED:
-        model, tokenizer, tag = *_embedded(tag), "v1"
+    device = torch.device(device)
+    computes = resolve_precision(precision, device)
+    if teacher.startswith((HF_HUB_PREFIX, LOCAL_DIR_PREFIX)):
+        name, tag, model, tokenizer = _from_repository(teacher)
     else:
-        tag = tag or _default_tag(name)
-        model, tokenizer = _from_open_clip(name, tag), open_clip.get_tokenizer(name)
-        tag = Path(tag).name if Path(tag).is_file() else tag
-    identity = TeacherSpec(name=name, tag=tag, weights_sha256=state_sha256(model.state_dict()), family="coca")
-    return CocaTeacher(model.to(device), tokenizer, identity)
+        name, _, tag = teacher.partition(":")
+        if name == EMBEDDED:
+            model, tokenizer, tag = *_embedded(tag), EMBEDDED_TAGS[-1]
+        else:
+            _require_known(name)
+            tag = tag or _default_tag(name)
+            model, tokenizer = _from_open_clip(name, tag)
+            tag = Path(tag).name if Path(tag).is_file() else tag
+    coca = isinstance(model, open_clip.CoCa)
+    identity = TeacherSpec(
+        name=name,
+        tag=tag,
+        weights_sha256=state_sha256(model.state_dict()),
+        family="coca" if coca else "dual",
+        precision=computes,
+    )
+    model = model.to(device)
+    return CocaTeacher(model, tokenizer, identity) if coca else DualTeacher(model, tokenizer, identity)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -68,15 +82,25 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _embedded(tag: str) -> tuple[nn.Module, open_clip.SimpleTokenizer]:
-    if tag not in ("", "v1"):
-        raise UnknownNameError(f"tag of {EMBEDDED}", tag, ("v1",))
+    if tag not in ("", *EMBEDDED_TAGS):
+        raise UnknownNameError(f"tag of {EMBEDDED}", tag, EMBEDDED_TAGS)
     folder = resources.files("lfi_pipeline.teachers.scenes_coca")
     with resources.as_file(folder) as directory:
         return load_coca_folder(directory)
 
 
 def load_coca_folder(directory: Path) -> tuple[nn.Module, open_clip.SimpleTokenizer]:
-    """Build a CoCa from the recipe's config.json, bpe.txt.gz and model.safetensors (stored fp16, run fp32)."""
+    """Build a CoCa from the recipe's config.json, bpe.txt.gz and model.safetensors (stored fp16, run fp32).
+
+    Raises:
+        TeacherError: a file is not there.
+    """
+    for file in ("config.json", "bpe.txt.gz", "model.safetensors"):
+        if not (directory / file).is_file():
+            raise TeacherError(
+                f"{directory} must hold config.json, bpe.txt.gz and model.safetensors, but {file} is not there. "
+                "Install the package again; a teacher of your own is made by lfi_pipeline.teachers.scenes_coca.recipe."
+            )
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config.pop("custom_text", None)
     model = open_clip.CoCa(**config)
@@ -88,6 +112,14 @@ def load_coca_folder(directory: Path) -> tuple[nn.Module, open_clip.SimpleTokeni
     return model, tokenizer
 
 
+def _require_known(name: str) -> None:
+    if name not in open_clip.list_models():
+        raise UnknownNameError("teacher", name, teacher_names())
+    reason = why_not(open_clip.get_model_config(name))
+    if reason:
+        raise TeacherError(f"{name} cannot give maps: {reason}. `lfi teachers` lists those that can.")
+
+
 def _default_tag(name: str) -> str:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags:
@@ -97,31 +129,134 @@ def _default_tag(name: str) -> str:
     return str(tags[-1])
 
 
-def _from_open_clip(name: str, tag: str) -> nn.Module:
-    if tag == RANDOM:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: Any = open_clip.create_model(name)
-            projection = model.text_decoder.text_projection  # open_clip leaves this one uninitialised
-            nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
-        return cast(nn.Module, model)
+def _from_open_clip(name: str, tag: str) -> tuple[nn.Module, Any]:
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags and not Path(tag).is_file():
+    local = Path(tag).is_file()
+    if tag not in tags and tag != RANDOM and not local:
         raise UnknownNameError(f"tag of {name} (nor is it a file)", tag, (*tags, RANDOM))
+    config = open_clip.get_model_config(name)
+    text = _text_files(config)
+    require(text, _into_cache(repositories(config)))
+    if tag == RANDOM:
+        with untouched_network(text):
+            return _random(name), open_clip.get_tokenizer(name)
+    if local:
+        _refuse_torchscript(name, Path(tag))
+    source = {} if local else open_clip.get_pretrained_cfg(name, tag)
+    needed = [] if local else [weights_of(source)]
+    quick = {"force_quick_gelu": True} if source.get("quick_gelu") else {}  # else open_clip only warns
     try:
-        loaded: nn.Module = open_clip.create_model(name, pretrained=tag)
+        require(needed, "")
+        with untouched_network([*text, *needed]):
+            model: Any = open_clip.create_model(name, pretrained=tag, **quick)
+            return cast(nn.Module, model), open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip and the hub raise many kinds; all mean that the weights are not usable
         raise TeacherError(_missing_weights(name, tag, error)) from error
-    return loaded
+
+
+def _random(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = open_clip.create_model(name, pretrained_text=False)
+        if isinstance(model, open_clip.CoCa):
+            projection = model.text_decoder.text_projection  # open_clip leaves this one uninitialised
+            nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
+    return cast(nn.Module, model)
+
+
+def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
+    """Load what `hf-hub:` or `local-dir:` names; returns name, tag, model and tokenizer."""
+    prefix, _, where = teacher.partition(":")
+    if teacher.startswith(LOCAL_DIR_PREFIX):
+        folder = Path(where)
+        held = [folder / file for file in (SAFE_WEIGHTS, WEIGHTS) if (folder / file).is_file()]
+        if not (folder / CONFIG).is_file() or not (held or list(folder.glob("*.safetensors"))):
+            raise TeacherError(
+                f"{where or '(nothing)'} must be a folder with {CONFIG} and {SAFE_WEIGHTS} (and the tokenizer's files "
+                "where its text_cfg names one), as open_clip saves them; not all are there."
+            )
+        name, tag, needed = f"{prefix}:{folder.resolve().name}", "local", []
+    else:
+        if where.count("/") != 1:
+            raise TeacherError(f"hf-hub: must be followed by ORG/REPO, got {where!r}.")
+        name, tag = teacher, "hub"
+        needed = [Remote(where, (CONFIG,)), Remote(where, (SAFE_WEIGHTS, WEIGHTS))]
+    files = f"with {SAFE_WEIGHTS}, copy the folder here, and give --teacher local-dir:PATH."
+    require(needed, files)
+    try:
+        with untouched_network(needed):
+            config = open_clip.get_model_config(teacher)
+        reason = why_not(config)
+        if reason:
+            raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
+        text = _text_files(config) if needed else []  # a local folder holds its tokenizer
+        require(text, _into_cache(repositories(config)))
+        with untouched_network([*needed, *text]):
+            model: Any = open_clip.create_model(teacher, require_pretrained=True)
+            return name, tag, model, open_clip.get_tokenizer(teacher)
+    except LFIError:
+        raise
+    except Exception as error:  # as above
+        raise TeacherError(f"{teacher} cannot be loaded: {_short(error)}") from error
+
+
+def _text_files(config: dict[str, Any]) -> list[Remote]:
+    """Files of the hub that a text tower or tokenizer of transformers needs.
+
+    Raises:
+        TeacherError: transformers is not installed.
+    """
+    text = config["text_cfg"]
+    needed = []
+    if text.get("hf_model_name"):
+        needed.append(Remote(text["hf_model_name"], TEXT_CONFIG))
+    if text.get("hf_tokenizer_name"):
+        needed.append(Remote(text["hf_tokenizer_name"], TOKENIZER_FILES))
+    if needed:
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise TeacherError(
+                "The text of this teacher is read by transformers, which is not installed. "
+                'Run: pip install "lfi-pipeline[text]"'
+            ) from error
+    return [remote for remote in needed if not Path(remote.repo).is_dir()]  # a config may name a local folder
+
+
+def _into_cache(repositories: tuple[str, ...]) -> str:
+    names = " ".join(repositories)
+    return f"with the command `hf download {names}`, and copy its cache folder (HF_HOME) here: the text needs it."
+
+
+def _refuse_torchscript(name: str, path: Path) -> None:
+    """A TorchScript archive is a program: it is not run."""
+    if path.suffix != ".safetensors" and _is_torchscript(path):
+        raise TeacherError(
+            f"{path} must be a checkpoint of {name}, but it is a TorchScript archive, which is a program and is not "
+            f"run. Take the same weights as safetensors: open_clip's tags for {name} name their repositories."
+        )
+
+
+def _is_torchscript(path: Path) -> bool:
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())
 
 
 def _missing_weights(name: str, tag: str, error: Exception) -> str:
     if Path(tag).is_file():
-        return f"{tag} must be a checkpoint of {name} (safetensors, or what torch loads weights-only): {error}"
-    source = open_clip.get_pretrained_cfg(name, tag)
-    where = source.get("hf_hub", "").rstrip("/") or source.get("url", "")
+        return f"{tag} must be a checkpoint of {name} (safetensors, or what torch loads weights-only): {_short(error)}"
+    remote = weights_of(open_clip.get_pretrained_cfg(name, tag))
     return (
         f"The weights of {name}:{tag} are not in the local cache and could not be fetched ({type(error).__name__}). "
-        f"On a machine with a network fetch open_clip_model.safetensors from {where}, copy it here, and give "
-        f"--teacher {name}:PATH/open_clip_model.safetensors."
+        f"On a machine with a network fetch {remote.files[0]} from {remote.repo or remote.url}, copy it here, and give "
+        f"--teacher {name}:PATH/{remote.files[0]}."
     )
+
+
+def _short(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= 500 else text[:497] + "..."

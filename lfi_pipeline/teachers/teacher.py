@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lfi_pipeline.teachers.words import EncodedText, Word
 
 ROWS = ("emitting", "reading")
 READING_KINDS = ("attention",)
+DEFAULT_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Teacher(Protocol):
     """A vision-language model that gives interaction maps.
 
     Attributes:
+        model: the open_clip model.
         identity: name, tag, weights digest, family and precision, recorded in the spec.
         image_size: (height, width) in pixels.
         interpolation: filter by which its images are resized.
@@ -45,6 +47,7 @@ class Teacher(Protocol):
         embedding_dim: E.
     """
 
+    model: Any
     identity: TeacherSpec
     image_size: tuple[int, int]
     interpolation: str
@@ -78,7 +81,7 @@ class Teacher(Protocol):
         """Whether `generate` can caption an image."""
         ...
 
-    def layers(self, kind: str, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+    def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the layers a map of `kind` is taken at: a number of them, evenly spaced, or those of these indices."""
         ...
 
@@ -133,12 +136,16 @@ def require_images(texts: int, images: int, image_of: Sequence[int] | None) -> l
     return chosen
 
 
-def choose_layers(teacher: str, prefix: str, total: int, chosen: int | Sequence[int]) -> tuple[LayerSpec, ...]:
+def choose_layers(teacher: str, prefix: str, total: int, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
     """Return `chosen` of `total` layers called `prefix.i`: as many, evenly spaced up to the last; or those indices.
+
+    None stands for `DEFAULT_LAYERS`, or for all where there are fewer.
 
     Raises:
         ConfigError: a number that is not in 1..total; indices that are no layers or not in ascending order.
     """
+    if chosen is None:
+        chosen = min(DEFAULT_LAYERS, total)
     if isinstance(chosen, int):
         if not 1 <= chosen <= total:
             raise ConfigError(f"layers must be 1 to {total} for {teacher}, got {chosen}.")

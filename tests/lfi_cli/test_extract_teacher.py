@@ -74,7 +74,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(
         ("UnknownNameError", ("--views", "full,vflip"), "full, hflip"),
         ("ConfigError", ("--views", "hflip"), "must include 'full'"),
         ("ConfigError", ("--words", 0), "words must be 1 or more"),
-        ("ConfigError", ("--kind", "attention", "--layers", 9), "layers must be 1 to 2"),
+        ("ConfigError", ("--kind", "attention", "--layers", "9"), "layers must be 1 to 2"),
     ],
 )
 def test_options_that_cannot_work(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
+from open_clip import factory
 
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.teachers import CocaTeacher, Teacher, load_teacher
 
 # form -> (attentional_pool, width of the vision trunk); the decoder is 32 wide, so only "pooler" has kdim != embed_dim
 FORMS: dict[str, tuple[bool | str, int]] = {
@@ -63,3 +67,75 @@ def random_coca(tiny_teacher: CocaTeacher) -> Callable[[str], CocaTeacher]:
         )
 
     return build
+
+
+Config = Callable[[str, dict[str, Any]], Teacher]
+
+
+@pytest.fixture(scope="module")
+def real_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """(name, changes) -> the teacher of one of open_clip's configs with `{"part.key": value}` changed, random weights.
+
+    A part that is cut to fewer layers keeps its widths, heads, pooling and norms.
+    """
+    folder = tmp_path_factory.mktemp("configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+        patch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
+
+        def build(name: str, changes: dict[str, Any]) -> Teacher:
+            config = open_clip.get_model_config(name)
+            for path, value in changes.items():
+                part, _, key = path.partition(".")
+                config[part][key] = value
+            (folder / f"{name}-cut.json").write_text(json.dumps(config), encoding="utf-8")
+            open_clip.add_model_config(folder / f"{name}-cut.json")
+            return load_teacher(f"{name}-cut:random")
+
+        yield build
+
+
+CAPTIONS = (
+    "a strawberry left of a dog",
+    "two guinea pigs on the wooden table, near 42 unbelievable umbrellas",
+    "it's the dog's bowl: naïve café! GRÜNER Käse (photo)",
+)
+
+
+@pytest.fixture(scope="session")
+def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level tokenizer as roberta-base has and the config of a text tower of two layers."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("roberta")
+    inner = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner.train_from_iterator(CAPTIONS, vocab_size=330, special_tokens=special, show_progress=False)
+    inner._tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, unk_token="<unk>", **names)
+    tokenizer.save_pretrained(folder)
+    transformers.RobertaConfig(
+        vocab_size=400, num_hidden_layers=2, pad_token_id=1, bos_token_id=0, eos_token_id=2, max_position_embeddings=130
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a unigram tokenizer as SigLIP has: words begin with the mark of a space, and `</s>` ends a text."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=70, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    inner.train_from_iterator([caption.lower() for caption in CAPTIONS], trainer)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -151,3 +151,45 @@ def test_maps_are_those_of_the_definition(
                 assert (patches / patches.sum()).std() > 1e-3  # not a uniform map, which anything would match
                 compared += 1
     assert compared == len(layers) * sum(len(text.words) for text in texts)
+
+
+# Random weights as open_clip draws them. coca_ViT-B-32 is whole; the others keep their widths, heads, pooling and grids
+# and lose layers. The text tower of coca_roberta and its tokenizer are made here: theirs are on the hub.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "coca_ViT-B-32": {},
+    "coca_ViT-L-14": {"vision_cfg.layers": 1, "text_cfg.layers": 1, "multimodal_cfg.layers": 2},
+    "coca_base": {"vision_cfg.layers": 1, "text_cfg.layers": 1, "multimodal_cfg.layers": 2},
+    "coca_roberta-ViT-B-32": {"vision_cfg.layers": 1, "multimodal_cfg.layers": 2},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_maps_of_every_config_are_those_of_the_definition(
+    real_config: Callable[..., CocaTeacher], request: pytest.FixtureRequest, name: str
+) -> None:
+    changes = dict(CONFIGS[name])
+    if "roberta" in name:
+        folder = str(request.getfixturevalue("roberta_folder"))
+        changes |= {"text_cfg.hf_model_name": folder, "text_cfg.hf_tokenizer_name": folder}
+    teacher = real_config(name, changes)
+    form = "pooler" if teacher.pooler is not None else "no pooler"
+    text = teacher.encode_text("an unbelievable dog")
+    word = text.words[0]
+    image = torch.randn(3, *teacher.image_size, generator=torch.Generator().manual_seed(3))
+    patches = teacher.grid[0] * teacher.grid[1]
+    masses: dict[str, list[Tensor]] = {}
+    for kind in sorted(teacher.kinds, reverse=True):  # so that the parts of `agreement` come before it
+        if kind == "agreement":
+            masses[kind] = [masses["integrated"][0] * masses["gradcam_pooler"][0]]
+        else:
+            masses[kind] = _mass(teacher.model, form, image, text, word, kind, "emitting")
+        layers = teacher.layers(kind, 2)
+        found = teacher.interaction_maps(image[None], [text], [[word]], kind=kind, layers=layers).maps[0, :, 0]
+        torch.testing.assert_close(found.sum((-1, -2)), torch.ones(len(layers)), atol=1e-5, rtol=0)
+        one = len(masses[kind]) == 1
+        chosen = [masses[kind][-1 if one else int(layer.name.rpartition(".")[2])] for layer in layers]
+        for i, mass in enumerate(chosen):
+            expected = mass[-patches:] / mass[-patches:].sum()
+            difference = (found[i].flatten() - expected).abs().max()
+            assert difference <= 1e-5, (kind, i)
+            assert difference <= 0.05 * expected.std(), (kind, i)  # maps of random weights are nearly flat

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from open_clip import factory
 from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.errors import TeacherError, UnknownNameError
-from lfi_pipeline.teachers import load_teacher, teacher_names
+from lfi_pipeline.teachers import load_teacher, weights
 from lfi_pipeline.teachers.registry import load_coca_folder, state_sha256
 from lfi_pipeline.teachers.scenes_coca.bpe import write_merges
 
@@ -62,10 +65,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(factory, name, refuse)
 
 
-def test_names_are_the_embedded_teacher_and_cocas_with_a_clip_tokenizer() -> None:
-    assert teacher_names()[0] == "scenes-coca"
-    assert {"coca_ViT-B-32", "coca_ViT-L-14", "coca_small"} <= set(teacher_names())
-    assert "coca_roberta-ViT-B-32" not in teacher_names()
+def test_a_name_of_open_clip_that_has_no_patches_is_refused_with_the_reason() -> None:
+    with pytest.raises(TeacherError, match=r"RN50 cannot give maps: its vision tower is a ResNet.*lfi teachers"):
+        load_teacher("RN50:openai")
 
 
 def test_unknown_teacher_lists_choices_and_the_nearest() -> None:
@@ -188,3 +190,114 @@ def test_a_folder_of_the_recipe_is_loaded_in_single_precision(tmp_path: Path) ->
     for name, value in loaded.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, halves[name].float())
+
+
+# --- local folders and the hub ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dual_folder(tmp_path: Path) -> Path:
+    """A folder as open_clip saves one, with a small CLIP."""
+    config = {"embed_dim": 16, "vision_cfg": {**CONFIG["vision_cfg"], "attentional_pool": False}, "text_cfg": TEXT}
+    config["vision_cfg"].pop("output_tokens")
+    folder = tmp_path / "small-clip"
+    folder.mkdir()
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear"}
+    content = {"model_cfg": config, "preprocess_cfg": pixels}
+    (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def test_a_local_folder_is_loaded_with_its_pixels(dual_folder: Path) -> None:
+    teacher = load_teacher(f"local-dir:{dual_folder}")
+    stored = load_file(dual_folder / "open_clip_model.safetensors")
+    assert teacher.identity.weights_sha256 == state_sha256(stored)
+    assert (teacher.identity.name, teacher.identity.family) == ("local-dir:small-clip", "dual")
+    assert (teacher.mean, teacher.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert (teacher.interpolation, teacher.grid, teacher.image_size) == ("bilinear", (2, 2), (32, 32))
+
+
+@pytest.mark.parametrize("file", ["open_clip_config.json", "open_clip_model.safetensors"])
+def test_a_local_folder_that_lacks_a_file_is_refused(dual_folder: Path, file: str) -> None:
+    (dual_folder / file).unlink()
+    with pytest.raises(TeacherError, match=r"small-clip must be a folder with open_clip_config\.json and"):
+        load_teacher(f"local-dir:{dual_folder}")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No server answers; the list fills with those that were asked."""
+    asked: list[str] = []
+    monkeypatch.setattr(weights, "answers", lambda url: bool(asked.append(url)))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            "hf-hub:timm/ViT-B-16-SigLIP",
+            r"open_clip_config\.json of \S+/timm/ViT-B-16-SigLIP must be.*open_clip_model\.safe.*local-dir:PATH",
+        ),
+        ("ViT-B-32:openai", r"fetch open_clip_model\.safetensors from timm/vit_base_patch32_clip_224\.openai, copy it"),
+        (
+            "ViT-B-16-SigLIP:webli",
+            r"tokenizer\.json from timm/ViT-B-16-SigLIP.*hf download timm.*HF_HOME",
+        ),
+        ("coca_roberta-ViT-B-32:random", r"fetch config\.json from roberta-base.*hf download roberta-base"),
+    ],
+)
+def test_without_a_network_the_files_to_fetch_are_named_at_once(
+    no_network: list[str], teacher: str, message: str
+) -> None:
+    if teacher.split(":")[0] in ("ViT-B-16-SigLIP", "coca_roberta-ViT-B-32"):
+        pytest.importorskip("transformers")
+    began = time.monotonic()
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(teacher)
+    assert no_network
+    assert time.monotonic() - began < 10  # the hub's client alone retries for minutes
+
+
+def test_the_hub_is_not_asked_where_that_is_forbidden(no_network: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TeacherError, match=r"HF_HUB_OFFLINE is set"):
+        load_teacher("hf-hub:timm/ViT-B-16-SigLIP")
+    assert not no_network
+
+
+def test_an_id_of_the_hub_that_is_none_is_refused() -> None:
+    with pytest.raises(TeacherError, match=r"hf-hub: must be followed by ORG/REPO, got 'roberta'"):
+        load_teacher("hf-hub:roberta")
+
+
+def test_a_torchscript_archive_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/constants.pkl", b"")
+        archive.writestr("weights/code/__torch__.py", b"raise SystemExit")
+    with pytest.raises(TeacherError, match=r"weights\.pt must be a checkpoint of coca_small, but it is a TorchScript"):
+        load_teacher(f"coca_small:{path}")
+
+
+def test_a_pickle_that_is_not_only_weights_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    torch.save({"state_dict": Path("/nowhere")}, path)
+    with pytest.raises(TeacherError, match=r"weights\.bin must be a checkpoint of coca_small.*weights.only"):
+        load_teacher(f"coca_small:{path}")
+
+
+@pytest.mark.parametrize("file", ["config.json", "bpe.txt.gz", "model.safetensors"])
+def test_an_embedded_teacher_that_lacks_a_file_is_told(tmp_path: Path, file: str) -> None:
+    for name in {"config.json", "bpe.txt.gz", "model.safetensors"} - {file}:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(TeacherError, match=rf"must hold config\.json.*but {file} is not there"):
+        load_coca_folder(tmp_path)
+
+
+def test_precision_is_resolved_and_recorded() -> None:
+    assert load_teacher("coca_small:random", precision="bf16").identity.precision == "bf16"
+    assert load_teacher("coca_small:random", precision="auto").precision == "fp32"  # on a CPU
+    with pytest.raises(UnknownNameError, match=r"precision 'fp8'.*auto, bf16, fp16, fp32"):
+        load_teacher("coca_small:random", precision="fp8")

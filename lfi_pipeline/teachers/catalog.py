@@ -1,0 +1,139 @@
+"""Which of open_clip's configs can be teachers, told from the configs alone: no model is built."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import open_clip
+import torch
+
+from lfi_pipeline.errors import UnknownNameError
+from lfi_pipeline.teachers.dual_kinds import DUAL_KINDS
+from lfi_pipeline.teachers.map_kinds import coca_kinds
+
+EMBEDDED = "scenes-coca"
+EMBEDDED_TAGS = ("v1",)
+# Written as a tag it builds the real architecture with seeded random weights: for timing and tests, never for targets
+# that a student should learn from.
+RANDOM = "random"
+FAMILIES = ("coca", "dual")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherFacts:
+    """What is known of a teacher before it is built.
+
+    Attributes:
+        name: as `load_teacher` takes it.
+        family: `coca` or `dual`.
+        image_size: (height, width) in pixels.
+        grid: (gh, gw), cells of a map.
+        kinds: kinds of map, the default first.
+        tags: names of weights that open_clip knows.
+        generates: it can write captions of images.
+        repositories: of the hub, whose tokenizer or text config it needs; transformers reads them.
+    """
+
+    name: str
+    family: str
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    kinds: tuple[str, ...]
+    tags: tuple[str, ...]
+    generates: bool
+    repositories: tuple[str, ...]
+
+
+def teacher_names(family: str = "") -> tuple[str, ...]:
+    """Return the names `load_teacher` knows, the embedded teacher first, then CoCas, then dual encoders.
+
+    Raises:
+        UnknownNameError: `family` is neither empty nor one of `FAMILIES`.
+    """
+    named = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    usable = [name for name, config in named.items() if not why_not(config)]
+    cocas = (EMBEDDED, *(name for name in usable if family_of(named[name]) == "coca"))
+    duals = tuple(name for name in usable if family_of(named[name]) == "dual")
+    if family not in ("", *FAMILIES):
+        raise UnknownNameError("family", family, FAMILIES)
+    return {"": cocas + duals, "coca": cocas, "dual": duals}[family]
+
+
+def family_of(config: dict[str, Any]) -> str:
+    """Return `coca` or `dual`."""
+    return "coca" if "multimodal_cfg" in config else "dual"
+
+
+def why_not(config: dict[str, Any]) -> str:
+    """Return why a config cannot give maps; empty where it can."""
+    vision = config["vision_cfg"]
+    trunk = vision.get("timm_model_name")
+    if trunk is None:
+        return "its vision tower is a ResNet, which has no patch tokens" if isinstance(vision["layers"], list) else ""
+    plain = trunk.startswith(("vit_", "eva")) and not re.search("relpos|_mci_|_gap_|naflex", trunk)
+    pooled = vision.get("timm_pool") in ("map", "token", "avg", "")
+    return "" if plain and pooled else f"its vision tower {trunk} is not a plain vision transformer over patches"
+
+
+def describe(name: str) -> TeacherFacts:
+    """Return what the config of a teacher tells.
+
+    Raises:
+        UnknownNameError: not one of `teacher_names`; lists them.
+    """
+    if name not in teacher_names():
+        raise UnknownNameError("teacher", name, teacher_names())
+    config = _config(name)
+    vision, family = config["vision_cfg"], family_of(config)
+    height, width = _pair(vision.get("image_size", 224))
+    patch = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
+    rows, columns = (int(patch[1]),) * 2 if patch else _pair(vision.get("patch_size", 16))
+    kinds = coca_kinds(pooler=bool(vision.get("attentional_pool"))) if family == "coca" else tuple(DUAL_KINDS)
+    tags = EMBEDDED_TAGS if name == EMBEDDED else tuple(map(str, open_clip.list_pretrained_tags_by_model(name)))
+    return TeacherFacts(
+        name=name,
+        family=family,
+        image_size=(height, width),
+        grid=(height // rows, width // columns),
+        kinds=kinds,
+        tags=tags,
+        generates=family == "coca",
+        repositories=repositories(config),
+    )
+
+
+def parameters(name: str) -> int | None:
+    """Count the parameters of a teacher without building it; None where its text tower is on the hub."""
+    config = _config(name)
+    if config["text_cfg"].get("hf_model_name"):
+        return None
+    custom = config.pop("custom_text", False)
+    if family_of(config) == "coca":
+        make: Any = open_clip.CoCa
+    else:
+        make = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    with torch.device("meta"):
+        return sum(int(parameter.numel()) for parameter in make(**config).parameters())
+
+
+def _config(name: str) -> dict[str, Any]:
+    if name != EMBEDDED:
+        config: dict[str, Any] = open_clip.get_model_config(name)
+        return config
+    stored = resources.files("lfi_pipeline.teachers.scenes_coca") / "config.json"
+    config = json.loads(stored.read_text(encoding="utf-8"))
+    return config
+
+
+def repositories(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the repositories of the hub whose tokenizer or text config a config needs."""
+    text = config["text_cfg"]
+    return tuple(sorted({text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)}))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else (int(value), int(value))
