@@ -99,10 +99,11 @@ def _rows(found: Estimate) -> list[tuple[str, object]]:
     }
     shares = ", ".join(f"{name} {percent(part / trial.seconds)}" for name, part in parts.items() if part)
     rows: list[tuple[str, object]] = [
-        ("images", f"{found.images:,} in {found.shards:,} shards"),
+        ("images", f"{found.images:,} in {found.shards:,} shard(s)"),
         ("bytes an image", f"{trial.bytes_per_image:,.0f} ({trial.words:,} different words so far)"),
         ("bytes in all", _size(found.bytes_total)),
         ("free", f"{_size(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
+        ("teacher", f"{trial.teacher_name}, {trial.kind}, {trial.precision} on {trial.device}"),
         ("one process", f"{_hours(found.hours)} at {found.images_per_second:,.1f} images/s"),
         ("time goes to", shares),
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lfi_pipeline.data import Dataset
+from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, DatasetError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
@@ -58,6 +59,10 @@ class Trial:
     """What was measured. Seconds are of one process and per image, all views together.
 
     Attributes:
+        teacher_name: `NAME:TAG` of the teacher that was tried.
+        kind: of map.
+        precision: of the teacher's trunk.
+        device: where the teacher ran.
         images: that were timed.
         quarantined: of them (and of the batch before) that cannot be read.
         words: different words of these images.
@@ -69,6 +74,10 @@ class Trial:
         other: tokenising, and putting the shard together.
     """
 
+    teacher_name: str
+    kind: str
+    precision: str
+    device: str
     images: int
     quarantined: int
     words: int
@@ -171,7 +180,12 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
             f"At least one of {timed} images tried must be readable, got none; the first: {payload.quarantined[0]}"
         )
     waiting, teacher = maker.seconds_waiting - waiting, maker.seconds_teacher - teacher
+    spec = store.spec
     return Trial(
+        teacher_name=f"{spec.teacher.name}:{spec.teacher.tag}",
+        kind=spec.kind,
+        precision=spec.teacher.precision,
+        device=str(resolve_device(config.device)),
         images=timed,
         quarantined=quarantined,
         words=words,

@@ -28,7 +28,7 @@ def test_what_a_run_will_take(lfi: Callable[..., Any], scenes_root: Path, tmp_pa
     shown = lfi(*words)
     assert shown.code == 0
     assert "from 8 images tried on this machine" in shown.out
-    assert "24 in 3 shards" in shown.out
+    assert "24 in 3 shard(s)" in shown.out
     assert re.search(r"after epoch \d+ of student 1 \(0\.0\d+ students\)", shown.out)
     assert "warning" not in shown.err
     assert not (tmp_path / "shards").exists()

@@ -23,6 +23,10 @@ from lfi_pipeline.teachers.planning import Estimate, PlanConfig, Trial, estimate
 from lfi_pipeline.teachers.texts import TextSource
 
 TRIAL = Trial(
+    teacher_name="t:1",
+    kind="relevance",
+    precision="fp32",
+    device="cpu",
     images=30,
     quarantined=0,
     words=9,
@@ -76,6 +80,8 @@ def test_the_plan_is_that_of_the_run_and_leaves_nothing_behind(
     assert not list(scratch.iterdir())
     assert not (tmp_path / "no").exists()
     assert (found.images, found.shards, found.trial.images, found.trial.quarantined) == (24, 3, 8, 0)
+    tried = found.trial
+    assert (tried.teacher_name, tried.kind, tried.device) == ("tiny-coca:test", "agreement", "cpu")
     assert found.disk == tmp_path
     assert found.bytes_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert found.fits
