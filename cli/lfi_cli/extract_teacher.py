@@ -107,7 +107,7 @@ def extract_teacher(
         precision=precision,
         kind=kind,
         row=row,
-        layers=_layers(layers),
+        layers=parse_layers(layers),
         text=text,
         captions=captions,
         prompts=tuple(prompt or ()),
@@ -154,7 +154,8 @@ def extract_teacher(
     return finish(result, as_json, lambda console: facts(console, "Targets", rows))
 
 
-def _layers(text: str) -> int | tuple[int, ...] | None:
+def parse_layers(text: str) -> int | tuple[int, ...] | None:
+    """Return how many layers, or which; None for as many as the teacher has, up to four."""
     if not text:
         return None
     try:

@@ -12,6 +12,7 @@ from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
+from lfi_cli.plan import plan
 from lfi_cli.report import report
 from lfi_cli.teachers import teachers
 from lfi_cli.train import train
@@ -29,6 +30,7 @@ for name, function in (
     ("datasets", datasets),
     ("teachers", teachers),
     ("make-scenes", make_scenes),
+    ("plan", plan),
     ("extract-teacher", extract_teacher),
     ("inspect", inspect),
     ("pack", pack),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from lfi_cli.output import JsonFlag, Result, command, finish
+from lfi_cli.output import DeviceOption, JsonFlag, Result, command, finish
+
+if TYPE_CHECKING:
+    from lfi_pipeline.targets.verify import Check
 
 
 @command
@@ -19,19 +22,43 @@ def verify(
         bool, typer.Option("--images/--no-images", help="Read the images too and compare them with the index.")
     ] = True,
     data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
+    recompute: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Let the teacher make this share of the samples anew (0.01: 1 %) and compare; 0: none.",
+        ),
+    ] = 0.0,
+    teacher: Annotated[
+        str, typer.Option(help="With --recompute: NAME:PATH of the teacher's weights. Default: as the cache names it.")
+    ] = "",
+    device: DeviceOption = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="With --recompute: choose the same samples each time. Default: others each time.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Result:
     """Check every byte of a cache and its images against their recorded checksums; exit with 1 on any fault.
 
-    Example: lfi verify shards/
+    With --recompute SHARE a sound cache is also compared with what the teacher says about a random share of its images.
+
+    Example: lfi verify shards/ --recompute 0.01
     """
     from lfi_pipeline.targets import verify as find_faults
 
-    faults = find_faults(targets, images=images, data_root=data_root, progress=True)
+    further: list[Check] = []
+    if recompute:
+        from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
+
+        config = RecomputeConfig(share=recompute, teacher=teacher, device=device, seed=seed, progress=True)
+        further.append(Recomputation(config))
+    faults = find_faults(targets, images=images, data_root=data_root, progress=True, further=further)
     result: Result = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
 
     def render(console: Console) -> None:
         verdict = "every checksum holds" if not faults else f"{len(faults)} fault(s)"
+        if recompute and not faults:
+            verdict += f", and the teacher gives the same maps again ({100 * recompute:g} % of the samples)"
         console.print(f"{targets}: {verdict}", markup=False, soft_wrap=True)
         for fault in faults:
             where = [f"shard {fault.shard}"] if fault.shard is not None else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -48,12 +49,14 @@ class Job:
         maker: makes its shards' payloads.
         label: of the progress bar.
         extension: what `writer` writes takes the place of, where a cache is extended.
+        captioning_seconds: that the teacher took to write captions, where it did.
     """
 
     writer: TargetWriter
     maker: ShardMaker
     label: str
     extension: Extension | None
+    captioning_seconds: float = 0.0
 
     def pending_shards(self) -> list[int]:
         """Shards that nobody has committed; none once another process has put an extended cache in its place."""
@@ -79,11 +82,20 @@ class Job:
         return TargetStore.open(self.extension.out).summary()
 
 
-def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = False) -> Job:
-    """Read the data set, load the teacher, and create the cache or join it; raises as `extract`."""
+def read_split(config: ExtractConfig) -> Dataset:
+    """Read the data set's split, which must hold images; raises as `extract`."""
     dataset = read_dataset(config.dataset, config.data_root, config.split)
     if not len(dataset):
         raise DatasetError(f"Split {config.split} of {dataset.root} must hold images, got none.")
+    return dataset
+
+
+def open_job(
+    config: ExtractConfig, out: Path, *, share: Share, extend: bool = False, dataset: Dataset | None = None
+) -> Job:
+    """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
+    if dataset is None:
+        dataset = read_split(config)
     manifest = load_manifest(config.dataset, config.data_root)
     mode = resolve_mode(config.text, dataset.samples[0])
     teacher = load_teacher(
@@ -93,9 +105,11 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
     )
     kind = config.kind or teacher.default_kind
     require_row(config.row, kind)
-    generated = None
+    generated, captioning_seconds = None, 0.0
     if mode == "generate":
+        began = time.monotonic()
         generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share)
+        captioning_seconds = time.monotonic() - began
     source = TextSource(
         mode,
         config.captions,
@@ -126,7 +140,7 @@ def open_job(config: ExtractConfig, out: Path, *, share: Share, extend: bool = F
         donor=extension.donor if extension is not None else None,
         images=config.layout == "webdataset",
     )
-    return Job(writer, maker, f"{teacher.identity.name} {kind}", extension)
+    return Job(writer, maker, f"{teacher.identity.name} {kind}", extension, captioning_seconds)
 
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,10 @@ class ShardMaker:
         workers: threads that read and decode images; 0 chooses.
         donor: gives rows that another cache holds already.
         images: payloads hold the image files too.
+
+    Attributes:
+        seconds_waiting: spent so far on waiting for images that were not read yet.
+        seconds_teacher: spent so far in the teacher, from pixels in main memory to maps in main memory.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class ShardMaker:
         self._teacher, self._spec, self._dataset, self._source = teacher, spec, dataset, source
         self._ids = {word: i for i, word in enumerate(vocabulary)}
         self._batch_size, self._donor, self._images = batch_size, donor, images
+        self.seconds_waiting = self.seconds_teacher = 0.0
         self._workers = workers or min(8, max(2, os.cpu_count() or 2))
         self._mean = torch.tensor(spec.preprocessing.mean, device=teacher.device).view(3, 1, 1) * 255
         self._std = torch.tensor(spec.preprocessing.std, device=teacher.device).view(3, 1, 1) * 255
@@ -172,6 +178,9 @@ class ShardMaker:
 
     def _run(self, batch: _Batch, progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
         shard, rows, pixels = batch.shard, [], []
+        began = time.perf_counter()
+        wait(batch.images)
+        self.seconds_waiting += time.perf_counter() - began
         for row, image in zip(batch.rows, batch.images, strict=True):
             try:
                 values, content = image.result()
@@ -182,7 +191,9 @@ class ShardMaker:
             rows.append(row)
             pixels.append(torch.from_numpy(values))
         if rows:
+            began = time.perf_counter()
             self._fill(shard, np.array(rows), torch.stack(pixels))
+            self.seconds_teacher += time.perf_counter() - began
         shard.left -= 1
         progress(len(batch.rows))
         if not shard.left:

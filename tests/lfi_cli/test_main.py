@@ -16,6 +16,7 @@ COMMANDS = (
     "demo",
     "datasets",
     "make-scenes",
+    "plan",
     "extract-teacher",
     "inspect",
     "pack",

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_a_sound_cache(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:
     ended = lfi("verify", tiny_val_targets, "--json")
@@ -64,3 +66,16 @@ def test_a_changed_image_is_found_unless_images_are_left_out(
     assert [(fault["sample"], fault["file"]) for fault in ended.json["faults"]] == [(1, store.index.paths[1])]
     assert "sample 1" in lfi("verify", tiny_val_targets, "--data-root", tmp_path / "images").out
     assert lfi("verify", tiny_val_targets, "--data-root", tmp_path / "images", "--no-images").code == 0
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_teacher_is_asked_again(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:
+    words = ("verify", tiny_val_targets, "--recompute", 0.5, "--teacher", "scenes-coca", "--device", "cpu")
+    assert lfi(*words, "--seed", 1, "--json").json == {"ok": True, "faults": []}
+    assert "the same maps again (50 % of the samples)" in lfi(*words).out
+
+
+def test_another_teacher_is_refused(fails: Callable[..., str], tiny_val_targets: Path) -> None:
+    words = ("verify", tiny_val_targets, "--recompute", 0.5, "--teacher", "scenes-coca", "--device", "cpu")
+    assert "weights of sha256" in fails("TeacherError", *words)
+    assert "above 0 and at most 1" in fails("ConfigError", "verify", tiny_val_targets, "--recompute", 2)

@@ -1,0 +1,246 @@
+"""Ask the teacher again: do its maps of a random share of the samples equal those that a cache holds?
+
+Checksums tell that bytes are those that were written. They cannot tell that the right bytes were written: that a row
+belongs to its image, its word and its view, and comes from the teacher that the spec names. This can. Texts come from
+the cache's own index, so that the data set's annotations need not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from lfi_pipeline.data import Dataset, Sample
+from lfi_pipeline.device import resolve_device
+from lfi_pipeline.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec, TargetStore, decode_maps
+from lfi_pipeline.targets.codec import kl_total
+from lfi_pipeline.targets.commits import remedy
+from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.teachers.registry import load_teacher
+from lfi_pipeline.teachers.shards import ShardMaker
+from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.texts import SEPARATOR, TextSource, sample_words
+from lfi_pipeline.teachers.words import stop_words_sha256
+
+TOLERANCE = 2e-2
+"""Largest mean KL(recomputed || stored) of a sample's rows in nats, beyond the mean that encoding cost the cache.
+
+Largest of 96 rendered scenes with the embedded teacher: in batches of another size 1e-4, four times what encoding cost
+on average; stored in bf16 and recomputed in fp32, which stands for any other rounding, 3e-5 (attention) to 8e-3
+(relevance). Maps of another image were 0.2 (attention) or 2.7 (relevance) away at the least.
+"""
+FLOOR = 1e-6
+"""Least mass of a stored cell in that KL: a cell that was 0 exactly may be 1e-9 on another device."""
+COSINE = 0.999
+"""Least cosine of the recomputed and the stored image embedding."""
+CHUNK = 256
+"""Samples whose maps are in memory at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecomputeConfig:
+    """What to recompute.
+
+    Attributes:
+        share: of the cache's samples, in (0, 1]; at least one sample is recomputed.
+        teacher: `NAME[:TAG]`, or `NAME:PATH` of its weights; empty for the name and tag in the spec.
+        device: where the teacher runs.
+        seed: of the choice of samples; None chooses others each time.
+        batch_size: images per forward pass.
+        workers: threads that read images; 0 chooses.
+        progress: show a bar on stderr.
+    """
+
+    share: float = 0.01
+    teacher: str = ""
+    device: str = "auto"
+    seed: int | None = None
+    batch_size: int = 16
+    workers: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"The share to recompute must be above 0 and at most 1, got {self.share}.")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputation:
+    """A check for `targets.verify(..., further=(Recomputation(config),))`."""
+
+    config: RecomputeConfig = field(default_factory=RecomputeConfig)
+
+    def __call__(self, store: TargetStore) -> Iterator[Fault]:
+        """Yield one fault for each chosen sample that is not what the teacher says; names shard, sample and key.
+
+        Raises:
+            TeacherError: the teacher cannot be had, or is not the one that the spec names.
+        """
+        teacher = _teacher_of(store.spec, self.config)
+        positions = _chosen(store.usable, len(store), self.config)
+        dataset, source = _samples(store, positions), _source(store.spec)
+        spec = replace(
+            store.spec,
+            dataset=replace(store.spec.dataset, samples=max(1, len(positions))),
+            samples_per_shard=CHUNK,
+        )
+        maker = ShardMaker(
+            teacher,
+            spec,
+            dataset,
+            source,
+            _vocabulary(store, teacher, source, dataset),
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+        )
+        shards = range(spec.shards) if len(positions) else range(0)
+        with tqdm(total=len(positions), desc="recompute", unit="sample", disable=not self.config.progress) as bar:
+            for shard, payload in maker.payloads(shards, bar.update):
+                yield from _faults(store, positions[shard * CHUNK : (shard + 1) * CHUNK], payload)
+
+
+def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
+    """The teacher that the spec names, its weights compared with those that made the cache."""
+    name, prefix = spec.teacher.name, spec.teacher.name.rpartition(":")[0]  # of hf-hub:ORG/REPO and local-dir:FOLDER
+    named = name if prefix else f"{name}:{spec.teacher.tag}"
+    place = "local-dir:PATH" if prefix else f"{name}:PATH"
+    try:
+        teacher = load_teacher(
+            config.teacher or named, device=resolve_device(config.device), precision=spec.teacher.precision
+        )
+    except (UnknownNameError, TeacherError) as error:
+        if config.teacher:
+            raise
+        raise TeacherError(
+            f"The cache was made by {named}, which cannot be loaded by that name; say where its weights are: "
+            f"--teacher {place}. {error}"
+        ) from error
+    found, recorded = teacher.identity.weights_sha256, spec.teacher.weights_sha256
+    if found != recorded:
+        raise TeacherError(
+            f"The cache was made by {named} with weights of sha256 {recorded}, but {config.teacher or named} has "
+            f"{found}. Give the same weights: --teacher {place}."
+        )
+    if stop_words_sha256() != spec.text.stop_words_sha256:
+        raise TeacherError(
+            "The cache was made with another list of stop words than this release has, so its words cannot be found "
+            "again. Recompute with the release that made the cache."
+        )
+    return teacher
+
+
+def _chosen(usable: npt.NDArray[np.int64], samples: int, config: RecomputeConfig) -> npt.NDArray[np.int64]:
+    """Ascending positions of the samples to recompute."""
+    count = min(len(usable), max(1, round(config.share * samples)))
+    return np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
+
+
+def _samples(store: TargetStore, positions: npt.NDArray[np.int64]) -> Dataset:
+    """The chosen samples as a data set of their own, each with the texts that the teacher read as its captions."""
+    index = store.index
+    return Dataset(
+        name=store.spec.dataset.name,
+        root=store.data_root,
+        split=store.spec.dataset.split,
+        classes=store.spec.dataset.classes,
+        samples=[
+            Sample(
+                key=index.keys[position],
+                path=index.paths[position],
+                captions=tuple(index.captions[position].split(SEPARATOR)),
+                labels=tuple(index.labels[position]),
+                domain=index.domains[position],
+                height=0,
+                width=0,
+            )
+            for position in positions.tolist()
+        ],
+    )
+
+
+def _source(spec: TargetSpec) -> TextSource:
+    """Texts as the cache has them: captions were chosen, or generated, when it was made."""
+    if spec.text.mode == "prompts":
+        return TextSource("prompts", spec.text.captions, classes=spec.dataset.classes, prompts=spec.text.prompts)
+    return TextSource("captions", "all")
+
+
+def _vocabulary(store: TargetStore, teacher: Teacher, source: TextSource, dataset: Dataset) -> list[str]:
+    """The cache's words, and after them those that the teacher finds but the cache does not know."""
+    words = list(store.vocabulary.words)
+    found: set[str] = set()
+    for sample in dataset.samples:
+        found.update(sample_words(teacher.encode_text, source(sample), store.spec.words_per_sample))
+    return words + sorted(found.difference(words))
+
+
+def _faults(store: TargetStore, positions: npt.NDArray[np.int64], payload: ShardPayload) -> Iterator[Fault]:
+    """Compare the payload of n samples with what is stored at `positions` [n]."""
+    stored = {view: store.read_many(positions, view) for view in store.spec.views}
+    tolerance = store.summary().codec_kl + TOLERANCE
+    for row, position in enumerate(positions.tolist()):
+        complaint = _image_complaint(store, position, row, payload)
+        complaint = complaint or _complaint(store.spec, stored, payload, row, tolerance)
+        if complaint:
+            shard = position // store.spec.samples_per_shard
+            yield Fault(
+                shard=shard,
+                file=tar_file(shard) if store.layout == "webdataset" else index_file(shard),
+                sample=position,
+                message=f"Sample {store.index.keys[position]} is not what the teacher says: {complaint}. "
+                f"{remedy(store.path, shard)}",
+            )
+
+
+def _image_complaint(store: TargetStore, position: int, row: int, payload: ShardPayload) -> str:
+    if row in payload.quarantined:
+        return f"its image cannot be read ({payload.quarantined[row].removesuffix('.')})"
+    found, recorded = int(payload.image_crc32c[row]), int(store.index.image_crc32c[position])
+    if found != recorded:
+        return f"its image {store.index.paths[position]} has crc32c {found:08x}, recorded was {recorded:08x}"
+    return ""
+
+
+def _complaint(
+    spec: TargetSpec, stored: dict[str, SampleTargets], payload: ShardPayload, row: int, tolerance: float
+) -> str:
+    """What is wrong with a sample's rows; of several views the first that is."""
+    for view, targets in stored.items():
+        made = payload.views[view]
+        if not np.array_equal(targets.words[row], made.words[row]):
+            return (
+                f"in view {view} it has words {_ids(targets.words[row])}, the teacher finds {_ids(made.words[row])} "
+                "(ids of the vocabulary)"
+            )
+        maps = made.maps[row] * (made.words[row] >= 0)[:, None, None]
+        decoded = decode_maps(targets.maps[row], targets.scale[row], spec.codec.name)
+        present, kept = maps.any(axis=(-2, -1)), targets.scale[row] > 0
+        if not np.array_equal(present, kept):
+            return f"in view {view} it has {int(kept.sum())} maps, the teacher gives {int(present.sum())}"
+        total, rows = kl_total(maps, np.maximum(decoded, FLOOR))
+        if total > tolerance * rows:
+            return (
+                f"in view {view} the mean KL(recomputed || stored) of its {rows} maps is {total / rows:.3g} nats, "
+                f"above {tolerance:.3g}"
+            )
+        cosine = _cosine(targets.image_embedding[row], made.image_embedding[row])
+        if not cosine > COSINE:
+            return f"in view {view} the cosine of its image embedding and the teacher's is {cosine:.4f}, below {COSINE}"
+    return ""
+
+
+def _ids(words: Sequence[int] | npt.NDArray[np.int32]) -> str:
+    return ", ".join(str(int(word)) for word in words if word >= 0) or "none"
+
+
+def _cosine(ours: npt.NDArray[np.floating], theirs: npt.NDArray[np.floating]) -> float:
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length else 0.0
