@@ -1,4 +1,4 @@
-"""Disasters while a cache is written: what was committed stays, one error says what to do, a rerun is byte-identical."""
+"""Disasters while a cache is written: what is committed stays, one error says what to do, a rerun gives the same bytes."""
 
 from __future__ import annotations
 
@@ -117,11 +117,8 @@ def test_a_full_disk_keeps_what_is_committed_and_the_rerun_finishes(
         room = os.statvfs(disk)
         ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - free * 1024)))
         before = _committed(disk / "out") if (disk / "out").exists() else {}
-        try:
+        with pytest.raises(OutputWriteError, match=r"No space left on device.*run the same command again"):
             run(disk / "out", layout)
-        except OutputWriteError as error:
-            assert "No space left on device" in str(error)
-            assert "run the same command again" in str(error)
         after = _committed(disk / "out") if (disk / "out").exists() else {}
         done = {name for name in after if name.startswith("commits")}
         assert {name for name in before if name.startswith("commits")} <= done
@@ -134,8 +131,10 @@ def test_a_full_disk_keeps_what_is_committed_and_the_rerun_finishes(
     assert verify(disk / "out") == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("after", [0, 3, 11, 40])
+@pytest.mark.parametrize(
+    ("code", "after"),
+    [(errno.ENOSPC, 0), (errno.ENOSPC, 11), (errno.ENOSPC, 40), (errno.EROFS, 3), (errno.EROFS, 60), (errno.EIO, 20)],
+)
 def test_a_write_that_fails_is_one_error_and_the_rerun_finishes(
     run: Run, wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
 ) -> None:
@@ -229,9 +228,10 @@ class _Broken(Exception):
     """An error that no code expects."""
 
 
-@pytest.mark.parametrize("error", [_Broken, KeyboardInterrupt, OutputWriteError, MemoryError])
 @pytest.mark.parametrize("place", ["teacher", "images", "committing", "texts"])
-@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize(
+    ("error", "after"), [(_Broken, 0), (_Broken, 3), (KeyboardInterrupt, 2), (OutputWriteError, 1)]
+)
 def test_an_error_in_any_thread_frees_the_claims_and_stops_the_threads(
     run: Run,
     wanted: dict[str, str],
