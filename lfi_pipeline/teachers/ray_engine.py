@@ -8,8 +8,13 @@ OMP_NUM_THREADS = its task's CPUs, unless that is set already, and torch follows
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,30 +65,46 @@ def extract_on_ray(
     out = out.expanduser().absolute()
     config = _absolute(config)
     job = open_job(config, out, share=share, extend=extend)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    try:
-        if gpus_per_task is None:
-            gpus_per_task = 1 if config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
-        task = ray.remote(max_retries=RETRIES, num_cpus=cpus_per_task, num_gpus=gpus_per_task)(_make_shard)
-        with job.progress(share) as bar:
-            running = {
-                task.remote(config, str(out), shard, extend): len(job.writer.shard_range(shard))
-                for shard in share.order(job.pending_shards())
-            }
-            try:
-                while running:
-                    for done in ray.wait(list(running))[0]:
-                        _require_done(ray, done)
-                        bar.update(running.pop(done))
-            finally:
-                for task_left in running:
-                    ray.cancel(task_left, force=True)  # a shard that is cut off is made again by the next run
-    finally:
+    with _results_alone_on_stdout():
+        started = not ray.is_initialized()
         if started:
-            ray.shutdown()
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        try:
+            if gpus_per_task is None:
+                gpus_per_task = 1 if config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+            task = ray.remote(max_retries=RETRIES, num_cpus=cpus_per_task, num_gpus=gpus_per_task)(_make_shard)
+            with job.progress(share) as bar:
+                running = {
+                    task.remote(config, str(out), shard, extend): len(job.writer.shard_range(shard))
+                    for shard in share.order(job.pending_shards())
+                }
+                try:
+                    while running:
+                        for done in ray.wait(list(running))[0]:
+                            _require_done(ray, done)
+                            bar.update(running.pop(done))
+                finally:
+                    for task_left in running:
+                        ray.cancel(task_left, force=True)  # a shard that is cut off is made again by the next run
+        finally:
+            if started:
+                ray.shutdown()
     return job.finish(), time.monotonic() - began
+
+
+@contextmanager
+def _results_alone_on_stdout() -> Iterator[None]:
+    """Ray's core writes its warnings, as of a worker that died, to stdout, where results go: send them to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # what the core has written stands in C's buffer
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _require_done(ray: Any, done: Any) -> None:

@@ -1,16 +1,16 @@
 """Extractions on one local Ray cluster, with workers that die and workers that fail.
 
-Run as a script by test_ray_engine.py: python raying.py SCENES WORK. The first one is the command itself; what it prints
-is all of stdout. What became of the others is written to WORK/ended.json.
+Run as a script by test_ray_engine.py: python raying.py SCENES WORK. The first one is the command itself, and its worker
+dies once. What became of all is written to WORK/ended.json.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,17 @@ from lfi_pipeline.teachers.shares import Share
 make_shard = ray_engine._make_shard  # found in the workers by its name, unlike what this script defines
 
 
-def noting(config: ExtractConfig, out: str, shard: int, extend: bool) -> Any:
+def dying_once(config: ExtractConfig, out: str, shard: int, extend: bool) -> Any:
+    """The first worker dies while it holds a shard and writes its files; others note their threads."""
     import torch
 
-    made = make_shard(config, out, shard, extend)
-    Path(out).with_name("threads").write_text(f"{os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}")
-    return made
-
-
-def dying_once(config: ExtractConfig, out: str, shard: int, extend: bool) -> Any:
-    """The first worker dies while it holds a shard and writes its files."""
     from lfi_pipeline.targets import writer
 
     try:
         Path(out).with_name("died").touch(exist_ok=False)
         writer.write_atomic = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     except FileExistsError:
-        pass
+        Path(out).with_name("threads").write_text(f"{os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}")
     return make_shard(config, out, shard, extend)
 
 
@@ -65,7 +59,8 @@ def failing(config: ExtractConfig, out: str, shard: int, extend: bool) -> Any:
 def words(scenes: Path, out: Path) -> list[str]:
     """The command of what `config` says."""
     named = ["--dataset", "scenes", "--data-root", str(scenes), "--out", str(out), "--kind", "relevance"]
-    return ["extract-teacher", *named, "--words", "6", "--samples-per-shard", "8", "--batch-size", "8"]
+    sizes = ["--words", "6", "--samples-per-shard", "8", "--batch-size", "8", "--device", "cpu"]
+    return ["extract-teacher", *named, *sizes, "--engine", "ray", "--json"]
 
 
 def config(scenes: Path) -> ExtractConfig:
@@ -82,26 +77,22 @@ def config(scenes: Path) -> ExtractConfig:
 
 def main() -> None:
     scenes, work = Path(sys.argv[1]), Path(sys.argv[2])
-    shutdown, ray.shutdown = ray.shutdown, lambda: None  # one cluster for all that follows
     ray.init = partial(ray.init, num_cpus=2)
-    ended: dict[str, str] = {}
-
-    def run(name: str, worker: Callable[..., Any], retries: int = ray_engine.RETRIES) -> None:
+    shutdown, ray.shutdown = ray.shutdown, lambda: None  # starting a cluster is slow
+    ray_engine._make_shard = dying_once
+    result = app(words(scenes, work / "command"), standalone_mode=False)
+    ended = {"command": str(result["samples"])}
+    ctypes.CDLL(None).fflush(None)
+    os.dup2(2, 1)  # stdout is what the command printed
+    ray.shutdown = shutdown  # of a cluster that was there before, from now on
+    for name, worker, retries in (("failing", failing, ray_engine.RETRIES), ("dying", dying, 0)):
         ray_engine._make_shard, ray_engine.RETRIES = worker, retries
         try:
-            ray_engine.extract_on_ray(config(scenes), work / name, share=Share(), cpus_per_task=2)
+            ray_engine.extract_on_ray(config(scenes), work / name, share=Share())
             ended[name] = "made"
         except LFIError as error:
             ended[name] = f"{type(error).__name__}: {error}"
-
-    ray_engine._make_shard = noting
-    code = app(
-        [*words(scenes, work / "command"), "--device", "cpu", "--engine", "ray", "--json"], standalone_mode=False
-    )
-    ended["command"] = str(code["samples"])
-    run("dying-once", dying_once)
-    run("dying", dying, retries=0)
-    run("failing", failing)
+    ended["cluster"] = "up" if ray.is_initialized() else "down"
     (work / "ended.json").write_text(json.dumps(ended))
     shutdown()
 

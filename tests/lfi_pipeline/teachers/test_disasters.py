@@ -1,4 +1,4 @@
-"""Disasters while a cache is written: what is committed stays, one error says what to do, a rerun gives the same bytes."""
+"""Disasters while a cache is written: what is committed stays, one error says what to do, a rerun finishes."""
 
 from __future__ import annotations
 

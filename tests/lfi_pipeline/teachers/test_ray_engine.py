@@ -73,11 +73,16 @@ def _tree(path: Path) -> dict[str, bytes]:
 
 
 @needs_ray
-def test_the_command_makes_the_bytes_of_one_process_and_prints_one_object(
+def test_the_shard_of_a_worker_that_died_is_made_again_and_the_bytes_are_those_of_one_process(
     storm: Storm, wanted: dict[str, bytes]
 ) -> None:
+    assert (storm.work / "died").exists()
     assert _tree(storm.work / "command") == wanted
     assert storm.ended["command"] == "24"
+
+
+@needs_ray
+def test_the_result_is_alone_on_stdout_though_a_worker_died(storm: Storm) -> None:
     assert json.loads(storm.printed)["samples"] == 24
 
 
@@ -87,10 +92,8 @@ def test_threads_of_a_worker_are_its_tasks_cpus(storm: Storm) -> None:
 
 
 @needs_ray
-def test_the_shard_of_a_worker_that_died_is_made_again(storm: Storm, wanted: dict[str, bytes]) -> None:
-    assert (storm.work / "died").exists()
-    assert storm.ended["dying-once"] == "made"
-    assert _tree(storm.work / "dying-once") == wanted
+def test_a_cluster_that_was_there_before_stays(storm: Storm) -> None:
+    assert storm.ended["cluster"] == "up"
 
 
 @needs_ray
