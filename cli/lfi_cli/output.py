@@ -16,6 +16,7 @@ from lfi_pipeline.errors import LFIError
 
 P = ParamSpec("P")
 Result = dict[str, Any]
+INTERRUPTED = "interrupted. What was finished is kept; run the same command again to go on."
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object with the result on stdout, all else on stderr.")
@@ -24,7 +25,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one),
 
 
 def command(function: Callable[P, Result]) -> Callable[P, Result]:
-    """Print an `LFIError` as one clear message and exit with 1; any other exception is a bug: show its traceback."""
+    """Print an `LFIError` as one clear message and exit with 1, or with 130 after Ctrl-C.
+
+    Any other exception is a bug: show its traceback.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Result:
@@ -36,16 +40,21 @@ def command(function: Callable[P, Result]) -> Callable[P, Result]:
             Console(stderr=True).print("[bold red]error:[/] ", end="")
             sys.stderr.write(f"{error}\n")
             raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            if kwargs.get("as_json"):
+                print_json(_described(error))
+            sys.stderr.write(f"\n{INTERRUPTED}\n")
+            raise typer.Exit(130) from error
         except typer.Exit as ended:  # of a command that this one ran, which told the error on stderr
-            if kwargs.get("as_json") and isinstance(ended.__cause__, LFIError):
+            if kwargs.get("as_json") and isinstance(ended.__cause__, LFIError | KeyboardInterrupt):
                 print_json(_described(ended.__cause__))
             raise
 
     return wrapped
 
 
-def _described(error: LFIError) -> Result:
-    return {"error": {"type": type(error).__name__, "message": str(error)}}
+def _described(error: LFIError | KeyboardInterrupt) -> Result:
+    return {"error": {"type": type(error).__name__, "message": str(error) or INTERRUPTED}}
 
 
 def finish(result: Result, as_json: bool, render: Callable[[Console], None]) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,8 +137,8 @@ def _run_once(job: Job, order: list[int], bar: tqdm) -> int:
 
     made = 0
     try:
-        with Committer(job.writer) as committer:
-            for shard, payload in job.maker.payloads(claimed(), bar.update):
+        with Committer(job.writer) as committer, closing(job.maker.payloads(claimed(), bar.update)) as payloads:
+            for shard, payload in payloads:
                 committer.commit(shard, payload, claims.pop(shard))
                 made += 1
     finally:

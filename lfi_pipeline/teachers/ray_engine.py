@@ -1,24 +1,33 @@
 """Shards as tasks on a Ray cluster: `lfi extract-teacher --engine ray` (extra `ray`).
 
 The driver creates the cache, then every worker process joins it as any other process would: what it commits is what one
-process alone would have committed. Data root and output must be on storage that all nodes see under one path.
+process alone would have committed. Data root and output must be on storage that all nodes see under one path, and the
+package must be installed on all of them; workers of a local cluster inherit PYTHONPATH. Ray gives every worker
+OMP_NUM_THREADS = its task's CPUs, unless that is set already, and torch follows it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline import errors
 from lfi_pipeline.errors import ConfigError, LFIError
 from lfi_pipeline.targets import Summary
 from lfi_pipeline.teachers.extract import ExtractConfig, run_shards
 from lfi_pipeline.teachers.job import Job, open_job
 from lfi_pipeline.teachers.shares import Share
 
+Failure = tuple[str, str]  # name of the class in lfi_pipeline.errors, message
 RETRIES = 3
 """How often a task is tried again after its worker died."""
 
@@ -46,7 +55,7 @@ def extract_on_ray(
 
     Raises:
         ConfigError: Ray is not installed.
-        LFIError: as `extract`; also where a shard's workers died `RETRIES` times.
+        LFIError: as `extract`; also where every worker that tried a shard died.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -56,50 +65,75 @@ def extract_on_ray(
     out = out.expanduser().absolute()
     config = _absolute(config)
     job = open_job(config, out, share=share, extend=extend)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    try:
-        if gpus_per_task is None:
-            gpus_per_task = 1 if config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
-        task = ray.remote(max_retries=RETRIES, num_cpus=cpus_per_task, num_gpus=gpus_per_task)(_make_shard)
-        with job.progress(share) as bar:
-            running = {
-                task.remote(config, str(out), shard, extend): len(job.writer.shard_range(shard))
-                for shard in share.order(job.pending_shards())
-            }
-            while running:
-                for done in ray.wait(list(running))[0]:
-                    message = _result(ray, done)
-                    if message is not None:
-                        raise LFIError(message)
-                    bar.update(running.pop(done))
-    finally:
+    with _results_alone_on_stdout():
+        started = not ray.is_initialized()
         if started:
-            ray.shutdown()
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        try:
+            if gpus_per_task is None:
+                gpus_per_task = 1 if config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+            task = ray.remote(max_retries=RETRIES, num_cpus=cpus_per_task, num_gpus=gpus_per_task)(_make_shard)
+            with job.progress(share) as bar:
+                running = {
+                    task.remote(config, str(out), shard, extend): len(job.writer.shard_range(shard))
+                    for shard in share.order(job.pending_shards())
+                }
+                try:
+                    while running:
+                        for done in ray.wait(list(running))[0]:
+                            _require_done(ray, done)
+                            bar.update(running.pop(done))
+                finally:
+                    for task_left in running:
+                        ray.cancel(task_left, force=True)  # a shard that is cut off is made again by the next run
+        finally:
+            if started:
+                ray.shutdown()
     return job.finish(), time.monotonic() - began
 
 
-def _result(ray: Any, done: Any) -> str | None:
+@contextmanager
+def _results_alone_on_stdout() -> Iterator[None]:
+    """Ray's core writes its warnings, as of a worker that died, to stdout, where results go: send them to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     try:
-        message: str | None = ray.get(done)
+        yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # what the core has written stands in C's buffer
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _require_done(ray: Any, done: Any) -> None:
+    """Raise what went wrong in a worker; a bug there comes with Ray's account of it."""
+    try:
+        failed: Failure | None = ray.get(done)
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError as error:
         first = str(error).strip().splitlines()[0]
-        return (
-            f"A shard's worker failed {RETRIES + 1} times ({first}). Committed shards are safe; run the command again."
-        )
-    return message
+        raise LFIError(
+            f"A shard's worker died {RETRIES + 1} times ({first}). Committed shards are safe; mend the cause, then run "
+            "the same command again."
+        ) from error
+    if failed is not None:
+        name, message = failed
+        kind = getattr(errors, name)
+        raise kind.__new__(kind, message)  # some take more than the message
 
 
-def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> str | None:
-    """In a worker: make one shard; returns the message of a user's error, so that it crosses processes whole."""
+def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> Failure | None:
+    """In a worker: make one shard; returns a user's error, so that it crosses processes whole."""
     try:
         share = Share(first=shard, end=shard + 1)
         job = _job(config, out, extend)
         with job.progress(Share(first=shard, end=shard + 1, world=2, rank=1)) as silent:
             run_shards(job, share, silent)
     except LFIError as error:
-        return str(error)
+        return type(error).__name__, str(error)
     return None
 
 

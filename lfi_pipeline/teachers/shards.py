@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +96,7 @@ class ShardMaker:
         self._mean = torch.tensor(spec.preprocessing.mean, device=teacher.device).view(3, 1, 1) * 255
         self._std = torch.tensor(spec.preprocessing.std, device=teacher.device).view(3, 1, 1) * 255
 
-    def payloads(self, shards: Iterable[int], progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
+    def payloads(self, shards: Iterable[int], progress: Progress) -> Generator[tuple[int, ShardPayload], None, None]:
         """Yield the payload of each shard, in order; the next shard is asked for while the last batches run.
 
         Args:

@@ -1,7 +1,8 @@
 """Kill extractions at random moments, several processes at a time, and compare what reruns make of the rest.
 
-Run as a script by test_processes.py: python killing.py SCENES EXPECTED WORK TRIALS SEED. The teacher's libraries are
-imported once; every process is a fork of this one, made before any of them was used.
+Run as a script by test_processes.py: python killing.py SCENES EXPECTED WORK TRIALS SEED, where EXPECTED holds an
+undisturbed cache of each layout. The teacher's libraries are imported once; every process is a fork of this one, made
+before any of them was used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lfi_pipeline.teachers.shares import Share
 SHARDS = 6
 
 
-def config(scenes: Path) -> extraction.ExtractConfig:
+def config(scenes: Path, layout: str = "zarr") -> extraction.ExtractConfig:
     return extraction.ExtractConfig(
         dataset="scenes",
         data_root=scenes,
@@ -34,6 +35,7 @@ def config(scenes: Path) -> extraction.ExtractConfig:
         samples_per_shard=4,
         batch_size=4,
         kind="relevance",
+        layout=layout,
         device="cpu",
     )
 
@@ -46,14 +48,14 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
-def start(scenes: Path, out: Path, share: Share) -> int:
+def start(wanted: extraction.ExtractConfig, out: Path, share: Share) -> int:
     process = os.fork()
     if process == 0:
         code = 1
         try:
             sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - progress bars
             extraction.POLL_SECONDS = 0.05
-            extraction.extract(config(scenes), out, share=share)
+            extraction.extract(wanted, out, share=share)
             code = 0
         finally:
             os._exit(code)
@@ -72,11 +74,11 @@ def shares(rng: random.Random) -> list[Share]:
     return [Share() for _ in range(count)]
 
 
-def trial(scenes: Path, out: Path, rng: random.Random) -> int:
+def trial(wanted: extraction.ExtractConfig, out: Path, rng: random.Random) -> int:
     """Kill processes at random moments until one round is left alone; returns how many died of it."""
     killed = 0
     for _ in range(rng.randint(1, 3)):
-        running = [start(scenes, out, share) for share in shares(rng)]
+        running = [start(wanted, out, share) for share in shares(rng)]
         for victim in rng.sample(running, rng.randint(1, len(running))):
             time.sleep(rng.uniform(0, 1.2))
             os.kill(victim, signal.SIGKILL)
@@ -85,7 +87,7 @@ def trial(scenes: Path, out: Path, rng: random.Random) -> int:
                 status = os.waitpid(process, 0)[1]
                 killed += status == signal.SIGKILL
                 assert status in (0, signal.SIGKILL), f"a process failed with status {status}"
-    last = [start(scenes, out, share) for share in shares(rng)]
+    last = [start(wanted, out, share) for share in shares(rng)]
     for process in last:
         status = os.waitpid(process, 0)[1]
         assert status == 0, f"the rerun failed with status {status}"
@@ -95,15 +97,20 @@ def trial(scenes: Path, out: Path, rng: random.Random) -> int:
 def main() -> None:
     scenes, expected, work = (Path(argument) for argument in sys.argv[1:4])
     trials, seed = int(sys.argv[4]), int(sys.argv[5])
-    wanted, killed = tree(expected), 0
+    undisturbed = {layout: tree(expected / layout) for layout in extraction.LAYOUTS}
+    drawn = dict.fromkeys(extraction.LAYOUTS, 0)
+    killed = 0
     for number in range(trials):
-        out = work / f"trial-{number}"
-        killed += trial(scenes, out, random.Random(f"{seed}-{number}"))
-        found = tree(out)
+        out, rng = work / f"trial-{number}", random.Random(f"{seed}-{number}")
+        layout = rng.choice(extraction.LAYOUTS)
+        drawn[layout] += 1
+        killed += trial(config(scenes, layout), out, rng)
+        wanted, found = undisturbed[layout], tree(out)
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        assert not different, f"trial {number}: {different[:5]}"
+        assert not different, f"trial {number} ({layout}): {different[:5]}"
         shutil.rmtree(out)
-    sys.stdout.write(f"{trials} trials, {killed} processes killed, every cache byte-identical\n")
+    layouts = ", ".join(f"{count} {layout}" for layout, count in drawn.items())
+    sys.stdout.write(f"{trials} trials, {killed} processes killed, every cache byte-identical ({layouts})\n")
 
 
 if __name__ == "__main__":
