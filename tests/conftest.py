@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import open_clip
@@ -22,7 +23,12 @@ MERGES = 60  # few, so that most words are several tokens
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors, but for the one that every `pycocotools.mask.decode` raises under numpy 2."""
+    """Warnings are errors, but for the one that every `pycocotools.mask.decode` raises under numpy 2.
+
+    One thread here and in every process that a test starts: sums round by the number of threads; tests compare bytes.
+    """
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     config.addinivalue_line(
         "filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
     )

@@ -65,13 +65,15 @@ class Augmentation:
         return Geometry(flip, (left, top, left + width, top + height))
 
 
-def view_image(image: Image.Image, geometry: Geometry, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return what the student sees, uint8 [3, height, width] of `size` (height, width)."""
+def view_image(
+    image: Image.Image, geometry: Geometry, size: tuple[int, int], interpolation: str = "bicubic"
+) -> npt.NDArray[np.uint8]:
+    """Return what a model sees, uint8 [3, height, width] of `size` (height, width); `interpolation` is Pillow's name."""
     if geometry.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = geometry.window
     box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
-    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    resized = image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 

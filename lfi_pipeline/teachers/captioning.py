@@ -93,7 +93,7 @@ def _captioned(
                 found.append((sample.key, UNREADABLE))
                 continue
             readable.append(sample)
-            images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size)))
+            images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))
         if images:
             pixels = (torch.stack(images).to(teacher.device).float() - mean) / std
             found += [(sample.key, caption) for sample, caption in zip(readable, teacher.generate(pixels), strict=True)]

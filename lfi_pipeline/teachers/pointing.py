@@ -172,7 +172,12 @@ def _live(
         for first in range(0, len(positions), config.batch_size):
             batch = positions[first : first + config.batch_size]
             pixels = torch.from_numpy(
-                np.stack([view_image(sample_image(store, position), WHOLE, teacher.image_size) for position in batch])
+                np.stack(
+                    [
+                        view_image(sample_image(store, position), WHOLE, teacher.image_size, teacher.interpolation)
+                        for position in batch
+                    ]
+                )
             )
             images = (pixels.to(teacher.device).float() - mean) / std
             texts = [teacher.encode_text(captions[position]) for position in batch]

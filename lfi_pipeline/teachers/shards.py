@@ -218,7 +218,8 @@ class ShardMaker:
     def _read(self, position: int) -> Read:
         path = self._dataset.samples[position].path
         content = read_bytes(self._dataset.root, path)
-        return view_image(decode_image(content, path), WHOLE, self._spec.preprocessing.image_size), content
+        seen = self._spec.preprocessing
+        return view_image(decode_image(content, path), WHOLE, seen.image_size, seen.interpolation), content
 
     def _fill(self, shard: _Shard, rows: npt.NDArray[np.int64], images: Tensor) -> None:
         pixels = (images.to(self._teacher.device, non_blocking=True).float() - self._mean) / self._std
