@@ -68,7 +68,7 @@ class Augmentation:
 def view_image(
     image: Image.Image, geometry: Geometry, size: tuple[int, int], interpolation: str = "bicubic"
 ) -> npt.NDArray[np.uint8]:
-    """Return what a model sees, uint8 [3, height, width] of `size` (height, width); `interpolation` as Pillow has it."""
+    """Return what a model sees, uint8 [3, height, width] of `size` (height, width), resized by Pillow's filter."""
     if geometry.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = geometry.window
