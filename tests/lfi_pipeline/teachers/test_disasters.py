@@ -30,7 +30,7 @@ SHARDS = 6
 @pytest.fixture
 def run(tiny_teacher: CocaTeacher, scenes_root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Extract six shards into `out` with the tiny teacher."""
-    monkeypatch.setattr(job, "load_teacher", lambda name, *, device: tiny_teacher)
+    monkeypatch.setattr(job, "load_teacher", lambda name, **_: tiny_teacher)
     monkeypatch.setattr(extract, "POLL_SECONDS", 0.02)
 
     def extracted(out: Path, layout: str = "zarr") -> None:
@@ -186,7 +186,7 @@ def test_an_output_below_a_file_is_one_error(run: Run, tmp_path: Path) -> None:
 def test_two_extractors_share_one_output(
     run: Run, wanted: dict[str, str], tiny_teacher: CocaTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "load_teacher", lambda name, *, device: copy.deepcopy(tiny_teacher))
+    monkeypatch.setattr(job, "load_teacher", lambda name, **_: copy.deepcopy(tiny_teacher))
     start = threading.Barrier(2)
 
     def one() -> None:
