@@ -1,0 +1,152 @@
+"""The flat names by which a run is written down: the options of `lfi train`, config.toml, sweeps and config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.data.photometric import Photometric
+from lfi_pipeline.data.replay import Augmentation
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.training.config import OptimizerConfig, StreamConfig, TrainConfig
+from lfi_pipeline.training.mixing import MixConfig
+from lfi_pipeline.training.weights import Weight
+
+FIELDS: Mapping[str, str] = {
+    "targets": "stream.targets",
+    "data_root": "stream.data_root",
+    "hold_out": "stream.hold_out",
+    "maps": "stream.maps",
+    "mirror_maps": "stream.mirror_maps",
+    "least_area": "stream.augmentation.least_area",
+    "aspect": "stream.augmentation.aspect",
+    "flip": "stream.augmentation.flip",
+    "randaugment": "stream.photometric.ops",
+    "magnitude": "stream.photometric.magnitude",
+    "mixup": "stream.mix.mixup",
+    "cutmix": "stream.mix.cutmix",
+    "epochs": "stream.epochs",
+    "batch_size": "stream.batch_size",
+    "seed": "stream.seed",
+    "student": "student.name",
+    "image_size": "student.image_size",
+    "patch_size": "student.patch_size",
+    "student_arg": "student.kwargs",
+    "pretrained": "student.pretrained",
+    "taps": "student.taps",
+    "queries": "queries.mode",
+    "slots": "queries.slots",
+    "query_width": "queries.width",
+    "query_heads": "queries.heads",
+    "state": "queries.state",
+    "optimizer": "optimizer.name",
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "layer_decay": "optimizer.layer_decay",
+    "clip": "optimizer.clip",
+    "schedule": "optimizer.schedule",
+    "warmup_epochs": "optimizer.warmup_epochs",
+    "ema": "optimizer.ema",
+    "objective": "objective",
+    "weight": "weights",
+    "task": "task",
+    "val_split": "val_split",
+    "precision": "precision",
+    "accumulate": "accumulate",
+}
+"""Flat name -> place in a `TrainConfig`."""
+
+_GROUPS: Mapping[str, type] = {
+    "stream.augmentation": Augmentation,
+    "stream.photometric": Photometric,
+    "stream.mix": MixConfig,
+    "stream": StreamConfig,
+    "student": StudentConfig,
+    "queries": QueryConfig,
+    "optimizer": OptimizerConfig,
+    "": TrainConfig,
+}
+"""Inner ones first: each is an argument of the one around it."""
+
+
+def flat_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return `config` under its flat names, as plain JSON values; `config_of` undoes it."""
+    flat: dict[str, Any] = {}
+    for name, place in FIELDS.items():
+        value: Any = config
+        for part in place.split("."):
+            value = getattr(value, part)
+        flat[name] = _plain(value)
+    return flat
+
+
+def config_of(flat: Mapping[str, Any]) -> TrainConfig:
+    """Return the run that `flat` describes; names left out, or None, take their defaults.
+
+    Raises:
+        UnknownNameError: a name that is no setting, or a value that is no choice.
+        ConfigError: a value of the wrong type or out of range.
+    """
+    arguments: dict[str, dict[str, Any]] = {group: {} for group in _GROUPS}
+    for name, value in flat.items():
+        if name not in FIELDS:
+            raise UnknownNameError("setting", name, sorted(FIELDS))
+        if value is None:
+            continue
+        group, _, field = FIELDS[name].rpartition(".")
+        arguments[group][field] = _typed(name, value, _field_type(group, field))
+    if "targets" not in arguments["stream"]:
+        raise ConfigError("targets must name a cache, as made by lfi extract-teacher, got none.")
+    for group, kind in _GROUPS.items():
+        built = kind(**arguments[group])
+        if not group:
+            return built  # type: ignore[no-any-return]
+        outer, _, field = group.rpartition(".")
+        arguments[outer][field] = built
+    raise AssertionError("the outermost group is last")
+
+
+def _field_type(group: str, field: str) -> str:
+    return next(str(f.type) for f in dataclasses.fields(_GROUPS[group]) if f.name == field)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path | Weight) else value
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """Return `value` as the field's type `kind` (as it is written in the dataclass)."""
+    kind = kind.removesuffix(" | None")
+    try:
+        match kind:
+            case "Path":
+                return Path(_require(value, str, Path))
+            case "Mapping[str, Weight]":
+                return {term: w if isinstance(w, Weight) else Weight.parse(w) for term, w in value.items()}
+            case "Mapping[str, Any]":
+                return dict(_require(value, Mapping))
+            case "tuple[str, ...]":
+                return tuple(_require(entry, str) for entry in _require(value, list, tuple))
+            case "tuple[int, ...]":
+                return tuple(_require(entry, int) for entry in _require(value, list, tuple))
+            case "float":
+                return float(_require(value, int, float))
+            case "int" | "str" | "bool":
+                wanted: type = {"int": int, "str": str, "bool": bool}[kind]
+                return _require(value, wanted)
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{name} must be of type {kind}, got {value!r}.") from error
+    raise AssertionError(f"{name}: no rule for type {kind}")
+
+
+def _require(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError
+    return value
