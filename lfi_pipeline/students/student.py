@@ -68,9 +68,10 @@ class Student(nn.Module):
         self.size = input_size(self.backbone, config)
         self.taps: tuple[Tap, ...] = choose_taps(self.backbone, config)
         with torch.no_grad():  # some families widen between features and pooled output (`head_hidden_size`)
-            width = int(self._pool(self.backbone.eval().forward_features(torch.zeros(1, 3, *self.size))).shape[1])
+            blank = self.backbone.eval().forward_features(torch.zeros(1, 3, *self.size))
+            self.pooled_width = int(self._pool(blank).shape[1])
         self.backbone.train()
-        self.head = nn.Linear(width, classes) if classes else None
+        self.head = nn.Linear(self.pooled_width, classes) if classes else None
         self.queries: TextQueries | LearnedQueries | None = None
         self.readout: SlotReadout | None = None
         tap_widths = [tap.width for tap in self.taps]
