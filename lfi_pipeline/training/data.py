@@ -16,7 +16,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import StreamConfig
 from lfi_pipeline.training.mixing import Mix, mix_images, mix_labels
@@ -177,21 +177,28 @@ class ErrorsAsValues(TorchDataset[Batch | LFIError]):
             return error
 
 
-class PlainImages(TorchDataset[tuple[Tensor, Tensor]]):
-    """Whole images and multi-label targets of a data set, for scoring: uint8 [3, H, W] and fp32 [classes]."""
+class PlainImages(TorchDataset[tuple[dict[Size, Tensor], Tensor, bool]]):
+    """Whole images of a data set for scoring.
 
-    def __init__(self, dataset: Dataset, size: tuple[int, int]) -> None:
-        self.dataset, self.size = dataset, size
+    An item is uint8 [3, H, W] for each size, fp32 labels [classes], and whether the image could be read; it is black
+    where it could not.
+    """
+
+    def __init__(self, dataset: Dataset, sizes: Sequence[Size]) -> None:
+        self.dataset, self.sizes = dataset, tuple(dict.fromkeys(sizes))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, position: int) -> tuple[dict[Size, Tensor], Tensor, bool]:
         sample = self.dataset.samples[position]
-        image, _, _ = read_image(self.dataset.root, sample.path)
         labels = torch.zeros(len(self.dataset.classes))
         labels[list(sample.labels)] = 1.0
-        return torch.from_numpy(view_image(image, WHOLE, self.size)), labels
+        try:
+            image, _, _ = read_image(self.dataset.root, sample.path)
+        except ImageReadError:
+            return {size: torch.zeros(3, *size, dtype=torch.uint8) for size in self.sizes}, labels, False
+        return {size: torch.from_numpy(view_image(image, WHOLE, size)) for size in self.sizes}, labels, True
 
 
 def _donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:

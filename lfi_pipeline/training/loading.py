@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.device import resolve_device
+from lfi_pipeline.errors import UnknownNameError
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.loop import build_student
-from lfi_pipeline.training.run_dir import CONFIG, config_from, load_checkpoint, read_json
+from lfi_pipeline.training.learner import build_student
+from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
+
+WEIGHTS = {"last": LAST, "best": BEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class LoadedRun:
     config: TrainConfig
     student: Student
     store: TargetStore
+    task: str
 
 
 def load_run(run: Path, *, device: str = "auto", weights: str = "last") -> LoadedRun:
@@ -33,10 +38,12 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last") -> Loade
         RunError: not a run, or one without a fitting checkpoint.
         TargetsError: the cache it was trained on is gone (its spec says how many classes there are).
     """
-    record = read_json(run / CONFIG)
-    config = config_from(record.get("settings", {}), run / CONFIG)
-    store = TargetStore.open(config.targets, data_root=config.data_root)
+    if weights not in WEIGHTS:
+        raise UnknownNameError("weights", weights, tuple(WEIGHTS))
+    record, config = read_json(run / CONFIG), recorded_config(run)
+    store = TargetStore.open(config.stream.targets, data_root=config.stream.data_root)
+    task = str(record.get("task"))
     # the checkpoint holds every weight: timm's own need not be at hand
-    student = build_student(replace(config, student=replace(config.student, pretrained=False)), store)
-    load_checkpoint(run, student, weights)
-    return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store)
+    student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
+    load_weights(run / WEIGHTS[weights], student)
+    return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store, task)
