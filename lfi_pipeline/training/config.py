@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +90,11 @@ class OptimizerConfig:
         if self.schedule not in SCHEDULES:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}.")
         for name in ("weight_decay", "warmup_epochs"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more and finite, got {getattr(self, name)}.")
         for name in ("layer_decay", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -132,8 +133,10 @@ class TrainConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for term in self.objective.split("+"):
-            if term not in TERMS and self.objective != NONE:
+        for term in self.terms:
+            if term == NONE:
+                raise ConfigError(f"objective 'none' stands alone, got {self.objective!r}.")
+            if term not in TERMS:
                 raise UnknownNameError("objective", term, (NONE, *TERMS))
         if len(set(self.terms)) < len(self.terms):
             raise ConfigError(f"objective must name each term once, got {self.objective!r}.")
@@ -154,9 +157,7 @@ class TrainConfig:
         if "logits" in self.terms and self.task == "none":
             raise ConfigError("The logits term teaches the task's classes, so it needs a task, got 'none'.")
         if self.accumulate < 1 or self.stream.batch_size % self.accumulate:
-            raise ConfigError(
-                f"accumulate must divide the batch size {self.stream.batch_size}, got {self.accumulate}."
-            )
+            raise ConfigError(f"accumulate must divide the batch size {self.stream.batch_size}, got {self.accumulate}.")
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,20 @@ _GROUPS: Mapping[str, type] = {
 }
 """Inner ones first: each is an argument of the one around it."""
 
+_KINDS: Mapping[str, str] = {
+    "Path": "a path",
+    "Mapping[str, Weight]": "a table of terms and weights, such as lfi = 0.1 or lfi = '0.1:cosine'",
+    "Mapping[str, Any]": "a table of names and plain values",
+    "tuple[str, ...]": "a list of texts",
+    "tuple[int, ...]": "a list of whole numbers",
+    "float": "a finite number",
+    "int": "a whole number",
+    "str": "a text",
+    "bool": "true or false",
+}
+"""Type of a field, as it is written in its dataclass -> what it asks of a value."""
+_NEAR_NAMES = 5
+
 
 def flat_settings(config: TrainConfig) -> dict[str, Any]:
     """Return `config` under its flat names, as plain JSON values; `config_of` undoes it."""
@@ -83,6 +99,12 @@ def flat_settings(config: TrainConfig) -> dict[str, Any]:
     return flat
 
 
+def default_settings() -> dict[str, Any]:
+    """Return what every setting is where nobody gives it, as `flat_settings` does; `targets` has no default."""
+    flat = flat_settings(TrainConfig(stream=StreamConfig(targets=Path())))
+    return flat | {"targets": None}
+
+
 def config_of(flat: Mapping[str, Any]) -> TrainConfig:
     """Return the run that `flat` describes; names left out, or None, take their defaults.
 
@@ -92,12 +114,10 @@ def config_of(flat: Mapping[str, Any]) -> TrainConfig:
     """
     arguments: dict[str, dict[str, Any]] = {group: {} for group in _GROUPS}
     for name, value in flat.items():
-        if name not in FIELDS:
-            raise UnknownNameError("setting", name, sorted(FIELDS))
-        if value is None:
-            continue
-        group, _, field = FIELDS[name].rpartition(".")
-        arguments[group][field] = _typed(name, value, _field_type(group, field))
+        typed = typed_setting(name, value)
+        if typed is not None:
+            group, _, field = FIELDS[name].rpartition(".")
+            arguments[group][field] = typed
     if "targets" not in arguments["stream"]:
         raise ConfigError("targets must name a cache, as made by lfi extract-teacher, got none.")
     for group, kind in _GROUPS.items():
@@ -109,8 +129,25 @@ def config_of(flat: Mapping[str, Any]) -> TrainConfig:
     raise AssertionError("the outermost group is last")
 
 
-def _field_type(group: str, field: str) -> str:
-    return next(str(f.type) for f in dataclasses.fields(_GROUPS[group]) if f.name == field)
+def typed_setting(name: str, value: Any) -> Any:
+    """Return a plain value as the type of its field in a `TrainConfig`; None stays None.
+
+    Raises:
+        UnknownNameError: `name` is no setting; lists near ones.
+        ConfigError: a value of the wrong type.
+    """
+    if name not in FIELDS:
+        raise UnknownNameError("setting", name, near_settings(name))
+    if value is None:
+        return None
+    group, _, field = FIELDS[name].rpartition(".")
+    kind = next(str(f.type) for f in dataclasses.fields(_GROUPS[group]) if f.name == field)
+    return _typed(name, value, kind.removesuffix(" | None"))
+
+
+def near_settings(name: str) -> list[str]:
+    """Return the settings whose names are most like `name`."""
+    return difflib.get_close_matches(name, FIELDS, n=_NEAR_NAMES, cutoff=0.0)
 
 
 def _plain(value: Any) -> Any:
@@ -118,35 +155,56 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, Weight) and value.schedule == "constant":
+        return value.value
     return str(value) if isinstance(value, Path | Weight) else value
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:
-    """Return `value` as the field's type `kind` (as it is written in the dataclass)."""
-    kind = kind.removesuffix(" | None")
     try:
         match kind:
             case "Path":
                 return Path(_require(value, str, Path))
             case "Mapping[str, Weight]":
-                return {term: w if isinstance(w, Weight) else Weight.parse(w) for term, w in value.items()}
+                return {term: _weight(term, weight) for term, weight in _require(value, Mapping).items()}
             case "Mapping[str, Any]":
-                return dict(_require(value, Mapping))
+                return {key: _require_plain(inner) for key, inner in _require(value, Mapping).items()}
             case "tuple[str, ...]":
                 return tuple(_require(entry, str) for entry in _require(value, list, tuple))
             case "tuple[int, ...]":
                 return tuple(_require(entry, int) for entry in _require(value, list, tuple))
             case "float":
-                return float(_require(value, int, float))
+                number = float(_require(value, int, float))
+                if not math.isfinite(number):
+                    raise TypeError
+                return number
             case "int" | "str" | "bool":
                 wanted: type = {"int": int, "str": str, "bool": bool}[kind]
                 return _require(value, wanted)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{name} must be of type {kind}, got {value!r}.") from error
+    except TypeError:
+        raise ConfigError(f"{name} must be {_KINDS[kind]}, got {value!r}.") from None
     raise AssertionError(f"{name}: no rule for type {kind}")
+
+
+def _weight(term: str, value: Any) -> Weight:
+    if isinstance(value, Weight):
+        return value
+    try:
+        return Weight.parse(_require(value, int, float, str))
+    except ConfigError as error:
+        raise ConfigError(f"weight of {term}: {error}") from error
 
 
 def _require(value: Any, *kinds: type) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise TypeError
     return value
+
+
+def _require_plain(value: Any) -> Any:
+    """A value that JSON and TOML can both hold, so that a run can be written down in either."""
+    if isinstance(value, Mapping):
+        return {_require(key, str): _require_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_require_plain(inner) for inner in value]
+    return _require(value, bool, int, float, str)

@@ -36,12 +36,12 @@ class Weight:
             ConfigError: not a number.
             UnknownNameError: no such schedule.
         """
-        number, _, schedule = str(text).partition(":")
+        number, colon, schedule = str(text).partition(":")
         try:
             value = float(number)
         except ValueError:
             raise ConfigError(f"A weight must be a number, such as 0.1 or 0.1:cosine, got {text!r}.") from None
-        return cls(value, schedule or "constant")
+        return cls(value, schedule if colon else "constant")
 
     def __str__(self) -> str:
         return repr(self.value) if self.schedule == "constant" else f"{self.value!r}:{self.schedule}"
