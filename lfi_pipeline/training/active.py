@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.checkpoint import load_state, save_state
+from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.cut import CutTargets
@@ -54,6 +53,7 @@ class ActiveRun:
         device: where it computes.
         steps: of the whole run.
         steps_per_epoch: for the warm-up.
+        keep_every: as of `Machine`.
 
     Raises:
         LFIError: a student that cannot be built, a term that the cache cannot serve, a checkpoint that cannot be read.
@@ -70,6 +70,7 @@ class ActiveRun:
         device: torch.device,
         steps: int,
         steps_per_epoch: int,
+        keep_every: int,
     ) -> None:
         self.config, self.out, self.task, self.device = config, out, task, device
         self.accelerator, self.total_steps = accelerator, steps
@@ -79,7 +80,7 @@ class ActiveRun:
         decay = config.optimizer.ema
         self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
         self.step = 0
-        self.best: float | None = None
+        self.retention = Retention(out / "checkpoints", every=keep_every or None)
         self.scores: dict[str, Any] = {}
         self.seconds = 0.0
         self.step_ms: list[float] = []
@@ -135,7 +136,7 @@ class ActiveRun:
         """Replace the state that a resume starts from."""
         state = {
             "step": self.step,
-            "best": self.best,
+            "retention": self.retention.state_dict(),
             "scores": self.scores,
             "seconds": self.seconds,
             "step_ms": self.median_step_ms,
@@ -157,8 +158,8 @@ class ActiveRun:
         if not path.is_file():
             return
         state = load_state(path, fingerprint=fingerprint)
-        self.step, self.best, self.scores = state["step"], state["best"], state["scores"]
-        self.seconds = state["seconds"]
+        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
         self.learner.load_state_dict(state["learner"])
         groups = self.optimizer.state_dict()["param_groups"]

@@ -20,16 +20,15 @@ from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.checkpoint import Retention, save_weights
 from lfi_pipeline.training.clock import EpochClock, advice
 from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
-from lfi_pipeline.training.learner import TASK, TOTAL
+from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, prepare, write_json
-from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
+from lfi_pipeline.training.tasks import NONE, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -97,6 +96,7 @@ class _Loop:
                 device=self.device,
                 steps=self.tickets.steps,
                 steps_per_epoch=self.tickets.steps_per_epoch,
+                keep_every=machine.keep_every,
             )
             self.active.append(run)
         self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
