@@ -155,7 +155,7 @@ def test_a_model_without_intermediate_features_is_refused(monkeypatch: pytest.Mo
 
 
 def _taps(*depths: float) -> list[Tap]:
-    return [Tap(i, depth, 8, 16) for i, depth in enumerate(depths)]
+    return [Tap(i, depth, 8, 16, (4, 4)) for i, depth in enumerate(depths)]
 
 
 def test_layers_are_paired_by_nearest_relative_depth() -> None:
