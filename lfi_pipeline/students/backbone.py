@@ -16,7 +16,7 @@ import torch
 from lfi_pipeline.errors import ConfigError, UnknownNameError
 from lfi_pipeline.hub import untouched_network
 from lfi_pipeline.students.depth import layers_passed, reductions, relative_depths
-from lfi_pipeline.students.pretrained import check_tag, check_weights
+from lfi_pipeline.students.pretrained import check_tag, check_weights, complete_weights
 
 DEFAULT_TAPS = 3
 _FINEST_STRIDE = 8  # of automatic taps: queries over a 56x56 stem map cost too much
@@ -94,7 +94,10 @@ def build_backbone(config: StudentConfig) -> Any:
 
 def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bool) -> Any:
     try:
-        return timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **overrides)
+        with complete_weights(config.name) if config.pretrained else nullcontext():
+            return timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **overrides)
+    except ConfigError:
+        raise
     except TypeError as error:
         if not last_try and "img_size" in str(error):
             return None
@@ -115,7 +118,12 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
 
 def _reason(error: Exception) -> str:
     """Return the head of an error's text, or the line that raised an error without text, as bare assertions are."""
-    lines = str(error).strip().splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or "unknown"]
+    lines = str(error).strip().splitlines()
+    if not lines:
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")
+        ]
+        lines = [frames[-1].line or "unknown"]
     return " ".join(line.strip() for line in lines[:2])[:300].rstrip(".")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,45 @@ def check_weights(name: str, overrides: Mapping[str, Any]) -> Remote | None:
             '\'pretrained_cfg_overlay={"file": "PATH"}\'; or leave --pretrained out.'
         )
     return remote
+
+
+@contextmanager
+def complete_weights(name: str) -> Iterator[None]:
+    """Refuse weights that leave a part of the model untouched.
+
+    timm is strict about them until the head is left out, as it is here; then it only logs what a file lacks, and a file
+    of quite another model would pass for one of this.
+
+    Raises:
+        ConfigError: timm logged that keys were missing.
+    """
+    logger = logging.getLogger("timm.models._builder")
+    found = _Missing()
+    level = logger.level
+    logger.addHandler(found)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(found)
+    if found.keys:
+        keys = found.keys.split(", ")
+        raise ConfigError(
+            f"The weights do not fit {name}: they lack {len(keys)} of its tensors, such as {keys[0]}. Name the model "
+            "they were made for, and leave out each --student-arg that changes its parts, such as depth."
+        )
+
+
+class _Missing(logging.Handler):
+    """Keeps the keys of timm's line "Missing keys (a, b) discovered"."""
+
+    keys = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith("Missing keys ("):
+            self.keys = text.partition("(")[2].partition(")")[0]
 
 
 def _remote(name: str) -> Remote:
