@@ -38,7 +38,7 @@ def export(
     check = result["check"]
 
     def render(console: Console) -> None:
-        shown = f"{check['images']} images{' of noise' if check['noise'] else ''}"
+        shown = f"{check['images']} images and {check['noise']} of noise"
         rows = [
             ("model", f"{result['model']}, {result['parameters']:,} parameters"),
             ("output", _HEADS[result["head"]]),

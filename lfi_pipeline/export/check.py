@@ -28,15 +28,15 @@ class Check:
     """How far the export is from the student, in units of the larger of 1 and the largest magnitude.
 
     Attributes:
-        images: how many were compared.
-        noise: whether they were noise, for want of images.
+        images: how many images of the data set were compared.
+        noise: how many images of noise.
         features: largest difference of pooled features.
         logits: largest difference of logits; None where the head is not in the timm model.
         inputs: largest difference between timm's transform of an image and what the student sees.
     """
 
     images: int
-    noise: bool
+    noise: int
     features: float
     logits: float | None
     inputs: float
@@ -51,13 +51,14 @@ def noise_images(size: tuple[int, int]) -> list[Image.Image]:
 
 @torch.no_grad()
 def check_export(folder: Path, student: Student, plain: PlainModel, images: Sequence[Image.Image]) -> Check:
-    """Compare the export in `folder` with `student` (on the CPU); without images, on noise.
+    """Compare the export in `folder` with `student` (on the CPU), on `images` and on noise.
 
     Raises:
         ExportError: timm cannot load it, or something differs by more than rounding.
     """
     student = student.eval()
-    shown = list(images) or noise_images(student.size)
+    noise = noise_images(student.size)  # not square, so that a wrong way of cropping shows
+    shown = [*images, *noise]
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, OSError) as error:
@@ -66,8 +67,8 @@ def check_export(folder: Path, student: Student, plain: PlainModel, images: Sequ
     x = (pixels.float() - student.mean) / student.std
     expected = student(pixels, with_taps=False)
     check = Check(
-        images=len(shown),
-        noise=not images,
+        images=len(images),
+        noise=len(noise),
         features=difference(pooled(model, x), expected.pooled),
         logits=difference(model(x), expected.logits) if plain.head == INSIDE else None,
         inputs=difference(_transformed(model, shown), x),

@@ -69,6 +69,7 @@ def card_facts(
         scored=scored,
         scores=scores,
         checks=_checks(check, onnx, onnx_differs),
+        onnx=onnx,
     )
 
 
@@ -116,9 +117,8 @@ def _is_number(value: object) -> bool:
 
 
 def _checks(check: Check, onnx: bool, onnx_differs: float | None) -> dict[str, object]:
-    shown = "images of noise" if check.noise else "images of the data set"
     rows: dict[str, object] = {
-        "loaded by timm alone and compared with the trained student on": f"{check.images} {shown}",
+        "loaded by timm, compared with the trained student on": f"{check.images} images, {check.noise} of noise",
         "largest difference of features": f"{check.features:.1e}",
         "largest difference of logits": "not compared" if check.logits is None else f"{check.logits:.1e}",
         "largest difference of timm's transform of an image": f"{check.inputs:.1e}",

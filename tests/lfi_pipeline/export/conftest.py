@@ -1,13 +1,16 @@
-"""Small students of several families, as if trained: no weight is as it was initialised."""
+"""Small students of several families, as if trained (no weight is as it was initialised), and one trained run."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from lfi_pipeline.students import Student, StudentConfig
+from lfi_pipeline.students import QueryConfig, Student, StudentConfig
+from lfi_pipeline.training import TrainConfig, Trainer
 
 VIT = StudentConfig(
     name="vit_tiny_patch16_224",
@@ -52,3 +55,24 @@ def make_student() -> Callable[[str], Student]:
         return student.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "lfi-0"
+    config = TrainConfig(
+        targets=tiny_targets,
+        student=VIT,
+        queries=QueryConfig(width=16, heads=2),
+        epochs=1,
+        batch_size=8,
+        device="cpu",
+    )
+    Trainer(config, out, command="lfi train --targets shards").run()
+    return out
+
+
+@pytest.fixture
+def run(_trained: Path, tmp_path: Path) -> Path:
+    """A copy, free to write into, of a trained run."""
+    return Path(shutil.copytree(_trained, tmp_path / "lfi-0"))
