@@ -8,6 +8,7 @@ from lfi_cli.bench import app as bench
 from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
+from lfi_cli.export import export
 from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
@@ -37,6 +38,7 @@ for name, function in (
     ("verify", verify),
     ("train", train),
     ("evaluate", evaluate),
+    ("export", export),
     ("report", report),
 ):
     app.command(name)(function)
