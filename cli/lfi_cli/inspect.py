@@ -69,11 +69,37 @@ def _contents(store: TargetStore) -> Result:
         "fingerprint": store.spec.fingerprint,
         "summary": asdict(store.summary()),
         "vocabulary": len(store.vocabulary.words),
+        "zero_shot": _zero_shot(store),
         "bytes": bytes_by_part(store),
         "words": asdict(word_facts(store)),
         "quarantined": {index.keys[i]: index.reasons[i] for i in index.quarantined.nonzero()[0].tolist()},
         "quarantine": [asdict(group) for group in quarantine_groups(store)],
     }
+
+
+def _zero_shot(store: TargetStore) -> Result | None:
+    """What the cache holds of the classes, and how good the teacher itself is at them."""
+    found = store.zero_shot
+    if found is None:
+        return None
+    from lfi_pipeline.evaluation import teacher_zero_shot
+
+    score = teacher_zero_shot(store)
+    return {
+        "classes": len(found.names),
+        "templates": list(found.templates),
+        "logit_scale": found.logit_scale,
+        "score": None if score is None else asdict(score),
+    }
+
+
+def _zero_shot_text(store: TargetStore, found: Result | None) -> str:
+    if found is None:
+        return "none: " + ("extracted by an earlier release" if store.spec.dataset.classes else "no classes")
+    text = f"{found['classes']} classes, {len(found['templates'])} prompt(s), logit scale {found['logit_scale']:.4g}"
+    if score := found["score"]:
+        text += f"; the teacher's own {score['metric']} {percent(score['value'])} on {score['images']:,} images"
+    return text
 
 
 def _draw(store: TargetStore, keys: list[str], out: Path | None) -> list[str]:
@@ -132,6 +158,7 @@ def _render(console: Console, store: TargetStore, targets: Path, result: Result)
         ("maps", maps),
         ("samples", f"{summary.samples}, {summary.quarantined} quarantined"),
         ("words", f"{vocabulary}; {words['words']:.1f} on average, none in {percent(words['without_words'])}{many}"),
+        ("zero-shot", _zero_shot_text(store, result["zero_shot"])),
         ("attention mass kept", percent(words["kept"])),
         ("bytes an image", f"{summary.bytes_per_sample:,.0f}"),
     ]

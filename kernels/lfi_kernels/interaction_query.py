@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention
+from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, interaction_costs
 
 
 class InteractionQueryBlock(nn.Module):
@@ -99,11 +99,43 @@ class InteractionQueryBlock(nn.Module):
             companding=companding,
             key_padding_mask=key_padding_mask,
         )
-        # [H, B*M, D] @ [H, D, d] -> [H, B*M, d] -> [B, M, H*d]
-        batch, words, _ = queries.shape
-        values = torch.bmm(z.transpose(0, 1).flatten(1, 2), self._per_head(self.w_v))
-        values = values.transpose(0, 1).reshape(batch, words, self.query_dim)
-        return queries + values @ self.w_o, kl
+        return queries + self._values(z), kl
+
+    def costs(
+        self,
+        queries: Tensor,
+        features: Tensor,
+        target: Tensor,
+        row_weight: Tensor | None = None,
+        target_scale: Tensor | None = None,
+        companding: Companding = "sqrt",
+        key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Update queries that belong to no word yet, and compare each of them with every word's map.
+
+        Args:
+            queries: [B, K, Dq], the state.
+            features: [B, N, D], as in `forward`.
+            target: [B, M, N], and with it the further arguments: as in `interaction_costs`.
+
+        Returns:
+            The new queries [B, K, Dq], the same as `forward` gives, and cost [B, K, M]: the mean over heads of
+            KL(T_m || P_k) in nats, times row_weight.
+
+        Raises:
+            ValueError: a shape, dtype or device that does not fit.
+        """
+        u, x = self._fold_keys(queries, features)
+        z, cost = interaction_costs(
+            u,
+            x,
+            target,
+            row_weight,
+            target_scale=target_scale,
+            companding=companding,
+            key_padding_mask=key_padding_mask,
+        )
+        return queries + self._values(z), cost
 
     def attention(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Write out P [B, H, M, N], which `forward` compares with the target; for evaluation and pictures."""
@@ -123,6 +155,13 @@ class InteractionQueryBlock(nn.Module):
         q_heads = q.view(batch * words, self.heads, -1).transpose(0, 1)
         u = torch.bmm(q_heads, self._per_head(self.w_k).mT).view(self.heads, batch, words, self.feature_dim)
         return u.transpose(0, 1), x.to(u.dtype)
+
+    def _values(self, z: Tensor) -> Tensor:
+        """What patches add to the state: z [B, H, M, D] -> concat_h(z_h (W_v)_h) W_o, [B, M, Dq]."""
+        batch, _, rows, _ = z.shape
+        # [H, B*M, D] @ [H, D, d] -> [H, B*M, d] -> [B, M, H*d]
+        values = torch.bmm(z.transpose(0, 1).flatten(1, 2), self._per_head(self.w_v))
+        return values.transpose(0, 1).reshape(batch, rows, self.query_dim) @ self.w_o
 
     def _per_head(self, weight: Tensor) -> Tensor:
         """[D, H*d] -> [H, D, d]."""

@@ -2,5 +2,6 @@
 
 from lfi_pipeline.evaluation.grounding import Grounding, grounded_words, teacher_grounding
 from lfi_pipeline.evaluation.run import evaluate_run
+from lfi_pipeline.evaluation.zero_shot import ZeroShotScore, teacher_zero_shot
 
-__all__ = ["Grounding", "evaluate_run", "grounded_words", "teacher_grounding"]
+__all__ = ["Grounding", "ZeroShotScore", "evaluate_run", "grounded_words", "teacher_grounding", "teacher_zero_shot"]

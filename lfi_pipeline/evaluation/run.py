@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.gallery import write_gallery
 from lfi_pipeline.evaluation.grounding import (
@@ -24,46 +23,13 @@ from lfi_pipeline.evaluation.grounding import (
 )
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training import TrainConfig, build_student
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.run_dir import (
-    CONFIG,
-    config_from,
-    load_checkpoint,
-    read_json,
-    write_json,
-)
+from lfi_pipeline.training.loading import LoadedRun, load_run
+from lfi_pipeline.training.run_dir import write_json
 from lfi_pipeline.training.validate import predict, score_domains
 
 SCORES = "scores.json"
 _BATCH = 64
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRun:
-    """A trained student and what it was trained with."""
-
-    path: Path
-    record: dict[str, Any]
-    config: TrainConfig
-    student: Student
-    store: TargetStore
-
-
-def load_run(run: Path, *, device: str = "auto") -> LoadedRun:
-    """Load a run's last checkpoint.
-
-    Raises:
-        RunError: not a run, or one without a fitting checkpoint.
-        TargetsError: the cache it was trained on is gone (its spec says how many classes there are).
-    """
-    record = read_json(run / CONFIG)
-    config = config_from(record.get("settings", {}), run / CONFIG)
-    store = TargetStore.open(config.targets, data_root=config.data_root)
-    # the checkpoint holds every weight: timm's own need not be at hand
-    student = build_student(replace(config, student=replace(config.student, pretrained=False)), store)
-    load_checkpoint(run, student)
-    return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store)
 
 
 def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, device: str = "auto") -> dict[str, Any]:

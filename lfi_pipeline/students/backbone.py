@@ -47,12 +47,14 @@ class Tap:
         depth: relative depth in (0, 1].
         width: channels D.
         stride: input pixels per cell of the feature grid.
+        grid: (rows, columns) of the feature grid at the student's input size.
     """
 
     index: int
     depth: float
     width: int
     stride: int
+    grid: tuple[int, int]
 
 
 def build_backbone(config: StudentConfig) -> Any:
@@ -119,7 +121,14 @@ def choose_taps(model: Any, config: StudentConfig) -> tuple[Tap, ...]:
     features = _features(model, config, size)
     total = len(features)
     every = [
-        Tap(index, (index + 1) / total, int(f.shape[1]), size[0] // int(f.shape[2])) for index, f in enumerate(features)
+        Tap(
+            index,
+            depth=(index + 1) / total,
+            width=int(f.shape[1]),
+            stride=size[0] // int(f.shape[2]),
+            grid=(int(f.shape[2]), int(f.shape[3])),
+        )
+        for index, f in enumerate(features)
     ]
     if config.taps:
         wrong = [index for index in config.taps if not 0 <= index < total]

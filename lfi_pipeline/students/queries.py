@@ -1,18 +1,21 @@
-"""Interaction queries: the words of a caption, carried through the student from tap to tap."""
+"""What interaction queries are told and what they answer, in both modes.
+
+`text` (text_queries.py): one query per word, seeded by its text embedding; a scaffold of training.
+`learned` (learned_queries.py): K slots that know no text, matched to the words' maps; kept with the student.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.errors import ConfigError, UnknownNameError
 
+MODES = ("text", "learned")
 STATES = ("persistent", "reset")
+READOUTS = ("concat", "mean", "max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,69 +23,63 @@ class QueryConfig:
     """Shape of the queries (this project's choice: the paper's is not public).
 
     Attributes:
+        mode: `text` seeds one query per word by its embedding; `learned` has `slots` free ones that feed the head.
+        slots: K, queries of mode `learned`.
         width: Dq, channels of a query.
         heads: attention heads at each tap.
         state: `persistent` carries Q_t to the next tap; `reset` starts every tap from Q_0 (the ablation).
+        readout: how the slots' final states become class logits, see `SlotReadout`; of mode `learned`.
     """
 
+    mode: str = "text"
+    slots: int = 6
     width: int = 128
     heads: int = 4
     state: str = "persistent"
+    readout: str = "max"
 
     def __post_init__(self) -> None:
-        if self.state not in STATES:
-            raise UnknownNameError("state", self.state, STATES)
+        for kind, value, choices in (
+            ("query mode", self.mode, MODES),
+            ("state", self.state, STATES),
+            ("readout", self.readout, READOUTS),
+        ):
+            if value not in choices:
+                raise UnknownNameError(kind, value, choices)
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise ConfigError(f"query width must be divisible by heads, got {self.width} and {self.heads}.")
+        if self.slots < 1:
+            raise ConfigError(f"slots must be 1 or more, got {self.slots}.")
 
 
-class InteractionQueries(nn.Module):
-    """Queries in `text` mode: seeded by the words' text embeddings, dropped when the student is exported.
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """The words of B images and where the teacher saw them.
 
-        Q_0 = W_in e(word),  Q_t = block_t(Q_{t-1}, X_t)      (DESIGN section 5)
-
-    Args:
-        embedding_dim: E, of the teacher's text embeddings.
-        tap_widths: D_t of each tap.
-        config: width, heads and state.
+    Attributes:
+        words: text embeddings [B, M, E].
+        targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero.
+        weights: per tap, w [B, M]; 0 for padding and for a word without a map.
     """
 
-    def __init__(self, embedding_dim: int, tap_widths: Sequence[int], config: QueryConfig) -> None:
-        super().__init__()
-        self.state = config.state
-        self.seed = nn.Linear(embedding_dim, config.width)
-        self.blocks: Any = nn.ModuleList(
-            InteractionQueryBlock(config.width, width, config.heads) for width in tap_widths
-        )
+    words: Tensor
+    targets: Sequence[Tensor]
+    weights: Sequence[Tensor]
 
-    def forward(
-        self, words: Tensor, features: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Tensor]
-    ) -> Tensor:
-        """Return the interaction loss, mean over taps of L_t = sum_m w_m mean_h KL(T_m || P_h,m) / sum_m w_m.
 
-        Args:
-            words: text embeddings [B, M, E].
-            features: per tap, patch tokens [B, N_t, D_t].
-            targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero.
-            weights: per tap, w [B, M]; 0 for padding.
+@dataclass(frozen=True, slots=True)
+class QueryOutput:
+    """What the queries hold after the last tap. R is M in mode `text`, K in mode `learned`.
 
-        Returns:
-            scalar, nats; exactly zero where no word has weight.
-        """
-        losses = []
-        first = state = self.seed(words)
-        for block, x, target, weight in zip(self.blocks, features, targets, weights, strict=True):
-            state, kl = block(state, x, target, weight)
-            losses.append(kl.mean(1).sum() / weight.sum().clamp_min(1e-6))
-            if self.state == "reset":
-                state = first
-        return torch.stack(losses).mean()
+    Attributes:
+        states: Q_L [B, R, Dq].
+        seeds: Q_0 [B, R, Dq].
+        kl: per tap, w_m mean_h KL(T_m || P_h) [B, M] of each word's own (`text`) or matched (`learned`) query, in
+            nats; empty where no targets were given.
+        match: [B, M], the slot of each word, -1 for a word without one; None but in mode `learned` with targets.
+    """
 
-    def maps(self, words: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return where each word looks at each tap: head means [B, M, N_t], rows sum to 1."""
-        maps = []
-        first = state = self.seed(words)
-        for block, x in zip(self.blocks, features, strict=True):
-            maps.append(block.attention(state, x).mean(1))
-            state = first if self.state == "reset" else block(state, x)[0]
-        return maps
+    states: Tensor
+    seeds: Tensor
+    kl: list[Tensor] = field(default_factory=list)
+    match: Tensor | None = None

@@ -1,4 +1,4 @@
-"""A student: timm backbone, task head, and (while it learns from interactions) queries at the taps."""
+"""A student: timm backbone, task head, and the interaction queries at its taps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.students.backbone import StudentConfig, Tap, build_backbone, choose_taps, input_size
-from lfi_pipeline.students.queries import InteractionQueries, QueryConfig
+from lfi_pipeline.students.learned_queries import LearnedQueries
+from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision
+from lfi_pipeline.students.readout import SlotReadout
+from lfi_pipeline.students.text_queries import TextQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,29 +21,34 @@ class Features:
 
     Attributes:
         pooled: [B, D].
-        logits: [B, classes].
-        taps: per tap, patch tokens [B, N_t, D_t] in raster order.
-        grids: per tap, (rows, columns) with rows * columns = N_t.
+        logits: [B, classes]; None for a student without a head.
+        taps: per tap, patch tokens [B, N_t, D_t] in raster order; empty unless asked for.
+        grids: per tap, (rows, columns) with rows * columns = N_t; empty as `taps` is.
+        interaction: what the queries answered; None where none ran.
     """
 
     pooled: Tensor
-    logits: Tensor
+    logits: Tensor | None
     taps: list[Tensor]
     grids: list[tuple[int, int]]
+    interaction: QueryOutput | None
 
 
 class Student(nn.Module):
-    """Backbone, linear head and the parts that only training needs.
+    """Backbone, linear head and interaction queries.
+
+    Queries of mode `text` serve training alone; those of mode `learned` run in every forward pass, and their final
+    states feed the logits.
 
     Args:
         config: which backbone, and its taps.
-        classes: width of the head.
-        embedding_dim: E, of the teacher.
+        classes: width of the head; 0 builds none.
+        embedding_dim: E, of the teacher's text embeddings.
         queries: shape of the interaction queries; None builds none (objectives without maps).
-        image_embedding: add a projection of the pooled features to the teacher's E (objective `embedding`).
+        presence: give queries of mode `text` the readout that scores whether a word is in the image.
 
     Raises:
-        UnknownNameError, ConfigError: as `build_backbone` and `choose_taps`.
+        UnknownNameError, ConfigError: as `build_backbone` and `choose_taps`; presence without queries of mode `text`.
     """
 
     def __init__(
@@ -49,18 +58,28 @@ class Student(nn.Module):
         classes: int,
         embedding_dim: int,
         queries: QueryConfig | None = None,
-        image_embedding: bool = False,
+        presence: bool = False,
     ) -> None:
         super().__init__()
+        if presence and (queries is None or queries.mode != "text"):
+            found = "none" if queries is None else f"mode {queries.mode!r}"
+            raise ConfigError(f"The presence term scores words: it needs queries of mode 'text', got {found}.")
         self.backbone = build_backbone(config)
         self.size = input_size(self.backbone, config)
         self.taps: tuple[Tap, ...] = choose_taps(self.backbone, config)
         with torch.no_grad():  # some families widen between features and pooled output (`head_hidden_size`)
-            width = int(self._pool(self.backbone.eval().forward_features(torch.zeros(1, 3, *self.size))).shape[1])
+            blank = self.backbone.eval().forward_features(torch.zeros(1, 3, *self.size))
+            self.pooled_width = int(self._pool(blank).shape[1])
         self.backbone.train()
-        self.head = nn.Linear(width, classes)
-        self.queries = InteractionQueries(embedding_dim, [tap.width for tap in self.taps], queries) if queries else None
-        self.to_embedding = nn.Linear(width, embedding_dim) if image_embedding else None
+        self.head = nn.Linear(self.pooled_width, classes) if classes else None
+        self.queries: TextQueries | LearnedQueries | None = None
+        self.readout: SlotReadout | None = None
+        tap_widths = [tap.width for tap in self.taps]
+        if queries is not None and queries.mode == "learned":
+            self.queries = LearnedQueries(tap_widths, queries)
+            self.readout = SlotReadout(queries, classes) if classes else None
+        elif queries is not None:
+            self.queries = TextQueries(embedding_dim, tap_widths, queries, presence=presence)
         mean, std = self.backbone.pretrained_cfg["mean"], self.backbone.pretrained_cfg["std"]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
@@ -68,36 +87,62 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def forward(self, images: Tensor, *, with_taps: bool = True) -> Features:
-        """Run the backbone on uint8 images [B, 3, H, W] of `size`."""
+    def forward(self, images: Tensor, supervision: Supervision | None = None, *, with_taps: bool = False) -> Features:
+        """Run the student on uint8 images [B, 3, H, W] of `size`.
+
+        Args:
+            images: as above.
+            supervision: words and their maps; without it, queries of mode `text` do not run.
+            with_taps: return the patch tokens of the taps, whether queries run or not.
+        """
         x = (images.float() - self.mean) / self.std
-        if with_taps:
+        tokens: list[Tensor] = []
+        grids: list[tuple[int, int]] = []
+        if with_taps or self._runs_queries(supervision):
             final, maps = self.backbone.forward_intermediates(
                 x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
             )
+            tokens = [f.flatten(2).transpose(1, 2) for f in maps]
+            grids = [(int(f.shape[2]), int(f.shape[3])) for f in maps]
         else:
-            final, maps = self.backbone.forward_features(x), []
+            final = self.backbone.forward_features(x)
         pooled = self._pool(final)
-        return Features(
-            pooled=pooled,
-            logits=self.head(pooled),
-            taps=[f.flatten(2).transpose(1, 2) for f in maps],
-            grids=[(int(f.shape[2]), int(f.shape[3])) for f in maps],
-        )
+        interaction = self._interact(tokens, supervision)
+        logits: Tensor | None = self.head(pooled) if self.head is not None else None
+        if logits is not None and self.readout is not None and interaction is not None:
+            logits = logits + self.readout(interaction.states)
+        if not with_taps:
+            tokens, grids = [], []
+        return Features(pooled, logits, tokens, grids, interaction)
+
+    def _runs_queries(self, supervision: Supervision | None) -> bool:
+        return isinstance(self.queries, LearnedQueries) or (self.queries is not None and supervision is not None)
+
+    def _interact(self, tokens: list[Tensor], supervision: Supervision | None) -> QueryOutput | None:
+        output: QueryOutput | None = None
+        if isinstance(self.queries, LearnedQueries):
+            targets = (supervision.targets, supervision.weights) if supervision is not None else (None, None)
+            output = self.queries(tokens, *targets)
+        elif self.queries is not None and supervision is not None:
+            output = self.queries(supervision.words, tokens, supervision.targets, supervision.weights)
+        return output
 
     def _pool(self, final: Tensor) -> Tensor:
         pooled: Tensor = self.backbone.forward_head(final, pre_logits=True)
         return pooled
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the backbone and head, which are kept, and of the queries and projection, which are not."""
+        """Parameters of the backbone, of the head (with what reads the slots) and of the queries.
 
-        def count(module: nn.Module | None) -> int:
-            return sum(p.numel() for p in module.parameters()) if module is not None else 0
+        `kept_queries` says how many of the queries' stay with the student: all in mode `learned`, none in `text`.
+        """
+
+        def count(*modules: nn.Module | None) -> int:
+            return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
         return {
             "backbone": count(self.backbone),
-            "head": count(self.head),
+            "head": count(self.head, self.readout),
             "queries": count(self.queries),
-            "projection": count(self.to_embedding),
+            "kept_queries": count(self.queries) if isinstance(self.queries, LearnedQueries) else 0,
         }

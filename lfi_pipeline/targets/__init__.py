@@ -17,6 +17,7 @@ from lfi_pipeline.targets.spec import (
 )
 from lfi_pipeline.targets.verify import Fault, verify
 from lfi_pipeline.targets.writer import TargetWriter
+from lfi_pipeline.targets.zero_shot import ZeroShot, class_weights, image_logits, teacher_logits
 
 __all__ = [
     "CODECS",
@@ -37,8 +38,12 @@ __all__ = [
     "TextSpec",
     "ViewArrays",
     "Vocabulary",
+    "ZeroShot",
+    "class_weights",
     "codec_kl",
     "decode_maps",
     "encode_maps",
+    "image_logits",
+    "teacher_logits",
     "verify",
 ]

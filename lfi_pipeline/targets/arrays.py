@@ -20,7 +20,7 @@ import tensorstore as ts
 from lfi_pipeline.errors import CorruptTargetsError
 from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.layout import VOCABULARY, ArrayLayout, array_folder, array_layouts
+from lfi_pipeline.targets.layout import CLASSES, VOCABULARY, ArrayLayout, array_folder, array_layouts
 from lfi_pipeline.targets.manifest import Manifest
 from lfi_pipeline.targets.shardfile import ShardFiles
 
@@ -72,7 +72,7 @@ class ZarrView:
         """
         self._root, self._view, self._per_shard = root, view, manifest.spec.samples_per_shard
         self._arrays: dict[str, ArrayReader] = {}
-        for metadata in sorted(manifest.files.keys() - set(VOCABULARY)):
+        for metadata in sorted(manifest.files.keys() - {*VOCABULARY, *CLASSES}):
             complaint = manifest.files[metadata].complaint(read_whole(root / metadata))
             if complaint:
                 raise CorruptTargetsError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
 from lfi_pipeline.targets.reader import TargetStore
 
@@ -59,11 +60,16 @@ def bytes_by_part(store: TargetStore) -> dict[str, int]:
     return dict(total)
 
 
+def evenly_spaced(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """All positions, or `most` of them spread over the whole."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).round().astype(np.int64)]
+
+
 def word_facts(store: TargetStore, most: int = LOOKED_AT) -> WordFacts:
     """Count words and kept mass over at most `most` samples."""
-    usable = store.usable
-    if len(usable) > most:
-        usable = usable[np.linspace(0, len(usable) - 1, most).round().astype(np.int64)]
+    usable = evenly_spaced(store.usable, most)
     view = "full" if "full" in store.spec.views else store.spec.views[0]
     counts, kept_sum, rows = [], 0.0, 0
     for first in range(0, len(usable), CHUNK):

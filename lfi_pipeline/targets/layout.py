@@ -3,6 +3,8 @@
 manifest.json                      spec, fingerprint, digests; written first, never changed
 source.json                        the data root; not part of the fingerprint
 vocabulary.json, vocabulary.npy    words, float16 [V, E]
+classes.json, classes.npy          the teacher's zero-shot classifier (see `zero_shot`), float16 [C, E]; not without
+                                   classes, nor in caches of an earlier release
 zarr.json, views/**/zarr.json      Zarr v3 metadata: any Zarr reader opens the directory as a group  (layout zarr)
 views/<view>/<array>/c.<shard>...  one shard of one array                        (layout zarr)
 shards/<shard>.tar                 images, texts and arrays of a shard's samples  (layout webdataset; see `tarshard`)
@@ -20,6 +22,7 @@ from lfi_pipeline.targets.spec import TargetSpec
 MANIFEST = "manifest.json"
 SOURCE = "source.json"
 VOCABULARY = ("vocabulary.json", "vocabulary.npy")
+CLASSES = ("classes.json", "classes.npy")
 LAYOUTS = ("zarr", "webdataset")
 """zarr: arrays of all samples, images where they are. webdataset: tar shards that hold the images too."""
 SMALL_CHUNK = 32
@@ -106,7 +109,7 @@ def shard_files(spec: TargetSpec, layout: str, shard: int) -> set[str]:
 
 
 def fixed_files(spec: TargetSpec, layout: str) -> set[str]:
-    """Every file that the manifest lists, relative to the cache."""
+    """Every file that the manifest lists, relative to the cache; beside them it may list `CLASSES`."""
     if layout != "zarr":
         return set(VOCABULARY)
     folders = ["", "views/", *(f"views/{view}/" for view in spec.views)]

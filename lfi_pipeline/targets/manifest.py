@@ -11,7 +11,7 @@ from typing import Any
 from lfi_pipeline.errors import CorruptTargetsError, SpecMismatchError, TargetsError
 from lfi_pipeline.targets.checked import parse_records
 from lfi_pipeline.targets.files import FileRecord, read_whole, seal, unseal
-from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, fixed_files
+from lfi_pipeline.targets.layout import CLASSES, LAYOUTS, MANIFEST, SOURCE, fixed_files
 from lfi_pipeline.targets.record import plain_differences, plain_short
 from lfi_pipeline.targets.spec import TargetSpec
 
@@ -30,7 +30,7 @@ class Manifest:
         spec: the frozen description of the targets.
         layout: how shards are stored, one of `LAYOUTS`; not part of the spec: the targets are the same.
         plan: sha256 of each column of the plan.
-        files: the fixed files (vocabulary, Zarr metadata), by path relative to the cache.
+        files: the fixed files (vocabulary, classes, Zarr metadata), by path relative to the cache.
     """
 
     spec: TargetSpec
@@ -80,20 +80,25 @@ class Manifest:
             raise CorruptTargetsError(f"{root / MANIFEST} has a spec that does not match its fingerprint.")
         _check_size(spec, root)
         plan, files = body.get("plan"), parse_records(body.get("files"))
-        if not isinstance(plan, dict) or files is None or files.keys() != fixed_files(spec, body["layout"]):
+        if not isinstance(plan, dict) or files is None or not _are_fixed_files(files, spec, body["layout"]):
             raise CorruptTargetsError(f"{root / MANIFEST} does not list the files of a cache of its spec and layout.")
         return cls(spec=spec, layout=body["layout"], plan=plan, files=files)
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the cache holds a zero-shot classifier."""
+        return CLASSES[0] in self.files
+
     def require_same(
-        self, spec: TargetSpec, layout: str, plan: Mapping[str, str], vocabulary: list[str], root: Path
+        self, spec: TargetSpec, layout: str, plan: Mapping[str, str], texts: list[str], root: Path
     ) -> None:
-        """Refuse to go on with another spec, layout, plan or vocabulary than the cache was begun with.
+        """Refuse to go on with another spec, layout, plan, vocabulary or classes than the cache was begun with.
 
         Args:
             spec: of this run.
             layout: of this run.
             plan: digests of this run's plan.
-            vocabulary: lines that name how this run's vocabulary differs.
+            texts: lines that name how this run's vocabulary and classes differ.
             root: the cache, for the message.
 
         Raises:
@@ -102,7 +107,7 @@ class Manifest:
         lines = self.spec.differences(spec)
         lines += plain_differences({"layout": self.layout}, {"layout": layout})
         lines += plain_differences({"plan": dict(self.plan)}, {"plan": dict(plan)})
-        lines += vocabulary
+        lines += texts
         if lines:
             raise SpecMismatchError(
                 f"The cache at {root} was begun with other settings (cache != this run):\n  "
@@ -137,6 +142,12 @@ def _check_size(spec: TargetSpec, root: Path) -> None:
             f"{root / MANIFEST} describes targets larger than any: at most {MAX_SAMPLES} samples, each of at most "
             f"{MAX_SAMPLE_BYTES} cells and embedding dimensions, can be read."
         )
+
+
+def _are_fixed_files(files: Mapping[str, FileRecord], spec: TargetSpec, layout: str) -> bool:
+    """Whether a cache of the spec may have these: caches of an earlier release have no `CLASSES`."""
+    expected = fixed_files(spec, layout)
+    return files.keys() == expected or (bool(spec.dataset.classes) and files.keys() == {*expected, *CLASSES})
 
 
 def _describe(root: Path) -> str:

@@ -71,7 +71,9 @@ def pack(
     plan = _IndexPlan(store)
     if plan_digests(plan) != dict(store.manifest.plan):
         raise CorruptTargetsError(f"The index of {store.path} does not list the samples that its manifest is of.")
-    writer = TargetWriter.open(out, store.spec, plan, store.vocabulary, store.source_root, layout=layout)
+    writer = TargetWriter.open(
+        out, store.spec, plan, store.vocabulary, store.source_root, layout=layout, zero_shot=store.zero_shot
+    )
     pending = writer.pending_shards()
     missing = 0
     total = sum(len(writer.shard_range(shard)) for shard in pending)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sys
 from array import array
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from lfi_pipeline.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.targets.files import read_whole
+from lfi_pipeline.targets.npy import npy_bytes, parse_npy
 
 EMBEDDING_TOLERANCE = 1e-2
 """Relative L2 distance below which two text embeddings of a word count as the same (devices round)."""
@@ -79,10 +79,8 @@ class Vocabulary:
 
     def to_files(self) -> dict[str, bytes]:
         """Content of `vocabulary.json` and `vocabulary.npy` (float16)."""
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(self.embeddings, dtype=np.float16), allow_pickle=False)
         words = json.dumps(self.words, ensure_ascii=False, indent=0) + "\n"
-        return {"vocabulary.json": words.encode(), "vocabulary.npy": buffer.getvalue()}
+        return {"vocabulary.json": words.encode(), "vocabulary.npy": npy_bytes(self.embeddings)}
 
     @classmethod
     def load(cls, root: Path, embedding_dim: int) -> Vocabulary:
@@ -96,21 +94,10 @@ class Vocabulary:
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise ValueError("vocabulary.json must be a list of words.")
             "".join(words).encode()  # JSON can hold halves of characters, which no file of ours does
-            array = _parse_npy(read_whole(root / "vocabulary.npy"), (len(words), embedding_dim))
+            array = parse_npy(read_whole(root / "vocabulary.npy"), (len(words), embedding_dim), "vocabulary.npy")
             return cls(words=tuple(words), embeddings=array.astype(np.float32))
         except (ValueError, RecursionError) as error:
             raise CorruptTargetsError(f"The vocabulary of {root} cannot be read: {error}") from error
-
-
-def _parse_npy(data: bytes, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
-    """The float16 array of a .npy file, which must be exactly the one that `to_files` writes for this shape."""
-    expected = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, expected)
-    head = buffer.getvalue()
-    if not data.startswith(head) or len(data) != len(head) + 2 * shape[0] * shape[1]:
-        raise ValueError(f"vocabulary.npy must be float16 {list(shape)}.")
-    return np.frombuffer(data, dtype="<f2", offset=len(head)).reshape(shape)
 
 
 def plan_digests(plan: Iterable[PlannedSample]) -> dict[str, str]:

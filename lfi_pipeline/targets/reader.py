@@ -17,11 +17,12 @@ from lfi_pipeline.targets.arrays import ViewReader, ZarrView, new_context
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
 from lfi_pipeline.targets.files import read_whole
 from lfi_pipeline.targets.index import TargetIndex
-from lfi_pipeline.targets.layout import VOCABULARY
+from lfi_pipeline.targets.layout import CLASSES, VOCABULARY
 from lfi_pipeline.targets.manifest import Manifest, read_source
 from lfi_pipeline.targets.plan import Vocabulary
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tarview import TarView
+from lfi_pipeline.targets.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -140,13 +141,20 @@ class TargetStore:
         Raises:
             CorruptTargetsError: a file of it does not match the manifest.
         """
-        for name in VOCABULARY:
-            complaint = self._manifest.files[name].complaint(read_whole(self._root / name))
-            if complaint:
-                raise CorruptTargetsError(
-                    f"{self._root / name} {complaint}. Run the same extract command again to restore it."
-                )
+        self._require_intact(VOCABULARY)
         return Vocabulary.load(self._root, self._spec.embedding_dim)
+
+    @cached_property
+    def zero_shot(self) -> ZeroShot | None:
+        """The teacher's zero-shot classifier; None without classes, and in a cache of an earlier release.
+
+        Raises:
+            CorruptTargetsError: a file of it does not match the manifest.
+        """
+        if not self._manifest.has_classes:
+            return None
+        self._require_intact(CLASSES)
+        return ZeroShot.load(self._root, self._spec.dataset.classes, self._spec.embedding_dim)
 
     @cached_property
     def index(self) -> TargetIndex:
@@ -187,6 +195,14 @@ class TargetStore:
             raise UnknownNameError("view", view, self._spec.views)
         self._check(positions)
         return self._open(view).read(positions)
+
+    def _require_intact(self, files: tuple[str, ...]) -> None:
+        for name in files:
+            complaint = self._manifest.files[name].complaint(read_whole(self._root / name))
+            if complaint:
+                raise CorruptTargetsError(
+                    f"{self._root / name} {complaint}. Run the same extract command again to restore it."
+                )
 
     def _check(self, positions: npt.NDArray[np.int64]) -> None:
         for position in positions.tolist():

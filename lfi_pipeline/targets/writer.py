@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from lfi_pipeline.errors import (
@@ -18,20 +19,14 @@ from lfi_pipeline.errors import (
 from lfi_pipeline.targets.claims import STAGING, claimed, clear_staging, staging_file
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
 from lfi_pipeline.targets.encode import StoredShard, encode_stored, store_payload
-from lfi_pipeline.targets.files import (
-    FileRecord,
-    output_errors,
-    read_whole,
-    seal,
-    sync_directory,
-    temporary,
-    write_atomic,
-)
-from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, VOCABULARY, commit_file, zarr_metadata
+from lfi_pipeline.targets.files import output_errors, read_whole, seal, temporary, write_atomic
+from lfi_pipeline.targets.fixed import prepare
+from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, commit_file
 from lfi_pipeline.targets.manifest import Manifest
 from lfi_pipeline.targets.payload import ShardPayload, check_payload
 from lfi_pipeline.targets.plan import PlannedSample, Vocabulary, plan_digests
 from lfi_pipeline.targets.spec import TargetSpec
+from lfi_pipeline.targets.zero_shot import ZeroShot
 
 
 class TargetWriter:
@@ -48,7 +43,7 @@ class TargetWriter:
 
     def __init__(self, root: Path, manifest: Manifest, plan: Sequence[PlannedSample], vocabulary: Vocabulary) -> None:
         """Use `open`, which also prepares the directory."""
-        self._root, self._spec, self._plan = root, manifest.spec, plan
+        self._root, self._manifest, self._spec, self._plan = root, manifest, manifest.spec, plan
         self._layout, self._vocabulary = manifest.layout, vocabulary
         self._metadata = {name: read_whole(root / name) for name in manifest.files if name.endswith("zarr.json")}
 
@@ -62,6 +57,7 @@ class TargetWriter:
         data_root: str | Path,
         *,
         layout: str = "zarr",
+        zero_shot: ZeroShot | Callable[[], ZeroShot] | None = None,
     ) -> TargetWriter:
         """Create a cache, or go on with the one that is there.
 
@@ -74,13 +70,16 @@ class TargetWriter:
                 this spec and plan is there, and by one process at a time.
             data_root: where the images lie now; not part of what must stay the same.
             layout: how shards are stored, one of `LAYOUTS`; "webdataset" needs `ShardPayload.images`.
+            zero_shot: the teacher's zero-shot classifier of the spec's classes, treated as the vocabulary is; None
+                stores none. A cache that was begun without one stays without.
 
         Raises:
             UnknownNameError: no such layout.
             OutputExistsError: `path` holds something else; nothing is touched.
-            SpecMismatchError: `path` holds a cache of another spec, layout, plan or vocabulary; names the fields.
+            SpecMismatchError: `path` holds a cache of another spec, layout, plan, vocabulary or classes; names the
+                fields.
             CorruptTargetsError: the cache's own fixed files are damaged.
-            ConfigError: plan or vocabulary do not fit the spec.
+            ConfigError: plan, vocabulary or classes do not fit the spec.
             OutputWriteError: the directory cannot be written.
         """
         root = Path(path).expanduser().absolute()
@@ -94,8 +93,7 @@ class TargetWriter:
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 _require_ours(root)
-                vocabulary = _vocabulary(root, spec, layout, digests, vocabulary)
-                manifest = _prepare(root, spec, layout, digests, vocabulary)
+                manifest = prepare(root, spec, layout, digests, vocabulary, zero_shot)
                 source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)
@@ -112,6 +110,13 @@ class TargetWriter:
     def vocabulary(self) -> Vocabulary:
         """The cache's words, with their embeddings as stored."""
         return self._vocabulary
+
+    @cached_property
+    def zero_shot(self) -> ZeroShot | None:
+        """The cache's zero-shot classifier as stored, or None where it has none."""
+        if not self._manifest.has_classes:
+            return None
+        return ZeroShot.load(self._root, self._spec.dataset.classes, self._spec.embedding_dim)
 
     def pending_shards(self) -> list[int]:
         """Numbers of the shards that are not committed, ascending; looks at the disk on every call."""
@@ -195,67 +200,6 @@ def _require_ours(root: Path) -> None:
                 f"{root} already holds something that is not a targets cache ({', '.join(others[:5])}); "
                 "choose another output directory."
             )
-
-
-def _vocabulary(
-    root: Path,
-    spec: TargetSpec,
-    layout: str,
-    digests: dict[str, str],
-    vocabulary: Vocabulary | Callable[[], Vocabulary],
-) -> Vocabulary:
-    """The vocabulary of this run: the stored one, where it must be the same, rather than computing it again."""
-    if callable(vocabulary):
-        stored = Manifest.load(root) if (root / MANIFEST).exists() else None
-        if stored is not None:
-            stored.require_same(spec, layout, digests, [], root)
-            if all(_intact(root / name, stored.files[name]) for name in ("vocabulary.json", "vocabulary.npy")):
-                return Vocabulary.load(root, spec.embedding_dim)
-        vocabulary = vocabulary()
-    if vocabulary.embeddings.shape[1] != spec.embedding_dim:
-        raise ConfigError(
-            f"vocabulary.embeddings must be [V, {spec.embedding_dim}] as embedding_dim says, "
-            f"got {vocabulary.embeddings.shape}."
-        )
-    return vocabulary
-
-
-def _prepare(root: Path, spec: TargetSpec, layout: str, digests: dict[str, str], vocabulary: Vocabulary) -> Manifest:
-    """Write the manifest and the fixed files, or check those that are there."""
-    content = {**vocabulary.to_files(), **(zarr_metadata(spec) if layout == "zarr" else {})}
-    records = {name: FileRecord.of(data) for name, data in content.items()}
-    manifest = Manifest(spec=spec, layout=layout, plan=digests, files=records)
-    stored = Manifest.load(root) if (root / MANIFEST).exists() else None
-    if stored is not None:
-        intact = {name for name, record in stored.files.items() if _intact(root / name, record)}
-        known = set(VOCABULARY) <= intact
-        lines = Vocabulary.load(root, stored.spec.embedding_dim).differences(vocabulary) if known else []
-        stored.require_same(spec, layout, digests, lines, root)
-        if intact == stored.files.keys():
-            return stored
-        restorable = all(manifest.files.get(name) == stored.files[name] for name in stored.files.keys() - intact)
-        if not restorable and committed_shards(root, stored.spec):
-            damaged = ", ".join(sorted(stored.files.keys() - intact))
-            raise CorruptTargetsError(
-                f"The cache at {root} has damaged files ({damaged}) that this run cannot restore; restore "
-                "them from a copy, or extract into another directory."
-            )
-        if restorable:
-            manifest = stored
-            content = {name: data for name, data in content.items() if name not in intact}
-    if manifest is not stored:
-        write_atomic(root / MANIFEST, manifest.to_bytes())
-    for folder in ("index", "commits", *(["shards"] if layout == "webdataset" else [])):
-        (root / folder).mkdir(exist_ok=True)
-    for name, data in content.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(root / name, data)
-    sync_directory(root)
-    return manifest
-
-
-def _intact(path: Path, record: FileRecord) -> bool:
-    return path.is_file() and record.complaint(path.read_bytes()) is None
 
 
 @contextmanager

@@ -28,7 +28,14 @@ from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
 from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.precision import autocast
-from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
+from lfi_pipeline.teachers.teacher import (
+    InteractionMaps,
+    choose_layers,
+    logit_scale_of,
+    normalised,
+    require_images,
+    require_row,
+)
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
@@ -100,12 +107,21 @@ class CocaTeacher:
         """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
         return encode_text(self.tokenizer, text, phrases)
 
-    @torch.no_grad()
+    @property
+    def logit_scale(self) -> float:
+        """What the cosine of an image and a text embedding is multiplied by to give a logit."""
+        return logit_scale_of(self.model)
+
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word on its own, fp32 unit vectors [V, E]."""
+        return self.embed_texts(words, batch_size)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text embedding of each text, fp32 unit vectors [N, E]."""
         parts = []
-        for i in range(0, len(words), batch_size):
-            ids = self.tokenizer(list(words[i : i + batch_size])).to(self.device)
+        for i in range(0, len(texts), batch_size):
+            ids = self.tokenizer(list(texts[i : i + batch_size])).to(self.device)
             with autocast(self.device, self.precision):
                 found = self.model.encode_text(ids, normalize=False)
             parts.append(nn.functional.normalize(found.float(), dim=-1))

@@ -19,7 +19,14 @@ from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.dual_kinds import DUAL_KINDS, Question
 from lfi_pipeline.teachers.dual_trunks import POOL, trunk_of
 from lfi_pipeline.teachers.precision import autocast
-from lfi_pipeline.teachers.teacher import ROWS, InteractionMaps, choose_layers, normalised, require_images
+from lfi_pipeline.teachers.teacher import (
+    ROWS,
+    InteractionMaps,
+    choose_layers,
+    logit_scale_of,
+    normalised,
+    require_images,
+)
 from lfi_pipeline.teachers.words import EncodedText, Word, encode_text
 
 # Dual encoders were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice.
@@ -97,12 +104,21 @@ class DualTeacher:
         """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
         return encode_text(self.tokenizer, text, phrases)
 
-    @torch.no_grad()
+    @property
+    def logit_scale(self) -> float:
+        """What the cosine of an image and a text embedding is multiplied by to give a logit."""
+        return logit_scale_of(self.model)
+
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
+        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text embedding of each text, fp32 unit vectors [N, E]."""
         parts = []
-        for i in range(0, len(words), batch_size):
-            ids = self.tokenizer([self.word_template.format(word) for word in words[i : i + batch_size]])
+        for i in range(0, len(texts), batch_size):
+            ids = self.tokenizer(list(texts[i : i + batch_size]))
             with autocast(self.device, self.precision):
                 found = self.model.encode_text(ids.to(self.device))
             parts.append(F.normalize(found.float(), dim=-1))
@@ -152,7 +168,7 @@ class DualTeacher:
         question = Question(
             images=images,
             words=asked.flatten(0, 1),
-            temperature=float(self.model.logit_scale.exp().max()),
+            temperature=self.logit_scale,
             layers=[layer.name for layer in layers],
             precision=self.precision,
         )

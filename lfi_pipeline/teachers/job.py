@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.errors import DatasetError, SpecMismatchError
 from lfi_pipeline.targets import (
     CodecSpec,
     DatasetSpec,
@@ -27,6 +27,7 @@ from lfi_pipeline.targets import (
     Vocabulary,
 )
 from lfi_pipeline.teachers.captioning import generated_captions
+from lfi_pipeline.teachers.class_embeddings import class_embeddings
 from lfi_pipeline.teachers.extend import Extension
 from lfi_pipeline.teachers.plans import Plan
 from lfi_pipeline.teachers.registry import load_teacher
@@ -128,7 +129,9 @@ def open_job(
         lambda: _vocabulary(teacher, source, dataset, config.words),
         data_root=dataset.root,
         layout=config.layout,
+        zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
     )
+    _require_same_templates(writer, source.templates, place)
     maker = ShardMaker(
         teacher,
         spec,
@@ -150,6 +153,17 @@ def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: i
         words.update(sample_words(teacher.encode_text, source(sample), limit))
     names = tuple(sorted(words))
     return Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))
+
+
+def _require_same_templates(writer: TargetWriter, templates: tuple[str, ...], place: Path) -> None:
+    """Refuse templates of the class embeddings that are not the cache's; the spec holds only those that are read."""
+    stored = writer.zero_shot
+    if stored is not None and stored.templates != templates:
+        raise SpecMismatchError(
+            f"The cache at {place} holds class embeddings of other prompts (cache != this run):\n  "
+            f"classes.templates: {stored.templates!r} != {templates!r}\n"
+            "Run with the cache's prompts, or choose another output directory."
+        )
 
 
 def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource) -> TargetSpec:

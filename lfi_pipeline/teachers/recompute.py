@@ -21,6 +21,7 @@ from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec,
 from lfi_pipeline.targets.codec import kl_total
 from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.teachers.class_embeddings import class_faults
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.shards import ShardMaker
 from lfi_pipeline.teachers.teacher import Teacher
@@ -80,11 +81,14 @@ class Recomputation:
     def __call__(self, store: TargetStore) -> Iterator[Fault]:
         """Yield one fault for each chosen sample that is not what the teacher says; names shard, sample and key.
 
+        Class embeddings are asked for again too, the same share of them.
+
         Raises:
             TeacherError: the teacher cannot be had, or is not the one that the spec names.
         """
         teacher = _teacher_of(store.spec, self.config)
         positions = _chosen(store.usable, len(store), self.config)
+        yield from class_faults(store, teacher, share=self.config.share, seed=self.config.seed)
         dataset, source = _samples(store, positions), _source(store.spec)
         spec = replace(
             store.spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -93,6 +94,15 @@ class Teacher(Protocol):
         """Return the text embedding of each word on its own, fp32 unit vectors [V, E] in main memory."""
         ...
 
+    @property
+    def logit_scale(self) -> float:
+        """What the cosine of an image and a text embedding is multiplied by to give a logit."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the text embedding of each text, as it is, fp32 unit vectors [N, E] in main memory."""
+        ...
+
     def interaction_maps(
         self,
         images: Tensor,
@@ -157,6 +167,11 @@ def choose_layers(teacher: str, prefix: str, total: int, chosen: int | Sequence[
             f"layer indices must be ascending and in 0..{total - 1} for {teacher}, got {', '.join(map(str, chosen))}."
         )
     return tuple(LayerSpec(name=f"{prefix}.{i}", depth=(i + 1) / total) for i in chosen)
+
+
+def logit_scale_of(model: Any) -> float:
+    """Return the inverse temperature that an open_clip model learnt as a logarithm; the same on every device."""
+    return math.exp(float(model.logit_scale.detach().max()))
 
 
 def normalised(mass: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

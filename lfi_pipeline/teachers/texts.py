@@ -41,7 +41,8 @@ class TextSource:
         mode: `captions`, `prompts` or `generate`.
         captions: `first`, `longest` or `all` of a sample's captions, or of the prompts.
         classes: class names of the data set.
-        prompts: templates with one `{}`; of several, `first` takes the first.
+        prompts: templates with one `{}`; of several, `first` takes the first. Kept as `templates` in every mode, as
+            `prompts` where they are read.
         generated: for `generate`, the teacher's caption by key.
 
     Raises:
@@ -58,9 +59,10 @@ class TextSource:
         generated: Mapping[str, str] | None = None,
     ) -> None:
         self.mode, self._choice, self._generated = mode, captions, generated or {}
-        self._names = [name.replace("_", " ") for name in classes]
-        self.prompts = tuple(prompts) if mode == "prompts" else ()
-        for prompt in self.prompts:
+        self._names = readable_names(classes)
+        self.templates = tuple(prompts)
+        self.prompts = self.templates if mode == "prompts" else ()
+        for prompt in self.templates:
             if prompt.count("{}") != 1 or prompt.count("{") != 1 or prompt.count("}") != 1:
                 raise ConfigError(f"A prompt must have exactly one {{}}, where the class name goes; got {prompt!r}.")
 
@@ -95,6 +97,11 @@ class TextSource:
         if self._choice == "longest":
             return (max(texts, key=len),)
         return texts[:1] if self._choice == "first" else tuple(dict.fromkeys(texts))
+
+
+def readable_names(classes: Sequence[str]) -> list[str]:
+    """Return class names as a text has them: "_" stands for a space."""
+    return [name.replace("_", " ") for name in classes]
 
 
 def resolve_mode(mode: str, sample: Sample) -> str:

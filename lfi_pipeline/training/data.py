@@ -1,105 +1,136 @@
-"""Training batches: images and the targets that belong to what the student sees of them."""
+"""Training batches: images and the targets that belong to what the students see of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
 
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.mixing import Mix, mix_images, mix_labels
+from lfi_pipeline.training.tickets import Ticket, training_positions
 
-Ticket = tuple[int, int]  # (epoch, position in the cache)
+Size = tuple[int, int]  # (height, width) in pixels
+MAPS, IMAGE_EMBEDDING = "maps", "image_embedding"
+_PHOTOMETRIC, _MIXING = 1, 2  # streams of random numbers beside that of the geometry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """B training examples.
 
     Attributes:
-        images: uint8 [B, 3, H, W].
-        labels: fp32 [B, classes], 0 or 1.
+        images: for each size that a student asks for, uint8 [B, 3, H, W].
+        labels: fp32 [B, classes], 0 or 1, or between where images are mixed.
         windows: fp32 [B, 4], the part of the (mirrored) image that is seen.
+        positions: int64 [B], of the images in the cache.
+        mix: how images were mixed; None where they were not. Maps and embeddings are those of the unmixed images.
         maps, scale, words: stored targets of the seen view, uint8 [B, L, M, gh, gw], fp16 [B, L, M], int64 [B, M];
-            None for an objective without maps.
-        image_embedding: fp32 [B, E]; None for an objective that does not use it.
+            None where no student reads maps.
+        image_embedding: fp32 [B, E]; None where no student reads it.
     """
 
-    images: Tensor
+    images: dict[Size, Tensor]
     labels: Tensor
     windows: Tensor
+    positions: Tensor
+    mix: Mix | None = None
     maps: Tensor | None = None
     scale: Tensor | None = None
     words: Tensor | None = None
     image_embedding: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.positions)
+
     def to(self, device: torch.device) -> Batch:
         """Move every tensor."""
-        return Batch(*(None if value is None else value.to(device) for value in self._tensors()))  # type: ignore[arg-type]
+        moved = {name: value.to(device) for name, value in self._fields() if isinstance(value, Tensor | Mix)}
+        return replace(self, images={size: images.to(device) for size, images in self.images.items()}, **moved)
 
-    def _tensors(self) -> tuple[Tensor | None, ...]:
-        return (
-            self.images,
-            self.labels,
-            self.windows,
-            self.maps,
-            self.scale,
-            self.words,
-            self.image_embedding,
-        )
+    def _fields(self) -> list[tuple[str, object]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 class TargetImages(TorchDataset[Batch]):
     """Images of a cache with their targets. Indexed by tickets, a whole batch at a time.
 
-    What a ticket gives depends on (seed, epoch, position) alone, so it is the same for any number of workers and
-    after any interruption.
+    What a ticket gives depends on (seed, epoch, position) alone (and on its partner, where images are mixed), so it is
+    the same for any number of workers and processes and after any interruption.
+
+    Args:
+        store: the cache.
+        stream: what is read of it.
+        sizes: of the students' inputs; an image is read and decoded once for all of them.
+        reads: which targets to read, of `MAPS` and `IMAGE_EMBEDDING`.
     """
 
-    def __init__(self, store: TargetStore, config: TrainConfig, size: tuple[int, int]) -> None:
-        self.store, self.config, self.size = store, config, size
+    def __init__(self, store: TargetStore, stream: StreamConfig, sizes: Sequence[Size], reads: frozenset[str]) -> None:
+        self.store, self.stream, self.sizes, self.reads = store, stream, tuple(dict.fromkeys(sizes)), reads
         self.index = store.index
         self.mirror_stored = "hflip" not in store.spec.views
-        self.donor = _donors(training_positions(store, config.hold_out), config)
+        self.donor = _donors(training_positions(store, stream.hold_out), stream.seed)
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
 
     def __getitems__(self, tickets: Sequence[Ticket]) -> Batch:
-        images, windows, flips = [], [], []
+        seen: dict[Size, list[Tensor]] = {size: [] for size in self.sizes}
+        windows, flips = [], []
         for epoch, position in tickets:
-            rng = np.random.default_rng([self.config.seed, epoch, position])
-            geometry = self.config.augmentation.draw(rng)
-            path = self.paths[position]
-            image, checksum, _ = read_image(self.store.data_root, path)
-            if checksum != self.checksums[position]:
-                raise CorruptTargetsError(
-                    f"{self.store.data_root / path} (sample {self.index.keys[position]}) is not the image that the "
-                    f"teacher saw: its crc32c is {checksum:08x}, the cache recorded {self.checksums[position]:08x}. "
-                    "Restore the image, or extract targets anew."
-                )
-            images.append(torch.from_numpy(view_image(image, geometry, self.size)))
+            geometry = self.stream.augmentation.draw(np.random.default_rng([self.stream.seed, epoch, position]))
+            image = self._image(epoch, position)
+            for size, images in seen.items():
+                images.append(torch.from_numpy(view_image(image, geometry, size)))
             windows.append(geometry.window)
             flips.append(geometry.flip)
         positions = np.array([position for _, position in tickets])
         labels = torch.zeros(len(tickets), len(self.store.spec.dataset.classes))
         for row, position in enumerate(positions):
             labels[row, list(self.labels[position])] = 1.0
-        common = {"images": torch.stack(images), "labels": labels, "windows": torch.tensor(windows)}
-        if self.config.objective == "none":
-            return Batch(**common)
-        return Batch(**common, **self._targets(positions, np.array(flips)))
+        mix = self._mix(tickets)
+        images_of = {size: torch.stack(images) for size, images in seen.items()}
+        return Batch(
+            images=images_of if mix is None else {size: mix_images(each, mix) for size, each in images_of.items()},
+            labels=labels if mix is None else mix_labels(labels, mix),
+            windows=torch.tensor(windows),
+            positions=torch.from_numpy(positions),
+            mix=mix,
+            **(self._targets(positions, np.array(flips)) if self.reads else {}),
+        )
+
+    def _image(self, epoch: int, position: int) -> Image.Image:
+        path = self.paths[position]
+        image, checksum, _ = read_image(self.store.data_root, path)
+        if checksum != self.checksums[position]:
+            raise CorruptTargetsError(
+                f"{self.store.data_root / path} (sample {self.index.keys[position]}) is not the image that the "
+                f"teacher saw: its crc32c is {checksum:08x}, the cache recorded {self.checksums[position]:08x}. "
+                "Restore the image, or extract targets anew."
+            )
+        rng = np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
+        return self.stream.photometric.apply(image, self.stream.photometric.draw(rng))
+
+    def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
+        """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""
+        config = self.stream.mix
+        if not config.mixup and not config.cutmix:
+            return None
+        pairs = [tickets[i : i + 2] for i in range(0, len(tickets), 2)]
+        seeds = [[self.stream.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
+        return config.draw([np.random.default_rng(seed) for seed in seeds], len(tickets))
 
     def _targets(self, positions: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
         """Stored targets of the view that each image is seen in."""
@@ -109,7 +140,7 @@ class TargetImages(TorchDataset[Batch]):
             if not len(rows):
                 continue
             own = self.store.read_many(positions[rows], view)
-            maps_of = own if self.config.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
+            maps_of = own if self.stream.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
             for name, values in (
                 ("maps", maps_of.maps),
                 ("scale", maps_of.scale),
@@ -117,18 +148,20 @@ class TargetImages(TorchDataset[Batch]):
                 ("image_embedding", own.image_embedding),
             ):
                 parts.setdefault(name, np.zeros((len(positions), *values.shape[1:]), values.dtype))[rows] = values
-        if self.config.objective == "embedding":
-            return {"image_embedding": torch.from_numpy(parts["image_embedding"]).float()}
+        embedding = torch.from_numpy(parts["image_embedding"]).float()
+        chosen = {IMAGE_EMBEDDING: embedding} if IMAGE_EMBEDDING in self.reads else {}
+        if MAPS not in self.reads:
+            return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
         words = words.long()
-        if self.config.maps == "shuffled":
+        if self.stream.maps == "shuffled":
             scale, maps = _cycled(maps, scale, words)
         if self.mirror_stored and flips.any():
             seen_mirrored = torch.from_numpy(flips)
             maps = torch.where(seen_mirrored.view(-1, 1, 1, 1, 1), maps.flip(-1), maps)
             direction = torch.isin(words, torch.tensor(self.direction_ids, dtype=torch.long))
             words = torch.where(seen_mirrored[:, None] & direction, -1, words)
-        return {"maps": maps, "scale": scale, "words": words}
+        return chosen | {"maps": maps, "scale": scale, "words": words}
 
 
 class ErrorsAsValues(TorchDataset[Batch | LFIError]):
@@ -144,53 +177,34 @@ class ErrorsAsValues(TorchDataset[Batch | LFIError]):
             return error
 
 
-class Tickets(Sampler[list[Ticket]]):
-    """Batches of tickets for all epochs, starting at any step; each epoch is a fresh permutation."""
+class PlainImages(TorchDataset[tuple[dict[Size, Tensor], Tensor, bool]]):
+    """Whole images of a data set for scoring.
 
-    def __init__(self, positions: npt.NDArray[np.int64], config: TrainConfig, start: int = 0) -> None:
-        self.positions, self.config, self.start = positions, config, start
-        self.steps_per_epoch = max(1, len(positions) // config.batch_size)
+    An item is uint8 [3, H, W] for each size, fp32 labels [classes], and whether the image could be read; it is black
+    where it could not.
+    """
 
-    def __len__(self) -> int:
-        return self.steps_per_epoch * self.config.epochs - self.start
-
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        size = min(self.config.batch_size, len(self.positions))
-        for epoch in range(self.start // self.steps_per_epoch, self.config.epochs):
-            order = np.random.default_rng([self.config.seed, epoch]).permutation(self.positions)
-            first = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
-            for step in range(first, self.steps_per_epoch):
-                yield [(epoch, int(position)) for position in order[step * size : (step + 1) * size]]
-
-
-class PlainImages(TorchDataset[tuple[Tensor, Tensor]]):
-    """Whole images and multi-label targets of a data set, for scoring: uint8 [3, H, W] and fp32 [classes]."""
-
-    def __init__(self, dataset: Dataset, size: tuple[int, int]) -> None:
-        self.dataset, self.size = dataset, size
+    def __init__(self, dataset: Dataset, sizes: Sequence[Size]) -> None:
+        self.dataset, self.sizes = dataset, tuple(dict.fromkeys(sizes))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, position: int) -> tuple[dict[Size, Tensor], Tensor, bool]:
         sample = self.dataset.samples[position]
-        image, _, _ = read_image(self.dataset.root, sample.path)
         labels = torch.zeros(len(self.dataset.classes))
         labels[list(sample.labels)] = 1.0
-        return torch.from_numpy(view_image(image, WHOLE, self.size)), labels
+        try:
+            image, _, _ = read_image(self.dataset.root, sample.path)
+        except ImageReadError:
+            return {size: torch.zeros(3, *size, dtype=torch.uint8) for size in self.sizes}, labels, False
+        return {size: torch.from_numpy(view_image(image, WHOLE, size)) for size in self.sizes}, labels, True
 
 
-def training_positions(store: TargetStore, hold_out: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return the usable positions of `store` whose domain is not held out."""
-    domains = store.index.domains
-    kept = [position for position in store.usable.tolist() if domains[position] not in hold_out]
-    return np.array(kept, dtype=np.int64)
-
-
-def _donors(positions: npt.NDArray[np.int64], config: TrainConfig) -> npt.NDArray[np.int64]:
+def _donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """For the `shuffled` control: position -> another position, a fixed cyclic permutation drawn from the seed."""
     donor = np.zeros(int(positions.max(initial=0)) + 1, dtype=np.int64)
-    order = np.random.default_rng([config.seed, 1]).permutation(positions)
+    order = np.random.default_rng([seed, 1]).permutation(positions)
     donor[order] = np.roll(order, 1)
     return donor
 

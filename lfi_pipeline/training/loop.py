@@ -1,264 +1,292 @@
-"""Stage two: train one student against a cache. The teacher is never loaded."""
+"""Stage two: train one student, or several from one read, against a cache. The teacher is never loaded."""
 
 from __future__ import annotations
 
-import math
-import statistics
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError, LFIError
-from lfi_pipeline.students import Student, pair_layers
+from lfi_pipeline.errors import ConfigError, LFIError, RunError
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import Batch, ErrorsAsValues, TargetImages, Tickets, training_positions
-from lfi_pipeline.training.objectives import embedding_loss, interaction_loss, task_loss
-from lfi_pipeline.training.run_dir import (
-    CONFIG,
-    SUMMARY,
-    MetricsLog,
-    prepare,
-    read_json,
-    save_checkpoint,
-    settings_of,
-    write_json,
-)
+from lfi_pipeline.training.active import ActiveRun, Piece
+from lfi_pipeline.training.checkpoint import Retention, save_weights
+from lfi_pipeline.training.clock import EpochClock, advice
+from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
+from lfi_pipeline.training.cut import CutTargets
+from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
+from lfi_pipeline.training.interrupt import StopRequest
+from lfi_pipeline.training.learner import TASK, TOTAL
+from lfi_pipeline.training.record import RunRecord, read_summary
+from lfi_pipeline.training.run_dir import STATE, prepare, write_json
+from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
+from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
 _LOGS_PER_EPOCH = 4
-_GRADIENT_NORM = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """Losses of one step, scalars on the training device; `term` is None for objective `none`."""
+def train(runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = "") -> list[dict[str, Any]]:
+    """Train each run to its end and return its summary; one that is finished is returned as it is.
 
-    total: Tensor
-    task: Tensor
-    term: Tensor | None
-
-
-def build_student(config: TrainConfig, store: TargetStore) -> Student:
-    """Return the student that `config` asks for, initialised from its seed."""
-    torch.manual_seed(config.seed)
-    return Student(
-        config.student,
-        classes=len(store.spec.dataset.classes),
-        embedding_dim=store.spec.embedding_dim,
-        queries=config.queries if config.objective == "lfi" else None,
-        image_embedding=config.objective == "embedding",
-    )
-
-
-class Trainer:
-    """One run, from a cache to a directory.
+    Runs of several students read and decode each image once. What a run becomes does not depend on the others.
+    A run that was stopped goes on at its last checkpoint, with the weights that it would have had.
 
     Args:
-        config: everything that determines the run.
-        out: its directory.
-        command: the command line, recorded for whoever reads the run later.
+        runs: settings and directory of each; their `stream` and `accumulate` must be equal.
+        machine: where and how.
+        command: the command line, recorded for whoever reads the runs later.
 
     Raises:
         LFIError: a cache that cannot serve, an unknown student, settings that contradict each other, an output that
             holds something else.
+        RunError: a loss became NaN or exploded (its run has written down the batch), after the other runs have ended.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    return _Loop(runs, machine, command).run()
 
-    def __init__(self, config: TrainConfig, out: Path, *, command: str = "") -> None:
-        self.config, self.out = config, out
-        self.device = resolve_device(config.device)
-        self.store = TargetStore.open(config.targets, data_root=config.data_root)
-        self.positions = training_positions(self.store, config.hold_out)
-        self._require_usable()
-        spec = self.store.spec
-        self.validation = read_dataset(spec.dataset.name, self.store.source_root, config.val_split)
-        self.seen = frozenset(self.store.index.domains[position] for position in self.positions.tolist())
-        self.student = build_student(config, self.store)
-        self.layers = pair_layers(self.student.taps, [layer.depth for layer in spec.layers])
-        self.finished = prepare(out, config)
-        if not self.finished:
-            write_json(out / CONFIG, self._record(command))
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end and return the run's summary; a run that is already finished is returned as it is."""
-        if self.finished:
-            return read_json(self.out / SUMMARY)
-        began = time.monotonic()
-        device = self.device
-        self.student.to(device).train()
-        self.vocabulary = torch.from_numpy(self.store.vocabulary.embeddings).float().to(device)
-        tickets = Tickets(self.positions, self.config)
-        optimizer = create_optimizer_v2(
-            self.student, opt="adamw", lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+class _Loop:
+    """One read of the stream, and the runs that it feeds."""
+
+    def __init__(self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, command: str) -> None:
+        self.outs = [out for _, out in runs]
+        self.machine = machine
+        configs = [config for config, _ in runs]
+        self.stream = _common_stream(configs)
+        self.accumulate = configs[0].accumulate
+        self.accelerator = _make_accelerator(machine.device)
+        self.device = resolve_device(machine.device, self.accelerator.local_process_index)
+        self.store = TargetStore.open(self.stream.targets, data_root=self.stream.data_root)
+        self.positions = training_positions(self.store, self.stream.hold_out)
+        _require_usable(self.store, self.stream, configs, self.positions)
+        spec, index = self.store.spec, self.store.index
+        labels = [index.labels[position] for position in self.positions.tolist()]
+        self.seen = frozenset(index.domains[position] for position in self.positions.tolist())
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.tickets = Tickets(
+            self.positions,
+            self.stream,
+            pieces=world * self.accumulate,
+            mine=range(rank * self.accumulate, (rank + 1) * self.accumulate),
         )
-        per_epoch = tickets.steps_per_epoch
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=len(tickets),
-            warmup_t=min(self.config.warmup_epochs * per_epoch, len(tickets) - 1),
-            warmup_lr_init=self.config.learning_rate / 100,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
+        self.active: list[ActiveRun] = []
+        self.records: dict[Path, RunRecord] = {}
+        for config, out in runs:
+            if self.accelerator.is_main_process:
+                prepare(out, config, spec.fingerprint)
+            self.accelerator.wait_for_everyone()
+            if read_summary(out) is not None:
+                continue
+            run = ActiveRun(
+                config,
+                out,
+                store=self.store,
+                task=resolve_task(config.task, labels, len(spec.dataset.classes)),
+                accelerator=self.accelerator,
+                device=self.device,
+                steps=self.tickets.steps,
+                steps_per_epoch=self.tickets.steps_per_epoch,
+            )
+            self.active.append(run)
+        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
+        for run in self.active:
+            self.records[run.out] = RunRecord(
+                run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
+                seen=self.seen, command=command, writes=self.accelerator.is_main_process,
+            )  # fmt: skip
+
+    def run(self) -> list[dict[str, Any]]:
+        failed: list[str] = []
+        if self.active:
+            with StopRequest() as stop:
+                failed = self._train(stop)
+        if failed:
+            raise RunError("\n".join(failed))
+        return [read_summary(out) or {} for out in self.outs]
+
+    def _train(self, stop: StopRequest) -> list[str]:
+        start, per_epoch = min(run.step for run in self.active), self.tickets.steps_per_epoch
+        clock, source = EpochClock(self.device), self._pieces(start)
+        failed: list[str] = []
+        saved_at = time.monotonic()
+        bar = tqdm(
+            total=self.tickets.steps, initial=start, unit="step", disable=not self.accelerator.is_main_process,
+            desc=" ".join(run.out.name for run in self.active),
+        )  # fmt: skip
+        try:
+            for step in range(start, self.tickets.steps):
+                pieces = [next(source) for _ in range(self.accumulate)]
+                clock.lap("data")
+                for run in [run for run in self.active if run.step == step]:
+                    losses = run.train_step(pieces, clock)
+                    if run.failure is not None:
+                        failed.append(self._give_up(run, pieces, losses))
+                        self.active.remove(run)
+                    elif (step + 1) % max(1, per_epoch // _LOGS_PER_EPOCH) == 0:
+                        self.records[run.out].log_step(losses, images=self.tickets.size, per_epoch=per_epoch)
+                        bar.set_postfix(loss=f"{losses[TOTAL]:.3f}", refresh=False)
+                bar.update()
+                if not self.active:
+                    break
+                done = step + 1
+                if done % per_epoch == 0:
+                    self._end_epoch(done // per_epoch, clock)
+                    saved_at = time.monotonic()
+                if self._agreed(stop.asked):
+                    self._checkpoint(clock)
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved_at > self.machine.checkpoint_minutes * 60:
+                    self._checkpoint(clock)
+                    saved_at = time.monotonic()
+        finally:
+            bar.close()
+            for record in self.records.values():
+                record.close()
+        for run in self.active:
+            self.records[run.out].finish()
+        self.accelerator.wait_for_everyone()
+        return failed
+
+    def _pieces(self, start: int) -> Iterator[Piece]:
+        """Yield the parts of every step's batch that this process computes, from step `start` on."""
+        self.tickets.start = start
+        reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
+        images = TargetImages(self.store, self.stream, [run.learner.student.size for run in self.active], reads)
         loader = DataLoader(
-            ErrorsAsValues(TargetImages(self.store, self.config, self.student.size)),
-            batch_sampler=tickets,
+            ErrorsAsValues(images),
+            batch_sampler=self.tickets,
             collate_fn=_already_batched,
-            num_workers=self.config.workers,
+            num_workers=self.machine.workers,
+            pin_memory=False,
         )
-        log, step_ms, scores = MetricsLog(self.out), [], {}
-        waiting_since = time.monotonic()
-        with tqdm(loader, desc=self.out.name, unit="step") as bar:
-            for step, batch in enumerate(bar, start=1):
-                started = time.monotonic()
-                schedule.step_update(step - 1)  # at `len(tickets)` the rate is zero
-                if isinstance(batch, LFIError):
-                    raise batch
-                losses = self._step(batch.to(device), optimizer)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                ended = time.monotonic()
-                step_ms.append((ended - started) * 1e3)
-                if step % max(1, per_epoch // _LOGS_PER_EPOCH) == 0:
-                    self._log_step(log, step, per_epoch, losses, len(batch.images) / (ended - waiting_since), step_ms)
-                    bar.set_postfix(loss=f"{losses.total.item():.3f}", refresh=False)
-                if step % per_epoch == 0:
-                    scores = self._validate(device)
-                    log.write(event="val", step=step, epoch=step // per_epoch, **scores)
-                    save_checkpoint(self.out, self.student, step=step)
-                waiting_since = time.monotonic()
-        summary = {
-            "steps": len(tickets),
-            "seconds": time.monotonic() - began,
-            "step_ms": statistics.median(step_ms),
-            "parameters": self.student.parameter_counts(),
-            **scores,
-        }
-        write_json(self.out / SUMMARY, summary)
-        return summary
+        codec, uniform = self.store.spec.codec.name, self.stream.maps == "uniform"
+        for item in loader:
+            if isinstance(item, LFIError):
+                raise item
+            batch = item.to(self.device)
+            cut = CutTargets(batch, codec, uniform=uniform) if MAPS in reads else None
+            yield Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
 
-    def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> StepLosses:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self._losses(batch)
-        if not math.isfinite(losses.total.item()):
-            raise ConfigError(
-                f"The loss is {losses.total.item()} (task {losses.task.item()}). The last checkpoint is kept in "
-                f"{self.out}. Lower --learning-rate or --lambda-int."
-            )
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), _GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return losses
+    def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
+        """Score, log and keep every run that is at the end of `epoch`."""
+        due = [run for run in self.active if run.step == epoch * self.tickets.steps_per_epoch]
+        scores = self._validate(due)
+        clock.lap("validation")
+        for run, run_scores in zip(due, scores, strict=True):
+            self.records[run.out].end_epoch(epoch, run_scores)
+        self._checkpoint(clock)
+        spent = clock.report()
+        for run in due:
+            self.records[run.out].log_time(epoch, spent)
+        hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
+        if hint is not None and epoch == 1 and self.accelerator.is_main_process:
+            tqdm.write(hint)
+        clock.reset()
 
-    def _losses(self, batch: Batch) -> StepLosses:
-        objective = self.config.objective
-        features = self.student(batch.images, with_taps=objective == "lfi")
-        task = task_loss(features, batch)
-        if objective == "none":
-            return StepLosses(task, task, None)
-        if objective == "embedding":
-            term = embedding_loss(self.student, features, batch)
-        else:
-            term = interaction_loss(
-                self.student,
-                features,
-                batch,
-                vocabulary=self.vocabulary,
-                layers=self.layers,
-                codec=self.store.spec.codec.name,
-                uniform=self.config.maps == "uniform",
-            )
-        return StepLosses(task + self.config.lambda_int * term, task, term)
-
-    def _validate(self, device: torch.device) -> dict[str, float | None]:
-        scores, labels = predict(self.student, self.validation, self.student.size, device)
+    def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
+        if not runs or all(run.task == NONE for run in runs):
+            return [{} for _ in runs]
+        task = runs[0].task
+        world = self.accelerator.num_processes
+        predictions = predict(
+            [run.scored for run in runs], self.validation, task, self.device,
+            workers=self.machine.workers, rank=self.accelerator.process_index, processes=world,
+        )  # fmt: skip
+        if world > 1:  # each scored its own rows, and the others' are zero
+            predictions = [
+                replace(each, **{name: self._added(getattr(each, name)) for name in ("scores", "labels", "read")})
+                for each in predictions
+            ]
         domains = [sample.domain for sample in self.validation.samples]
-        by_domain = score_domains(scores, labels, domains, self.seen)
-        return {name: by_domain[name] for name in ("map_seen", "map_heldout")}  # type: ignore[misc]
+        return [dict(score_domains(each, task, domains, self.seen)) for each in predictions]
 
-    def _log_step(
-        self,
-        log: MetricsLog,
-        step: int,
-        per_epoch: int,
-        losses: StepLosses,
-        rate: float,
-        step_ms: list[float],
-    ) -> None:
-        log.write(
-            event="train",
-            step=step,
-            epoch=(step - 1) // per_epoch + 1,
-            loss=losses.total.item(),
-            task_loss=losses.task.item(),
-            interaction_loss=None if losses.term is None else losses.term.item(),
-            images_per_second=rate,
-            step_ms=step_ms[-1],
+    def _added(self, rows: torch.Tensor) -> torch.Tensor:
+        total = self.accelerator.reduce(rows.float().to(self.device), reduction="sum").cpu()
+        return total.to(rows.dtype)
+
+    def _checkpoint(self, clock: EpochClock) -> None:
+        if self.accelerator.is_main_process:
+            for run in self.active:
+                run.save()
+        clock.lap("checkpoint")
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any process was asked to stop; all must do so after the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+    def _give_up(self, run: ActiveRun, pieces: Sequence[Piece], losses: dict[str, float]) -> str:
+        """Write down which images made `run` fail, and return what to tell the user."""
+        positions = [position for piece in pieces for position in piece.batch.positions.tolist()]
+        if self.accelerator.num_processes > 1:
+            positions = gather_object(positions)
+        path = run.out / "failure.json"
+        kept = f"Its last checkpoint ({STATE}) is kept." if (run.out / STATE).is_file() else "It has no checkpoint yet."
+        if self.accelerator.is_main_process:
+            keys = [self.store.index.keys[position] for position in positions]
+            shown = {name: repr(value) for name, value in losses.items()}  # JSON has no NaN
+            write_json(path, {"step": run.step + 1, "reason": run.failure, "losses": shown, "keys": keys})
+        return (
+            f"{run.out}: training stopped at step {run.step + 1}, before its weights were changed: {run.failure}. The "
+            f"{len(positions)} images of that step are listed in {path}. {kept} "
+            "Lower --learning-rate or --weight, or look at those images, and train into another --out."
         )
 
-    def _require_usable(self) -> None:
-        spec, config = self.store.spec, self.config
-        known = set(self.store.index.domains)
-        unknown = [domain for domain in config.hold_out if domain not in known]
-        if unknown:
-            raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
-        if not len(self.positions):
-            raise ConfigError(f"{config.targets} has no usable sample left to train on.")
-        if (
-            config.objective == "lfi"
-            and config.augmentation.flip > 0
-            and "hflip" not in spec.views
-            and not config.mirror_maps
-        ):
-            raise ConfigError(
-                f"{config.targets} has no 'hflip' view, and a mirrored map is not the map of the mirrored image. "
-                "Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with --mirror-maps."
-            )
 
-    def _record(self, command: str) -> dict[str, Any]:
-        """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
-        config, spec = self.config, self.store.spec
-        taps = zip(self.student.taps, self.layers, strict=True)
-        return {
-            "name": self.out.name,
-            "student": config.student.name,
-            "objective": config.objective,
-            "maps": config.maps,
-            "state": config.queries.state,
-            "seed": config.seed,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "learning_rate": config.learning_rate,
-            "lambda_int": config.lambda_int,
-            "image_size": self.student.size[0],
-            "patch_size": config.student.patch_size,
-            "hold_out": list(config.hold_out),
-            "targets": str(config.targets),
-            "targets_fingerprint": spec.fingerprint,
-            "teacher": {"name": spec.teacher.name, "tag": spec.teacher.tag},
-            "kind": spec.kind,
-            "taps": [{"index": tap.index, "depth": tap.depth, "teacher_layer": layer} for tap, layer in taps],
-            "dataset": {
-                "name": spec.dataset.name,
-                "split": spec.dataset.split,
-                "train_samples": len(self.positions),
-                "val_samples": len(self.validation),
-            },
-            "seen_domains": sorted(self.seen),
-            "command": command,
-            "settings": settings_of(config),
-        }
+def _common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
+    first = configs[0]
+    for config in configs[1:]:
+        if (config.stream, config.accumulate, config.val_split, config.task) != (
+            first.stream, first.accumulate, first.val_split, first.task,
+        ):  # fmt: skip
+            raise ConfigError(
+                "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
+                "seed), on the task, the validation split and on accumulate. Train the others in a command of their "
+                "own."
+            )
+    return first.stream
+
+
+def _make_accelerator(device: str) -> Accelerator:
+    """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
+    return Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        device_placement=False,
+        mixed_precision="no",
+        # the last tap's value projection has no gradient where nothing reads the queries' final state
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _require_usable(
+    store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig], positions: Sequence[int]
+) -> None:
+    known = set(store.index.domains)
+    unknown = [domain for domain in stream.hold_out if domain not in known]
+    if unknown:
+        raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
+    if not len(positions):
+        raise ConfigError(f"{stream.targets} has no usable sample left to train on.")
+    reads_targets = any(config.terms for config in configs)
+    if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
+        raise ConfigError(
+            f"{stream.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
+            "image. Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with "
+            "--mirror-maps."
+        )
 
 
 def _already_batched(batch: Any) -> Batch | LFIError:

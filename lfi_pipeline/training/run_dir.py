@@ -1,25 +1,20 @@
-"""A run's directory: config.json, metrics.jsonl, summary.json and checkpoints/, all readable without this project."""
+"""A run's directory: config.json, config.toml, metrics.jsonl, summary.json, checkpoints/; all readable without us."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-
-from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import OutputExistsError, RunError
-from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.errors import LFIError, OutputExistsError, RunError
 from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.settings import config_of, flat_settings
 
-CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-LAST = "checkpoints/last.safetensors"
+CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
+STATE, LAST, BEST = "checkpoints/state.safetensors", "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+
+_PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of the cache is compared instead
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -46,95 +41,50 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """Return `config` as plain JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return plain
-
-
-def config_from(settings: Mapping[str, Any], where: Path) -> TrainConfig:
-    """Undo `settings_of`. Raises RunError naming what does not fit."""
+def recorded_config(run: Path) -> TrainConfig:
+    """Return the settings that `run` was made with. Raises RunError naming what does not fit."""
+    settings = read_json(run / CONFIG).get("settings")
     try:
-        plain = dict(settings)
-        student = dict(plain["student"])
-        student["taps"] = tuple(student["taps"])
-        return TrainConfig(
-            **plain
-            | {
-                "targets": Path(plain["targets"]),
-                "data_root": Path(plain["data_root"]) if plain["data_root"] else None,
-                "student": StudentConfig(**student),
-                "queries": QueryConfig(**plain["queries"]),
-                "augmentation": Augmentation(**plain["augmentation"]),
-                "hold_out": tuple(plain["hold_out"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{where}: the settings of this run cannot be read ({error}).") from error
+        if not isinstance(settings, dict):
+            raise RunError("they are missing")
+        return config_of(settings)
+    except LFIError as error:
+        raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
 
-def prepare(run: Path, config: TrainConfig) -> bool:
-    """Make `run` ready for a fresh start; returns True instead if it already holds this very run, finished.
+def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Make `run` ready to start or to go on.
 
-    An unfinished run of the same settings is started again.
+    Args:
+        run: its directory.
+        config: what is asked for.
+        fingerprint: of the cache's spec; the cache may have moved, its content may not have changed.
 
     Raises:
         OutputExistsError: `run` holds another run (names the settings that differ) or something else.
+        RunError: the directory cannot be made.
     """
     if run.exists() and not run.is_dir():
         raise OutputExistsError(f"{run} must be a directory, found a file.")
     if run.is_dir() and any(run.iterdir()):
         if not (run / CONFIG).is_file():
             raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
-        old, new = read_json(run / CONFIG).get("settings"), settings_of(config)
-        if not isinstance(old, dict):
-            raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another --out.")
-        differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        if differing:
-            shown = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in differing)
-            raise OutputExistsError(f"{run} holds a run with other settings ({shown}). Choose another --out.")
-        if (run / SUMMARY).is_file():
-            return True
-        (run / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        _require_same(run, config, fingerprint)
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{run} cannot be made: {error.strerror or error}. Choose another --out.") from error
-    return False
 
 
-def save_checkpoint(run: Path, model: nn.Module, *, step: int) -> None:
-    """Replace the last checkpoint atomically."""
-    path = run / LAST
-    partial = path.with_suffix(".partial")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, partial, metadata={"step": str(step)})
-    partial.replace(path)
-
-
-def load_checkpoint(run: Path, model: nn.Module) -> None:
-    """Load the last checkpoint into `model`.
-
-    Raises:
-        RunError: there is none, it cannot be read, or it does not fit.
-    """
-    path = run / LAST
-    if not path.is_file():
-        raise RunError(f"{run} has no checkpoint yet ({LAST}). Train it first.")
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} does not fit the student of {run / CONFIG}: {error}") from error
-
-
-class MetricsLog:
-    """Appends one JSON object a line."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / METRICS
-
-    def write(self, **values: float | int | str | None) -> None:
-        """Append `values`; the line is on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
+def _require_same(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    record, new = read_json(run / CONFIG), flat_settings(config)
+    old = record.get("settings")
+    if not isinstance(old, dict):
+        raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another --out.")
+    old = {name: value for name, value in old.items() if name not in _PLACES}
+    new = {name: value for name, value in new.items() if name not in _PLACES}
+    old["content of the cache"], new["content of the cache"] = record.get("targets_fingerprint"), fingerprint
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if differing:
+        shown = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in differing)
+        raise OutputExistsError(f"{run} holds a run with other settings ({shown}). Choose another --out.")

@@ -1,17 +1,35 @@
-"""Multi-label mean average precision, on seen and on held-out domains."""
+"""Scores of students on a validation split: accuracy or mean average precision, seen and held-out domains apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.students import Student
 from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.tasks import CLASSIFICATION, probabilities, top_k_accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a student says of S images.
+
+    Attributes:
+        scores: probabilities [S, C].
+        labels: [S, C], 0 or 1.
+        read: bool [S]; rows of an image that could not be read are zero, and do not count.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    read: Tensor
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
@@ -36,42 +54,90 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def predict(
-    student: nn.Module,
+    students: Sequence[Student],
     dataset: Dataset,
-    size: tuple[int, int],
+    task: str,
     device: torch.device,
     *,
     batch_size: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """Return the student's probabilities and the labels of every image of `dataset`, each [S, classes]."""
-    was_training = student.training
-    student.eval()
-    scores, labels = [], []
-    for images, truth in DataLoader(PlainImages(dataset, size), batch_size=batch_size):
-        scores.append(student(images.to(device), with_taps=False).logits.float().sigmoid().cpu())
-        labels.append(truth)
-    student.train(was_training)
-    return torch.cat(scores), torch.cat(labels)
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+) -> list[Predictions]:
+    """Let each student score every image of `dataset`; images are read once for all of them.
+
+    Args:
+        students: on `device`; each is left in the mode it was in.
+        dataset: the split.
+        task: `classification` or `multi-label`.
+        device: where to compute.
+        batch_size: images at a time.
+        workers: loader processes.
+        rank, processes: of several processes, each scores a part; rows of the others are zero.
+    """
+    modes = [student.training for student in students]
+    for student in students:
+        student.eval()
+    mine = range(rank, len(dataset), processes)
+    images = PlainImages(dataset, [student.size for student in students])
+    results = [
+        Predictions(
+            torch.zeros(len(dataset), len(dataset.classes)),
+            torch.zeros(len(dataset), len(dataset.classes)),
+            torch.zeros(len(dataset), dtype=torch.bool),
+        )
+        for _ in students
+    ]
+    first = 0
+    for views, labels, read in DataLoader(Subset(images, mine), batch_size=batch_size, num_workers=workers):
+        rows = torch.tensor(mine[first : first + len(labels)])
+        first += len(labels)
+        on_device = {size: view.to(device) for size, view in views.items()}
+        for student, result in zip(students, results, strict=True):
+            logits = student(on_device[student.size]).logits
+            result.scores[rows] = probabilities(task, logits).cpu() * read[:, None]
+            result.labels[rows] = labels
+            result.read[rows] = read
+    for student, mode in zip(students, modes, strict=True):
+        student.train(mode)
+    return results
 
 
 def score_domains(
-    scores: Tensor, labels: Tensor, domains: Sequence[str], seen: frozenset[str]
-) -> Mapping[str, float | dict[str, float] | None]:
-    """Return `map_seen` and `map_heldout` (None where there is no such image) and `map_per_domain`.
+    predictions: Predictions, task: str, domains: Sequence[str], seen: frozenset[str]
+) -> Mapping[str, float | int | dict[str, float] | None]:
+    """Return the scores of a split, those of no image None.
+
+    `map_seen` and `map_heldout` (mean average precision in [0, 1]) and `map_per_domain`; for classification also
+    `top1_seen`, `top1_heldout`, `top5_seen`, `top5_heldout` (accuracy in [0, 1]); `unreadable`, how many images.
 
     Args:
-        scores, labels: as `predict` returns them.
+        predictions: as `predict` returns them.
+        task: `classification` or `multi-label`.
         domains: of each image.
         seen: domains that were trained on; all others are held out.
     """
+    parts = {"seen": [domain in seen for domain in domains]}
+    parts["heldout"] = [not each for each in parts["seen"]]
 
-    def over(chosen: Sequence[bool]) -> float | None:
-        rows = torch.tensor(chosen)
-        return mean_average_precision(scores[rows], labels[rows]) if rows.any() else None
+    def rows_of(chosen: Sequence[bool]) -> Tensor:
+        return torch.tensor(chosen, dtype=torch.bool) & predictions.read
 
-    names = sorted(set(domains))
-    return {
-        "map_seen": over([domain in seen for domain in domains]),
-        "map_heldout": over([domain not in seen for domain in domains]),
-        "map_per_domain": {name: over([domain == name for domain in domains]) or 0.0 for name in names},
+    def mean_precision(chosen: Sequence[bool]) -> float | None:
+        rows = rows_of(chosen)
+        return mean_average_precision(predictions.scores[rows], predictions.labels[rows]) if rows.any() else None
+
+    def accuracy(chosen: Sequence[bool], k: int) -> float | None:
+        rows = rows_of(chosen)
+        return top_k_accuracy(predictions.scores[rows], predictions.labels[rows], k) if rows.any() else None
+
+    scores: dict[str, float | int | dict[str, float] | None] = {
+        f"map_{name}": mean_precision(chosen) for name, chosen in parts.items()
     }
+    scores["map_per_domain"] = {
+        name: mean_precision([domain == name for domain in domains]) or 0.0 for name in sorted(set(domains))
+    }
+    if task == CLASSIFICATION:
+        for k in (1, 5):
+            scores |= {f"top{k}_{name}": accuracy(chosen, k) for name, chosen in parts.items()}
+    return scores | {"unreadable": int((~predictions.read).sum())}

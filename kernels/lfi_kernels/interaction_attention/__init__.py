@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lfi_kernels.interaction_attention.costs import interaction_costs
 from lfi_kernels.interaction_attention.inputs import Companding
 from lfi_kernels.interaction_attention.reference import attention_map, interaction_attention
 
-__all__ = ["Companding", "attention_map", "interaction_attention"]
+__all__ = ["Companding", "attention_map", "interaction_attention", "interaction_costs"]

@@ -74,10 +74,16 @@ def check_inputs(
     target_scale: Tensor | None,
     companding: str,
     key_padding_mask: Tensor | None,
+    *,
+    words: int | None = None,
 ) -> None:
-    """Raise ValueError unless the arguments of `interaction_attention` fit its contract."""
+    """Raise ValueError unless the arguments of `interaction_attention` fit its contract.
+
+    `words` is the number of maps where it is not that of the queries, as in `interaction_costs`.
+    """
     check_scores_inputs(u, x, key_padding_mask)
-    batch, _, rows, _ = u.shape
+    batch = u.shape[0]
+    rows = u.shape[2] if words is None else words
     if companding not in get_args(Companding):
         raise ValueError(f'companding must be "linear" or "sqrt", got {companding!r}.')
     if target is not None:

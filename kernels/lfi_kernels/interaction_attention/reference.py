@@ -62,7 +62,7 @@ def interaction_attention(
     """
     check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask)
     with torch.autocast(u.device.type, enabled=False):
-        s_BRN, x_BND = _scores(u, x, key_padding_mask)
+        s_BRN, x_BND = masked_scores(u, x, key_padding_mask)
         if target is None:
             p_BRN = s_BRN.softmax(-1)
             kl_BHM = s_BRN.new_zeros(u.shape[:3])
@@ -99,13 +99,13 @@ def attention_map(u: Tensor, x: Tensor, *, key_padding_mask: Tensor | None = Non
     """
     check_scores_inputs(u, x, key_padding_mask)
     with torch.autocast(u.device.type, enabled=False):
-        p_BRN = _scores(u, x, key_padding_mask)[0].softmax(-1)
+        p_BRN = masked_scores(u, x, key_padding_mask)[0].softmax(-1)
     if key_padding_mask is not None:
         p_BRN = p_BRN.masked_fill(key_padding_mask[:, None], 0.0)
     return p_BRN.view(*u.shape[:3], x.shape[1])
 
 
-def _scores(u: Tensor, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def masked_scores(u: Tensor, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """S [B, R, N], and X [B, N, D] as the scores read it, both in the accumulation dtype.
 
     An ignored patch scores the lowest finite number, whose softmax is 0 beside any other patch, and is zero

@@ -16,10 +16,10 @@ from lfi_pipeline.data import read_dataset
 from lfi_pipeline.errors import ConfigError, DatasetError, RunError, TargetsError
 from lfi_pipeline.evaluation import evaluate_run, grounded_words, teacher_grounding
 from lfi_pipeline.evaluation.grounding import score
-from lfi_pipeline.evaluation.run import load_run
 from lfi_pipeline.report import load_run as read_run
 from lfi_pipeline.targets import TargetSpec, TargetStore
 from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.loading import load_run
 
 SHARES = ("pointing", "mass_in_mask", "area")
 
@@ -166,11 +166,3 @@ def test_a_run_whose_cache_is_gone_says_so(run_of: dict[str, Path], tmp_path: Pa
     path.write_text(json.dumps(record))
     with pytest.raises(TargetsError, match="gone"):
         evaluate_run(run_of["lfi"], device="cpu")
-
-
-def test_a_run_that_began_from_timms_weights_is_loaded_without_them(run_of: dict[str, Path]) -> None:
-    path = run_of["none"] / "config.json"
-    record = json.loads(path.read_text())
-    record["settings"]["student"]["pretrained"] = True  # this depth has none to fetch: asking would fail
-    path.write_text(json.dumps(record))
-    load_run(run_of["none"], device="cpu")

@@ -40,7 +40,7 @@ def test_every_family_gives_taps_that_match_its_features(name: str) -> None:
 
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
-        features = student(images)
+        features = student(images, with_taps=True)
     for tap, tokens, (rows, columns) in zip(student.taps, features.taps, features.grids, strict=True):
         assert (rows, columns) == (size // tap.stride, size // tap.stride)
         assert tokens.shape == (2, rows * columns, tap.width)
@@ -57,7 +57,7 @@ def test_patch_tokens_are_in_raster_order_without_registers() -> None:
     changed = image.clone()
     changed[:, :, 14:28, 42:56] = 255  # row 1, column 3 of 4
     with torch.no_grad():
-        moved = (student(changed).taps[0] - student(image).taps[0]).norm(dim=-1)[0]
+        moved = (student(changed, with_taps=True).taps[0] - student(image, with_taps=True).taps[0]).norm(dim=-1)[0]
     assert moved.argmax() == 1 * 4 + 3
 
 
@@ -69,7 +69,7 @@ def test_channels_last_families_are_put_in_order() -> None:
     stage = {}
     student.backbone.layers[1].register_forward_hook(lambda module, args, output: stage.update(nhwc=output))
     with torch.no_grad():
-        tokens = student(images).taps[0]
+        tokens = student(images, with_taps=True).taps[0]
     assert stage["nhwc"].shape == (1, 8, 8, 32)
     torch.testing.assert_close(tokens, stage["nhwc"].flatten(1, 2))
 
@@ -155,7 +155,7 @@ def test_a_model_without_intermediate_features_is_refused(monkeypatch: pytest.Mo
 
 
 def _taps(*depths: float) -> list[Tap]:
-    return [Tap(i, depth, 8, 16) for i, depth in enumerate(depths)]
+    return [Tap(i, depth, 8, 16, (4, 4)) for i, depth in enumerate(depths)]
 
 
 def test_layers_are_paired_by_nearest_relative_depth() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_pipeline.students import QueryConfig, Student, StudentConfig
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.students import LearnedQueries, QueryConfig, Student, StudentConfig, Supervision, TextQueries
 
 SMALL = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 VIT = StudentConfig(name="vit_tiny_patch16_224", image_size=64, patch_size=16, kwargs=SMALL)
@@ -35,7 +36,7 @@ def test_logits_are_the_same_with_and_without_taps(model: str) -> None:
     student = Student(MODELS[model], classes=4, embedding_dim=8).eval()
     images = pictures(student.size[0])
     with torch.no_grad():
-        tapped, plain = student(images), student(images, with_taps=False)
+        tapped, plain = student(images, with_taps=True), student(images)
     assert len(tapped.taps) == len(tapped.grids) == len(student.taps)
     assert plain.taps == []
     assert plain.grids == []
@@ -43,23 +44,124 @@ def test_logits_are_the_same_with_and_without_taps(model: str) -> None:
     torch.testing.assert_close(tapped.pooled, plain.pooled)
 
 
+def supervision(student: Student, words: int = 3) -> Supervision:
+    generator = torch.Generator().manual_seed(3)
+    cells = [rows * columns for rows, columns in (tap.grid for tap in student.taps)]
+    return Supervision(
+        words=torch.randn(2, words, 8, generator=generator),
+        targets=[torch.randn(2, words, n, generator=generator).softmax(-1) for n in cells],
+        weights=[torch.ones(2, words) for _ in cells],
+    )
+
+
+def test_the_grid_of_a_tap_is_known_before_any_image() -> None:
+    for config in MODELS.values():
+        student = Student(config, classes=4, embedding_dim=8).eval()
+        with torch.no_grad():
+            assert student(pictures(student.size[0]), with_taps=True).grids == [tap.grid for tap in student.taps]
+
+
+PER_TAP = 16 * 16 + 32 * 16 + 32 * 16 + 16 * 16  # W_q, W_k, W_v, W_o
+
+
 def test_parameters_are_counted_once_each_by_what_becomes_of_them() -> None:
-    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2), image_embedding=True)
+    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2))
     counts = student.parameter_counts()
-    assert sum(counts.values()) == sum(p.numel() for p in student.parameters())
+    assert counts["backbone"] + counts["head"] + counts["queries"] == sum(p.numel() for p in student.parameters())
     assert counts["head"] == 32 * 4 + 4
-    assert counts["projection"] == 32 * 8 + 8
-    per_tap = 16 * 16 + 32 * 16 + 32 * 16 + 16 * 16  # W_q, W_k, W_v, W_o
-    assert counts["queries"] == 8 * 16 + 16 + len(student.taps) * per_tap
+    assert counts["queries"] == 8 * 16 + 16 + len(student.taps) * PER_TAP
+    assert counts["kept_queries"] == 0
+
+
+def test_learned_slots_are_counted_as_kept_and_their_readout_as_head() -> None:
+    config = QueryConfig(mode="learned", slots=5, width=16, heads=2, readout="max")
+    student = Student(VIT, classes=4, embedding_dim=8, queries=config)
+    counts = student.parameter_counts()
+    assert counts["backbone"] + counts["head"] + counts["queries"] == sum(p.numel() for p in student.parameters())
+    assert counts["head"] == 32 * 4 + 4 + 16 * 4 + 4
+    assert counts["queries"] == counts["kept_queries"] == 5 * 16 + len(student.taps) * PER_TAP
 
 
 def test_without_queries_there_is_nothing_but_backbone_and_head() -> None:
     student = Student(VIT, classes=4, embedding_dim=8)
     assert student.queries is None
-    assert student.to_embedding is None
     counts = student.parameter_counts()
-    assert counts["queries"] == counts["projection"] == 0
+    assert counts["queries"] == counts["kept_queries"] == 0
     assert {name.split(".")[0] for name in student.state_dict()} == {"backbone", "head"}
+
+
+@pytest.mark.parametrize("mode", ["text", "learned"])
+def test_without_classes_there_is_no_head(mode: str) -> None:
+    student = Student(VIT, classes=0, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
+    features = student(pictures(), supervision(student))
+    assert features.logits is None
+    assert features.pooled.shape == (2, 32)
+    assert features.interaction is not None
+    assert {name.split(".")[0] for name in student.state_dict()} == {"backbone", "queries"}
+
+
+def test_text_queries_run_only_under_supervision_and_never_change_the_logits() -> None:
+    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2)).eval()
+    assert isinstance(student.queries, TextQueries)
+    with torch.no_grad():
+        plain, taught = student(pictures()), student(pictures(), supervision(student))
+    assert plain.interaction is None
+    assert taught.interaction is not None
+    assert taught.taps == []
+    assert [kl.shape for kl in taught.interaction.kl] == [(2, 3)] * len(student.taps)
+    torch.testing.assert_close(plain.logits, taught.logits)
+
+
+def test_learned_slots_always_run_and_feed_the_logits() -> None:
+    config = QueryConfig(mode="learned", slots=5, width=16, heads=2)
+    student = Student(VIT, classes=4, embedding_dim=8, queries=config).eval()
+    assert isinstance(student.queries, LearnedQueries)
+    with torch.no_grad():
+        plain, taught = student(pictures()), student(pictures(), supervision(student))
+    assert plain.interaction is not None
+    assert plain.interaction.states.shape == (2, 5, 16)
+    assert plain.interaction.kl == []
+    assert taught.interaction is not None
+    assert len(taught.interaction.kl) == len(student.taps)
+    torch.testing.assert_close(plain.logits, taught.logits)
+    assert student.head is not None
+    assert not torch.allclose(plain.logits, student.head(plain.pooled))
+
+
+@pytest.mark.parametrize("mode", ["text", "learned"])
+def test_divergence_teaches_the_backbone_up_to_the_last_tap(mode: str) -> None:
+    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
+    output = student(pictures(), supervision(student)).interaction
+    assert output is not None
+    torch.stack([kl.sum() for kl in output.kl]).sum().backward()
+    for block in student.backbone.blocks:
+        assert block.mlp.fc2.weight.grad.any()
+
+
+def test_words_are_scored_from_the_final_state_of_the_student() -> None:
+    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2), presence=True)
+    assert isinstance(student.queries, TextQueries)
+    output = student(pictures(), supervision(student)).interaction
+    assert output is not None
+    assert student.queries.presence_scores(output).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("queries", "found"), [(None, "none"), (QueryConfig(mode="learned"), "learned")])
+def test_presence_without_text_queries_is_refused(queries: QueryConfig | None, found: str) -> None:
+    with pytest.raises(ConfigError, match=f"mode 'text', got .*{found}"):
+        Student(VIT, classes=4, embedding_dim=8, queries=queries, presence=True)
+
+
+def test_names_in_a_checkpoint_are_stable() -> None:
+    blocks = {f"queries.blocks.{tap}.w_{name}" for tap in range(3) for name in "qkvo"}
+    head = {"head.weight", "head.bias"}
+    expected = {
+        "text": head | blocks | {"queries.seed.weight", "queries.seed.bias"},
+        "learned": head | blocks | {"queries.slots", "readout.linear.weight", "readout.linear.bias"},
+    }
+    for mode, names in expected.items():
+        student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
+        assert {name for name in student.state_dict() if not name.startswith("backbone.")} == names
 
 
 def test_the_seed_gives_every_objective_the_same_backbone_and_head() -> None:
@@ -67,10 +169,12 @@ def test_the_seed_gives_every_objective_the_same_backbone_and_head() -> None:
         torch.manual_seed(7)
         return Student(VIT, classes=4, embedding_dim=8, **parts)  # type: ignore[arg-type]
 
-    plain, queried = seeded().state_dict(), seeded(queries=QueryConfig(width=16, heads=2)).state_dict()
-    assert len(queried) > len(plain)
-    for name, value in plain.items():
-        assert torch.equal(value, queried[name]), name
+    plain = seeded().state_dict()
+    for mode in ("text", "learned"):
+        queried = seeded(queries=QueryConfig(mode=mode, width=16, heads=2)).state_dict()
+        assert len(queried) > len(plain)
+        for name, value in plain.items():
+            assert torch.equal(value, queried[name]), name
 
 
 def test_pixels_are_normalised_as_the_backbone_wants_them() -> None:

@@ -1,0 +1,102 @@
+"""A student with the terms it learns from: everything that has weights in training, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfi_pipeline.students import Student, Supervision, pair_layers
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.cut import CutTargets
+from lfi_pipeline.training.data import MAPS
+from lfi_pipeline.training.objectives import StepContext, build_terms
+from lfi_pipeline.training.tasks import NONE, task_loss
+
+TASK, TOTAL = "task", "total"
+
+
+def build_student(config: TrainConfig, store: TargetStore, task: str) -> Student:
+    """Return the student that `config` asks for, initialised from its seed."""
+    torch.manual_seed(config.stream.seed)
+    return Student(
+        config.student,
+        classes=0 if task == NONE else len(store.spec.dataset.classes),
+        embedding_dim=store.spec.embedding_dim,
+        queries=config.queries if config.uses_queries else None,
+        presence="presence" in config.terms,
+    )
+
+
+class Learner(nn.Module):
+    """Student and terms. One forward pass of it is what processes share and precision applies to.
+
+    Args:
+        config: the run.
+        store: the cache.
+        task: as `tasks.resolve_task` says.
+
+    Raises:
+        UnknownNameError, ConfigError: a student that cannot be built, a term that the cache cannot serve.
+    """
+
+    def __init__(self, config: TrainConfig, store: TargetStore, task: str) -> None:
+        super().__init__()
+        self.task = task
+        self.student = build_student(config, store, task)
+        terms = build_terms(config, self.student, store, task)
+        self.terms = nn.ModuleDict(terms)
+        self.reads = frozenset[str]().union(*(term.reads for term in terms.values()))
+        self.layers = pair_layers(self.student.taps, [layer.depth for layer in store.spec.layers])
+        self._draws_words = "presence" in terms
+        embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
+        self.register_buffer("vocabulary", embeddings, persistent=False)
+
+    vocabulary: Tensor
+
+    def supervise(self, cut: CutTargets | None) -> tuple[Supervision | None, Tensor | None]:
+        """Return what the queries are told, and which of their words are present [B, M'] (see `StepContext`).
+
+        With the presence term, as many words as the images have are drawn from the vocabulary by torch's generator.
+        """
+        if cut is None or MAPS not in self.reads:
+            return None, None
+        targets, weights = [], []
+        for tap, layer in zip(self.student.taps, self.layers, strict=True):
+            on_grid = cut.on(tap.grid)
+            targets.append(on_grid.maps[:, layer])
+            weights.append(on_grid.kept[:, layer])
+        words = on_grid.words
+        if not self._draws_words:
+            return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), None
+        drawn = torch.randint(len(self.vocabulary), words.shape, device=words.device)
+        absent = (drawn[:, :, None] != words[:, None, :]).all(-1)
+        seen = torch.stack(weights).sum(0) > 0
+        present = torch.cat([torch.where(seen, 1.0, torch.nan), torch.where(absent, 0.0, torch.nan)], 1)
+        words = torch.cat([words, drawn], 1)
+        targets = [torch.cat([each, torch.zeros_like(each)], 1) for each in targets]
+        weights = [torch.cat([each, torch.zeros_like(each)], 1) for each in weights]
+        return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), present
+
+    def forward(
+        self, context: StepContext, supervision: Supervision | None, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Return the losses of a piece of a batch: each term's by its name, `task` where there is one, and `total`.
+
+        Scalars, already weighted by the piece's share of the batch; terms are not yet multiplied by `weights`.
+        """
+        batch = context.batch
+        features = self.student(batch.images[self.student.size], supervision)
+        losses: dict[str, Tensor] = {}
+        if features.logits is not None:
+            losses[TASK] = task_loss(self.task, features.logits, batch.labels).mean() * context.share
+        for name, term in self.terms.items():
+            losses[name] = term(self.student, features, context)
+        weighted = [losses[name] * weights.get(name, 1.0) for name in losses]
+        return losses | {TOTAL: torch.stack(weighted).sum()}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """As `Student.parameter_counts`, with those of the terms, which are not kept."""
+        return self.student.parameter_counts() | {"terms": sum(p.numel() for p in self.terms.parameters())}
