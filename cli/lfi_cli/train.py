@@ -91,7 +91,13 @@ def train(
             rich_help_panel=QUERIES,
         ),
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="Learned queries.", rich_help_panel=QUERIES)] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="How many, of mode learned.", rich_help_panel=QUERIES)
+    ] = None,
+    readout: Annotated[
+        str | None,
+        typer.Option(help="How the states of learned slots become class scores.", rich_help_panel=QUERIES),
+    ] = None,
     state: Annotated[
         str | None, typer.Option(help="persistent from tap to tap, or reset (ablation).", rich_help_panel=QUERIES)
     ] = None,

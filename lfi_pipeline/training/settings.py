@@ -41,6 +41,7 @@ FIELDS: Mapping[str, str] = {
     "taps": "student.taps",
     "queries": "queries.mode",
     "slots": "queries.slots",
+    "readout": "queries.readout",
     "query_width": "queries.width",
     "query_heads": "queries.heads",
     "state": "queries.state",
