@@ -8,6 +8,7 @@ Order of operations: mirror the whole image, then cut the window, so that a stor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lfi_pipeline.data.photometric import Change, apply_changes
 from lfi_pipeline.errors import ConfigError
 
 
@@ -66,15 +68,22 @@ class Augmentation:
 
 
 def view_image(
-    image: Image.Image, geometry: Geometry, size: tuple[int, int], interpolation: str = "bicubic"
+    image: Image.Image,
+    geometry: Geometry,
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+    changes: Sequence[Change] = (),
 ) -> npt.NDArray[np.uint8]:
-    """Return what a model sees, uint8 [3, height, width] of `size` (height, width), resized by Pillow's filter."""
+    """Return what a model sees, uint8 [3, height, width] of `size` (height, width), resized by Pillow's filter.
+
+    Photometric `changes` are made last, to the pixels that are seen.
+    """
     if geometry.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = geometry.window
     box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
     resized = image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()], box=box)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(apply_changes(resized, changes)).transpose(2, 0, 1))
 
 
 def view_maps(maps: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -93,14 +102,14 @@ def view_maps(maps: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
         [B, ..., rows, columns], dtype of `maps`.
     """
     windows = windows.to(maps.dtype)
-    across = _shares(windows[:, 0], windows[:, 2], grid[1], maps.shape[-1])  # [B, columns, gw]
-    down = _shares(windows[:, 1], windows[:, 3], grid[0], maps.shape[-2])  # [B, rows, gh]
+    across = interval_shares(windows[:, 0], windows[:, 2], grid[1], maps.shape[-1])  # [B, columns, gw]
+    down = interval_shares(windows[:, 1], windows[:, 3], grid[0], maps.shape[-2])  # [B, rows, gh]
     flat = maps.reshape(len(maps), math.prod(maps.shape[1:-2]), *maps.shape[-2:])  # [B, K, gh, gw]
     result = down[:, None] @ flat @ across[:, None].transpose(-1, -2)
     return result.view(*maps.shape[:-2], *grid)
 
 
-def _shares(start: Tensor, stop: Tensor, cells: int, source_cells: int) -> Tensor:
+def interval_shares(start: Tensor, stop: Tensor, cells: int, source_cells: int) -> Tensor:
     """Share [B, cells, source_cells] of each source interval that lies in each cell of [start, stop]."""
     steps = torch.arange(cells + 1, device=start.device, dtype=start.dtype) / cells
     edges = start[:, None] + (stop - start)[:, None] * steps  # [B, cells + 1]

@@ -21,11 +21,12 @@ from lfi_pipeline.evaluation.grounding import (
     score,
     teacher_grounding,
 )
-from lfi_pipeline.students import Student
+from lfi_pipeline.students import Student, TextQueries
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.loading import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import write_json
+from lfi_pipeline.training.tasks import NONE
 from lfi_pipeline.training.validate import predict, score_domains
 
 SCORES = "scores.json"
@@ -50,13 +51,11 @@ def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, d
         raise ConfigError(f"gallery must be 0 or more, got {gallery}.")
     loaded = load_run(run, device=device)
     dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.source_root, loaded.config.val_split)
-    probabilities, labels = predict(
-        loaded.student, dataset, loaded.student.size, next(loaded.student.parameters()).device
-    )
-    domains = [sample.domain for sample in dataset.samples]
-    seen = frozenset(loaded.record["seen_domains"])
-    scores: dict[str, Any] = dict(score_domains(probabilities, labels, domains, seen))
-    scores |= {"taps": [], "teacher": None, "area": None}
+    scores: dict[str, Any] = {"taps": [], "teacher": None, "area": None}
+    if loaded.task != NONE:
+        (predictions,) = predict([loaded.student], dataset, loaded.task, next(loaded.student.parameters()).device)
+        domains = [sample.domain for sample in dataset.samples]
+        scores |= score_domains(predictions, loaded.task, domains, frozenset(loaded.record["seen_domains"]))
     if targets is not None:
         scores |= _grounding(loaded, dataset, targets, gallery)
     write_json(run / SCORES, scores)
@@ -70,7 +69,7 @@ def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int)
     teacher = teacher_grounding(store, words)[-1]
     result: dict[str, Any] = {"teacher": asdict(teacher), "area": teacher.area, "taps": []}
     student_maps: dict[int, list[Tensor]] = {}
-    if loaded.student.queries is not None:
+    if isinstance(loaded.student.queries, TextQueries):
         positions = sorted({word.position for word in words})
         student_maps = dict(_student_maps(loaded.student, store, dataset, positions))
         masks = [word.mask for word in words]
@@ -87,17 +86,17 @@ def _student_maps(
     student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int]
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield each position with its maps per tap, fp32 [M, rows, columns] on the CPU."""
-    assert student.queries is not None
+    assert isinstance(student.queries, TextQueries)
     device = next(student.parameters()).device
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
-    images, keys = PlainImages(dataset, student.size), store.index.keys
+    images, keys = PlainImages(dataset, [student.size]), store.index.keys
     for first in range(0, len(positions), _BATCH):
         chunk = list(positions[first : first + _BATCH])
-        pixels = torch.stack([images[place[keys[position]]][0] for position in chunk])
+        pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in chunk])
         ids = torch.from_numpy(store.read_many(chunk).words).long()
         with torch.no_grad():
-            features = student(pixels.to(device))
+            features = student(pixels.to(device), with_taps=True)
             maps = student.queries.maps(vocabulary[ids.clamp_min(0)].to(device), features.taps)
         for row, position in enumerate(chunk):
             per_tap = zip(maps, features.grids, strict=True)

@@ -7,8 +7,41 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.students import Features, Student
-from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets import TargetStore, ZeroShot
+from lfi_pipeline.targets.zero_shot import class_weights, image_logits
 from lfi_pipeline.training.data import IMAGE_EMBEDDING
+from lfi_pipeline.training.objectives.logit_distillation import logit_distillation, require_zero_shot
 from lfi_pipeline.training.objectives.term import StepContext, Term, blended
+
+_TEMPERATURE = 1.0
+
+
+class LogitsTerm(Term):
+    """KL from the teacher's zero-shot class probabilities to the student's, mean, in nats (see `logit_distillation`).
+
+    The teacher's logits are made of the cached image embedding and the cached text embeddings of the classes.
+    """
+
+    reads = frozenset({IMAGE_EMBEDDING})
+
+    def __init__(self, zero_shot: ZeroShot) -> None:
+        super().__init__()
+        self.register_buffer("weights", class_weights(zero_shot), persistent=False)
+
+    weights: Tensor
+
+    @classmethod
+    def build(cls, student: Student, store: TargetStore, task: str) -> Self:
+        return cls(require_zero_shot(store))
+
+    def forward(self, student: Student, features: Features, context: StepContext) -> Tensor:
+        batch = context.batch
+        assert batch.image_embedding is not None
+        assert features.logits is not None
+        logits = image_logits(batch.image_embedding, self.weights)
+        losses = [logit_distillation(features.logits, logits, temperature=_TEMPERATURE)]
+        if batch.mix is None:
+            return losses[0].mean() * context.share
+        losses.append(logit_distillation(features.logits, logits[batch.mix.partner], temperature=_TEMPERATURE))
+        return blended(torch.stack(losses), batch) * context.share
