@@ -41,7 +41,7 @@ def machine_of(options: Mapping[str, Any]) -> Machine:
     from lfi_pipeline.training import Machine
 
     names = Machine.__dataclass_fields__
-    given = {name: value for name, value in options.items() if name in names and value not in (None, [])}
+    given = {name: value for name, value in options.items() if name in names and _is_given(value)}
     if "track" in given:
         given["track"] = tuple(tracker for tracker in given["track"] if tracker != "none")
     return Machine(**given)
@@ -55,7 +55,7 @@ def settings_over(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
     """
     from lfi_pipeline.training.settings import FIELDS
 
-    given = {name: value for name, value in options.items() if name in FIELDS and value not in (None, [])}
+    given = {name: value for name, value in options.items() if name in FIELDS and _is_given(value)}
     for name, read in (("student_arg", _arguments), ("weight", _weights)):
         if name in given:
             given[name] = {**base.get(name, {}), **read(given[name])}
@@ -65,6 +65,11 @@ def settings_over(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[s
         if isinstance(value, Path):
             given[name] = str(value.resolve())
     return {**base, **given}
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an option was given; one that may be repeated and was not is an empty sequence."""
+    return value is not None and value not in ((), [])
 
 
 def _arguments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def _planned(plan: list[PlannedRun], steps: list[int], out: Path, as_json: bool)
     from lfi_pipeline.training.sweep_run import is_finished
 
     runs = [
-        {"name": run.name, "steps": count, "finished": is_finished(run)}
-        for run, count in zip(plan, steps, strict=True)
+        {"name": run.name, "steps": count, "finished": is_finished(run)} for run, count in zip(plan, steps, strict=True)
     ]
     left = sum(count for run, count in zip(plan, steps, strict=True) if not is_finished(run))
     rows = [(str(run["name"]), f"{run['steps']} steps" + (", finished" if run["finished"] else "")) for run in runs]

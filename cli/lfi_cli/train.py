@@ -91,9 +91,7 @@ def train(
             rich_help_panel=QUERIES,
         ),
     ] = None,
-    slots: Annotated[
-        int | None, typer.Option(help="How many, of mode learned.", rich_help_panel=QUERIES)
-    ] = None,
+    slots: Annotated[int | None, typer.Option(help="How many, of mode learned.", rich_help_panel=QUERIES)] = None,
     readout: Annotated[
         str | None,
         typer.Option(help="How the states of learned slots become class scores.", rich_help_panel=QUERIES),
@@ -145,7 +143,9 @@ def train(
     warmup_epochs: Annotated[int | None, typer.Option(help="Linear warm-up.", rich_help_panel=OPTIMISER)] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="Decay of an average of the weights, which is then scored and kept.", rich_help_panel=OPTIMISER),
+        typer.Option(
+            help="Decay of an average of the weights, which is then scored and kept.", rich_help_panel=OPTIMISER
+        ),
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Forward passes that share one step and its batch.", rich_help_panel=OPTIMISER)
@@ -174,14 +174,26 @@ def train(
     randaugment: Annotated[
         int | None, typer.Option(help="Changes of colour on each image; 0: none.", rich_help_panel=AUGMENTATION)
     ] = None,
+    randaugment_pool: Annotated[
+        list[str] | None,
+        typer.Option(help="A change of colour to draw from; may be repeated.", rich_help_panel=AUGMENTATION),
+    ] = None,
     magnitude: Annotated[
-        float | None, typer.Option(help="Strength of the changes of colour.", rich_help_panel=AUGMENTATION)
+        float | None, typer.Option(help="Mean strength of a change of colour, 0 to 10.", rich_help_panel=AUGMENTATION)
+    ] = None,
+    magnitude_spread: Annotated[
+        float | None, typer.Option(help="Standard deviation of the strength.", rich_help_panel=AUGMENTATION)
     ] = None,
     mixup: Annotated[
-        float | None, typer.Option(help="Blend pairs of images, 0: never.", rich_help_panel=AUGMENTATION)
+        float | None,
+        typer.Option(help="Blend pairs of images: parameter of Beta; 0: never.", rich_help_panel=AUGMENTATION),
     ] = None,
     cutmix: Annotated[
-        float | None, typer.Option(help="Paste a part of a pair's other image, 0: never.", rich_help_panel=AUGMENTATION)
+        float | None,
+        typer.Option(help="Paste a box of one image into another, as mixup; 0: never.", rich_help_panel=AUGMENTATION),
+    ] = None,
+    mix_probability: Annotated[
+        float | None, typer.Option(help="That a pair is mixed at all.", rich_help_panel=AUGMENTATION)
     ] = None,
     workers: WorkersOption = None,
     device: TrainDeviceOption = None,

@@ -15,8 +15,8 @@ from typing import Any
 
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.training.names import SCORES
-from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, read_json
-from lfi_pipeline.training.settings import config_of, flat_settings
+from lfi_pipeline.training.run_dir import SUMMARY, read_json, recorded_config
+from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.sweep import shown
 
 MISSING = "–"
@@ -47,8 +47,10 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
         RunError: a run whose files cannot be read.
     """
     finished = [run for run in runs if (run / SUMMARY).is_file()]
-    flats = [flat_settings(config_of(read_json(run / CONFIG)["settings"])) for run in finished]
-    differing = [name for name in (flats[0] if flats else ()) if name != _SEED and len({_key(f[name]) for f in flats}) > 1]
+    flats = [flat_settings(recorded_config(run)) for run in finished]
+    differing = [
+        name for name in (flats[0] if flats else ()) if name != _SEED and len({_key(f[name]) for f in flats}) > 1
+    ]
     members: dict[str, list[int]] = {}
     for place, flat in enumerate(flats):
         members.setdefault(_key([flat[name] for name in differing]), []).append(place)

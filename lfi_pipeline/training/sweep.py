@@ -24,14 +24,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.config_file import read_toml, setting_name, setting_value, settings_in
-from lfi_pipeline.training.run_dir import CONFIG, read_json
+from lfi_pipeline.training.run_dir import recorded_config
 from lfi_pipeline.training.settings import config_of, default_settings
 
 _TABLES = ("out", "base", "grid", "where")
@@ -145,31 +145,43 @@ def combinations_error(path: Path, wrong: Sequence[str]) -> ConfigError:
 
 
 def _with_folders(chosen: Sequence[tuple[str, TrainConfig]], out: Path) -> list[PlannedRun]:
-    there = {folder: _config_in(folder) for folder in sorted(out.iterdir()) if folder.is_dir()} if out.is_dir() else {}
-    planned: list[PlannedRun] = []
-    taken = {folder for folder in there if any(path.is_file() for path in folder.rglob("*"))}
-    for name, config in chosen:
-        folder = next((folder for folder, found in there.items() if found == config), None)
-        if folder is None:
+    """Give each run the directory that holds it, else that of its name if only the data moved, else a new one."""
+    folders = [folder for folder in sorted(out.iterdir()) if folder.is_dir()] if out.is_dir() else []
+    held = {folder: _config_in(folder) for folder in folders}
+    places = [next((folder for folder, found in held.items() if found == config), None) for _, config in chosen]
+    taken = {folder for folder in folders if any(path.is_file() for path in folder.rglob("*"))}
+    claimed = {place for place in places if place is not None}
+    planned = []
+    for (name, config), place in zip(chosen, places, strict=True):
+        if place is None:
             names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-            folder = next(out / each for each in names if out / each not in taken)
-            taken.add(folder)
-        planned.append(PlannedRun(folder=folder, config=config))
+            free = (out / each for each in names if out / each not in claimed)
+            place = next(each for each in free if each not in taken or _is_moved(config, held.get(each)))
+            claimed.add(place)
+        planned.append(PlannedRun(folder=place, config=config))
     return planned
+
+
+def _is_moved(config: TrainConfig, found: TrainConfig | None) -> bool:
+    """Whether both are one run but for where the data lie; training then asks whether the cache is the same."""
+    if found is None:
+        return False
+    stream = replace(found.stream, targets=config.stream.targets, data_root=config.stream.data_root)
+    return replace(found, stream=stream) == config
 
 
 def _config_in(folder: Path) -> TrainConfig | None:
     """The run that `folder` holds; None where that cannot be told."""
     try:
-        return config_of(read_json(folder / CONFIG)["settings"])
-    except (LFIError, KeyError, AttributeError):
+        return recorded_config(folder)
+    except LFIError:
         return None
 
 
 def _name(flat: Mapping[str, Any], varying: Sequence[str]) -> str:
     parts = []
     for name in varying:
-        value = shown(flat[name])
+        value = Path(flat[name]).name if name in ("targets", "data_root") else shown(flat[name])
         bare = name in _SELF_EXPLAINING and (name != "seed" or parts)
         parts.append(value if bare else f"{name}={value}")
     return re.sub(r"[^\w.=+,-]+", "-", "-".join(parts)) or "run"

@@ -12,7 +12,7 @@ from lfi_pipeline.errors import ConfigError, LFIError
 from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import Machine, TrainConfig
-from lfi_pipeline.training.run_dir import SUMMARY, read_json, write_json
+from lfi_pipeline.training.run_dir import SUMMARY, write_json
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
 from lfi_pipeline.training.tickets import Tickets, training_positions
 
@@ -120,7 +120,9 @@ def run_sweep(
     for group in groups:
         names = ", ".join(run.name for run in group)
         first, last = begun + 1, begun + len(group)
-        tell(f"run {first} of {len(plan)}: {names}" if first == last else f"runs {first}-{last} of {len(plan)}: {names}")
+        tell(
+            f"run {first} of {len(plan)}: {names}" if first == last else f"runs {first}-{last} of {len(plan)}: {names}"
+        )
         errors |= _train_group(group, machine, train, command, tell)
         begun = last
         if record:
@@ -128,11 +130,6 @@ def run_sweep(
     if record:
         _write_record(out, plan, errors)
     return [Outcome(run=run, error=errors.get(run.folder)) for run in plan]
-
-
-def summary_of(run: PlannedRun) -> dict[str, Any]:
-    """The summary of a finished run."""
-    return read_json(run.folder / SUMMARY)
 
 
 def _train_group(
