@@ -10,11 +10,13 @@ from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.export import export
 from lfi_cli.extract_teacher import extract_teacher
+from lfi_cli.grouped import SettingsCommand
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
 from lfi_cli.plan import plan
 from lfi_cli.report import report
+from lfi_cli.sweep import sweep
 from lfi_cli.teachers import teachers
 from lfi_cli.train import train
 from lfi_cli.verify import verify
@@ -37,11 +39,12 @@ for name, function in (
     ("pack", pack),
     ("verify", verify),
     ("train", train),
+    ("sweep", sweep),
     ("evaluate", evaluate),
     ("export", export),
     ("report", report),
 ):
-    app.command(name)(function)
+    app.command(name, cls=SettingsCommand if function in (train, sweep) else None)(function)
 app.add_typer(bench, name="bench")
 
 

@@ -44,9 +44,9 @@ def test_unknown_names_list_the_choices(field: str, value: str, choices: str) ->
 
 
 def test_unknown_names_of_the_parts() -> None:
-    with pytest.raises(UnknownNameError, match="random.*shuffled, teacher, uniform"):
+    with pytest.raises(UnknownNameError, match=r"random.*shuffled, teacher, uniform"):
         stream(maps="random")
-    with pytest.raises(UnknownNameError, match="step.*constant, cosine, linear"):
+    with pytest.raises(UnknownNameError, match=r"step.*constant, cosine, linear"):
         OptimizerConfig(schedule="step")
 
 
@@ -54,7 +54,7 @@ def test_terms_of_an_objective() -> None:
     assert config(objective="none").terms == ()
     assert config(objective="lfi+embedding").terms == ("lfi", "embedding")
     for twice in ("lfi+lfi", "none+lfi", "lfi+none"):
-        with pytest.raises(ConfigError, match="once|alone"):
+        with pytest.raises(ConfigError, match=r"once|alone"):
             config(objective=twice)
 
 
@@ -69,7 +69,7 @@ def test_weights_belong_to_terms_of_the_objective() -> None:
     chosen = config(objective="lfi+embedding", weights={"lfi": Weight(3.0)})
     assert chosen.weight("lfi") == Weight(3.0)
     assert chosen.weight("embedding") == DEFAULT_WEIGHTS["embedding"]
-    with pytest.raises(ConfigError, match="'embedding'.*lfi"):
+    with pytest.raises(ConfigError, match=r"'embedding'.*lfi"):
         config(objective="embedding", weights={"lfi": Weight(3.0)})
 
 

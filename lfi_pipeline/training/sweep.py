@@ -1,0 +1,237 @@
+"""Many runs from one file: a grid over settings, written in TOML.
+
+    out = "runs/first"              # relative to the file, as all paths in it
+
+    [base]                          # settings of every run, as in `lfi train --config FILE`
+    targets = "shards"
+    epochs = 15
+
+    [grid]                          # every combination of these is a run
+    student = ["vit_tiny_patch16_224", "resnet18"]
+    objective = ["none", "lfi"]
+    seed = [0, 1, 2]
+
+    [[where]]                       # for the runs that match; later ones see what earlier ones set
+    match = {objective = "none"}    # a list matches any of its values
+    set = {learning_rate = 1e-3}
+
+Combinations that come out as the same run are one. A run keeps its directory when the file changes: it is known by its
+settings, not by its name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
+from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.config_file import read_toml, setting_name, setting_value, settings_in
+from lfi_pipeline.training.run_dir import recorded_config
+from lfi_pipeline.training.settings import config_of, default_settings
+
+_TABLES = ("out", "base", "grid", "where")
+_SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "optimizer", "student_arg", "weight", "seed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Condition:
+    """Settings for the runs that match."""
+
+    match: Mapping[str, Any]
+    set: Mapping[str, Any]
+
+    def holds(self, flat: Mapping[str, Any]) -> bool:
+        """Whether `flat` has every value of `match`."""
+        return all(
+            flat[name] == wanted or (isinstance(wanted, list) and flat[name] in wanted)
+            for name, wanted in self.match.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepFile:
+    """What a sweep's file says; all names are flat names, all paths absolute."""
+
+    path: Path
+    out: Path | None
+    base: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    where: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRun:
+    """One run of a sweep and its directory."""
+
+    folder: Path
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return self.folder.name
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """Read a sweep's file.
+
+    Raises:
+        ConfigError: it cannot be read, is not TOML, or a value has the wrong type.
+        UnknownNameError: a table or a setting that there is not.
+    """
+    content = read_toml(path)
+    for name in content:
+        if name not in _TABLES:
+            raise UnknownNameError(f"entry of {path}:", name, _TABLES)
+    out = content.get("out")
+    if out is not None and not isinstance(out, str):
+        raise ConfigError(f"{path}: out must be a path, got {out!r}.")
+    base = settings_in(_table(content.get("base", {}), path, "base"), path, "base")
+    grid = _grid(_table(content.get("grid", {}), path, "grid"), path)
+    twice = sorted(base.keys() & grid.keys())
+    if twice:
+        raise ConfigError(f"{path}: a setting must stand in [base] or in [grid], found {', '.join(twice)} in both.")
+    where = content.get("where", [])
+    if not isinstance(where, list):
+        raise ConfigError(f"{path}: where must be written [[where]], a list of tables.")
+    return SweepFile(
+        path=path,
+        out=None if out is None else (path.resolve().parent / Path(out).expanduser()).resolve(),
+        base=base,
+        grid=grid,
+        where=tuple(_condition(table, path, number) for number, table in enumerate(where, start=1)),
+    )
+
+
+def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
+    """Return the runs of a sweep, each with its directory below `out`: the one it has, or a new one.
+
+    Raises:
+        ConfigError: no run can be made of some combinations; the message lists them.
+        OutputExistsError: `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} must be a directory, found a file.")
+    varying = sorted((name for name, values in sweep.grid.items() if len(values) > 1), key=lambda n: n == "seed")
+    wrong: list[str] = []
+    chosen: list[tuple[str, TrainConfig]] = []
+    for values in itertools.product(*sweep.grid.values()):
+        picked = dict(zip(sweep.grid, values, strict=True))
+        flat = default_settings() | sweep.base | picked
+        for condition in sweep.where:
+            if condition.holds(flat):
+                flat |= condition.set
+        try:
+            config = config_of(flat)
+        except LFIError as error:
+            told = ", ".join(f"{name} = {value!r}" for name, value in picked.items())
+            wrong.append(f"{told or '[base]'}: {error}")
+            continue
+        if all(config != other for _, other in chosen):
+            chosen.append((_name(flat, varying), config))
+    if wrong:
+        raise combinations_error(sweep.path, wrong)
+    return _with_folders(chosen, out)
+
+
+def combinations_error(path: Path, wrong: Sequence[str]) -> ConfigError:
+    """The error that tells all wrong combinations of a sweep at once."""
+    return ConfigError(f"{path}: these combinations cannot work, so nothing was started.\n  " + "\n  ".join(wrong))
+
+
+def _with_folders(chosen: Sequence[tuple[str, TrainConfig]], out: Path) -> list[PlannedRun]:
+    """Give each run the directory that holds it, else that of its name if only the data moved, else a new one."""
+    folders = [folder for folder in sorted(out.iterdir()) if folder.is_dir()] if out.is_dir() else []
+    held = {folder: _config_in(folder) for folder in folders}
+    places = [next((folder for folder, found in held.items() if found == config), None) for _, config in chosen]
+    taken = {folder for folder in folders if any(path.is_file() for path in folder.rglob("*"))}
+    claimed = {place for place in places if place is not None}
+    planned = []
+    for (name, config), place in zip(chosen, places, strict=True):
+        if place is None:
+            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+            free = (out / each for each in names if out / each not in claimed)
+            place = next(each for each in free if each not in taken or _is_moved(config, held.get(each)))
+            claimed.add(place)
+        planned.append(PlannedRun(folder=place, config=config))
+    return planned
+
+
+def _is_moved(config: TrainConfig, found: TrainConfig | None) -> bool:
+    """Whether both are one run but for where the data lie; training then asks whether the cache is the same."""
+    if found is None:
+        return False
+    stream = replace(found.stream, targets=config.stream.targets, data_root=config.stream.data_root)
+    return replace(found, stream=stream) == config
+
+
+def _config_in(folder: Path) -> TrainConfig | None:
+    """The run that `folder` holds; None where that cannot be told."""
+    try:
+        return recorded_config(folder)
+    except LFIError:
+        return None
+
+
+def _name(flat: Mapping[str, Any], varying: Sequence[str]) -> str:
+    parts = []
+    for name in varying:
+        value = Path(flat[name]).name if name in ("targets", "data_root") else shown(flat[name])
+        bare = name in _SELF_EXPLAINING and (name != "seed" or parts)
+        parts.append(value if bare else f"{name}={value}")
+    return re.sub(r"[^\w.=+,-]+", "-", "-".join(parts)) or "run"
+
+
+def shown(value: Any) -> str:
+    """A setting's value, short."""
+    match value:
+        case None:
+            return "auto"
+        case bool():
+            return "on" if value else "off"
+        case float():
+            return f"{value:g}"
+        case dict():
+            return ",".join(f"{name}={shown(inner)}" for name, inner in value.items()) or "none"
+        case list() | tuple():
+            return "+".join(shown(inner) for inner in value) or "none"
+    return str(value)
+
+
+def _table(value: Any, path: Path, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a table, got {value!r}.")
+    return value
+
+
+def _grid(table: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
+    grid: dict[str, list[Any]] = {}
+    for key, values in table.items():
+        told = f"{path}, [grid]"
+        name = setting_name(key, told)
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{told}: {key} must be a list of values to try, got {values!r}.")
+        if name in grid:
+            raise ConfigError(f"{told}: {name} must be given once, found it with '-' and with '_'.")
+        grid[name] = [setting_value(name, value, path, told) for value in values]
+    return grid
+
+
+def _condition(table: Any, path: Path, number: int) -> Condition:
+    told = f"where {number}"
+    for name in _table(table, path, told):
+        if name not in ("match", "set"):
+            raise UnknownNameError(f"entry of {path}, [[{told}]]:", name, ("match", "set"))
+    match = {}
+    for key, wanted in _table(table.get("match", {}), path, f"match of {told}").items():
+        name = setting_name(key, f"{path}, [[{told}]]")
+        match[name] = wanted
+    changes = settings_in(_table(table.get("set", {}), path, f"set of {told}"), path, told)
+    if not match or not changes:
+        raise ConfigError(f"{path}, [[{told}]] must say what to match and what to set.")
+    return Condition(match=match, set=changes)

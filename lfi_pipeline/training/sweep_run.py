@@ -1,0 +1,179 @@
+"""Carry out a sweep: run after run, several from one read where they can be, each resumed where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lfi_pipeline.errors import ConfigError, LFIError
+from lfi_pipeline.students.backbone import build_backbone, choose_taps
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.config import Machine, TrainConfig
+from lfi_pipeline.training.run_dir import SUMMARY, write_json
+from lfi_pipeline.training.sweep import PlannedRun, combinations_error
+from lfi_pipeline.training.tickets import Tickets, training_positions
+
+RECORD = "sweep.json"
+
+
+class Train(Protocol):
+    """Trains runs of equal streams from one read, as `lfi_pipeline.training.train` does."""
+
+    def __call__(
+        self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return a summary a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a run of a sweep ended; `error` is None where it is finished."""
+
+    run: PlannedRun
+    error: str | None = None
+
+
+def check_runs(plan: Sequence[PlannedRun], source: Path) -> list[int]:
+    """Return the steps of each run, after a look at its cache and its student.
+
+    Args:
+        plan: the runs.
+        source: the sweep's file, for messages.
+
+    Raises:
+        ConfigError: a cache or a student that cannot serve; the message lists all such runs.
+    """
+    stores: dict[tuple[Path, Path | None], TargetStore] = {}
+    students: dict[str, LFIError | None] = {}
+    steps, wrong = [], []
+    for run in plan:
+        try:
+            stream = run.config.stream
+            cache = (stream.targets, stream.data_root)
+            if cache not in stores:
+                stores[cache] = TargetStore.open(stream.targets, data_root=stream.data_root)
+            steps.append(_steps(run.config, stores[cache]))
+            key = repr(run.config.student)
+            if key not in students:
+                students[key] = _student_error(run.config)
+            if error := students[key]:
+                raise error
+        except LFIError as error:
+            wrong.append(f"{run.name}: {error}")
+    if wrong:
+        raise combinations_error(source, wrong)
+    return steps
+
+
+def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun]]:
+    """Return the unfinished runs of `plan` in groups of up to `together` that one read can feed."""
+    streams: dict[Any, list[PlannedRun]] = {}
+    for run in plan:
+        if not is_finished(run):
+            streams.setdefault(run.config.stream, []).append(run)
+    return [runs[i : i + together] for runs in streams.values() for i in range(0, len(runs), together)]
+
+
+def is_finished(run: PlannedRun) -> bool:
+    """Whether a run has its summary."""
+    return (run.folder / SUMMARY).is_file()
+
+
+def run_sweep(
+    plan: Sequence[PlannedRun],
+    out: Path,
+    machine: Machine,
+    *,
+    train: Train,
+    together: int = 1,
+    command: str = "",
+    tell: Callable[[str], None] = lambda text: None,
+    record: bool = True,
+) -> list[Outcome]:
+    """Train what is not finished yet. A run that fails is told and recorded, and the others go on.
+
+    A group that fails is trained again one by one, from the last checkpoints, to know which run it was.
+
+    Args:
+        plan: as `plan_sweep` gives it.
+        out: directory of the sweep, where `sweep.json` tells how each run stands.
+        machine: what it runs on.
+        train: `lfi_pipeline.training.train`.
+        together: runs fed from one read; each of them takes its memory.
+        command: recorded in each run.
+        tell: takes a line about what comes next.
+        record: write `sweep.json`; one of several processes does.
+
+    Raises:
+        ConfigError: `together` below 1.
+    """
+    if together < 1:
+        raise ConfigError(f"together must be 1 or more, got {together}.")
+    errors: dict[Path, str] = {}
+    groups = groups_of(plan, together)
+    begun = len(plan) - sum(map(len, groups))
+    if begun:
+        tell(f"{begun} of {len(plan)} runs are finished already")
+    for group in groups:
+        names = ", ".join(run.name for run in group)
+        first, last = begun + 1, begun + len(group)
+        tell(
+            f"run {first} of {len(plan)}: {names}" if first == last else f"runs {first}-{last} of {len(plan)}: {names}"
+        )
+        errors |= _train_group(group, machine, train, command, tell)
+        begun = last
+        if record:
+            _write_record(out, plan, errors)
+    if record:
+        _write_record(out, plan, errors)
+    return [Outcome(run=run, error=errors.get(run.folder)) for run in plan]
+
+
+def _train_group(
+    group: Sequence[PlannedRun], machine: Machine, train: Train, command: str, tell: Callable[[str], None]
+) -> dict[Path, str]:
+    try:
+        train([(run.config, run.folder) for run in group], machine, command=command)
+    except LFIError as error:
+        if len(group) > 1:
+            tell(f"the group failed ({error}); its runs go on one by one")
+            failed: dict[Path, str] = {}
+            for run in group:
+                failed |= _train_group([run], machine, train, command, tell)
+            return failed
+        tell(f"{group[0].name} failed: {error}")
+        return {group[0].folder: str(error)}
+    return {}
+
+
+def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for run in plan:
+        error = errors.get(run.folder)
+        state = "failed" if error else "finished" if is_finished(run) else "waiting"
+        runs.append({"name": run.name, "state": state} | ({"error": error} if error else {}))
+    write_json(out / RECORD, {"runs": runs})
+
+
+def _steps(config: TrainConfig, store: TargetStore) -> int:
+    known = set(store.index.domains)
+    unknown = [domain for domain in config.stream.hold_out if domain not in known]
+    if unknown:
+        raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
+    positions = training_positions(store, config.stream.hold_out)
+    if not len(positions):
+        raise ConfigError(f"{config.stream.targets} has no usable sample left to train on.")
+    return Tickets(positions, config.stream).steps
+
+
+def _student_error(config: TrainConfig) -> LFIError | None:
+    student = dataclasses.replace(config.student, pretrained=False)  # its weights are not needed yet
+    try:
+        choose_taps(build_backbone(student), student)
+    except LFIError as error:
+        return error
+    return None
