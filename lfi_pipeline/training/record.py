@@ -14,10 +14,10 @@ from lfi_pipeline.training.checkpoint import save_weights
 from lfi_pipeline.training.config import Machine
 from lfi_pipeline.training.config_file import write_config
 from lfi_pipeline.training.learner import TASK, TOTAL
-from lfi_pipeline.training.run_dir import CONFIG, CONFIG_TOML, STATE, SUMMARY, read_json, write_json
+from lfi_pipeline.training.run_dir import CONFIG, CONFIG_TOML, STATE, SUMMARY, MetricsLog, read_json, write_json
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.tasks import main_score
-from lfi_pipeline.training.trackers import MetricsLog, Trackers
+from lfi_pipeline.training.trackers import Trackers
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ class RunRecord:
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])
         self._metrics = MetricsLog(run.out, resume_step=run.step)
-        self._trackers = Trackers(run.out, machine.track, content["settings"])
+        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step or None)
 
     def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:
         """Log the step that was just taken; `images` of it, over all processes."""
@@ -119,8 +119,7 @@ class RunRecord:
 
     def _log(self, event: str, values: Mapping[str, Any]) -> None:
         self._metrics.write(event=event, step=self._run.step, **values)
-        numbers = {f"{event}/{name}": value for name, value in values.items() if value is not None}
-        self._trackers.log(numbers, self._run.step)
+        self._trackers.log({f"{event}/{name}": value for name, value in values.items()}, self._run.step)
 
     def close(self) -> None:
         """Flush the trackers."""
