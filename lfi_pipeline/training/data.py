@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +59,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move every tensor."""
-        moved = {name: value.to(device) for name, value in self._fields() if isinstance(value, Tensor | Mix)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | Mix)}
         return replace(self, images={size: images.to(device) for size, images in self.images.items()}, **moved)
-
-    def _fields(self) -> list[tuple[str, object]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 class TargetImages(TorchDataset[Batch]):
