@@ -117,7 +117,7 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     # one by one they stay in the cache of a CPU, four times as fast; other devices want few calls
     at_once = 1 if images.device.type == "cpu" else max(1, len(images))
     parts = (images, images[mix.partner], seen, mixed)
-    for own, other, share, out in zip(*(part.split(at_once) for part in parts), strict=True):
+    for own, other, share, out in zip(*(torch.split(part, at_once) for part in parts), strict=True):
         out.copy_(torch.lerp(own.float(), other.float(), share).round_())
     return mixed
 
