@@ -29,7 +29,7 @@ from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
-from lfi_pipeline.training.run_dir import STATE, prepare, write_json
+from lfi_pipeline.training.run_dir import STATE, require_free, write_json
 from lfi_pipeline.training.tasks import NONE, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
@@ -64,6 +64,7 @@ class _Loop:
         self.outs = [out for _, out in runs]
         self.machine = machine
         configs = [config for config, _ in runs]
+        _require_apart(self.outs)
         self.stream = _common_stream(configs)
         self.accumulate = configs[0].accumulate
         self.accelerator = _make_accelerator(machine.device)
@@ -83,17 +84,20 @@ class _Loop:
         )
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
+        task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
+        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
+        if self.accelerator.is_main_process:
+            for config, out in runs:
+                require_free(out, config, spec.fingerprint)
+        self.accelerator.wait_for_everyone()
         for config, out in runs:
-            if self.accelerator.is_main_process:
-                prepare(out, config, spec.fingerprint)
-            self.accelerator.wait_for_everyone()
             if read_summary(out) is not None:
                 continue
             run = ActiveRun(
                 config,
                 out,
                 store=self.store,
-                task=resolve_task(config.task, labels, len(spec.dataset.classes)),
+                task=task,
                 accelerator=self.accelerator,
                 device=self.device,
                 steps=self.tickets.steps,
@@ -101,7 +105,6 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
-        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for run in self.active:
             self.records[run.out] = RunRecord(
                 run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
@@ -259,6 +262,11 @@ def _common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
                 "own."
             )
     return first.stream
+
+
+def _require_apart(outs: Sequence[Path]) -> None:
+    if len({out.resolve() for out in outs}) < len(outs):
+        raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
 
 
 def _make_accelerator(device: str) -> Accelerator:
