@@ -24,7 +24,8 @@ class SettingsCommand(TyperCommand):
                 continue
             shown = _shown(defaults.get(parameter.name or ""))
             name, told = record[0], record[1] + (f"  [default: {shown}]" if shown else "")
-            sections.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append((name, told))
+            plain = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            sections.setdefault(getattr(parameter, "rich_help_panel", None) or plain, []).append((name, told))
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)

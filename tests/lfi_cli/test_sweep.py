@@ -135,3 +135,37 @@ def test_out_on_the_command_line_goes_first(lfi: Lfi, file: Path, trained: list[
     assert lfi("sweep", file, "--out", tmp_path / "there", *OPTIONS).code == 0
     assert (tmp_path / "there/lfi-0/summary.json").is_file()
     assert not (tmp_path / "runs").exists()
+
+
+def test_two_real_runs(lfi: Lfi, tiny_targets: Path, tmp_path: Path) -> None:
+    """The one test here without a stand-in: what the loop leaves is what a sweep and its leaderboard read."""
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        f"""
+        out = "runs"
+        [base]
+        targets = "{tiny_targets}"
+        image-size = 64
+        student-arg = {{depth = 3, embed_dim = 32, num_heads = 2}}
+        query-width = 16
+        query-heads = 2
+        batch-size = 8
+        epochs = 1
+        [grid]
+        objective = ["none", "lfi"]
+        """
+    )
+    words = ("sweep", path, "--together", 2, "--device", "cpu", "--track", "none")
+    ended = lfi(*words, "--json")
+    assert ended.code == 0
+    assert "runs 1-2 of 2: none, lfi" in ended.err
+    rows = ended.json["leaderboard"]
+    assert {row["settings"]["objective"] for row in rows} == {"none", "lfi"}
+    assert all(0 <= row["scores"]["map_seen"]["mean"] <= 1 for row in rows)
+    summary = (tmp_path / "runs/lfi/summary.json").read_bytes()
+
+    assert lfi(*words).code == 0
+    saved = lfi("train", "--config", tmp_path / "runs/lfi/config.toml", "--out", tmp_path / "runs/lfi", "--json")
+    assert saved.code == 0  # the very run, finished
+    assert saved.json["map_seen"] == json.loads(summary)["map_seen"]
+    assert (tmp_path / "runs/lfi/summary.json").read_bytes() == summary
