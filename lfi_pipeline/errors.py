@@ -68,5 +68,9 @@ class RunError(LFIError, ValueError):
     """A directory that is not a training run, or one that holds no checkpoint."""
 
 
+class ExportError(LFIError, RuntimeError):
+    """A student whose exported model would not be the trained one, so that nothing was written."""
+
+
 class BenchmarkError(LFIError, RuntimeError):
     """A benchmark whose correctness check failed, so that it was not timed."""

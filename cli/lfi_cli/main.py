@@ -8,6 +8,7 @@ from lfi_cli.bench import app as bench
 from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
+from lfi_cli.export import export
 from lfi_cli.extract_teacher import extract_teacher
 from lfi_cli.grouped import SettingsCommand
 from lfi_cli.inspect import inspect
@@ -40,6 +41,7 @@ for name, function in (
     ("train", train),
     ("sweep", sweep),
     ("evaluate", evaluate),
+    ("export", export),
     ("report", report),
 ):
     app.command(name, cls=SettingsCommand if function in (train, sweep) else None)(function)

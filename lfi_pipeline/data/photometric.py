@@ -1,7 +1,7 @@
 """Photometric augmentation: changes of colour and sharpness that leave every pixel where it is.
 
-RandAugment (Cubuk et al., arXiv 1909.13719) without its five geometric operations, so that interaction maps stay true of
-the changed image. Strengths are those of the paper's code, on timm's scale of magnitudes from 0 to 10.
+RandAugment (Cubuk et al., arXiv 1909.13719) without its five geometric operations, so that interaction maps stay true
+of the changed image. Strengths are those of the paper's code, on timm's scale of magnitudes from 0 to 10.
 """
 
 from __future__ import annotations

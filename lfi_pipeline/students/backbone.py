@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +14,12 @@ import timm
 import torch
 
 from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.hub import untouched_network
+from lfi_pipeline.students.depth import layers_passed, reductions, relative_depths
+from lfi_pipeline.students.pretrained import check_tag, check_weights, complete_weights
 
 DEFAULT_TAPS = 3
-_FINEST_STRIDE = 8  # a coarser grid than this is asked of automatic taps: queries over a 56x56 stem map cost too much
+_FINEST_STRIDE = 8  # of automatic taps: queries over a 56x56 stem map cost too much
 _NEAR_NAMES = 20  # of timm's 1,300 models, listed where a name is unknown
 
 
@@ -22,11 +28,11 @@ class StudentConfig:
     """Which backbone to train.
 
     Attributes:
-        name: any timm model that answers `forward_intermediates`.
+        name: any timm model that answers `forward_intermediates`; MODEL.TAG names its weights.
         image_size: pixels a side; None takes the model's own.
         patch_size: for plain vision transformers; None takes the model's own.
         kwargs: further arguments of `timm.create_model`, such as depth or embed_dim.
-        pretrained: start from timm's weights.
+        pretrained: start from timm's weights, or from the file of `pretrained_cfg_overlay` in `kwargs`.
         taps: indices into the model's feature list; empty chooses `DEFAULT_TAPS` evenly spaced ones.
     """
 
@@ -46,8 +52,8 @@ class Tap:
         index: into the model's feature list.
         depth: relative depth in (0, 1].
         width: channels D.
-        stride: input pixels per cell of the feature grid.
-        grid: (rows, columns) of the feature grid at the student's input size.
+        stride: input pixels per cell of the grid, along the longer side of a cell where it is not square.
+        grid: (rows, columns) at the student's input size.
     """
 
     index: int
@@ -61,19 +67,23 @@ def build_backbone(config: StudentConfig) -> Any:
     """Return the timm model (an `nn.Module` with timm's methods) without a head.
 
     Raises:
-        UnknownNameError: timm has no such model; lists near ones.
-        ConfigError: the model does not accept an override, or cannot give intermediate features.
+        UnknownNameError: timm has no such model or tag; lists near ones.
+        ConfigError: the model does not accept an override, cannot give intermediate features, or its weights cannot be
+            had.
     """
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), n=_NEAR_NAMES, cutoff=0.0)
         raise UnknownNameError("student", config.name, near)
+    check_tag(config.name)
     overrides = dict(config.kwargs)
     if config.patch_size is not None:
         overrides["patch_size"] = config.patch_size
     sized = overrides if config.image_size is None else overrides | {"img_size": config.image_size}
-    model = _create(config, sized, last_try=sized == overrides)
-    if model is None:  # convolutional models take any size and refuse to be told one
-        model = _create(config, overrides, last_try=True)
+    remote = check_weights(config.name, overrides) if config.pretrained else None
+    with untouched_network([remote]) if remote else nullcontext():
+        model = _create(config, sized, last_try=sized == overrides)
+        if model is None:  # convolutional models take any size and refuse to be told one
+            model = _create(config, overrides, last_try=True)
     if not hasattr(model, "forward_intermediates"):
         raise ConfigError(
             f"{config.name} cannot serve as a student: it has no forward_intermediates, so queries cannot meet its "
@@ -84,7 +94,10 @@ def build_backbone(config: StudentConfig) -> Any:
 
 def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bool) -> Any:
     try:
-        return timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **overrides)
+        with complete_weights(config.name) if config.pretrained else nullcontext():
+            return timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **overrides)
+    except ConfigError:
+        raise
     except TypeError as error:
         if not last_try and "img_size" in str(error):
             return None
@@ -92,64 +105,96 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
             f"{config.name} does not accept these overrides: {dict(overrides)} ({error}). Leave --patch-size and "
             "--student-arg out, or choose a student that takes them, such as a plain vision transformer."
         ) from error
-    except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {error}.") from error
+    except (AssertionError, LookupError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {_reason(error)}.") from error
     except OSError as error:
         if not config.pretrained:
             raise
         raise ConfigError(
-            f"timm's weights of {config.name} are not in the local cache and could not be fetched "
-            f"({type(error).__name__}). Run once on a machine with a network, or leave --pretrained out."
+            f"The weights of {config.name} could not be fetched or read ({type(error).__name__}: {_reason(error)}). "
+            "Try again, or leave --pretrained out."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the head of an error's text, or the line that raised an error without text, as bare assertions are."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename.replace("\\", "/")
+        ]
+        lines = [frames[-1].line or "unknown"]
+    return " ".join(line.strip() for line in lines[:2])[:300].rstrip(".")
 
 
 def input_size(model: Any, config: StudentConfig) -> tuple[int, int]:
     """Return the (height, width) in pixels that the student is trained at."""
-    if config.image_size is not None:
-        return config.image_size, config.image_size
-    _, height, width = model.pretrained_cfg["input_size"]
+    asked = config.image_size if config.image_size is not None else config.kwargs.get("img_size")
+    if asked is not None:
+        height, width = asked if isinstance(asked, Sequence) else (asked, asked)
+    else:
+        _, height, width = model.pretrained_cfg["input_size"]
     return int(height), int(width)
 
 
 def choose_taps(model: Any, config: StudentConfig) -> tuple[Tap, ...]:
-    """Return the taps of `config`, shallow to deep; automatic ones are evenly spaced in depth.
+    """Return the taps of `config`, shallow to deep.
+
+    Automatic taps are as evenly spaced in depth as the features allow, up to the last one, over features whose grid is
+    no finer than stride 8 (the coarsest there are, where all are finer). So a four-stage pyramid is tapped at strides
+    8, 16 and 32: its last stage is a mere 7x7 grid at 224 pixels, but the deepest, and finer ones go with it.
 
     Raises:
         ConfigError: an index that the model does not have, or an image size that it cannot take.
     """
-    size = input_size(model, config)
-    features = _features(model, config, size)
-    total = len(features)
-    every = [
-        Tap(
-            index,
-            depth=(index + 1) / total,
-            width=int(f.shape[1]),
-            stride=size[0] // int(f.shape[2]),
-            grid=(int(f.shape[2]), int(f.shape[3])),
-        )
-        for index, f in enumerate(features)
-    ]
+    every = _every_tap(model, config)
     if config.taps:
-        wrong = [index for index in config.taps if not 0 <= index < total]
+        wrong = [index for index in config.taps if not 0 <= index < len(every)]
         if wrong or list(config.taps) != sorted(set(config.taps)):
             raise ConfigError(
-                f"taps must be ascending indices from 0 to {total - 1} for {config.name}, got {list(config.taps)}."
+                f"taps must be ascending indices from 0 to {len(every) - 1} for {config.name}, got {list(config.taps)}."
             )
         return tuple(every[index] for index in config.taps)
-    coarse = [tap for tap in every if tap.stride >= _FINEST_STRIDE] or every[-1:]
+    limit = min(_FINEST_STRIDE, max(tap.stride for tap in every))
+    coarse = [tap for tap in every if tap.stride >= limit]
     wanted = min(DEFAULT_TAPS, len(coarse))
-    return tuple(coarse[round(len(coarse) * (i + 1) / wanted) - 1] for i in range(wanted))
+    even = [(i + 1) / wanted for i in range(wanted)]
+    before = min(
+        itertools.combinations(coarse[:-1], wanted - 1),
+        key=lambda choice: sum(abs(tap.depth - depth) for tap, depth in zip(choice, even[:-1], strict=True)),
+    )
+    return (*before, coarse[-1])
+
+
+def _every_tap(model: Any, config: StudentConfig) -> list[Tap]:
+    size = input_size(model, config)
+    with layers_passed(model) as done:
+        features = _features(model, config, size)
+    depths = relative_depths(model, features, done)
+    taps = []
+    for index, (feature, depth, stride) in enumerate(zip(features, depths, reductions(model, features), strict=True)):
+        grid = int(feature.shape[2]), int(feature.shape[3])
+        sides = [pixels / cells for pixels, cells in zip(size, grid, strict=True)]
+        taps.append(Tap(index, depth, int(feature.shape[1]), _stride(sides, stride, grid, size), grid))
+    return taps
+
+
+def _stride(sides: Sequence[float], recorded: int | None, grid: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return the recorded stride where an edge filled up explains the grid (7 cells of 32 on 200 pixels)."""
+    if recorded and grid == tuple(-(-pixels // recorded) for pixels in size):
+        return recorded
+    return round(max(sides))
 
 
 def _features(model: Any, config: StudentConfig, size: tuple[int, int]) -> list[torch.Tensor]:
     """Return every feature map [1, D, rows, columns] that the model gives for one blank image of `size`."""
     embedding = getattr(getattr(model, "patch_embed", None), "proj", None)
     patch = getattr(embedding, "stride", (1, 1))
-    if size[0] % patch[0] or size[1] % patch[1]:
+    if any(pixels < 1 or pixels % side for pixels, side in zip(size, patch, strict=True)):
         raise ConfigError(
-            f"The image size must be a multiple of the patch size {patch[0]} of {config.name}, got {size[0]}: the "
-            "rest of the image would not be seen, and maps would not lie where their words are."
+            f"The image size must be a multiple of the patch size {patch[0]} of {config.name}, got "
+            f"{_by(size)}: the rest of the image would not be seen, and maps would not lie where their words are. "
+            f"Near ones are {_near(size[0], patch[0])}."
         )
     was_training = model.training
     try:
@@ -157,13 +202,30 @@ def _features(model: Any, config: StudentConfig, size: tuple[int, int]) -> list[
             features: list[torch.Tensor] = model.eval().forward_intermediates(
                 torch.zeros(1, 3, *size), output_fmt="NCHW", intermediates_only=True
             )
-    except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        own = tuple(model.pretrained_cfg["input_size"][1:])
+        sized = "" if size == own else f"its own size, {_by(own)} pixels (no --image-size), "
         raise ConfigError(
-            f"{config.name} cannot give features of {size[0]} by {size[1]} pixels with {dict(config.kwargs)}: {error}."
+            f"{config.name} cannot give features of {_by(size)} pixels with {dict(config.kwargs)}: {_reason(error)}. "
+            f"Try {sized}{'no --student-arg, ' if config.kwargs else ''}or another student."
         ) from error
     finally:
         model.train(was_training)
+    if not features or any(feature.ndim != 4 for feature in features):
+        raise ConfigError(
+            f"{config.name} cannot serve as a student: its features are not maps [B, channels, rows, columns], so "
+            "the teacher's maps cannot be laid over them. Choose another student."
+        )
     return features
+
+
+def _by(size: Sequence[int]) -> str:
+    return " by ".join(map(str, size))
+
+
+def _near(pixels: int, patch: int) -> str:
+    below = max(pixels // patch, 1) * patch
+    return f"{below} and {below + patch}"
 
 
 def pair_layers(taps: Sequence[Tap], layer_depths: Sequence[float]) -> tuple[int, ...]:

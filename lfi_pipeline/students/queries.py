@@ -58,13 +58,13 @@ class Supervision:
 
     Attributes:
         words: text embeddings [B, M, E].
-        targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero.
-        weights: per tap, w [B, M]; 0 for padding and for a word without a map.
+        targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero. None: words without maps, to be scored.
+        weights: per tap, w [B, M]; 0 for padding and for a word without a map. None as `targets` is.
     """
 
     words: Tensor
-    targets: Sequence[Tensor]
-    weights: Sequence[Tensor]
+    targets: Sequence[Tensor] | None = None
+    weights: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,5 +79,5 @@ def class_faults(store: TargetStore, teacher: Teacher, *, share: float, seed: in
     cosines = (ours * torch.from_numpy(made.embeddings).float()).sum(-1)
     for name, cosine in zip(made.names, cosines.tolist(), strict=True):
         if not cosine > COSINE:
-            message = f"The cosine of the embedding of class {name} and the teacher's is {cosine:.4f}, below {COSINE}. {remedy}"
+            message = f"The cosine of class {name} and the teacher's is {cosine:.4f}, below {COSINE}. {remedy}"
             yield Fault(shard=None, file="classes.npy", sample=None, message=message)

@@ -1,6 +1,27 @@
-"""Training: objectives, loop and run directories."""
+"""Training: settings, objectives, loop and run directories."""
 
-from lfi_pipeline.training.config import MAPS, OBJECTIVES, PRECISIONS, TrainConfig
-from lfi_pipeline.training.loop import Trainer, build_student
+from lfi_pipeline.training.config import (
+    MAPS,
+    PRECISIONS,
+    SCHEDULES,
+    TASKS,
+    TERMS,
+    Machine,
+    OptimizerConfig,
+    StreamConfig,
+    TrainConfig,
+)
+from lfi_pipeline.training.loop import train
 
-__all__ = ["MAPS", "OBJECTIVES", "PRECISIONS", "TrainConfig", "Trainer", "build_student"]
+__all__ = [
+    "MAPS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "TASKS",
+    "TERMS",
+    "Machine",
+    "OptimizerConfig",
+    "StreamConfig",
+    "TrainConfig",
+    "train",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from torch import Tensor
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.checkpoint import load_state, save_state
-from lfi_pipeline.training.clock import EpochClock
+from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
+from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import Batch
@@ -54,6 +53,7 @@ class ActiveRun:
         device: where it computes.
         steps: of the whole run.
         steps_per_epoch: for the warm-up.
+        keep_every: as of `Machine`.
 
     Raises:
         LFIError: a student that cannot be built, a term that the cache cannot serve, a checkpoint that cannot be read.
@@ -70,6 +70,7 @@ class ActiveRun:
         device: torch.device,
         steps: int,
         steps_per_epoch: int,
+        keep_every: int,
     ) -> None:
         self.config, self.out, self.task, self.device = config, out, task, device
         self.accelerator, self.total_steps = accelerator, steps
@@ -79,11 +80,12 @@ class ActiveRun:
         decay = config.optimizer.ema
         self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
         self.step = 0
-        self.best: float | None = None
+        self.retention = Retention(out / "checkpoints", every=keep_every or None)
         self.scores: dict[str, Any] = {}
         self.seconds = 0.0
         self.step_ms: list[float] = []
-        self.guard = LossGuard()
+        self._guard = LossGuard()
+        self._autocasts = config.precision == "bf16"
         self.failure: str | None = None
         self._resume(store.spec.fingerprint)
         self.shared = accelerator.prepare_model(self.learner) if accelerator.num_processes > 1 else self.learner
@@ -104,38 +106,43 @@ class ActiveRun:
         self.schedule.step_update(self.step)
         progress = self.step / self.total_steps
         weights = {term: self.config.weight(term).at(progress) for term in self.config.terms}
-        told = [self.learner.supervise(piece.cut) for piece in pieces]
-        mass = self._mass([supervision.weights for supervision, _ in told if supervision is not None])
+        with clock.lap(FORWARD):
+            told = [self.learner.supervise(piece.cut) for piece in pieces]
+            mass = self._mass([supervision.weights for supervision, _ in told if supervision is not None])
         sums: dict[str, Tensor] = {}
         for number, (piece, (supervision, present)) in enumerate(zip(pieces, told, strict=True)):
             context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present)
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                with clock.lap(FORWARD), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
                     losses = self.shared(context, supervision, weights)
-                clock.lap("forward")
-                losses[TOTAL].backward()
-                clock.lap("backward")
+                with clock.lap(BACKWARD):
+                    losses[TOTAL].backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
+        with clock.lap(OPTIMIZER):
+            values = self._update(sums)
+        self.step_ms.append((time.monotonic() - began) * 1e3)
+        return values | {"rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Move the weights, unless something is wrong with the step; return its numbers."""
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip)
         values = self._over_processes(sums | {"gradient_norm": norm})
-        self.failure = self.guard.check(values[TOTAL], values["gradient_norm"])
+        self.failure = self._guard.check(values[TOTAL], values["gradient_norm"])
         if self.failure is None:
             self.optimizer.step()
             self.step += 1
             if self.ema is not None:
                 self.ema.update(self.learner.student, step=self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        clock.lap("optimizer")
-        self.step_ms.append((time.monotonic() - began) * 1e3)
-        return values | {"rate": self.optimizer.param_groups[0]["lr"]}
+        return values
 
     def save(self) -> None:
         """Replace the state that a resume starts from."""
         state = {
             "step": self.step,
-            "best": self.best,
+            "retention": self.retention.state_dict(),
             "scores": self.scores,
             "seconds": self.seconds,
             "step_ms": self.median_step_ms,
@@ -157,8 +164,8 @@ class ActiveRun:
         if not path.is_file():
             return
         state = load_state(path, fingerprint=fingerprint)
-        self.step, self.best, self.scores = state["step"], state["best"], state["scores"]
-        self.seconds = state["seconds"]
+        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
         self.learner.load_state_dict(state["learner"])
         groups = self.optimizer.state_dict()["param_groups"]

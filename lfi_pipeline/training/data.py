@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS
 from lfi_pipeline.data.images import read_image
+from lfi_pipeline.data.photometric import apply_changes
 from lfi_pipeline.data.replay import WHOLE, view_image
 from lfi_pipeline.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.targets import TargetStore
@@ -121,14 +122,14 @@ class TargetImages(TorchDataset[Batch]):
                 "Restore the image, or extract targets anew."
             )
         rng = np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
-        return self.stream.photometric.apply(image, self.stream.photometric.draw(rng))
+        return apply_changes(image, self.stream.photometric.draw(rng))
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
         """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""
         config = self.stream.mix
-        if not config.mixup and not config.cutmix:
+        if not config.active:
             return None
-        pairs = [tickets[i : i + 2] for i in range(0, len(tickets), 2)]
+        pairs = [tickets[i : i + 2] for i in range(0, len(tickets) - 1, 2)]
         seeds = [[self.stream.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
         return config.draw([np.random.default_rng(seed) for seed in seeds], len(tickets))
 

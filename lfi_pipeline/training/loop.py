@@ -20,16 +20,15 @@ from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.checkpoint import Retention, save_weights
-from lfi_pipeline.training.clock import EpochClock, advice
+from lfi_pipeline.training.clock import CHECKPOINT, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
-from lfi_pipeline.training.learner import TASK, TOTAL
+from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, prepare, write_json
-from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
+from lfi_pipeline.training.tasks import NONE, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -97,6 +96,7 @@ class _Loop:
                 device=self.device,
                 steps=self.tickets.steps,
                 steps_per_epoch=self.tickets.steps_per_epoch,
+                keep_every=machine.keep_every,
             )
             self.active.append(run)
         self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
@@ -126,8 +126,8 @@ class _Loop:
         )  # fmt: skip
         try:
             for step in range(start, self.tickets.steps):
-                pieces = [next(source) for _ in range(self.accumulate)]
-                clock.lap("data")
+                with clock.lap(WAITING):
+                    pieces = [next(source) for _ in range(self.accumulate)]
                 for run in [run for run in self.active if run.step == step]:
                     losses = run.train_step(pieces, clock)
                     if run.failure is not None:
@@ -181,8 +181,8 @@ class _Loop:
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
         due = [run for run in self.active if run.step == epoch * self.tickets.steps_per_epoch]
-        scores = self._validate(due)
-        clock.lap("validation")
+        with clock.lap(VALIDATION):
+            scores = self._validate(due)
         for run, run_scores in zip(due, scores, strict=True):
             self.records[run.out].end_epoch(epoch, run_scores)
         self._checkpoint(clock)
@@ -192,7 +192,6 @@ class _Loop:
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             tqdm.write(hint)
-        clock.reset()
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
         if not runs or all(run.task == NONE for run in runs):
@@ -217,9 +216,9 @@ class _Loop:
 
     def _checkpoint(self, clock: EpochClock) -> None:
         if self.accelerator.is_main_process:
-            for run in self.active:
-                run.save()
-        clock.lap("checkpoint")
+            with clock.lap(CHECKPOINT):
+                for run in self.active:
+                    run.save()
 
     def _agreed(self, asked: bool) -> bool:
         """Whether any process was asked to stop; all must do so after the same step."""

@@ -5,11 +5,11 @@ Images 2i and 2i + 1 of a batch are a pair; the odd last one stays alone. Both i
 - mixup (Zhang et al., ICLR 2018): an image becomes share * own + (1 - share) * partner, everywhere.
 - cutmix (Yun et al., ICCV 2019): the partner's pixels inside a box, the own ones outside; share = 1 - area of the box.
 
-In both, a place x shows the partner by a known share c(x): 1 - share everywhere, or 1 in the box and 0 outside. A box is
-given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered. So
-images, maps on any grid and labels agree, whatever their sizes. Maps follow the pixels: the mass of an own word in a
-cell is multiplied by 1 - c, that of a partner's word by c. The sum of a row stays the share of the word's mass that is
-shown, the w_m of DESIGN section 5.
+In both, a place x shows the partner by a known share c(x): 1 - share everywhere, or 1 in the box and 0 outside. A box
+is given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered.
+So images, maps on any grid and labels agree, whatever their sizes. Maps follow the pixels: the mass of an own word in
+a cell is multiplied by 1 - c, that of a partner's word by c. The sum of a row stays the share of the word's mass that
+is shown, the w_m of DESIGN section 5.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun
-from lfi_pipeline.training.checkpoint import Retention, save_weights
+from lfi_pipeline.training.checkpoint import save_weights
 from lfi_pipeline.training.config import Machine
 from lfi_pipeline.training.config_file import write_config
 from lfi_pipeline.training.learner import TASK, TOTAL
-from lfi_pipeline.training.run_dir import CONFIG, CONFIG_TOML, STATE, SUMMARY, read_json, write_json
+from lfi_pipeline.training.run_dir import CONFIG, CONFIG_TOML, STATE, SUMMARY, MetricsLog, read_json, write_json
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.tasks import main_score
 from lfi_pipeline.training.trackers import Trackers
@@ -58,8 +58,8 @@ class RunRecord:
         content = _record(run, store, train_samples, val_samples, seen, command)
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])
-        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step)
-        self._retention = Retention(run.out / "checkpoints", keep_every=machine.keep_every, best=run.best)
+        self._metrics = MetricsLog(run.out, resume_step=run.step)
+        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step or None)
 
     def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:
         """Log the step that was just taken; `images` of it, over all processes."""
@@ -78,7 +78,7 @@ class RunRecord:
             "step_ms": run.step_ms[-1],
         }
         self._last_log, self._logged_steps = now, len(run.step_ms)
-        self._trackers.log("train", values, run.step)
+        self._log("train", values)
 
     _logged_steps = 0
 
@@ -93,17 +93,14 @@ class RunRecord:
             return
         if scores:
             flat = {key: value for key, value in scores.items() if not isinstance(value, Mapping)}
-            self._trackers.log("val", {"epoch": epoch, **flat}, run.step)
-        metadata = {"step": str(run.step), "epoch": str(epoch)}
-        self._retention.after_epoch(
-            epoch, score, lambda path: save_weights(path, run.scored.state_dict(), metadata=metadata)
-        )
-        run.best = self._retention.best
+            self._log("val", {"epoch": epoch, **flat})
+        metadata = {"step": run.step, "epoch": epoch}
+        run.retention.after_epoch(epoch, score, lambda path: save_weights(path, run.scored.state_dict(), metadata))
 
     def log_time(self, epoch: int, seconds: Mapping[str, float]) -> None:
         """Log where an epoch's time went."""
         if self._writes:
-            self._trackers.log("time", {"epoch": epoch, **{f"{name}_s": s for name, s in seconds.items()}}, self._run.step)
+            self._log("time", {"epoch": epoch, **{f"{name}_s": value for name, value in seconds.items()}})
 
     def finish(self) -> None:
         """Write the summary, which is what makes a run finished, and drop the state of the resume."""
@@ -120,6 +117,10 @@ class RunRecord:
         write_json(run.out / SUMMARY, summary)
         (run.out / STATE).unlink(missing_ok=True)
 
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
+        self._metrics.write(event=event, step=self._run.step, **values)
+        self._trackers.log({f"{event}/{name}": value for name, value in values.items()}, self._run.step)
+
     def close(self) -> None:
         """Flush the trackers."""
         if self._writes:
@@ -132,7 +133,7 @@ def _record(
     """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
     config, spec, student = run.config, store.spec, run.learner.student
     taps = zip(student.taps, run.learner.layers, strict=True)
-    located = replace(config, stream=replace(config.stream, targets=store.path, data_root=run.data_root_given))
+    located = replace(config, stream=replace(config.stream, targets=store.path))
     return {
         "name": run.out.name,
         "student": config.student.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import LFIError, OutputExistsError, RunError
+from lfi_pipeline.targets.files import write_atomic
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.settings import config_of, flat_settings
 
@@ -88,3 +89,32 @@ def _require_same(run: Path, config: TrainConfig, fingerprint: str) -> None:
     if differing:
         shown = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in differing)
         raise OutputExistsError(f"{run} holds a run with other settings ({shown}). Choose another --out.")
+
+
+class MetricsLog:
+    """Appends one JSON object a line.
+
+    Args:
+        run: its directory.
+        resume_step: steps already done; lines of later steps, and a last line that was torn, are dropped atomically.
+    """
+
+    def __init__(self, run: Path, resume_step: int | None = None) -> None:
+        self._path = run / METRICS
+        if resume_step is not None and self._path.is_file():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            write_atomic(self._path, b"".join(line for line in lines if _is_done(line, resume_step)))
+
+    def write(self, **values: float | int | str | None) -> None:
+        """Append `values`; the line is on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+
+def _is_done(line: bytes, step: int) -> bool:
+    """Whether a line of the metrics is whole and not of a step after `step`."""
+    try:
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return False
+    return isinstance(values, dict) and values.get("step", 0) <= step

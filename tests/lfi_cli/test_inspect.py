@@ -25,10 +25,15 @@ def test_what_a_cache_holds(lfi: Callable[..., Any], tiny_val_targets: Path) -> 
     assert result["vocabulary"] == len(store.vocabulary.words)
     assert result["quarantined"] == {}
     assert "pointing" not in result
+    zero_shot = result["zero_shot"]
+    assert (zero_shot["classes"], zero_shot["templates"]) == (64, ["a picture of a {}."])
+    assert (zero_shot["score"]["metric"], zero_shot["score"]["images"]) == ("mAP", 16)
+    assert 0 < zero_shot["score"]["value"] < 1
     shown = lfi("inspect", tiny_val_targets)
     assert shown.code == 0
     assert "tiny-coca:test" in shown.out
     assert f"{store.spec.kind}, {store.spec.row} rows" in shown.out
+    assert "64 classes, 1 prompt(s)" in shown.out
 
 
 def test_pointing_scores_each_layer(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:

@@ -24,6 +24,7 @@ COMMANDS = (
     "verify",
     "train",
     "evaluate",
+    "export",
     "report",
 )
 HEAVY = {"torch", "timm", "open_clip", "zarr", "tensorstore", "pyarrow", "matplotlib", "torchmetrics", "numpy"}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfi_pipeline.students import Features, Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import IMAGE_EMBEDDING
-from lfi_pipeline.training.objectives.term import StepContext, Term, blended
+from lfi_pipeline.training.objectives.term import StepContext, Term, mean_over_images
 
 
 class EmbeddingTerm(Term):
@@ -36,7 +35,8 @@ class EmbeddingTerm(Term):
         batch = context.batch
         assert batch.image_embedding is not None
         projected = self.projection(features.pooled).float()
-        targets = batch.image_embedding
-        if batch.mix is not None:  # the teacher never saw the mixture: near each of the two, by its share
-            targets = torch.stack([targets, targets[batch.mix.partner]])
-        return blended(1 - F.cosine_similarity(projected, targets, dim=-1), batch) * context.share
+
+        def distance(target: Tensor) -> Tensor:
+            return 1 - F.cosine_similarity(projected, target, dim=-1)
+
+        return mean_over_images(distance, batch.image_embedding, batch) * context.share

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from lfi_pipeline.students import Features, Student
@@ -12,7 +11,7 @@ from lfi_pipeline.targets import TargetStore, ZeroShot
 from lfi_pipeline.targets.zero_shot import class_weights, image_logits
 from lfi_pipeline.training.data import IMAGE_EMBEDDING
 from lfi_pipeline.training.objectives.logit_distillation import logit_distillation, require_zero_shot
-from lfi_pipeline.training.objectives.term import StepContext, Term, blended
+from lfi_pipeline.training.objectives.term import StepContext, Term, mean_over_images
 
 _TEMPERATURE = 1.0
 
@@ -39,9 +38,9 @@ class LogitsTerm(Term):
         batch = context.batch
         assert batch.image_embedding is not None
         assert features.logits is not None
-        logits = image_logits(batch.image_embedding, self.weights)
-        losses = [logit_distillation(features.logits, logits, temperature=_TEMPERATURE)]
-        if batch.mix is None:
-            return losses[0].mean() * context.share
-        losses.append(logit_distillation(features.logits, logits[batch.mix.partner], temperature=_TEMPERATURE))
-        return blended(torch.stack(losses), batch) * context.share
+        found = features.logits
+
+        def divergence(wanted: Tensor) -> Tensor:
+            return logit_distillation(found, wanted, temperature=_TEMPERATURE)
+
+        return mean_over_images(divergence, image_logits(batch.image_embedding, self.weights), batch) * context.share

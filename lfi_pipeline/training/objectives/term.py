@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lfi_pipeline.students import Features, Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import Batch
+from lfi_pipeline.training.mixing import mixed_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +49,12 @@ class Term(nn.Module, ABC):
         """Return the loss of a piece, scalar, already weighted by its share of the batch."""
 
 
-def blended(own: Tensor, batch: Batch) -> Tensor:
-    """Mean of per-image losses [B], or, of mixed images, losses against [own, partner] targets [2, B] by their shares."""
-    if batch.mix is None:
-        return own.mean()
-    return (batch.mix.share * own[0] + (1 - batch.mix.share) * own[1]).mean()
+def mean_over_images(loss_of: Callable[[Tensor], Tensor], target: Tensor, batch: Batch) -> Tensor:
+    """Mean of `loss_of(target)` [B] over images; of mixed ones it counts against both targets, by their shares.
+
+    Args:
+        loss_of: from targets [B, ...] to the loss of each image.
+        target: what the teacher said of the unmixed images; it never saw the mixtures.
+        batch: the examples.
+    """
+    return (loss_of(target) if batch.mix is None else mixed_loss(loss_of, target, batch.mix)).mean()

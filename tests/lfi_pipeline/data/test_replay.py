@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lfi_pipeline.data.directions import DIRECTION_WORDS, mirrored_caption
 from lfi_pipeline.data.replay import WHOLE, Augmentation, Geometry, view_image, view_maps
 from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.targets.codec import codec_kl
+from lfi_pipeline.teachers import CocaTeacher
 
 SIDES = st.integers(1, 9)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -219,3 +226,66 @@ def test_no_cropping_and_no_flip_is_the_whole_image() -> None:
 def test_impossible_distributions_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"least_area must be in \(0, 1\]"):
         Augmentation(**wrong)
+
+
+MIRRORED = Geometry(True, WHOLE.window)
+
+
+def _stored(store: TargetStore, position: int, view: str) -> tuple[torch.Tensor, list[int]]:
+    """Decoded maps [L, M, gh, gw] and word ids of a sample."""
+    targets = store.read(position, view)
+    maps = decode_maps(torch.from_numpy(targets.maps), torch.from_numpy(targets.scale), store.spec.codec.name)
+    return maps, targets.words.tolist()
+
+
+def _asked(
+    teacher: CocaTeacher, store: TargetStore, position: int, caption: str, ids: Sequence[int], geometry: Geometry
+) -> torch.Tensor:
+    """The teacher's own maps [L, M, gh, gw] of what `geometry` shows of an image while it reads `caption`."""
+    image = Image.open(store.data_root / store.index.paths[position]).convert("RGB")
+    pixels = torch.from_numpy(view_image(image, geometry, teacher.image_size)).float() / 255
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (teacher.mean, teacher.std))
+    text = teacher.encode_text(caption)
+    found = {word.text: word for word in text.words}
+    words = [found[store.vocabulary.words[i]] if i >= 0 else None for i in ids]
+    layers, kind = store.spec.layers, store.spec.kind
+    return teacher.interaction_maps(((pixels - mean) / std)[None], [text], [words], kind=kind, layers=layers).maps[0]
+
+
+def test_the_stored_mirrored_view_is_the_teachers_map_of_the_mirrored_image(
+    tiny_targets: Path, tiny_teacher: CocaTeacher
+) -> None:
+    """Replayed through a flip, view `hflip` is what the teacher says of the pixels that the student sees.
+
+    Nothing else would do: neither the mirrored map of the image, nor view `hflip` mirrored once more.
+    """
+    store = TargetStore.open(tiny_targets)
+    window = torch.tensor([MIRRORED.window])
+    for position in range(0, len(store), 4):
+        caption = mirrored_caption(store.index.captions[position])
+        stored, ids = _stored(store, position, "hflip")
+        seen = view_maps(stored[None], window, tiny_teacher.grid)[0]
+        asked = _asked(tiny_teacher, store, position, caption, ids, MIRRORED)
+        present = np.array(ids) >= 0
+        assert present.any()
+
+        def away(maps: torch.Tensor, asked: torch.Tensor = asked, present: np.ndarray = present) -> float:
+            return codec_kl(asked[:, present].numpy(), maps[:, present].clamp_min(1e-6).numpy())
+
+        assert away(seen) < 1e-3
+        assert away(_stored(store, position, "full")[0].flip(-1)) > 10 * away(seen)
+        assert away(seen.flip(-1)) > 10 * away(seen)
+
+
+def test_words_of_direction_have_no_row_in_the_mirrored_view(tiny_targets: Path) -> None:
+    store = TargetStore.open(tiny_targets)
+    names, lost = store.vocabulary.words, 0
+    for position in range(len(store)):
+        (_, upright), (mirrored_maps, mirrored) = (_stored(store, position, view) for view in ("full", "hflip"))
+        for row, (before, after) in enumerate(zip(upright, mirrored, strict=True)):
+            direction = before >= 0 and names[before] in DIRECTION_WORDS
+            assert after == (-1 if direction else before)
+            if direction:
+                assert not mirrored_maps[:, row].any()
+                lost += 1
+    assert lost

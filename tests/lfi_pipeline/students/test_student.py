@@ -141,9 +141,15 @@ def test_divergence_teaches_the_backbone_up_to_the_last_tap(mode: str) -> None:
 def test_words_are_scored_from_the_final_state_of_the_student() -> None:
     student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2), presence=True)
     assert isinstance(student.queries, TextQueries)
-    output = student(pictures(), supervision(student)).interaction
-    assert output is not None
-    assert student.queries.presence_scores(output).shape == (2, 3)
+    student.eval()
+    taught = student(pictures(), supervision(student)).interaction
+    scored = student(pictures(), Supervision(supervision(student).words)).interaction
+    assert taught is not None
+    assert scored is not None
+    assert scored.kl == []
+    scores = student.queries.presence_scores(scored)
+    assert scores.shape == (2, 3)
+    torch.testing.assert_close(scores, student.queries.presence_scores(taught))
 
 
 @pytest.mark.parametrize(("queries", "found"), [(None, "none"), (QueryConfig(mode="learned"), "learned")])

@@ -26,6 +26,7 @@ from lfi_pipeline.targets import (
     TextSpec,
     ViewArrays,
     Vocabulary,
+    ZeroShot,
 )
 
 SAMPLES, PER_SHARD, LAYERS, WORDS, GRID, DIM, VOCABULARY = 10, 4, 2, 3, (5, 6), 8, 7
@@ -66,6 +67,20 @@ def make_vocabulary() -> Vocabulary:
     return Vocabulary(words=tuple(f"word{i}" for i in range(VOCABULARY)), embeddings=embeddings)
 
 
+def make_zero_shot() -> ZeroShot:
+    embeddings = np.random.default_rng(6).normal(size=(2, DIM))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return ZeroShot(
+        names=("cat", "dog"),
+        templates=("a photo of a {}.", "a drawing of a {}."),
+        logit_scale=31.4,
+        embeddings=embeddings.astype(np.float16),
+    )
+
+
+ZERO_SHOT = make_zero_shot()
+
+
 def make_image(position: int) -> bytes:
     """Stands for the image file of a sample; nothing here decodes images."""
     return np.random.default_rng([7, position]).bytes(100 + 37 * position)
@@ -104,16 +119,26 @@ def make_payload(spec: TargetSpec, shard: int) -> ShardPayload:
 
 
 def open_writer(
-    path: Path, spec: TargetSpec | None = None, layout: str = "zarr", data_root: str | Path = "/data/scenes"
+    path: Path,
+    spec: TargetSpec | None = None,
+    layout: str = "zarr",
+    data_root: str | Path = "/data/scenes",
+    zero_shot: ZeroShot | None = ZERO_SHOT,
 ) -> TargetWriter:
-    return TargetWriter.open(path, spec or make_spec(), make_plan(), make_vocabulary(), data_root, layout=layout)
+    return TargetWriter.open(
+        path, spec or make_spec(), make_plan(), make_vocabulary(), data_root, layout=layout, zero_shot=zero_shot
+    )
 
 
 def extract(
-    path: Path, limit: int | None = None, layout: str = "zarr", data_root: str | Path = "/data/scenes"
+    path: Path,
+    limit: int | None = None,
+    layout: str = "zarr",
+    data_root: str | Path = "/data/scenes",
+    zero_shot: ZeroShot | None = ZERO_SHOT,
 ) -> TargetWriter:
     """What the extract command does: open, then claim and commit every pending shard (at most `limit`)."""
-    writer = open_writer(path, layout=layout, data_root=data_root)
+    writer = open_writer(path, layout=layout, data_root=data_root, zero_shot=zero_shot)
     for shard in writer.pending_shards()[:limit]:
         with writer.claim(shard) as ours:
             assert ours
@@ -146,6 +171,7 @@ class Synthetic:
     spec: Callable[..., TargetSpec] = make_spec
     plan: Callable[[], list[PlannedSample]] = make_plan
     vocabulary: Callable[[], Vocabulary] = make_vocabulary
+    zero_shot: Callable[[], ZeroShot] = make_zero_shot
     image: Callable[[int], bytes] = make_image
     write_images: Callable[[Path], Path] = write_images
     payload: Callable[[TargetSpec, int], ShardPayload] = make_payload

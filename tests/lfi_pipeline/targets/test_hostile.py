@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfi_pipeline.errors import CorruptTargetsError, LFIError, TargetsError
-from lfi_pipeline.targets import TargetStore, Vocabulary, verify
+from lfi_pipeline.targets import TargetStore, Vocabulary, ZeroShot, verify
 from lfi_pipeline.targets.files import FileRecord, seal, unseal
 from lfi_pipeline.targets.layout import commit_file, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
@@ -78,7 +78,7 @@ def use(path: Path, layout: str) -> None:
     """Everything that reads a cache."""
     for complete in (True, False):
         store = TargetStore.open(path, require_complete=complete)
-        _ = store.vocabulary, store.source_root, store.summary(), store.usable
+        _ = store.vocabulary, store.zero_shot, store.source_root, store.summary(), store.usable
         if store.index.committed.sum() != 10:
             continue
         for column in ("keys", "paths", "labels", "domains", "captions", "reasons"):
@@ -111,7 +111,8 @@ def attempt(path: Path, layout: str) -> None:
 @given(content=st.one_of(st.binary(max_size=200), st.just(DEEP), VALUES.map(lambda value: json.dumps(value).encode())))
 @FUZZ
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "source.json", "vocabulary.json", "commits/000001.json", "index/000001.parquet"]
+    "name",
+    ["manifest.json", "source.json", "vocabulary.json", "classes.json", "commits/000001.json", "index/000001.parquet"],
 )
 def test_arbitrary_bytes(both: dict[str, Path], copy: Path, layout: str, name: str, content: bytes) -> None:
     (copy / name).write_bytes(content)
@@ -160,6 +161,24 @@ def test_forged_vocabularies(tmp_path: Path, words: bytes, npy: bytes) -> None:
         (tmp_path / "vocabulary.npy").write_bytes(content)
         with only_our_errors():
             Vocabulary.load(tmp_path, 8)
+
+
+@given(data=st.data(), text=st.one_of(st.binary(max_size=80), VALUES.map(lambda value: json.dumps(value).encode())))
+@FUZZ
+def test_forged_classes(synthetic: Any, tmp_path: Path, data: st.DataObject, text: bytes) -> None:
+    good = synthetic.zero_shot().to_files()
+    array = data.draw(st.binary(min_size=32, max_size=32))
+    (tmp_path / "classes.npy").write_bytes(good["classes.npy"])
+    for content in (text, json.dumps(mutated(json.loads(good["classes.json"]), data)).encode()):
+        (tmp_path / "classes.json").write_bytes(content)
+        with only_our_errors():
+            assert ZeroShot.load(tmp_path, ("cat", "dog"), 8).names == ("cat", "dog")
+    (tmp_path / "classes.json").write_bytes(good["classes.json"])
+    for content in (text, good["classes.npy"] + text, good["classes.npy"][: -len(array)] + array):
+        (tmp_path / "classes.npy").write_bytes(content)
+        with only_our_errors():
+            loaded = ZeroShot.load(tmp_path, ("cat", "dog"), 8)
+            assert np.allclose(np.linalg.norm(loaded.embeddings, axis=1), 1, atol=2e-2)
 
 
 def test_a_vocabulary_that_says_it_is_huge_allocates_nothing(tmp_path: Path) -> None:

@@ -164,11 +164,14 @@ def test_damaged_index_and_vocabulary_are_refused(finished: Path, tmp_path: Path
     data[40] ^= 1  # inside the pages of the first column
     part.write_bytes(data)
     (path / "vocabulary.npy").write_bytes(b"")
+    (path / "classes.json").unlink()
     store = TargetStore.open(path)
     with pytest.raises(CorruptTargetsError, match=r"Cannot read .*000000\.parquet"):
         _ = store.index.keys
     with pytest.raises(CorruptTargetsError, match=r"vocabulary\.npy has 0 bytes"):
         _ = store.vocabulary
+    with pytest.raises(CorruptTargetsError, match=r"Cannot read .*classes\.json"):
+        _ = store.zero_shot
 
 
 def test_pickling_sends_only_the_place(finished: Path) -> None:

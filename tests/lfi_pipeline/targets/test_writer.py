@@ -199,7 +199,7 @@ def test_unwritable_output_is_one_clear_error(synthetic: Any, tmp_path: Path) ->
 def test_a_damaged_fixed_file_is_restored_by_a_rerun(synthetic: Any, finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "targets"
     synthetic.extract(path)
-    for name in ("vocabulary.npy", "source.json", "views/full/maps/zarr.json"):
+    for name in ("vocabulary.npy", "classes.json", "classes.npy", "source.json", "views/full/maps/zarr.json"):
         (path / name).write_bytes(b"damaged")
     synthetic.extract(path)
     assert synthetic.tree(path) == synthetic.tree(finished)

@@ -84,7 +84,7 @@ def test_only_what_is_missing_is_made_and_the_bytes_are_those_of_a_fresh_cache(
     asked = {name for _, names in counting.asked for name in names}
     assert asked == {f"text_decoder.cross_attn.{i}" for i in layers}
     assert _arrays(tmp_path / "cache") == _arrays(tmp_path / "fresh")
-    for name in ("manifest.json", "vocabulary.json"):
+    for name in ("manifest.json", "vocabulary.json", "classes.json", "classes.npy"):
         assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
     assert verify(tmp_path / "cache") == []
     assert extended.codec_kl == pytest.approx(fresh.codec_kl, rel=0.3)

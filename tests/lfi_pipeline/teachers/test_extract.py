@@ -343,7 +343,7 @@ def test_a_word_list_is_made_once_and_read_by_later_processes(
     run: Run, tmp_path: Path, tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "targets")
-    monkeypatch.setattr(tiny_teacher, "embed_words", lambda words: pytest.fail("embedded again"))
+    monkeypatch.setattr(tiny_teacher, "embed_texts", lambda texts: pytest.fail("embedded again"))
     run(tmp_path / "targets")
 
 
@@ -363,3 +363,13 @@ def test_a_webdataset_cache_holds_the_images_and_the_same_targets(run: Run, tmp_
             assert all(np.array_equal(getattr(ours, n), getattr(theirs, n)) for n in ("maps", "scale", "words", "kept"))
         _, crc32c, _ = read_image(tars.data_root, tars.index.paths[position])
         assert crc32c == plain.index.image_crc32c[position]
+
+
+def test_other_prompts_of_the_class_embeddings_are_refused(run: Run, tmp_path: Path) -> None:
+    """They are not in the spec, unless they are what the teacher reads."""
+    run(tmp_path / "targets")
+    store = TargetStore.open(tmp_path / "targets")
+    assert store.zero_shot is not None
+    assert store.zero_shot.templates == ("a picture of a {}.",)  # of the manifest
+    with pytest.raises(SpecMismatchError, match=r"classes\.templates: \('a picture of a \{\}\.',\) != \('a \{\}',\)"):
+        run(tmp_path / "targets", prompts=("a {}",))

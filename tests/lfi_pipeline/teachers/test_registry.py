@@ -13,8 +13,9 @@ from huggingface_hub import constants
 from open_clip import factory
 from safetensors.torch import load_file, save_file
 
+from lfi_pipeline import hub
 from lfi_pipeline.errors import TeacherError, UnknownNameError
-from lfi_pipeline.teachers import load_teacher, weights
+from lfi_pipeline.teachers import load_teacher
 from lfi_pipeline.teachers.registry import load_coca_folder, state_sha256
 from lfi_pipeline.teachers.scenes_coca.bpe import write_merges
 
@@ -229,7 +230,7 @@ def test_a_local_folder_that_lacks_a_file_is_refused(dual_folder: Path, file: st
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No server answers; the list fills with those that were asked."""
     asked: list[str] = []
-    monkeypatch.setattr(weights, "answers", lambda url: bool(asked.append(url)))
+    monkeypatch.setattr(hub, "answers", lambda url: bool(asked.append(url)))
     return asked
 
 

@@ -7,8 +7,8 @@ import open_clip
 import pytest
 from huggingface_hub import constants
 
+from lfi_pipeline import hub
 from lfi_pipeline.errors import TeacherError
-from lfi_pipeline.teachers import weights
 from lfi_pipeline.teachers.catalog import teacher_names
 from lfi_pipeline.teachers.weights import Remote, require, untouched_network, weights_of
 
@@ -17,7 +17,7 @@ from lfi_pipeline.teachers.weights import Remote, require, untouched_network, we
 def unanswered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No server answers; the list fills with those that were asked."""
     asked: list[str] = []
-    monkeypatch.setattr(weights, "answers", lambda url: bool(asked.append(url)))
+    monkeypatch.setattr(hub, "answers", lambda url: bool(asked.append(url)))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return asked
 
@@ -41,7 +41,7 @@ def test_every_tag_of_every_teacher_names_a_file() -> None:
 def test_what_is_cached_is_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unanswered: list[str]
 ) -> None:
-    monkeypatch.setattr(weights, "try_to_load_from_cache", _with_cache(tmp_path))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", _with_cache(tmp_path))
     _cache(tmp_path, "org/repo", "open_clip_pytorch_model.bin")
     remote = Remote("org/repo", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
     require([remote], "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.data.replay import Augmentation
+from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.teachers import CocaTeacher, job
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.training.settings import config_of
 
 STUDENT = StudentConfig(
     name="vit_tiny_patch16_224",
@@ -23,18 +26,17 @@ STUDENT = StudentConfig(
 
 @pytest.fixture
 def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
-    """Return a `TrainConfig` for two epochs of three steps; keywords replace fields."""
+    """Return settings of two epochs of three steps; keywords replace settings by their flat names (`settings.FIELDS`),
+    `student_config` and `augmentation` whole groups."""
 
-    def make(**changes: Any) -> TrainConfig:
-        fields: dict[str, Any] = {
-            "targets": tiny_targets,
-            "student": STUDENT,
-            "queries": QueryConfig(width=16, heads=2),
-            "epochs": 2,
-            "batch_size": 8,
-            "device": "cpu",
-        }
-        return TrainConfig(**fields | changes)
+    def make(
+        *, student_config: StudentConfig = STUDENT, augmentation: Augmentation | None = None, **changes: Any
+    ) -> TrainConfig:
+        flat: dict[str, Any] = {"targets": tiny_targets, "query_width": 16, "query_heads": 2, "epochs": 2, "batch_size": 8}
+        flat |= changes
+        config = config_of({name: str(value) if isinstance(value, Path) else value for name, value in flat.items()})
+        stream = config.stream if augmentation is None else replace(config.stream, augmentation=augmentation)
+        return replace(config, student=student_config, stream=stream)
 
     return make
 

@@ -164,6 +164,17 @@ def test_metrics_are_one_object_a_line_on_disk_at_once(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
 
 
+def test_a_resume_drops_later_and_torn_lines(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, resume_step=3)  # nothing there yet
+    for step in (1, 3, 4):
+        log.write(step=step)
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"step": 2')  # torn by a kill
+    MetricsLog(tmp_path, resume_step=3).write(step=4, again=1)
+    assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4, "again": 1}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == [METRICS]
+
+
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     prepare(tmp_path / "run", PLAIN)
     saved, loaded = nn.Linear(3, 2), nn.Linear(3, 2)

@@ -1,0 +1,130 @@
+"""Gather from a run what its model card tells; nothing that the run does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.data.manifest import load_manifest
+from lfi_pipeline.errors import LFIError
+from lfi_pipeline.export.check import Check
+from lfi_pipeline.export.model_card import CardFacts
+from lfi_pipeline.export.plain import PlainModel
+from lfi_pipeline.targets import DatasetSpec, TargetStore
+from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.training.loading import LoadedRun
+from lfi_pipeline.training.run_dir import SUMMARY, read_json
+
+_SCORES = "scores.json"
+_SCORE_NAMES = ("map_", "top")
+_TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "learning_rate", "seed")
+
+
+def card_facts(
+    loaded: LoadedRun,
+    plain: PlainModel,
+    check: Check,
+    *,
+    folder: str,
+    weights: str,
+    onnx: bool,
+    onnx_differs: float | None,
+) -> CardFacts:
+    """Return the facts of a run and its export.
+
+    Args:
+        loaded: the run.
+        plain: its exported model.
+        check: what comparing the two gave.
+        folder: name of the exported directory.
+        weights: which checkpoint it is.
+        onnx: whether ONNX was written.
+        onnx_differs: its largest difference; None where it could not be run.
+    """
+    spec, student = loaded.store.spec, loaded.config.student
+    scored, scores = _scores(loaded.path)
+    return CardFacts(
+        title=str(loaded.record.get("name") or loaded.path.resolve().name),
+        folder=folder,
+        head=plain.head,
+        parameters=sum(p.numel() for p in plain.model.parameters()),
+        model={
+            "architecture": student.name,
+            "arguments": dict(student.kwargs) or "none",
+            "input": f"{loaded.student.size[0]} x {loaded.student.size[1]} pixels",
+            "start": "timm's weights of this name" if student.pretrained else "random weights",
+            "outputs": f"{plain.model.num_classes} classes" if plain.model.num_classes else "pooled features",
+        },
+        data={
+            "data set": f"{spec.dataset.name}, split {spec.dataset.split}, {spec.dataset.samples:,} samples",
+            "license of the data": _license(spec.dataset, loaded.store),
+            "teacher": f"{spec.teacher.name}, weights {spec.teacher.tag}",
+            "teacher's weights, sha256": spec.teacher.weights_sha256,
+            "fingerprint of the targets": spec.fingerprint,
+        },
+        training={**_training(loaded.record), "weights of the terms": _term_weights(loaded.config)},
+        command=str(loaded.record.get("command", "")),
+        weights=weights,
+        scored=scored,
+        scores=scores,
+        checks=_checks(check, onnx, onnx_differs),
+        onnx=onnx,
+    )
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, object]:
+    settings = record.get("settings", {})
+    told = {name: record[name] if name in record else settings.get(name) for name in _TOLD}
+    return {name.replace("_", " "): _listed(value) for name, value in told.items() if _is_told(value)}
+
+
+def _is_told(value: object) -> bool:
+    return value is not None and not isinstance(value, Mapping)
+
+
+def _listed(value: object) -> object:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
+
+
+def _term_weights(config: TrainConfig) -> str:
+    return "none" if config.objective == "none" else f"{config.objective} {config.lambda_int}"
+
+
+def _license(dataset: DatasetSpec, store: TargetStore) -> str:
+    try:
+        return load_manifest(dataset.name, store.source_root).license
+    except (LFIError, OSError):
+        return "not known"
+
+
+def _scores(run: Path) -> tuple[str, dict[str, float | None]]:
+    """Return which weights were scored, and the scores: those of `lfi evaluate`, or else of the end of training."""
+    name = next((name for name in (_SCORES, SUMMARY) if (run / name).is_file()), None)
+    if name is None:
+        return "last", {}
+    content = read_json(run / name)
+    scores = {key: value for key, value in content.items() if key.startswith(_SCORE_NAMES)}
+    flat: dict[str, float | None] = {}
+    for key, value in scores.items():
+        parts = {f"{key}: {part}": each for part, each in value.items()} if isinstance(value, Mapping) else {key: value}
+        flat |= {part.replace("_", " "): each for part, each in parts.items() if each is None or _is_number(each)}
+    return str(content.get("weights", "last")), flat
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _checks(check: Check, onnx: bool, onnx_differs: float | None) -> dict[str, object]:
+    rows: dict[str, object] = {
+        "loaded by timm, compared with the trained student on": f"{check.images} images, {check.noise} of noise",
+        "largest difference of features": f"{check.features:.1e}",
+        "largest difference of logits": "not compared" if check.logits is None else f"{check.logits:.1e}",
+        "largest difference of timm's transform of an image": f"{check.inputs:.1e}",
+    }
+    if onnx:
+        rows["largest difference of ONNX from PyTorch"] = (
+            "not compared (no onnxruntime)" if onnx_differs is None else f"{onnx_differs:.1e}"
+        )
+    return rows

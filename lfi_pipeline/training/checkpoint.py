@@ -1,0 +1,179 @@
+"""Checkpoints: safetensors files that are whole or absent, for resuming (a whole state) and for keeping (weights)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lfi_pipeline.errors import OutputWriteError, RunError
+from lfi_pipeline.targets.files import write_atomic
+from lfi_pipeline.training.state_tree import flatten, unflatten
+
+FORMAT, VERSION = "lfi-training-state", "1"
+STATE, LAST, BEST = "state.safetensors", "last.safetensors", "best.safetensors"
+_KEPT = re.compile(r"epoch-(\d{4,})\.safetensors")
+_CHUNK = 1 << 24  # bytes copied at a time for the checksum
+
+
+def save_state(path: Path, state: Mapping[str, Any], *, fingerprint: str) -> None:
+    """Replace the file of a resume, atomically and durably.
+
+    Args:
+        path: the file; its folder exists.
+        state: as `flatten` takes it.
+        fingerprint: of what the state belongs to (the run's settings); `load_state` can ask for it.
+
+    Raises:
+        OutputWriteError: it cannot be written; the old file stands and nothing else is left.
+        TypeError: `state` holds something that is neither tensor nor JSON.
+    """
+    tensors, plain = flatten(state)
+    tree = json.dumps(plain, separators=(",", ":"))
+    _write(
+        path,
+        tensors,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "state": tree,
+            "crc32c": _checksum(tensors, fingerprint, tree),
+        },
+    )
+
+
+def load_state(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
+    """Read what `save_state` wrote; tensors are on the CPU and own their memory.
+
+    Raises:
+        RunError: missing, damaged, not of this project, of another version, or, where `fingerprint` is given, of
+            another run.
+    """
+    remedy = "Delete the file to start the run again from its beginning."
+    if not path.is_file():
+        raise RunError(f"{path} must be the saved state of a run, found nothing there.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged or no safetensors file ({error}). {remedy}") from error
+    if metadata.get("format") != FORMAT:
+        raise RunError(f"{path} must be the saved state of a run, found another kind of safetensors file. {remedy}")
+    if metadata.get("version") != VERSION:
+        raise RunError(
+            f"{path} must be of version {VERSION}, found {metadata.get('version')!r}. Go on with the release that "
+            f"wrote it. {remedy}"
+        )
+    tree, owner = metadata.get("state", ""), metadata.get("fingerprint", "")
+    if _checksum(tensors, owner, tree) != metadata.get("crc32c"):
+        raise RunError(f"{path} is damaged: its content does not match its crc32c. {remedy}")
+    if fingerprint is not None and owner != fingerprint:
+        raise RunError(f"{path} must be of the run {fingerprint}, found the state of {owner}. {remedy}")
+    state: dict[str, Any] = unflatten(tensors, json.loads(tree))
+    return state
+
+
+def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Replace a file of weights, atomically and durably; values of `metadata` become text.
+
+    Raises:
+        OutputWriteError: it cannot be written; the old file stands.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
+    }
+    _write(path, tensors, {name: str(value) for name, value in metadata.items()})
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load a file of weights into `module`.
+
+    Raises:
+        RunError: there is none, it cannot be read, or it does not fit.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} must be a checkpoint, found nothing there. Train the run first.")
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"{path} does not fit the {type(module).__name__} that its run describes: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """crc32c of everything a load depends on: texts, names, dtypes, shapes and bytes."""
+    crc = 0
+    for text in texts:
+        crc = google_crc32c.extend(crc, text.encode() + b"\0")
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = google_crc32c.extend(crc, f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, len(data), _CHUNK):
+            crc = google_crc32c.extend(crc, data[start : start + _CHUNK].tobytes())
+    return f"{crc:08x}"
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    # not safetensors' save_file: killed, it leaves a temporary file of a random name for every time
+    data = save(tensors, metadata=metadata)
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise OutputWriteError(
+            f"Cannot write the checkpoint {path}: {error.strerror or error}. The checkpoint before it still stands; "
+            "free space or mend the permissions, then run the same command again."
+        ) from error
+
+
+class Retention:
+    """Which weights stay: the last, the best, and where asked every n-th epoch.
+
+    Args:
+        folder: of the checkpoints; exists.
+        every: keep `epoch-0010.safetensors` and so on, at multiples of it; None keeps none.
+    """
+
+    def __init__(self, folder: Path, *, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be 1 or more, got {every}.")
+        self._folder, self._every = folder, every
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+
+    def after_epoch(self, epoch: int, score: float | None, save: Callable[[Path], None]) -> None:
+        """Write what this epoch (from 1) deserves with `save`, and delete what no rule keeps.
+
+        A higher `score` is better; of equal ones the earlier stays best; None and NaN are never the best. Repeating
+        an epoch after a resume writes the same files again.
+        """
+        save(self._folder / LAST)
+        comparable = score is not None and not math.isnan(score)
+        if comparable and (self.best_score is None or score > self.best_score):  # type: ignore[operator]
+            save(self._folder / BEST)
+            self.best_score, self.best_epoch = score, epoch
+        if self._every and epoch % self._every == 0:
+            save(self._folder / f"epoch-{epoch:04d}.safetensors")
+        for path in sorted(self._folder.iterdir()):
+            kept = _KEPT.fullmatch(path.name)
+            if kept and not (self._every and int(kept[1]) <= epoch and int(kept[1]) % self._every == 0):
+                path.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]

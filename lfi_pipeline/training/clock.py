@@ -1,0 +1,89 @@
+"""Where an epoch's time went, and what to change when the step waits for data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+WAITING, FORWARD, BACKWARD, OPTIMIZER = "waiting", "forward", "backward", "optimizer"
+VALIDATION, CHECKPOINT = "validation", "checkpoint"
+PHASES = (WAITING, FORWARD, BACKWARD, OPTIMIZER, VALIDATION, CHECKPOINT)
+_STEP = (WAITING, FORWARD, BACKWARD, OPTIMIZER)
+_BOUND = 0.2  # the share of the step's time from which waiting is worth a word
+
+
+class EpochClock:
+    """Seconds by phase, summed over an epoch.
+
+    On CUDA the device is waited for at both ends of a lap, so that a phase is charged with its own kernels.
+
+    Args:
+        device: of the training.
+        now: the clock, in seconds.
+    """
+
+    def __init__(self, device: torch.device, *, now: Callable[[], float] = time.perf_counter) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._now = now
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def lap(self, phase: str) -> Iterator[None]:
+        """Charge the time inside to `phase`, one of `PHASES`; also when it ends in an error."""
+        if phase not in self._seconds:
+            raise ValueError(f"phase must be one of {', '.join(PHASES)}, got {phase!r}.")
+        began = self._settled()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += self._settled() - began
+
+    def report(self) -> dict[str, float]:
+        """Return seconds by phase since the last report, and begin anew."""
+        seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        return seconds
+
+    def _settled(self) -> float:
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+        return self._now()
+
+
+def advice(
+    seconds: Mapping[str, float], *, workers: int, cpu_count: int, load_seconds: float | None = None, steps: int = 0
+) -> str | None:
+    """Say what to change when waiting for data takes more than 20 % of the step's time; None when it does not.
+
+    Args:
+        seconds: as `EpochClock.report` gives it; validation and checkpoints do not count.
+        workers: processes that load data; 0 loads inside the training process.
+        cpu_count: cores that the run may use.
+        load_seconds: measured time of one worker per batch. Without it, it is taken from the waiting: all of it
+            for no worker, and for workers that bound the step, `workers` times the whole step.
+        steps: in `seconds`; goes with `load_seconds`.
+    """
+    waiting = seconds.get(WAITING, 0.0)
+    total = math.fsum(seconds.get(phase, 0.0) for phase in _STEP)
+    if total <= 0 or waiting <= _BOUND * total:
+        return None
+    working = total - waiting
+    share = f"{waiting / total:.0%} of the step's time"
+    if workers == 0:
+        found = f"Loading inside the training process (--workers 0) takes {share}."
+    else:
+        found = f"Waiting for data takes {share} with {workers} worker{'s' * (workers > 1)}."
+    if workers >= cpu_count or cpu_count <= 1:
+        return (
+            f"{found} All {cpu_count} cores are in use: take smaller images, pack the cache to zarr on a local disk "
+            "(lfi pack), or feed several students from one read (--student more than once)."
+        )
+    if load_seconds is not None and steps > 0:
+        loading = load_seconds * steps
+    else:
+        loading = waiting if workers == 0 else workers * total
+    wanted = math.ceil(loading / working) if working > 0 else cpu_count
+    return f"{found} Try --workers {max(workers + 1, min(wanted, cpu_count))} ({cpu_count} cores here)."

@@ -1,0 +1,61 @@
+"""Metrics reach TensorBoard, and what cannot be tracked is refused before a run begins."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.training.trackers import Trackers, resolve
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> None:
+    PartialState(cpu=True)
+
+
+def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
+    trackers = Trackers(tmp_path, ["tensorboard"], {"seed": 1})
+    trackers.log({"loss": 0.5, "map_heldout": None}, step=3)
+    trackers.close()
+    trackers.close()
+    assert scalars(tmp_path, "loss") == [(3, 0.5)]
+
+
+def test_a_resume_hides_what_was_logged_after_its_step(tmp_path: Path) -> None:
+    first = Trackers(tmp_path, ["tensorboard"], {})
+    for step in range(1, 6):
+        first.log({"loss": step}, step=step)
+    first.close()
+    second = Trackers(tmp_path, ["tensorboard"], {}, resume_step=3)
+    second.log({"loss": 40}, step=4)
+    second.close()
+    assert scalars(tmp_path, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_none_writes_nothing(tmp_path: Path) -> None:
+    trackers = Trackers(tmp_path, ["none"], {})
+    trackers.log({"loss": 1}, step=1)
+    trackers.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else object())
+    assert resolve(["tensorboard", "trackio", "tensorboard"]) == ["tensorboard", "trackio"]
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        resolve(["tensorboard", "wandb"])
+    with pytest.raises(ConfigError, match="stand alone"):
+        resolve(["none", "tensorboard"])
+    with pytest.raises(UnknownNameError, match="tensorboard"):
+        resolve(["tensorbord"])
