@@ -124,6 +124,30 @@ def test_a_group_that_fails_goes_on_one_by_one(plan: list[PlannedRun], tmp_path:
     assert [name for name, error in errors.items() if error] == ["lfi-0"]
 
 
+def test_what_a_failed_group_has_finished_is_not_trained_again(plan: list[PlannedRun], tmp_path: Path) -> None:
+    class Ends(Loop):
+        """Fails after the other runs of the group have ended, as the loop does for a loss that explodes."""
+
+        def __call__(
+            self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        ) -> list[Mapping[str, Any]]:
+            good = [run for run in runs if run[1].name not in self.failing]
+            super().__call__(good, machine, command=command)
+            if len(good) < len(runs):
+                raise ConfigError("lfi-0: the loss is nan")
+            return []
+
+    loop = Ends("lfi-0")
+    errors, _ = sweep(plan, tmp_path, loop, together=3)
+    assert len(loop.calls) == 2
+    assert {name: error for name, error in errors.items() if error} == {"lfi-0": "lfi-0: the loss is nan"}
+
+
+def test_a_read_is_shared_only_where_its_batches_are_cut_alike(tmp_path: Path) -> None:
+    plan = [planned(tmp_path, "a"), planned(tmp_path, "b", accumulate=2), planned(tmp_path, "c", val_split="test")]
+    assert [len(group) for group in groups_of([*plan, planned(tmp_path, "d")], 9)] == [2, 1, 1]
+
+
 def test_what_is_not_ours_is_not_swallowed(plan: list[PlannedRun], tmp_path: Path) -> None:
     def broken(*_: object, **__: object) -> list[Mapping[str, Any]]:
         raise ZeroDivisionError
