@@ -214,7 +214,7 @@ def train(
     flat = settings_over(read_config(config) if config else {}, ctx.params | {"student": None})
     if len(set(student or ())) < len(student or ()):
         raise ConfigError(f"--student must name each student once, got {', '.join(student or ())}.")
-    configs = [config_of(flat | {"student": name}) for name in student or [flat.get("student")]]
+    configs = [config_of(each) for each in [flat | {"student": name} for name in student or ()] or [flat]]
     folders = [(out or Path("runs")) / run_name(each) for each in configs]
     if out is not None and len(configs) == 1:
         folders = [out]

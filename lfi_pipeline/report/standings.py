@@ -67,7 +67,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
                 runs=tuple(finished[place].name for place in places),
             )
         )
-    main = next((name for name in SCORES if any(name in row.scores for row in rows)), None)
+    main = next(iter(_columns(rows)[1]), "")
     return sorted(rows, key=lambda row: -row.scores[main].mean if main in row.scores else 1.0)
 
 
