@@ -66,11 +66,12 @@ def check_export(folder: Path, student: Student, plain: PlainModel, images: Sequ
     pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, student.size)) for image in shown])
     x = (pixels.float() - student.mean) / student.std
     expected = student(pixels, with_taps=False)
+    logits = expected.logits
     check = Check(
         images=len(images),
         noise=len(noise),
         features=difference(pooled(model, x), expected.pooled),
-        logits=difference(model(x), expected.logits) if plain.head == INSIDE else None,
+        logits=difference(model(x), logits) if plain.head == INSIDE and logits is not None else None,
         inputs=difference(_transformed(model, shown), x),
     )
     for name, value, most in (

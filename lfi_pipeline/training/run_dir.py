@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import OutputExistsError, RunError, UnknownNameError
+from lfi_pipeline.errors import OutputExistsError, RunError
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training.config import TrainConfig
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST = "checkpoints/last.safetensors"
-WEIGHTS = {"last": LAST, "best": "checkpoints/best.safetensors"}
+BEST = "checkpoints/best.safetensors"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -114,18 +114,15 @@ def save_checkpoint(run: Path, model: nn.Module, *, step: int) -> None:
     partial.replace(path)
 
 
-def load_checkpoint(run: Path, model: nn.Module, weights: str = "last") -> None:
-    """Load the last or the best checkpoint into `model`.
+def load_checkpoint(run: Path, model: nn.Module, checkpoint: str = LAST) -> None:
+    """Load a checkpoint, `LAST` or `BEST`, into `model`.
 
     Raises:
-        UnknownNameError: `weights` is not one of `WEIGHTS`.
         RunError: there is none, it cannot be read, or it does not fit.
     """
-    if weights not in WEIGHTS:
-        raise UnknownNameError("weights", weights, WEIGHTS)
-    path = run / WEIGHTS[weights]
+    path = run / checkpoint
     if not path.is_file():
-        raise RunError(f"{run} has no checkpoint yet ({WEIGHTS[weights]}). Train it first.")
+        raise RunError(f"{run} has no checkpoint yet ({checkpoint}). Train it first.")
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
