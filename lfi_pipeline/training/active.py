@@ -94,7 +94,7 @@ class ActiveRun:
     @property
     def scored(self) -> Student:
         """The student that is scored and kept: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.learner.student  # type: ignore[no-any-return]
+        return self.ema.module if self.ema is not None else self.learner.student
 
     def train_step(self, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
         """Take one step and return its losses, and `rate` and `gradient_norm`; check `failure` afterwards.
@@ -108,7 +108,7 @@ class ActiveRun:
         weights = {term: self.config.weight(term).at(progress) for term in self.config.terms}
         with clock.lap(FORWARD):
             told = [self.learner.supervise(piece.cut) for piece in pieces]
-            mass = self._mass([supervision.weights for supervision, _ in told if supervision is not None])
+            mass = self._mass([told_now.weights for told_now, _ in told if told_now is not None and told_now.weights])
         sums: dict[str, Tensor] = {}
         for number, (piece, (supervision, present)) in enumerate(zip(pieces, told, strict=True)):
             context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
@@ -211,7 +213,7 @@ class _Loop:
         return [dict(score_domains(each, task, domains, self.seen)) for each in predictions]
 
     def _added(self, rows: torch.Tensor) -> torch.Tensor:
-        total = self.accelerator.reduce(rows.float().to(self.device), reduction="sum").cpu()
+        total: torch.Tensor = self.accelerator.reduce(rows.float().to(self.device), reduction="sum").cpu()
         return total.to(rows.dtype)
 
     def _checkpoint(self, clock: EpochClock) -> None:
@@ -271,7 +273,7 @@ def _make_accelerator(device: str) -> Accelerator:
 
 
 def _require_usable(
-    store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig], positions: Sequence[int]
+    store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig], positions: npt.NDArray[np.int64]
 ) -> None:
     known = set(store.index.domains)
     unknown = [domain for domain in stream.hold_out if domain not in known]

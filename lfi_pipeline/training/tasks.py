@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,5 +68,3 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 def main_score(task: str) -> str | None:
     """Name of the validation score by which the best checkpoint is chosen; None: there is none."""
     return {CLASSIFICATION: "top1_seen", MULTI_LABEL: "map_seen"}.get(task)
-
-

@@ -32,7 +32,13 @@ def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
     def make(
         *, student_config: StudentConfig = STUDENT, augmentation: Augmentation | None = None, **changes: Any
     ) -> TrainConfig:
-        flat: dict[str, Any] = {"targets": tiny_targets, "query_width": 16, "query_heads": 2, "epochs": 2, "batch_size": 8}
+        flat: dict[str, Any] = {
+            "targets": tiny_targets,
+            "query_width": 16,
+            "query_heads": 2,
+            "epochs": 2,
+            "batch_size": 8,
+        }
         flat |= changes
         config = config_of({name: str(value) if isinstance(value, Path) else value for name, value in flat.items()})
         stream = config.stream if augmentation is None else replace(config.stream, augmentation=augmentation)
