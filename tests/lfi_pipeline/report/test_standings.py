@@ -16,10 +16,10 @@ from lfi_pipeline.report.standings import standings, standings_csv, standings_ma
 from lfi_pipeline.training.settings import config_of, flat_settings
 
 
-def run(folder: Path, scores: dict[str, Any] | None, **settings: Any) -> Path:
+def run(folder: Path, scores: dict[str, Any] | None, *, fingerprint: str = "f00", **settings: Any) -> Path:
     folder.mkdir()
     flat = flat_settings(config_of({"targets": "shards"} | settings))
-    (folder / "config.json").write_text(json.dumps({"settings": flat}))
+    (folder / "config.json").write_text(json.dumps({"settings": flat, "targets_fingerprint": fingerprint}))
     if scores is not None:
         (folder / "summary.json").write_text(json.dumps({"steps": 3} | scores))
     return folder
@@ -62,6 +62,17 @@ def test_any_setting_that_differs_splits(tmp_path: Path) -> None:
     headings, cells = standings_table(rows)
     assert headings == ["slots", "weight", "seeds", "mAP, seen domains"]
     assert cells == [["6", "lfi=0.3:cosine", "1", "30.0"], ["6", "none", "1", "20.0"], ["4", "none", "1", "10.0"]]
+
+
+def test_a_cache_is_known_by_its_content_not_its_place(tmp_path: Path) -> None:
+    made = [
+        run(tmp_path / "a", {"map_seen": 0.3}, targets="/before/shards", data_root="/before/images", fingerprint="aaa"),
+        run(tmp_path / "b", {"map_seen": 0.5}, targets="/after/shards", fingerprint="aaa", seed=1),
+        run(tmp_path / "c", {"map_seen": 0.1}, targets="/after/shards", fingerprint="bbb"),
+    ]
+    rows = standings(made)
+    assert [row.runs for row in rows] == [("a", "b"), ("c",)]
+    assert [row.settings for row in rows] == [{"targets": "shards aaa"}, {"targets": "shards bbb"}]
 
 
 def test_runs_without_a_summary_or_a_score(tmp_path: Path, runs: list[Path]) -> None:
