@@ -151,7 +151,7 @@ def train(
         int | None, typer.Option(help="Forward passes that share one step and its batch.", rich_help_panel=OPTIMISER)
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, or autocast to bf16 or fp16.", rich_help_panel=OPTIMISER)
+        str | None, typer.Option(help="fp32, or autocast to bf16.", rich_help_panel=OPTIMISER)
     ] = None,
     least_area: Annotated[
         float | None,

@@ -109,7 +109,7 @@ def _listed(value: object) -> object:
 
 
 def _term_weights(config: TrainConfig) -> str:
-    return "none" if config.objective == "none" else f"{config.objective} {config.lambda_int}"
+    return ", ".join(f"{term} {config.weight(term)}" for term in config.terms) or "none"
 
 
 def _license(dataset: DatasetSpec, store: TargetStore) -> str:
