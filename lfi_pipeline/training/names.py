@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from lfi_pipeline.students import Tap
 from lfi_pipeline.training.config import TrainConfig
 
 SCORES: Mapping[str, str] = {
@@ -24,6 +25,13 @@ def run_name(config: TrainConfig) -> str:
         parts.append(config.stream.maps)
     if config.uses_queries and config.queries.mode != "text":
         parts.append(config.queries.mode)
-    if config.queries.state != "persistent":
+    if config.uses_queries and config.queries.state != "persistent":
         parts.append(config.queries.state)
     return "-".join([*parts, str(config.stream.seed)]).replace("/", "-")
+
+
+def describe_taps(taps: Sequence[Tap], layers: Sequence[int]) -> str:
+    """Return which teacher layer each tap learns from, as it is told when a run starts."""
+    return ", ".join(
+        f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in zip(taps, layers, strict=True)
+    )
