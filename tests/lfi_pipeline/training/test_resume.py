@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lfi_pipeline.errors import OutputExistsError
 from lfi_pipeline.training import Machine, TrainConfig, train
 from lfi_pipeline.training.active import ActiveRun, Piece
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.settings import flat_settings
-from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, metrics, train_one, untimed, weights
+from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, metrics, train_one
 
 MakeConfig = Callable[..., TrainConfig]
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,8 +98,6 @@ def test_stopped_before_a_step_a_run_ends_the_same(
     assert (tmp_path / "cut" / "checkpoints" / "state.safetensors").is_file()
     train_one(config, tmp_path / "cut", replace(OFTEN, workers=1))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    if "ema" in CASES[name]:
-        assert not torch.equal(weights(tmp_path / "cut")["head.weight"], torch.zeros(()))
 
 
 def test_a_resume_takes_only_the_steps_that_are_left(
@@ -202,9 +199,7 @@ def test_a_run_killed_between_its_last_step_and_its_summary_ends_the_same(
 
 
 @pytest.mark.parametrize("moment", ["make_run_dir", "write_json", "write_config"])
-def test_a_run_killed_at_its_very_beginning_starts_again(
-    make_config: MakeConfig, tmp_path: Path, moment: str
-) -> None:
+def test_a_run_killed_at_its_very_beginning_starts_again(make_config: MakeConfig, tmp_path: Path, moment: str) -> None:
     def torn(place: Path, *_: object) -> None:
         if moment != "write_config":
             (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -262,4 +257,3 @@ def test_ctrl_c_finishes_the_step_and_saves(make_config: MakeConfig, tmp_path: P
     assert [line["step"] for line in metrics(tmp_path / "run")][-1] == 4
     train_one(make_config(), tmp_path / "run")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-    assert untimed(tmp_path / "run")
