@@ -150,9 +150,7 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(help="Forward passes that share one step and its batch.", rich_help_panel=OPTIMISER)
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, or autocast to bf16.", rich_help_panel=OPTIMISER)
-    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, or autocast to bf16.", rich_help_panel=OPTIMISER)] = None,
     least_area: Annotated[
         float | None,
         typer.Option(help="Smallest crop, as a share of the image; 1: none.", rich_help_panel=AUGMENTATION),
