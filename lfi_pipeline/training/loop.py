@@ -30,7 +30,7 @@ from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
-from lfi_pipeline.training.run_dir import STATE, prepare, write_json
+from lfi_pipeline.training.run_dir import STATE, require_place, write_json
 from lfi_pipeline.training.tasks import NONE, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
@@ -85,9 +85,7 @@ class _Loop:
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
         for config, out in runs:
-            if self.accelerator.is_main_process:
-                prepare(out, config, spec.fingerprint)
-            self.accelerator.wait_for_everyone()
+            require_place(out, config, spec.fingerprint)
             if read_summary(out) is not None:
                 continue
             run = ActiveRun(
@@ -102,10 +100,10 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
-            if self.accelerator.is_main_process:
-                _tell(*_introduction(run))
         self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for run in self.active:
+            if self.accelerator.is_main_process:
+                _tell(*_introduction(run))
             self.records[run.out] = RunRecord(
                 run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
                 seen=self.seen, command=command, writes=self.accelerator.is_main_process,

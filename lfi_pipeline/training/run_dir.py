@@ -53,8 +53,8 @@ def recorded_config(run: Path) -> TrainConfig:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
 
-def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Make `run` ready to start or to go on.
+def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Check that `run` can be started or go on; nothing is written.
 
     Args:
         run: its directory.
@@ -63,7 +63,6 @@ def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
 
     Raises:
         OutputExistsError: `run` holds another run (names the settings that differ) or something else.
-        RunError: the directory cannot be made.
     """
     if run.exists() and not run.is_dir():
         raise OutputExistsError(f"{run} must be a directory, found a file.")
@@ -71,6 +70,10 @@ def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
         if not (run / CONFIG).is_file():
             raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
         _require_same(run, config, fingerprint)
+
+
+def make_place(run: Path) -> None:
+    """Make the directory of a run. Raises RunError where it cannot be made."""
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
