@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, require_place, write_json
-from lfi_pipeline.training.tasks import NONE, resolve_task
+from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -192,6 +192,8 @@ class _Loop:
         spent = clock.report()
         for run in due:
             self.records[run.out].log_time(epoch, spent)
+        if due and self.accelerator.is_main_process:
+            _tell(_epoch_line(epoch, self.stream.epochs, due, spent))
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             _tell(hint)
@@ -299,6 +301,19 @@ def _introduction(run: ActiveRun) -> Iterator[str]:
         yield f"{run.out.name}: taps {pairing}"
     if run.step:
         yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
+
+
+def _epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
+    """Scores, and where the time of an epoch went."""
+    scored = [(run, main_score(run.task)) for run in runs]
+    scores = [
+        f"{run.out.name} {score} {run.scores[score]:.1%}"
+        for run, score in scored
+        if score is not None and run.scores.get(score) is not None
+    ]
+    total = sum(spent.values()) or 1.0
+    shares = ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
+    return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
 
 
 def _tell(*lines: str) -> None:
