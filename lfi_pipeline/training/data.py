@@ -154,7 +154,8 @@ class TargetImages(TorchDataset[Batch]):
         if MAPS not in self.reads:
             return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
-        words = words.long()
+        read = self.stream.words
+        maps, scale, words = maps[:, :, :read], scale[:, :, :read], words[:, :read].long()
         if self.stream.maps == "shuffled":
             scale, maps = _cycled(maps, scale, words)
         if self.mirror_stored and flips.any():

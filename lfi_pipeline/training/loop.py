@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
-from lfi_pipeline.training.run_dir import STATE, require_free, write_json
-from lfi_pipeline.training.tasks import NONE, resolve_task
+from lfi_pipeline.training.run_dir import STATE, require_place, write_json
+from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -87,10 +87,8 @@ class _Loop:
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
         self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
-        if self.accelerator.is_main_process:
-            for config, out in runs:
-                require_free(out, config, spec.fingerprint)
-        self.accelerator.wait_for_everyone()
+        for config, out in runs:
+            require_place(out, config, spec.fingerprint)
         for config, out in runs:
             if read_summary(out) is not None:
                 continue
@@ -106,9 +104,9 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
+        for run in self.active:
             if self.accelerator.is_main_process:
                 _tell(*_introduction(run))
-        for run in self.active:
             self.records[run.out] = RunRecord(
                 run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
                 seen=self.seen, command=command, writes=self.accelerator.is_main_process,
@@ -197,6 +195,8 @@ class _Loop:
         spent = clock.report()
         for run in due:
             self.records[run.out].log_time(epoch, spent)
+        if due and self.accelerator.is_main_process:
+            _tell(_epoch_line(epoch, self.stream.epochs, due, spent))
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             _tell(hint)
@@ -309,6 +309,19 @@ def _introduction(run: ActiveRun) -> Iterator[str]:
         yield f"{run.out.name}: taps {pairing}"
     if run.step:
         yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
+
+
+def _epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
+    """Scores, and where the time of an epoch went."""
+    scored = [(run, main_score(run.task)) for run in runs]
+    scores = [
+        f"{run.out.name} {score} {run.scores[score]:.1%}"
+        for run, score in scored
+        if score is not None and run.scores.get(score) is not None
+    ]
+    total = sum(spent.values()) or 1.0
+    shares = ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
+    return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
 
 
 def _tell(*lines: str) -> None:

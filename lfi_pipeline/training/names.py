@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from lfi_pipeline.students import Tap
 from lfi_pipeline.training.config import TrainConfig
 
 SCORES: Mapping[str, str] = {
@@ -28,10 +27,3 @@ def run_name(config: TrainConfig) -> str:
     if config.uses_queries and config.queries.state != "persistent":
         parts.append(config.queries.state)
     return "-".join([*parts, str(config.stream.seed)]).replace("/", "-")
-
-
-def describe_taps(taps: Sequence[Tap], layers: Sequence[int]) -> str:
-    """Return which teacher layer each tap learns from, as it is told when a run starts."""
-    return ", ".join(
-        f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in zip(taps, layers, strict=True)
-    )

@@ -20,7 +20,7 @@ from lfi_pipeline.training.run_dir import (
     STATE,
     SUMMARY,
     MetricsLog,
-    make_run_dir,
+    make_place,
     read_json,
     write_json,
 )
@@ -64,7 +64,7 @@ class RunRecord:
         self._last_log = time.monotonic()
         if not writes:
             return
-        make_run_dir(run.out)
+        make_place(run.out)
         content = _record(run, store, train_samples, val_samples, seen, command)
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])

@@ -55,8 +55,8 @@ def recorded_config(run: Path) -> TrainConfig:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
 
-def require_free(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Check that a run can start, or go on, in `run`. Writes nothing.
+def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Check that `run` can be started or go on; nothing is written.
 
     Args:
         run: its directory.
@@ -74,8 +74,8 @@ def require_free(run: Path, config: TrainConfig, fingerprint: str) -> None:
         raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
 
 
-def make_run_dir(run: Path) -> None:
-    """Make the directory of a run. Raises RunError if that cannot be done."""
+def make_place(run: Path) -> None:
+    """Make the directory of a run. Raises RunError where it cannot be made."""
     try:
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:

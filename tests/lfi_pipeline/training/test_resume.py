@@ -198,7 +198,7 @@ def test_a_run_killed_between_its_last_step_and_its_summary_ends_the_same(
     assert {k: v for k, v in again.items() if k not in clocks} == {k: v for k, v in whole.items() if k not in clocks}
 
 
-@pytest.mark.parametrize("moment", ["make_run_dir", "write_json", "write_config"])
+@pytest.mark.parametrize("moment", ["make_place", "write_json", "write_config"])
 def test_a_run_killed_at_its_very_beginning_starts_again(make_config: MakeConfig, tmp_path: Path, moment: str) -> None:
     def torn(place: Path, *_: object) -> None:
         if moment != "write_config":
@@ -208,7 +208,7 @@ def test_a_run_killed_at_its_very_beginning_starts_again(make_config: MakeConfig
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        name = "make_run_dir" if moment == "write_json" else moment
+        name = "make_place" if moment == "write_json" else moment
         patch.setattr(f"lfi_pipeline.training.record.{name}", torn)
         with pytest.raises(Stopped):
             train_one(make_config(epochs=1), tmp_path / "run")
