@@ -8,6 +8,7 @@ of one another: the differing settings join the label and split the group.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,22 @@ _SETTINGS: dict[str, Callable[[RunConfig], object]] = {
     "targets": lambda c: c.fingerprint[:8],
 }
 _NAMED_OTHERWISE = frozenset(
-    "seed objective maps state queries student weight learning_rate epochs batch_size image_size hold_out targets "
-    "data_root".split()
+    [
+        "seed",
+        "objective",
+        "maps",
+        "state",
+        "queries",
+        "student",
+        "weight",
+        "learning_rate",
+        "epochs",
+        "batch_size",
+        "image_size",
+        "hold_out",
+        "targets",
+        "data_root",
+    ]
 )
 """Settings of a run (training/settings.py) that the label or `_SETTINGS` tells already, or that do not matter."""
 
@@ -52,7 +67,8 @@ _NAMED_OTHERWISE = frozenset(
 def _setting(name: str) -> Callable[[RunConfig], object]:
     def read(config: RunConfig) -> object:
         settings = config.raw.get("settings")
-        return settings.get(name) if isinstance(settings, Mapping) else None
+        value = settings.get(name) if isinstance(settings, Mapping) else None
+        return json.dumps(value) if isinstance(value, dict | list) else value
 
     return read
 

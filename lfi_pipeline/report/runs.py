@@ -50,11 +50,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainPoint:
-    """One logged training step; losses may be NaN when training diverged."""
+    """One logged training step; a loss that the objective does not have is None."""
 
     step: int
     loss: float
-    task_loss: float
+    task_loss: float | None
     interaction_loss: float | None
     step_ms: float | None
 
@@ -64,7 +64,7 @@ class ValPoint:
     """One evaluation during training; mAP in [0, 1]."""
 
     step: int
-    map_seen: float
+    map_seen: float | None
     map_heldout: float | None
 
 
@@ -94,7 +94,7 @@ class Tap:
 class Scores:
     """The evaluation of a run. `area` is the mean share of the image that a mask covers, the chance level."""
 
-    map_seen: float
+    map_seen: float | None
     map_heldout: float | None
     map_per_domain: Mapping[str, float]
     taps: tuple[Tap, ...]
@@ -215,8 +215,8 @@ def _metrics(path: Path) -> tuple[tuple[TrainPoint, ...], tuple[ValPoint, ...]]:
                 TrainPoint(
                     step=step,
                     loss=fields.number("loss"),
-                    task_loss=fields.number("task_loss"),
-                    interaction_loss=fields.number_or_none("interaction_loss"),
+                    task_loss=fields.number_or_none("task_loss"),
+                    interaction_loss=fields.number_or_none("lfi_loss"),
                     step_ms=fields.number_or_none("step_ms"),
                 )
             )
@@ -224,7 +224,7 @@ def _metrics(path: Path) -> tuple[tuple[TrainPoint, ...], tuple[ValPoint, ...]]:
             while validation and validation[-1].step >= step:
                 validation.pop()
             point = ValPoint(
-                step=step, map_seen=fields.share("map_seen"), map_heldout=fields.share_or_none("map_heldout")
+                step=step, map_seen=fields.share_or_none("map_seen"), map_heldout=fields.share_or_none("map_heldout")
             )
             validation.append(point)
     return tuple(train), tuple(validation)
@@ -246,7 +246,7 @@ def _scores(fields: Fields) -> Scores:
     domains = fields.child("map_per_domain")
     teacher = fields.child_or_none("teacher")
     return Scores(
-        map_seen=fields.share("map_seen"),
+        map_seen=fields.share_or_none("map_seen"),
         map_heldout=fields.share_or_none("map_heldout"),
         map_per_domain={name: domains.share(name) for name in domains.values},
         taps=tuple(

@@ -56,14 +56,14 @@ def test_the_students_maps_are_those_of_its_queries(
     scores = evaluate_run(run, targets=tiny_val_targets, gallery=0, device="cpu")
     student, store = load_run(run, device="cpu").student, TargetStore.open(tiny_val_targets)
     dataset = read_dataset("scenes", scenes_root, "val")
-    words, images = grounded_words(store, dataset), PlainImages(dataset, (64, 64))
+    words, images = grounded_words(store, dataset), PlainImages(dataset, [(64, 64)])
     embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
     per_tap: list[list[torch.Tensor]] = [[], [], []]
     assert student.queries is not None
     for word in words:
         ids = torch.from_numpy(store.read(word.position).words).long().clamp_min(0)
         with torch.no_grad():
-            features = student(images[word.position][0][None])
+            features = student(images[word.position][0][(64, 64)][None], with_taps=True)
             maps = student.queries.maps(embeddings[ids][None], features.taps)
         for tap, m in enumerate(maps):
             per_tap[tap].append(m[0, word.row].view(4, 4))
@@ -155,7 +155,7 @@ def test_what_is_not_a_run_is_refused(run_of: dict[str, Path], tmp_path: Path) -
     with pytest.raises(RunError, match=r"must be a run directory"):
         evaluate_run(tmp_path / "nowhere", device="cpu")
     shutil.rmtree(run_of["lfi"] / "checkpoints")
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    with pytest.raises(RunError, match="must be a checkpoint, found nothing"):
         evaluate_run(run_of["lfi"], device="cpu")
 
 

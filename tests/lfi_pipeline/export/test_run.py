@@ -37,8 +37,8 @@ def test_what_is_written(run: Path, tmp_path: Path) -> None:
         "inputs": pytest.approx(0, abs=1e-5),
         "onnx": None,
     }
-    assert (result["head"], result["classes"], result["weights"]) == ("inside", 64, "last")
-    student = load_run(run, device="cpu").student
+    assert (result["head"], result["classes"], result["weights"]) == ("inside", 64, "best")
+    student = load_run(run, device="cpu", weights="best").student
     counts = student.parameter_counts()
     assert result["parameters"] == counts["backbone"] + counts["head"]
     assert result["parameters"] == sum(p.numel() for p in loaded(out).parameters())
@@ -154,6 +154,7 @@ def test_what_cannot_be_written_or_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputWriteError, match="Cannot write the export"):
         export_run(run, tmp_path / "file" / "out")
+    (run / "checkpoints" / "best.safetensors").unlink()
     with pytest.raises(RunError, match="best"):
         export_run(run, tmp_path / "out", weights="best")
     with pytest.raises(RunError, match="must be a run directory"):

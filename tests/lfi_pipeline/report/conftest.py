@@ -169,7 +169,7 @@ def write_run(
                 "epoch": step // 62,
                 "loss": task + 0.3 * (interaction or 0),
                 "task_loss": task,
-                "interaction_loss": interaction,
+                **({"lfi_loss": interaction} if interaction is not None else {}),
                 "images_per_second": 900.0,
                 "step_ms": 71.0 if queries else 61.0,
             }

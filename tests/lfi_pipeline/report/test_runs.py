@@ -131,3 +131,16 @@ def test_tensors_of_another_shape_are_named(make_run: Any) -> None:
     (path / "gallery.safetensors").write_bytes(b"short")
     with pytest.raises(RunError, match="readable safetensors"):
         load_run(path)
+
+
+def test_a_run_without_a_task_is_read(make_run: Any) -> None:
+    run = make_run("bare", scores=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k != "task_loss"} for line in lines if line["event"] == "train"]
+    time = {"event": "time", "step": 62, "epoch": 1, "waiting_s": 0.1}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*kept, time]))
+    read = load_run(run)
+    assert read.train[0].task_loss is None
+    assert read.train[0].interaction_loss == kept[0]["lfi_loss"]
+    assert read.validation == ()
+    assert read.map_seen is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.data import (
+    IMAGE_EMBEDDING,
+    MAPS,
     Batch,
     ErrorsAsValues,
     PlainImages,
     TargetImages,
-    Ticket,
-    Tickets,
-    training_positions,
 )
+from lfi_pipeline.training.tickets import Tickets, training_positions
 
 SIZE = (64, 64)
 MakeConfig = Callable[..., TrainConfig]
@@ -37,11 +37,17 @@ NEVER = Augmentation(least_area=1, flip=0)
 
 
 def images_of(config: TrainConfig) -> TargetImages:
-    return TargetImages(TargetStore.open(config.targets), config, SIZE)
+    reads = {"none": frozenset[str](), "embedding": frozenset({IMAGE_EMBEDDING})}.get(
+        config.objective, frozenset({MAPS})
+    )
+    stream = config.stream
+    return TargetImages(TargetStore.open(stream.targets), stream, [SIZE], frozenset(reads))
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
-    return {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name) is not None}
+    """The tensors of a batch that mixes nothing, images of size `SIZE` among them."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name) is not None}
+    return values | {"images": batch.images[SIZE]}
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -53,7 +59,8 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 
 def row(batch: Batch, number: int) -> Batch:
-    return Batch(**{name: value[number : number + 1] for name, value in tensors(batch).items()})
+    rows = {name: value[number : number + 1] for name, value in tensors(batch).items()}
+    return Batch(**rows | {"images": {SIZE: rows["images"]}})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("maps", ["teacher", "shuffled"])
@@ -70,7 +77,7 @@ def test_a_ticket_gives_the_same_bytes_in_any_company(make_config: MakeConfig, m
 def test_workers_change_nothing(make_config: MakeConfig, workers: int) -> None:
     config = make_config(epochs=1)
     images = images_of(config)
-    tickets = Tickets(np.arange(24), config)
+    tickets = Tickets(np.arange(24), config.stream)
     images.__getitems__([(0, 0)])  # handles opened before the fork must not be used after it
     loader = DataLoader(
         ErrorsAsValues(images), batch_sampler=tickets, num_workers=workers, collate_fn=lambda batch: batch
@@ -87,7 +94,7 @@ def test_epochs_and_seeds_augment_anew(make_config: MakeConfig) -> None:
 
 
 def test_an_objective_is_given_what_it_uses(make_config: MakeConfig) -> None:
-    common = {"images", "labels", "windows"}
+    common = {"images", "labels", "windows", "positions"}
     given = {
         objective: tensors(images_of(make_config(objective=objective)).__getitems__([(0, 0), (0, 1)]))
         for objective in ("none", "embedding", "lfi")
@@ -107,7 +114,7 @@ def test_labels_and_pixels_are_those_of_the_data_set(make_config: MakeConfig, sc
         sample = dataset.samples[position]
         assert batch.labels[number].nonzero()[:, 0].tolist() == list(sample.labels)
         pixels = np.asarray(Image.open(scenes_root / sample.path).convert("RGB")).transpose(2, 0, 1)
-        assert np.array_equal(batch.images[number].numpy(), pixels)
+        assert np.array_equal(batch.images[SIZE][number].numpy(), pixels)
 
 
 def test_flipped_images_get_the_targets_of_the_flipped_view(make_config: MakeConfig) -> None:
@@ -115,7 +122,7 @@ def test_flipped_images_get_the_targets_of_the_flipped_view(make_config: MakeCon
     images, plain = images_of(config), images_of(make_config(augmentation=NEVER))
     tickets = [(0, position) for position in range(24)]
     batch, upright = images.__getitems__(tickets), plain.__getitems__(tickets)
-    flipped = [torch.equal(batch.images[i], upright.images[i].flip(-1)) for i in range(24)]
+    flipped = [torch.equal(batch.images[SIZE][i], upright.images[SIZE][i].flip(-1)) for i in range(24)]
     assert 0 < sum(flipped) < 24
     for i, flip in enumerate(flipped):
         stored = images.store.read(i, "hflip" if flip else "full")
@@ -148,13 +155,13 @@ def test_mirrored_maps_are_mirrored_and_lose_words_of_direction(
     images = images_of(config)
     tickets = [(0, position) for position in range(24)]
     mirrored = images.__getitems__(tickets)
-    upright = images_of(replace(config, augmentation=NEVER)).__getitems__(tickets)
+    upright = images_of(replace(config, stream=replace(config.stream, augmentation=NEVER))).__getitems__(tickets)
     assert mirrored.maps is not None
     assert upright.maps is not None
     assert mirrored.words is not None
     assert upright.words is not None
     assert torch.equal(mirrored.maps, upright.maps.flip(-1))
-    assert torch.equal(mirrored.images, upright.images.flip(-1))
+    assert torch.equal(mirrored.images[SIZE], upright.images[SIZE].flip(-1))
     directions = words_of_direction(images.store)
     assert directions
     expected = upright.words.clone()
@@ -215,13 +222,12 @@ def copy_of_the_data(scenes_root: Path, place: Path) -> tuple[Path, Path]:
     return place, place / "train" / "000000000003.png"
 
 
-@pytest.mark.parametrize("objective", ["none", "lfi"])
-def test_a_changed_image_is_refused_by_name(
-    make_config: MakeConfig, scenes_root: Path, tmp_path: Path, objective: str
-) -> None:
+def test_a_changed_image_is_refused_by_name(make_config: MakeConfig, scenes_root: Path, tmp_path: Path) -> None:
     root, path = copy_of_the_data(scenes_root, tmp_path)
-    config = make_config(objective=objective)
-    images = TargetImages(TargetStore.open(config.targets, data_root=root), config, SIZE)
+    config = make_config()
+    images = TargetImages(
+        TargetStore.open(config.stream.targets, data_root=root), config.stream, [SIZE], frozenset({MAPS})
+    )
     images.__getitems__([(0, 2)])
     path.write_bytes((scenes_root / "train" / "000000000004.png").read_bytes())
     with pytest.raises(CorruptTargetsError, match=r"sample 000000000003.*not the image that the teacher saw"):
@@ -235,7 +241,9 @@ def test_an_error_in_a_worker_keeps_its_own_message(make_config: MakeConfig, sce
     root, path = copy_of_the_data(scenes_root, tmp_path)
     path.write_bytes(b"not the image")
     config = make_config(epochs=1)
-    images = TargetImages(TargetStore.open(config.targets, data_root=root), config, SIZE)
+    images = TargetImages(
+        TargetStore.open(config.stream.targets, data_root=root), config.stream, [SIZE], frozenset({MAPS})
+    )
     loader = DataLoader(ErrorsAsValues(images), batch_sampler=[[(0, 2)]], num_workers=1, collate_fn=lambda batch: batch)
     (error,) = list(loader)
     assert isinstance(error, ImageReadError)
@@ -243,54 +251,59 @@ def test_an_error_in_a_worker_keeps_its_own_message(make_config: MakeConfig, sce
     assert "000000000003.png" in str(error)
 
 
-def flat(batches: Sequence[Sequence[Ticket]]) -> list[Ticket]:
-    return [ticket for batch in batches for ticket in batch]
+def test_a_pair_is_mixed_the_same_in_any_batch(make_config: MakeConfig) -> None:
+    images = images_of(make_config(mixup=0.5, cutmix=1.0))
+    tickets = [(0, position) for position in (3, 8, 1, 20, 7, 5)]
+    together = images.__getitems__(tickets)
+    assert together.mix is not None
+    shares = together.mix.share.tolist()
+    assert shares[0::2] == shares[1::2]
+    assert len(set(shares)) == 3
+    for first in (0, 2, 4):
+        pair = images.__getitems__(tickets[first : first + 2])
+        assert torch.equal(pair.images[SIZE], together.images[SIZE][first : first + 2])
+        assert torch.equal(pair.labels, together.labels[first : first + 2])
+    again = images.__getitems__([(1, position) for _, position in tickets])
+    assert again.mix is not None
+    assert not torch.equal(again.mix.share, together.mix.share)
 
 
-def test_each_epoch_visits_every_position_once(make_config: MakeConfig) -> None:
-    tickets = Tickets(np.arange(5, 29), make_config(epochs=3))
-    batches = list(tickets)
-    assert len(batches) == len(tickets) == 9
-    assert tickets.steps_per_epoch == 3
-    orders = []
-    for epoch in range(3):
-        order = [position for e, position in flat(batches) if e == epoch]
-        assert sorted(order) == list(range(5, 29))
-        orders.append(order)
-    assert orders[0] != orders[1] != orders[2]
-    assert batches == list(Tickets(np.arange(5, 29), make_config(epochs=3)))
-    assert batches != list(Tickets(np.arange(5, 29), make_config(epochs=3, seed=1)))
+def test_every_size_shows_the_same_part_of_the_image(make_config: MakeConfig) -> None:
+    config = make_config()
+    store = TargetStore.open(config.stream.targets)
+    both = TargetImages(store, config.stream, [SIZE, (32, 32), SIZE], frozenset()).__getitems__([(0, 1), (0, 9)])
+    assert set(both.images) == {SIZE, (32, 32)}
+    alone = TargetImages(store, config.stream, [(32, 32)], frozenset()).__getitems__([(0, 1), (0, 9)])
+    assert torch.equal(both.images[32, 32], alone.images[32, 32])
+    assert torch.equal(both.windows, alone.windows)
 
 
-@pytest.mark.parametrize("start", [1, 3, 4, 8, 9])
-def test_a_later_start_gives_the_tail(make_config: MakeConfig, start: int) -> None:
-    whole = list(Tickets(np.arange(24), make_config(epochs=3)))
-    tail = Tickets(np.arange(24), make_config(epochs=3), start=start)
-    assert list(tail) == whole[start:]
-    assert len(tail) == len(whole) - start
-
-
-def test_batches_are_full_unless_there_is_less_than_one(make_config: MakeConfig) -> None:
-    assert [len(batch) for batch in Tickets(np.arange(20), make_config(epochs=1))] == [8, 8]
-    few = list(Tickets(np.arange(3), make_config(epochs=2)))
-    assert [sorted(p for _, p in batch) for batch in few] == [[0, 1, 2]] * 2
-
-
-def test_training_positions_leave_held_out_domains_and_quarantined_samples_out(tiny_targets: Path) -> None:
-    store = TargetStore.open(tiny_targets)
-    assert training_positions(store, ()).tolist() == list(range(24))
-    kept = training_positions(store, ("grey", "colour")).tolist()
-    assert kept == [i for i, domain in enumerate(store.index.domains) if domain == "outline"]
-    assert 0 < len(kept) < 24
-    store.__dict__["usable"] = np.array([0, 2, 3])
-    assert training_positions(store, ()).tolist() == [0, 2, 3]
+def test_changes_of_colour_leave_targets_and_crops_alone(make_config: MakeConfig) -> None:
+    tickets = [(0, position) for position in range(8)]
+    plain, changed = (images_of(make_config(randaugment=n)).__getitems__(tickets) for n in (0, 3))
+    assert not torch.equal(plain.images[SIZE], changed.images[SIZE])
+    assert plain.maps is not None
+    assert changed.maps is not None
+    assert torch.equal(plain.maps, changed.maps)
+    assert torch.equal(plain.windows, changed.windows)
 
 
 def test_images_for_scoring_are_whole(scenes_root: Path) -> None:
     dataset = read_dataset("scenes", scenes_root, "val")
-    images = PlainImages(dataset, (32, 48))
+    images = PlainImages(dataset, [(32, 48), (16, 16)])
     assert len(images) == 16
-    pixels, labels = images[5]
-    assert pixels.shape == (3, 32, 48)
-    assert pixels.dtype == torch.uint8
+    pixels, labels, read = images[5]
+    assert read is True
+    assert {size: tuple(view.shape) for size, view in pixels.items()} == {(32, 48): (3, 32, 48), (16, 16): (3, 16, 16)}
+    assert pixels[32, 48].dtype == torch.uint8
     assert labels.nonzero()[:, 0].tolist() == list(dataset.samples[5].labels)
+
+
+def test_an_image_for_scoring_that_is_broken_is_black_and_said_so(scenes_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes_root, tmp_path / "scenes")
+    dataset = read_dataset("scenes", tmp_path / "scenes", "val")
+    (tmp_path / "scenes" / dataset.samples[5].path).write_bytes(b"not an image")
+    pixels, labels, read = PlainImages(dataset, [(32, 48)])[5]
+    assert read is False
+    assert not pixels[32, 48].any()
+    assert labels.any()

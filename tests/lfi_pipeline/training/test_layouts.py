@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.pack import pack
 from lfi_pipeline.training import TrainConfig
-from lfi_pipeline.training.data import Batch, TargetImages
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, TargetImages
 
+SIZE = (64, 64)
 TICKETS = [(0, 1), (0, 3), (1, 0), (1, 2)]
 
 
@@ -24,9 +25,11 @@ def test_batches_of_both_layouts_are_the_same(
     make_config: Callable[..., TrainConfig], tmp_path: Path, workers: str
 ) -> None:
     config = make_config(objective="lfi")
-    pack(config.targets, tmp_path / "tars", layout="webdataset")
-    arrays = TargetImages(TargetStore.open(config.targets), config, (64, 64))
-    tars = TargetImages(TargetStore.open(tmp_path / "tars", data_root=tmp_path / "gone"), config, (64, 64))
+    pack(config.stream.targets, tmp_path / "tars", layout="webdataset")
+    reads = frozenset({MAPS, IMAGE_EMBEDDING})
+    arrays = TargetImages(TargetStore.open(config.stream.targets), config.stream, [SIZE], reads)
+    store = TargetStore.open(tmp_path / "tars", data_root=tmp_path / "gone")
+    tars = TargetImages(store, config.stream, [SIZE], reads)
     expected = arrays.__getitems__(TICKETS)
     tars.__getitems__(TICKETS[:1])  # the parent has read before its workers do
     if workers == "none":
@@ -44,6 +47,8 @@ def test_batches_of_both_layouts_are_the_same(
     for field in fields(Batch):
         one, other = getattr(found, field.name), getattr(expected, field.name)
         assert (one is None) == (other is None)
+        if field.name == "images":
+            one, other = one[SIZE], other[SIZE]
         assert one is None or torch.equal(one, other), field.name
 
 

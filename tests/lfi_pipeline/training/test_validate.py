@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.students import Features
-from lfi_pipeline.training.validate import mean_average_precision, predict, score_domains
+from lfi_pipeline.training.validate import Predictions, mean_average_precision, predict, score_domains
 
 
 def by_counting(scores: Tensor, labels: Tensor) -> float:
@@ -63,7 +64,9 @@ def test_domains_are_scored_apart() -> None:
     scores, labels = torch.rand(12, 3, generator=generator), torch.ones(12, 3)
     labels[torch.rand(12, 3, generator=generator) < 0.5] = 0
     domains = ["colour", "grey", "photo"] * 4
-    result = score_domains(scores, labels, domains, frozenset({"colour", "grey"}))
+    predictions = Predictions(scores, labels, torch.ones(12, dtype=torch.bool))
+    result = score_domains(predictions, "multi-label", domains, frozenset({"colour", "grey"}))
+    assert not [name for name in result if name.startswith("top")]
     photo = torch.tensor([domain == "photo" for domain in domains])
     assert result["map_heldout"] == pytest.approx(by_counting(scores[photo], labels[photo]), abs=1e-5)
     assert result["map_seen"] == pytest.approx(by_counting(scores[~photo], labels[~photo]), abs=1e-5)
@@ -72,29 +75,78 @@ def test_domains_are_scored_apart() -> None:
 
 
 def test_without_held_out_images_there_is_no_such_score() -> None:
-    result = score_domains(torch.rand(2, 2), torch.ones(2, 2), ["", ""], frozenset({""}))
+    predictions = Predictions(torch.rand(2, 2), torch.ones(2, 2), torch.ones(2, dtype=torch.bool))
+    result = score_domains(predictions, "multi-label", ["", ""], frozenset({""}))
     assert result["map_heldout"] is None
     assert result["map_seen"] == 1
+
+
+def test_accuracy_is_counted_by_hand_and_by_domain() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.9, 0.1, 0.0]])
+    labels = torch.eye(3)[[0, 0, 1, 1, 2]]
+    read = torch.tensor([True, True, True, True, False])
+    domains = ["seen", "seen", "seen", "other", "seen"]
+    result = score_domains(Predictions(scores, labels, read), "classification", domains, frozenset({"seen"}))
+    assert result["top1_seen"] == pytest.approx(1 / 3)  # of the three that could be read
+    assert result["top1_heldout"] == 1
+    assert result["top5_seen"] == result["top5_heldout"] == 1  # of three classes
+    assert result["unreadable"] == 1
 
 
 class Bias(nn.Module):
     """Predicts the mean of the image for every class; a different thing while training."""
 
-    def forward(self, images: Tensor, *, with_taps: bool) -> Features:
+    size = (32, 32)
+
+    def forward(self, images: Tensor) -> Features:
         assert not self.training
-        assert not with_taps
         logits = images.float().mean((1, 2, 3))[:, None].repeat(1, 64) / 255
-        return Features(logits, logits, [], [])
+        return Features(logits, logits, [], [], None)
+
+
+def asked(
+    student: nn.Module, dataset: Dataset, task: str = "multi-label", batch_size: int = 5, **share: int
+) -> Predictions:
+    (found,) = predict([student], dataset, task, torch.device("cpu"), batch_size=batch_size, **share)  # type: ignore
+    return found
 
 
 def test_predictions_are_in_order_and_leave_the_mode_alone(scenes_root: Path) -> None:
     dataset = read_dataset("scenes", scenes_root, "val")
     student = Bias().train()
-    scores, labels = predict(student, dataset, (32, 32), torch.device("cpu"), batch_size=5)
-    whole, _ = predict(student, dataset, (32, 32), torch.device("cpu"), batch_size=16)
+    found, whole = asked(student, dataset), asked(student, dataset, batch_size=16)
     assert student.training
-    assert scores.shape == labels.shape == (16, len(dataset.classes))
-    assert torch.equal(scores, whole)
-    assert ((scores > 0.5) & (scores < 0.74)).all()  # a sigmoid of means in [0, 1]
-    for row, sample in zip(labels, dataset.samples, strict=True):
+    assert found.scores.shape == found.labels.shape == (16, len(dataset.classes))
+    assert torch.equal(found.scores, whole.scores)
+    assert found.read.all()
+    assert ((found.scores > 0.5) & (found.scores < 0.74)).all()  # a sigmoid of means in [0, 1]
+    for row, sample in zip(found.labels, dataset.samples, strict=True):
         assert row.nonzero()[:, 0].tolist() == list(sample.labels)
+    softmax = asked(student, dataset, "classification")
+    torch.testing.assert_close(softmax.scores, torch.full_like(softmax.scores, 1 / 64))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 20])
+def test_shares_of_several_processes_add_up(scenes_root: Path, processes: int) -> None:
+    dataset = read_dataset("scenes", scenes_root, "val")
+    whole = asked(Bias(), dataset)
+    parts = [asked(Bias(), dataset, rank=rank, processes=processes) for rank in range(processes)]
+    for name in ("scores", "labels", "read"):
+        total = torch.stack([getattr(part, name).float() for part in parts]).sum(0)
+        assert torch.equal(total, getattr(whole, name).float())
+
+
+def test_a_broken_image_is_left_out_and_counted(scenes_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes_root, tmp_path / "scenes")
+    dataset = read_dataset("scenes", tmp_path / "scenes", "val")
+    whole = asked(Bias(), dataset)
+    (tmp_path / "scenes" / dataset.samples[4].path).write_bytes(b"not an image")
+    found = asked(Bias(), dataset)
+    assert found.read.tolist() == [row != 4 for row in range(16)]
+    domains = [sample.domain for sample in dataset.samples]
+    result = score_domains(found, "multi-label", domains, frozenset(domains))
+    assert result["unreadable"] == 1
+    others = [row for row in range(16) if row != 4]
+    expected = mean_average_precision(whole.scores[others], whole.labels[others])
+    assert result["map_seen"] == pytest.approx(expected)
+    assert score_domains(whole, "multi-label", domains, frozenset(domains))["unreadable"] == 0
