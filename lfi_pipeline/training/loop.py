@@ -65,6 +65,7 @@ class _Loop:
         self.outs = [out for _, out in runs]
         self.machine = machine
         configs = [config for config, _ in runs]
+        _require_apart(self.outs)
         self.stream = _common_stream(configs)
         self.accumulate = configs[0].accumulate
         self.accelerator = _make_accelerator(machine.device)
@@ -84,15 +85,18 @@ class _Loop:
         )
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
+        task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
+        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
+        for config, out in runs:
             if read_summary(out) is not None:
                 continue
             run = ActiveRun(
                 config,
                 out,
                 store=self.store,
-                task=resolve_task(config.task, labels, len(spec.dataset.classes)),
+                task=task,
                 accelerator=self.accelerator,
                 device=self.device,
                 steps=self.tickets.steps,
@@ -100,7 +104,6 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
-        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for run in self.active:
             if self.accelerator.is_main_process:
                 _tell(*_introduction(run))
@@ -262,6 +265,11 @@ def _common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
                 "own."
             )
     return first.stream
+
+
+def _require_apart(outs: Sequence[Path]) -> None:
+    if len({out.resolve() for out in outs}) < len(outs):
+        raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
 
 
 def _make_accelerator(device: str) -> Accelerator:
