@@ -18,6 +18,8 @@ def evaluate(
         Path | None,
         typer.Option(help="Cache of the validation split by the same teacher: needed to score where queries look."),
     ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
+    weights: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
     gallery: Annotated[int, typer.Option(help="Samples to keep with their maps, for the report.")] = 12,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
@@ -27,8 +29,11 @@ def evaluate(
     Example: lfi evaluate runs/lfi-0 --targets shards-val/
     """
     from lfi_pipeline.evaluation import evaluate_run
+    from lfi_pipeline.training.names import SCORES
 
-    result: Result = evaluate_run(run, targets=targets, gallery=gallery, device=device)
+    result: Result = evaluate_run(
+        run, targets=targets, data_root=data_root, weights=weights, gallery=gallery, device=device
+    )
     teacher = result["teacher"]
 
     def render(console: Console) -> None:
@@ -36,9 +41,8 @@ def evaluate(
             console,
             run.name,
             [
-                ("mAP, seen domains", percent(result["map_seen"])),
-                ("mAP, held-out domains", percent(result["map_heldout"])),
-                *((f"mAP, {domain}", percent(value)) for domain, value in result["map_per_domain"].items()),
+                *((heading, percent(result[name])) for name, heading in SCORES.items() if name in result),
+                *((f"mAP, {domain}", percent(value)) for domain, value in result.get("map_per_domain", {}).items()),
                 *(
                     (
                         f"tap {tap['index']}",

@@ -22,15 +22,16 @@ class SettingsCommand(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue
-            shown = _shown(defaults.get(parameter.name))
+            shown = _shown(defaults.get(parameter.name or ""))
             name, told = record[0], record[1] + (f"  [default: {shown}]" if shown else "")
-            sections.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append((name, told))
+            plain = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            sections.setdefault(getattr(parameter, "rich_help_panel", None) or plain, []).append((name, told))
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
-def _defaults() -> dict[str | None, Any]:
+def _defaults() -> dict[str, Any]:
     import dataclasses
 
     from lfi_pipeline.training import Machine

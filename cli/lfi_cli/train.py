@@ -150,9 +150,7 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(help="Forward passes that share one step and its batch.", rich_help_panel=OPTIMISER)
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, or autocast to bf16 or fp16.", rich_help_panel=OPTIMISER)
-    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, or autocast to bf16.", rich_help_panel=OPTIMISER)] = None,
     least_area: Annotated[
         float | None,
         typer.Option(help="Smallest crop, as a share of the image; 1: none.", rich_help_panel=AUGMENTATION),
@@ -214,7 +212,7 @@ def train(
     flat = settings_over(read_config(config) if config else {}, ctx.params | {"student": None})
     if len(set(student or ())) < len(student or ()):
         raise ConfigError(f"--student must name each student once, got {', '.join(student or ())}.")
-    configs = [config_of(flat | {"student": name}) for name in student or [flat.get("student")]]
+    configs = [config_of(each) for each in [flat | {"student": name} for name in student or ()] or [flat]]
     folders = [(out or Path("runs")) / run_name(each) for each in configs]
     if out is not None and len(configs) == 1:
         folders = [out]

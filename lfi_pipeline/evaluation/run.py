@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.replay import WHOLE, view_maps
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.gallery import write_gallery
 from lfi_pipeline.evaluation.grounding import (
@@ -21,8 +22,8 @@ from lfi_pipeline.evaluation.grounding import (
     score,
     teacher_grounding,
 )
-from lfi_pipeline.students import Student, TextQueries
-from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.students import LearnedQueries, Student, Tap, TextQueries, pair_layers
+from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.loading import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import write_json
@@ -33,13 +34,23 @@ SCORES = "scores.json"
 _BATCH = 64
 
 
-def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(
+    run: Path,
+    *,
+    targets: Path | None = None,
+    data_root: Path | None = None,
+    weights: str = "last",
+    gallery: int = 12,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Score `run`, write `scores.json` (and a gallery) into it, and return the scores.
 
     Args:
         run: directory of a run.
         targets: a cache of the validation split, made by the teacher of the training cache; without one, only the
             mAPs are scored, since words and teacher maps of the validation images are not known.
+        data_root: where the data set lies, if it has moved since the run.
+        weights: `last` or `best`.
         gallery: how many samples to keep with their maps for the report.
         device: `auto` takes CUDA where there is one.
 
@@ -49,9 +60,9 @@ def evaluate_run(run: Path, *, targets: Path | None = None, gallery: int = 12, d
     """
     if gallery < 0:
         raise ConfigError(f"gallery must be 0 or more, got {gallery}.")
-    loaded = load_run(run, device=device)
+    loaded = load_run(run, device=device, weights=weights, data_root=data_root)
     dataset = read_dataset(loaded.store.spec.dataset.name, loaded.store.source_root, loaded.config.val_split)
-    scores: dict[str, Any] = {"taps": [], "teacher": None, "area": None}
+    scores: dict[str, Any] = {"weights": weights, "taps": [], "teacher": None, "area": None}
     if loaded.task != NONE:
         (predictions,) = predict([loaded.student], dataset, loaded.task, next(loaded.student.parameters()).device)
         domains = [sample.domain for sample in dataset.samples]
@@ -69,7 +80,7 @@ def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int)
     teacher = teacher_grounding(store, words)[-1]
     result: dict[str, Any] = {"teacher": asdict(teacher), "area": teacher.area, "taps": []}
     student_maps: dict[int, list[Tensor]] = {}
-    if isinstance(loaded.student.queries, TextQueries):
+    if loaded.student.queries is not None:
         positions = sorted({word.position for word in words})
         student_maps = dict(_student_maps(loaded.student, store, dataset, positions))
         masks = [word.mask for word in words]
@@ -85,8 +96,11 @@ def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int)
 def _student_maps(
     student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int]
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield each position with its maps per tap, fp32 [M, rows, columns] on the CPU."""
-    assert isinstance(student.queries, TextQueries)
+    """Yield each position with its words' maps per tap, fp32 [M, rows, columns] on the CPU.
+
+    A learned slot knows no words: a word gets the maps of the slot that training would have matched to it, by the
+    teacher's maps. A word without a slot gets zeros.
+    """
     device = next(student.parameters()).device
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
@@ -94,13 +108,36 @@ def _student_maps(
     for first in range(0, len(positions), _BATCH):
         chunk = list(positions[first : first + _BATCH])
         pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in chunk])
-        ids = torch.from_numpy(store.read_many(chunk).words).long()
         with torch.no_grad():
             features = student(pixels.to(device), with_taps=True)
-            maps = student.queries.maps(vocabulary[ids.clamp_min(0)].to(device), features.taps)
+            if isinstance(student.queries, LearnedQueries):
+                maps = _matched_maps(student.queries, student.taps, features.taps, store, chunk)
+            else:
+                assert isinstance(student.queries, TextQueries)
+                ids = torch.from_numpy(store.read_many(chunk).words).long()
+                maps = student.queries.maps(vocabulary[ids.clamp_min(0)].to(device), features.taps)
         for row, position in enumerate(chunk):
             per_tap = zip(maps, features.grids, strict=True)
             yield position, [m[row].float().view(-1, *grid).cpu() for m, grid in per_tap]
+
+
+def _matched_maps(
+    queries: LearnedQueries, taps: Sequence[Tap], tokens: Sequence[Tensor], store: TargetStore, positions: Sequence[int]
+) -> list[Tensor]:
+    """Return per tap the map of each word's slot, [B, M, N_t]."""
+    read, device = store.read_many(positions), tokens[0].device
+    stored = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name).to(device)
+    whole = torch.tensor([WHOLE.window], device=device).expand(len(positions), 4)
+    targets = []
+    for tap, layer in zip(taps, pair_layers(taps, [layer.depth for layer in store.spec.layers]), strict=True):
+        mass = view_maps(stored[:, layer], whole, tap.grid).flatten(-2)
+        targets.append(mass / mass.sum(-1, keepdim=True).clamp_min(1e-12))
+    match = queries(tokens, targets, [target.sum(-1) for target in targets]).match  # [B, M], -1: no slot
+    matched = (match >= 0)[..., None]
+    return [
+        maps.gather(1, match.clamp_min(0)[..., None].expand(-1, -1, maps.shape[-1])) * matched
+        for maps in queries.maps(tokens)
+    ]
 
 
 def _gallery_positions(words: Sequence[GroundedWord], student_maps: dict[int, list[Tensor]], count: int) -> list[int]:

@@ -20,7 +20,8 @@ class ZeroShotScore:
     """Of the teacher, on images of the cache.
 
     Attributes:
-        metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur.
+        metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur, of the
+            softmax over classes: logits of different images cannot be compared (see `training.logit_distillation`).
         value: in [0, 1].
         images: that it is of.
     """
@@ -52,4 +53,4 @@ def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScor
     truth = torch.zeros(logits.shape, dtype=torch.long)
     for row, each in enumerate(labels):
         truth[row, list(each)] = 1
-    return ZeroShotScore(metric="mAP", value=mean_average_precision(logits, truth), images=len(labels))
+    return ZeroShotScore(metric="mAP", value=mean_average_precision(logits.softmax(1), truth), images=len(labels))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lfi_pipeline.errors import LFIError
 from lfi_pipeline.export.check import Check
 from lfi_pipeline.export.model_card import CardFacts
 from lfi_pipeline.export.plain import PlainModel
-from lfi_pipeline.targets import DatasetSpec, TargetStore
+from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.loading import LoadedRun
 from lfi_pipeline.training.run_dir import SUMMARY, read_json
@@ -19,6 +19,7 @@ from lfi_pipeline.training.run_dir import SUMMARY, read_json
 _SCORES = "scores.json"
 _SCORE_NAMES = ("map_", "top")
 _TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "learning_rate", "seed")
+_OF_MAPS = ("maps", "queries", "state")
 
 
 def card_facts(
@@ -44,9 +45,12 @@ def card_facts(
     """
     spec, student = loaded.store.spec, loaded.config.student
     scored, scores = _scores(loaded.path)
+    objective = loaded.config.objective
+    terms = () if objective == "none" else tuple(objective.split("+"))
     return CardFacts(
         title=str(loaded.record.get("name") or loaded.path.resolve().name),
         folder=folder,
+        taught=_taught(terms, str(loaded.record.get("maps", "teacher"))),
         head=plain.head,
         parameters=sum(p.numel() for p in plain.model.parameters()),
         model={
@@ -59,11 +63,10 @@ def card_facts(
         data={
             "data set": f"{spec.dataset.name}, split {spec.dataset.split}, {spec.dataset.samples:,} samples",
             "license of the data": _license(spec.dataset, loaded.store),
-            "teacher": f"{spec.teacher.name}, weights {spec.teacher.tag}",
-            "teacher's weights, sha256": spec.teacher.weights_sha256,
+            **(_teacher(spec) if terms else {"teacher": "none took part"}),
             "fingerprint of the targets": spec.fingerprint,
         },
-        training={**_training(loaded.record), "weights of the terms": _term_weights(loaded.config)},
+        training={**_training(loaded.record, terms), "weights of the terms": _term_weights(loaded.config)},
         command=str(loaded.record.get("command", "")),
         weights=weights,
         scored=scored,
@@ -73,9 +76,27 @@ def card_facts(
     )
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, object]:
+def _taught(terms: Sequence[str], maps: str) -> str:
+    if not terms:
+        return "trained on the task alone, without a teacher"
+    if "lfi" not in terms:
+        return f"taught by a vision-language teacher (terms: {', '.join(terms)})"
+    if maps != "teacher":
+        return f"trained on {maps} interaction maps, a control that does not show what the teacher looked at"
+    return "taught with the interaction maps of a vision-language teacher"
+
+
+def _teacher(spec: TargetSpec) -> dict[str, object]:
+    return {
+        "teacher": f"{spec.teacher.name}, weights {spec.teacher.tag}",
+        "teacher's weights, sha256": spec.teacher.weights_sha256,
+    }
+
+
+def _training(record: Mapping[str, Any], terms: Sequence[str]) -> dict[str, object]:
     settings = record.get("settings", {})
-    told = {name: record[name] if name in record else settings.get(name) for name in _TOLD}
+    names = [name for name in _TOLD if "lfi" in terms or name not in _OF_MAPS]
+    told = {name: record[name] if name in record else settings.get(name) for name in names}
     return {name.replace("_", " "): _listed(value) for name, value in told.items() if _is_told(value)}
 
 
@@ -88,7 +109,7 @@ def _listed(value: object) -> object:
 
 
 def _term_weights(config: TrainConfig) -> str:
-    return "none" if config.objective == "none" else f"{config.objective} {config.lambda_int}"
+    return ", ".join(f"{term} {config.weight(term)}" for term in config.terms) or "none"
 
 
 def _license(dataset: DatasetSpec, store: TargetStore) -> str:

@@ -33,6 +33,7 @@ class CardFacts:
     Attributes:
         title: name of the run.
         folder: name of the exported directory.
+        taught: how it was trained, to follow "A small vision model".
         head: one of the places that `PlainModel.head` names.
         parameters: of the exported model.
         model: rows about the student.
@@ -48,6 +49,7 @@ class CardFacts:
 
     title: str
     folder: str
+    taught: str
     head: str
     parameters: int
     model: Mapping[str, object]
@@ -66,8 +68,8 @@ def model_card(facts: CardFacts) -> str:
     parts = [
         _front_matter(facts.head),
         f"# {_plain(facts.title)}",
-        "A small vision model taught with interaction maps of a vision-language teacher. It is a plain timm model: "
-        "nothing of the training code is needed to use it, and no parameter was added to it. " + _HEADS[facts.head],
+        f"A small vision model {_plain(facts.taught)}. It is a plain timm model: no training code is needed "
+        "to use it, and no parameter was added to it. " + _HEADS[facts.head],
         "## Use\n\n" + _usage(facts),
         "## Model\n\n" + _table({**facts.model, "parameters": f"{facts.parameters:,}"}),
         "## Data and teacher\n\n" + _table(facts.data),

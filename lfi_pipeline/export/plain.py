@@ -39,7 +39,7 @@ def plain_model(student: Student) -> PlainModel:
     """Return a copy of `student` as a timm model; the student stays as it is."""
     backbone = copy.deepcopy(student.backbone).cpu().eval()
     head = student.head
-    if getattr(student, "readout", None) is not None:
+    if student.readout is not None:
         return PlainModel(backbone, SLOTS)
     if head is None:
         return PlainModel(backbone, NONE)

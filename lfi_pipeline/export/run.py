@@ -17,8 +17,7 @@ from lfi_pipeline.export.model_card import model_card
 from lfi_pipeline.export.onnx_model import ONNX, require_onnx, write_onnx
 from lfi_pipeline.export.plain import INSIDE, plain_model
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.loading import load_run
-from lfi_pipeline.training.run_dir import WEIGHTS
+from lfi_pipeline.training.loading import WEIGHTS, load_run
 
 CARD = "README.md"
 _IMAGES = 4  # that the export is compared on

@@ -15,7 +15,7 @@ from typing import Any
 
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.training.names import SCORES
-from lfi_pipeline.training.run_dir import SUMMARY, read_json, recorded_config
+from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, read_json, recorded_config
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.sweep import shown
 
@@ -47,7 +47,8 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
         RunError: a run whose files cannot be read.
     """
     finished = [run for run in runs if (run / SUMMARY).is_file()]
-    flats = [flat_settings(recorded_config(run)) for run in finished]
+    caches: dict[str, str] = {}
+    flats = [_settings(run, caches) for run in finished]
     differing = [
         name for name in (flats[0] if flats else ()) if name != _SEED and len({_key(f[name]) for f in flats}) > 1
     ]
@@ -67,8 +68,18 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
                 runs=tuple(finished[place].name for place in places),
             )
         )
-    main = next((name for name in SCORES if any(name in row.scores for row in rows)), None)
+    main = next(iter(_columns(rows)[1]), "")
     return sorted(rows, key=lambda row: -row.scores[main].mean if main in row.scores else 1.0)
+
+
+def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
+    """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
+    flat = flat_settings(recorded_config(run))
+    path = Path(flat["targets"])
+    fingerprint = str(read_json(run / CONFIG).get("targets_fingerprint", path))
+    flat["targets"] = caches.setdefault(fingerprint, f"{path.name} {fingerprint[:8]}")
+    del flat["data_root"]
+    return flat
 
 
 def standings_table(rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:

@@ -16,7 +16,7 @@ from lfi_pipeline.training.weights import DEFAULT_WEIGHTS, Weight
 
 MAPS = ("teacher", "shuffled", "uniform")
 NONE = "none"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
 TERMS = tuple(DEFAULT_WEIGHTS)
@@ -117,7 +117,7 @@ class TrainConfig:
         task: `classification` (one label an image, cross-entropy), `multi-label` (binary cross-entropy), `none` (pure
             distillation); `auto` takes classification where every image has exactly one label.
         val_split: split of the same data set to score on after every epoch.
-        precision: `fp32`, or autocast to `bf16` or `fp16` (with a loss scaler; CUDA only).
+        precision: `fp32`, or autocast to `bf16`.
         accumulate: forward passes whose gradients make one step; the batch is split between them.
     """
 

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset as TorchDataset
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.directions import DIRECTION_WORDS
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.photometric import apply_changes
 from lfi_pipeline.data.replay import WHOLE, view_image
 from lfi_pipeline.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.targets import TargetStore
@@ -91,9 +90,12 @@ class TargetImages(TorchDataset[Batch]):
         windows, flips = [], []
         for epoch, position in tickets:
             geometry = self.stream.augmentation.draw(np.random.default_rng([self.stream.seed, epoch, position]))
-            image = self._image(epoch, position)
+            changes = self.stream.photometric.draw(
+                np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
+            )
+            image = self._image(position)
             for size, images in seen.items():
-                images.append(torch.from_numpy(view_image(image, geometry, size)))
+                images.append(torch.from_numpy(view_image(image, geometry, size, changes=changes)))
             windows.append(geometry.window)
             flips.append(geometry.flip)
         positions = np.array([position for _, position in tickets])
@@ -111,7 +113,7 @@ class TargetImages(TorchDataset[Batch]):
             **(self._targets(positions, np.array(flips)) if self.reads else {}),
         )
 
-    def _image(self, epoch: int, position: int) -> Image.Image:
+    def _image(self, position: int) -> Image.Image:
         path = self.paths[position]
         image, checksum, _ = read_image(self.store.data_root, path)
         if checksum != self.checksums[position]:
@@ -120,8 +122,7 @@ class TargetImages(TorchDataset[Batch]):
                 f"teacher saw: its crc32c is {checksum:08x}, the cache recorded {self.checksums[position]:08x}. "
                 "Restore the image, or extract targets anew."
             )
-        rng = np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
-        return apply_changes(image, self.stream.photometric.draw(rng))
+        return image
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
         """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""

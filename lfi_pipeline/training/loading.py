@@ -30,8 +30,14 @@ class LoadedRun:
     task: str
 
 
-def load_run(run: Path, *, device: str = "auto", weights: str = "last") -> LoadedRun:
+def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_root: Path | None = None) -> LoadedRun:
     """Load a checkpoint of `run`: its last one, or its best one.
+
+    Args:
+        run: its directory.
+        device: `auto` takes CUDA where there is one.
+        weights: `last` or `best`.
+        data_root: where the data set lies, if not where the run or its cache recorded.
 
     Raises:
         UnknownNameError: `weights` is neither `last` nor `best`.
@@ -41,7 +47,7 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last") -> Loade
     if weights not in WEIGHTS:
         raise UnknownNameError("weights", weights, tuple(WEIGHTS))
     record, config = read_json(run / CONFIG), recorded_config(run)
-    store = TargetStore.open(config.stream.targets, data_root=config.stream.data_root)
+    store = TargetStore.open(config.stream.targets, data_root=data_root or config.stream.data_root)
     task = str(record.get("task"))
     # the checkpoint holds every weight: timm's own need not be at hand
     student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)

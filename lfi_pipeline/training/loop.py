@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -101,6 +102,8 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
+            if self.accelerator.is_main_process:
+                _tell(*_introduction(run))
         self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for run in self.active:
             self.records[run.out] = RunRecord(
@@ -193,7 +196,7 @@ class _Loop:
             self.records[run.out].log_time(epoch, spent)
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
-            tqdm.write(hint)
+            _tell(hint)
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
         if not runs or all(run.task == NONE for run in runs):
@@ -288,6 +291,22 @@ def _require_usable(
             "image. Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with "
             "--mirror-maps."
         )
+
+
+def _introduction(run: ActiveRun) -> Iterator[str]:
+    """What to know of a run before it starts."""
+    if run.config.uses_queries:
+        pairs = zip(run.learner.student.taps, run.learner.layers, strict=True)
+        pairing = ", ".join(f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in pairs)
+        yield f"{run.out.name}: taps {pairing}"
+    if run.step:
+        yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
+
+
+def _tell(*lines: str) -> None:
+    """Write to stderr, beside the progress bar."""
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)
 
 
 def _already_batched(batch: Any) -> Batch | LFIError:

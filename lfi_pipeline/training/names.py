@@ -24,6 +24,6 @@ def run_name(config: TrainConfig) -> str:
         parts.append(config.stream.maps)
     if config.uses_queries and config.queries.mode != "text":
         parts.append(config.queries.mode)
-    if config.queries.state != "persistent":
+    if config.uses_queries and config.queries.state != "persistent":
         parts.append(config.queries.state)
     return "-".join([*parts, str(config.stream.seed)]).replace("/", "-")

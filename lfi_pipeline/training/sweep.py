@@ -122,10 +122,10 @@ def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
     chosen: list[tuple[str, TrainConfig]] = []
     for values in itertools.product(*sweep.grid.values()):
         picked = dict(zip(sweep.grid, values, strict=True))
-        flat = default_settings() | sweep.base | picked
+        flat = {**default_settings(), **sweep.base, **picked}
         for condition in sweep.where:
             if condition.holds(flat):
-                flat |= condition.set
+                flat.update(condition.set)
         try:
             config = config_of(flat)
         except LFIError as error:
@@ -179,7 +179,7 @@ def _config_in(folder: Path) -> TrainConfig | None:
 
 
 def _name(flat: Mapping[str, Any], varying: Sequence[str]) -> str:
-    parts = []
+    parts: list[str] = []
     for name in varying:
         value = Path(flat[name]).name if name in ("targets", "data_root") else shown(flat[name])
         bare = name in _SELF_EXPLAINING and (name != "seed" or parts)
@@ -230,7 +230,7 @@ def _condition(table: Any, path: Path, number: int) -> Condition:
     match = {}
     for key, wanted in _table(table.get("match", {}), path, f"match of {told}").items():
         name = setting_name(key, f"{path}, [[{told}]]")
-        match[name] = wanted
+        match[name] = wanted if isinstance(wanted, list) else setting_value(name, wanted, path, f"{path}, [[{told}]]")
     changes = settings_in(_table(table.get("set", {}), path, f"set of {told}"), path, told)
     if not match or not changes:
         raise ConfigError(f"{path}, [[{told}]] must say what to match and what to set.")

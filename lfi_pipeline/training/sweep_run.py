@@ -70,11 +70,12 @@ def check_runs(plan: Sequence[PlannedRun], source: Path) -> list[int]:
 
 def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun]]:
     """Return the unfinished runs of `plan` in groups of up to `together` that one read can feed."""
-    streams: dict[Any, list[PlannedRun]] = {}
+    reads: dict[Any, list[PlannedRun]] = {}
     for run in plan:
         if not is_finished(run):
-            streams.setdefault(run.config.stream, []).append(run)
-    return [runs[i : i + together] for runs in streams.values() for i in range(0, len(runs), together)]
+            read = (run.config.stream, run.config.accumulate, run.config.val_split)
+            reads.setdefault(read, []).append(run)
+    return [runs[i : i + together] for runs in reads.values() for i in range(0, len(runs), together)]
 
 
 def is_finished(run: PlannedRun) -> bool:
@@ -95,7 +96,8 @@ def run_sweep(
 ) -> list[Outcome]:
     """Train what is not finished yet. A run that fails is told and recorded, and the others go on.
 
-    A group that fails is trained again one by one, from the last checkpoints, to know which run it was.
+    Where a group fails and several of its runs are left, each goes on alone from its last checkpoint, so that the error
+    is told of the run that caused it.
 
     Args:
         plan: as `plan_sweep` gives it.
@@ -138,14 +140,16 @@ def _train_group(
     try:
         train([(run.config, run.folder) for run in group], machine, command=command)
     except LFIError as error:
-        if len(group) > 1:
-            tell(f"the group failed ({error}); its runs go on one by one")
+        left = [run for run in group if not is_finished(run)]
+        if len(left) > 1:
+            tell(f"the group failed ({error}); what is left of it goes on one by one")
             failed: dict[Path, str] = {}
-            for run in group:
+            for run in left:
                 failed |= _train_group([run], machine, train, command, tell)
             return failed
-        tell(f"{group[0].name} failed: {error}")
-        return {group[0].folder: str(error)}
+        for run in left:
+            tell(f"{run.name} failed: {error}")
+        return {run.folder: str(error) for run in left}
     return {}
 
 

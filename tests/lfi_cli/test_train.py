@@ -32,7 +32,7 @@ def test_a_run(lfi: Callable[..., Any], tiny_targets: Path, tmp_path: Path) -> N
     assert "<- teacher layer 0" in ended.err
     config = json.loads((run / "config.json").read_text())
     assert config["hold_out"] == ["grey"]
-    assert config["settings"]["student"]["kwargs"] == {"depth": 3, "embed_dim": 32, "num_heads": 2}
+    assert config["settings"]["student_arg"] == {"depth": 3, "embed_dim": 32, "num_heads": 2}
 
     again = lfi(*words)  # finished: shown again
     assert again.code == 0
@@ -51,13 +51,12 @@ def test_the_run_is_named_after_what_it_is(
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("UnknownNameError", ("--student", "resnt18"), "Did you mean 'resnet18'"),
-        ("UnknownNameError", ("--objective", "lif"), "embedding, lfi, none"),
+        ("UnknownNameError", ("--objective", "lif"), "embedding, lfi, logits, none, presence"),
         ("UnknownNameError", ("--maps", "random"), "shuffled, teacher, uniform"),
         ("UnknownNameError", ("--state", "sticky"), "persistent, reset"),
         ("UnknownNameError", ("--precision", "fp8"), "bf16, fp32"),
         ("UnknownNameError", ("--val-split", "dev"), "train, val"),
-        ("ConfigError", ("--objective", "none", "--maps", "uniform"), "control of objective 'lfi'"),
+        ("ConfigError", ("--objective", "none", "--maps", "uniform"), "control of the term 'lfi'"),
         ("ConfigError", ("--student-arg", "depth"), "KEY=VALUE"),
         ("ConfigError", ("--student-arg", "no_such=1"), "no_such"),
         ("ConfigError", ("--taps", "1,x"), "'1,x'"),
@@ -78,6 +77,12 @@ def test_options_that_cannot_work(
     out = tmp_path / "run"
     assert words in fails(kind, "train", "--targets", tiny_targets, *STUDENT, *options, "--out", out)
     assert not out.exists()
+
+
+def test_an_unknown_student_lists_near_ones(fails: Fails, tiny_targets: Path, tmp_path: Path) -> None:
+    words = ("train", "--targets", tiny_targets, "--batch-size", 8, "--student", "resnt18", "--out", tmp_path / "run")
+    assert "Did you mean 'resnet18'" in fails("UnknownNameError", *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_targets_that_are_none(fails: Fails, scenes_root: Path, tmp_path: Path) -> None:

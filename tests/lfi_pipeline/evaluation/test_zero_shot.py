@@ -49,6 +49,14 @@ def test_several_labels_or_none_are_map_over_classes_that_occur() -> None:
     assert score.value == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
 
 
+def test_the_level_of_an_image_does_not_count() -> None:
+    """Class 0 has the larger cosine with the image that lacks it, but the smaller share of that image's softmax."""
+    cache: Any = Cache([[1.0, 0.9, 0.9], [0.9, 1.0, 0.0]], [(0,), (1, 2)], [0, 1])
+    score = teacher_zero_shot(cache)
+    assert score is not None
+    assert score.value == pytest.approx((1 + 1 + 1 / 2) / 3)
+
+
 def test_no_labels_or_no_classes_is_no_score() -> None:
     cache: Any = Cache(EMBEDDINGS, [(), (), (), ()], [0, 1, 2, 3])
     assert teacher_zero_shot(cache) is None
@@ -73,7 +81,8 @@ def test_of_a_real_cache(tiny_targets: Path) -> None:
     assert (score.metric, score.images) == ("mAP", len(store))
     embedding = torch.from_numpy(store.read_many(store.usable).image_embedding).float()
     cosines = torch.nn.functional.normalize(embedding, dim=1) @ torch.from_numpy(store.zero_shot.embeddings).T
-    truth = torch.zeros(cosines.shape, dtype=torch.long)
+    shares = (store.zero_shot.logit_scale * cosines).softmax(1)
+    truth = torch.zeros(shares.shape, dtype=torch.long)
     for row, labels in enumerate(store.index.labels):
         truth[row, list(labels)] = 1
-    assert score.value == pytest.approx(mean_average_precision(cosines, truth), abs=1e-2)
+    assert score.value == pytest.approx(mean_average_precision(shares, truth), abs=1e-2)

@@ -32,6 +32,9 @@ FAMILIES = {
     "convnext": StudentConfig(name="convnext_atto", image_size=64, kwargs={"depths": [1] * 4, "dims": [8, 8, 16, 16]}),
     "resnet": StudentConfig(name="resnet18", image_size=64, kwargs={"layers": [1] * 4, "channels": [8, 8, 16, 16]}),
     "mobilenetv4": StudentConfig(name="mobilenetv4_conv_small_035", image_size=64),
+    "convolution as head": StudentConfig(
+        name="resnetv2_50", image_size=64, kwargs={"layers": [1] * 4, "channels": [16, 16, 32, 32], "stem_chs": 8}
+    ),
     "head after a batch norm": StudentConfig(name="efficientvit_m0"),
     "two heads": StudentConfig(name="deit_tiny_distilled_patch16_224", kwargs=VIT.kwargs),
 }

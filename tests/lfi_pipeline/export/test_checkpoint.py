@@ -86,7 +86,7 @@ def test_timm_alone_gives_what_the_student_gave(make_student: Make, loaded_alone
         assert "label_names" not in config
     else:
         assert not (folder / "export" / "head.safetensors").exists()
-        torch.testing.assert_close(found["output"], expected.logits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found["output"], expected.logits, rtol=1e-5, atol=1e-6)
         assert config["label_names"] == list(CLASSES)
 
 

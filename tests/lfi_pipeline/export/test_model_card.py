@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lfi_pipeline.export import export_run
+from lfi_pipeline.export.check import Check
+from lfi_pipeline.export.facts import _taught, card_facts
 from lfi_pipeline.export.model_card import CardFacts, model_card
+from lfi_pipeline.export.plain import plain_model
+from lfi_pipeline.training.loading import load_run
 
 
 def facts(**changes: Any) -> CardFacts:
     known: dict[str, Any] = {
         "title": "lfi-0",
         "folder": "out",
+        "taught": "taught by nobody",
         "head": "inside",
         "parameters": 12345,
         "model": {"architecture": "vit_tiny_patch16_224"},
@@ -69,10 +76,30 @@ def test_onnx_is_told_of_only_where_it_is() -> None:
     assert "model.onnx" not in model_card(facts())
 
 
-def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
-    from lfi_pipeline.export import export_run
-    from lfi_pipeline.training.loading import load_run
+@pytest.mark.parametrize(
+    ("terms", "maps", "says"),
+    [
+        ((), "teacher", "without a teacher"),
+        (("embedding",), "teacher", "terms: embedding"),
+        (("lfi",), "teacher", "with the interaction maps of"),
+        (("lfi", "presence"), "uniform", "uniform interaction maps, a control"),
+    ],
+)
+def test_a_control_is_called_one(terms: tuple[str, ...], maps: str, says: str) -> None:
+    assert says in _taught(terms, maps)
 
+
+def test_the_card_of_a_run_without_a_teacher(run: Path, tmp_path: Path) -> None:
+    loaded = load_run(run, device="cpu")
+    loaded = replace(loaded, config=replace(loaded.config, objective="none"))
+    check = Check(images=0, noise=4, features=0.0, logits=None, inputs=0.0)
+    plain = plain_model(loaded.student)
+    told = card_facts(loaded, plain, check, folder="out", weights="last", onnx=False, onnx_differs=None)
+    assert told.data["teacher"] == "none took part"
+    assert not {"maps", "state"} & told.training.keys()
+
+
+def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
     spec = load_run(run, device="cpu").store.spec
     summary = json.loads((run / "summary.json").read_text())
     export_run(run, tmp_path / "first")

@@ -23,7 +23,7 @@ from lfi_pipeline.targets.stream import TargetStream
 def read_everything(path: Path, layout: str) -> None:
     """What a user of a cache reads: the store, its columns, both views, the images, and the stream."""
     store = TargetStore.open(path)
-    _ = store.vocabulary, store.source_root
+    _ = store.vocabulary, store.zero_shot, store.source_root
     for column in ("keys", "paths", "labels", "domains", "captions", "reasons", "image_crc32c"):
         _ = getattr(store.index, column)
     for view in store.spec.views:

@@ -34,7 +34,7 @@ def test_the_defaults_are_valid() -> None:
         ("objective", "lfi+embeding", "Did you mean 'embedding'"),
         ("objective", "", "lfi"),
         ("objective", "lfi+", "lfi"),
-        ("precision", "fp8", "bf16, fp16, fp32"),
+        ("precision", "fp8", "bf16, fp32"),
         ("task", "classes", "auto, classification, multi-label, none"),
     ],
 )

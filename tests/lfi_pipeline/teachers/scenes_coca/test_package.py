@@ -15,7 +15,9 @@ from lfi_pipeline.data import load_manifest
 from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig
 from lfi_pipeline.data.scenes.render import render_scene
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
+from lfi_pipeline.targets import teacher_logits
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps, load_teacher
+from lfi_pipeline.teachers.class_embeddings import class_embeddings
 from lfi_pipeline.teachers.words import EncodedText, Word
 
 SCENES = 100
@@ -100,6 +102,16 @@ def test_every_category_is_one_word_it_knows(teacher: CocaTeacher) -> None:
     embeddings = teacher.embed_words(NAMES)
     alike = embeddings @ embeddings.T - 2 * torch.eye(len(NAMES))
     assert alike.max() < 0.99
+
+
+def test_zero_shot_it_ranks_a_class_of_the_image_first(teacher: CocaTeacher, held_out: HeldOut) -> None:
+    """Image and class embeddings share one space, by its own contrastive training."""
+    zero_shot = class_embeddings(teacher, NAMES, ("a picture of a {}.",))
+    found = held_out.maps(teacher, "attention", slice(None)).image_embedding
+    first = [NAMES[winner] for winner in teacher_logits(found, zero_shot).argmax(1).tolist()]
+    hits = [name in {word.text for word in words if word} for name, words in zip(first, held_out.words, strict=True)]
+    # Measured 0.64 on 200 other scenes; 0.04 by chance.
+    assert sum(hits) / len(hits) > 0.5
 
 
 def test_the_default_maps_point_at_the_named_object(teacher: CocaTeacher, held_out: HeldOut) -> None:

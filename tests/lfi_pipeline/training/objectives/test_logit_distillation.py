@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfi_pipeline.training.logit_distillation import logit_distillation, require_zero_shot
+from lfi_pipeline.training.objectives.logit_distillation import logit_distillation, require_zero_shot
 from torch import Tensor
 
 from lfi_pipeline.errors import ConfigError

@@ -1,0 +1,191 @@
+"""A sweep is carried out: in groups, resumed, and not stopped by one run. The loop is stood in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.training.config import Machine, TrainConfig
+from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training.sweep import PlannedRun
+from lfi_pipeline.training.sweep_run import check_runs, groups_of, run_sweep
+
+
+def planned(out: Path, name: str, **settings: Any) -> PlannedRun:
+    return PlannedRun(folder=out / name, config=config_of({"targets": "shards"} | settings))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> list[PlannedRun]:
+    """Two seeds (two streams) of three objectives each."""
+    return [
+        planned(tmp_path, f"{objective}-{seed}", objective=objective, seed=seed)
+        for objective in ("none", "lfi", "embedding")
+        for seed in (0, 1)
+    ]
+
+
+class Loop:
+    """Stands in for `training.train`: finishes runs, but for those in `failing`."""
+
+    def __init__(self, *failing: str) -> None:
+        self.failing = set(failing)
+        self.calls: list[list[str]] = []
+
+    def __call__(
+        self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+    ) -> list[Mapping[str, Any]]:
+        names = [folder.name for _, folder in runs]
+        self.calls.append(names)
+        assert len({config.stream for config, _ in runs}) == 1
+        assert (machine, command) == (Machine(workers=3), "lfi sweep x")
+        if bad := self.failing & set(names):
+            raise ConfigError(f"no good: {sorted(bad)}")
+        for _, folder in runs:
+            folder.mkdir()
+            (folder / "summary.json").write_text("{}")
+        return [{} for _ in runs]
+
+
+def sweep(
+    plan: Sequence[PlannedRun], out: Path, loop: Loop, together: int = 1
+) -> tuple[dict[str, str | None], list[str]]:
+    told: list[str] = []
+    outcomes = run_sweep(
+        plan, out, Machine(workers=3), train=loop, together=together, command="lfi sweep x", tell=told.append
+    )
+    return {outcome.run.name: outcome.error for outcome in outcomes}, told
+
+
+def states(out: Path) -> dict[str, str]:
+    return {run["name"]: run["state"] for run in json.loads((out / "sweep.json").read_text())["runs"]}
+
+
+def test_one_by_one_in_order_of_streams(plan: list[PlannedRun], tmp_path: Path) -> None:
+    loop = Loop()
+    errors, told = sweep(plan, tmp_path, loop)
+    assert loop.calls == [["none-0"], ["lfi-0"], ["embedding-0"], ["none-1"], ["lfi-1"], ["embedding-1"]]
+    assert errors == {run.name: None for run in plan}
+    assert told[2] == "run 3 of 6: embedding-0"
+    assert set(states(tmp_path).values()) == {"finished"}
+
+
+@pytest.mark.parametrize(("together", "sizes"), [(1, [1] * 6), (2, [2, 1, 2, 1]), (3, [3, 3]), (99, [3, 3])])
+def test_groups_share_a_stream_and_have_a_limit(plan: list[PlannedRun], together: int, sizes: list[int]) -> None:
+    groups = groups_of(plan, together)
+    assert [len(group) for group in groups] == sizes
+    assert all(len({run.config.stream for run in group}) == 1 for group in groups)
+    assert sorted(run.name for group in groups for run in group) == sorted(run.name for run in plan)
+
+
+def test_finished_runs_are_left_alone(plan: list[PlannedRun], tmp_path: Path) -> None:
+    for run in (plan[0], plan[3]):
+        run.folder.mkdir()
+        (run.folder / "summary.json").write_text("{}")
+    loop = Loop()
+    _, told = sweep(plan, tmp_path, loop, together=3)
+    assert loop.calls == [["none-1", "embedding-1"], ["lfi-0", "embedding-0"]]
+    assert told == [
+        "2 of 6 runs are finished already",
+        "runs 3-4 of 6: none-1, embedding-1",
+        "runs 5-6 of 6: lfi-0, embedding-0",
+    ]
+    again = Loop()
+    errors, told = sweep(plan, tmp_path, again, together=3)
+    assert again.calls == []
+    assert told == ["6 of 6 runs are finished already"]
+    assert errors == {run.name: None for run in plan}
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(plan: list[PlannedRun], tmp_path: Path) -> None:
+    loop = Loop("lfi-0")
+    errors, told = sweep(plan, tmp_path, loop)
+    assert errors == {run.name: None for run in plan} | {"lfi-0": "no good: ['lfi-0']"}
+    assert len(loop.calls) == 6
+    assert "lfi-0 failed: no good: ['lfi-0']" in told
+    assert states(tmp_path) == {run.name: "finished" for run in plan} | {"lfi-0": "failed"}
+    mended = Loop()
+    errors, _ = sweep(plan, tmp_path, mended)
+    assert mended.calls == [["lfi-0"]]
+    assert set(errors.values()) == {None}
+    assert states(tmp_path)["lfi-0"] == "finished"
+
+
+def test_a_group_that_fails_goes_on_one_by_one(plan: list[PlannedRun], tmp_path: Path) -> None:
+    loop = Loop("lfi-0")
+    errors, _ = sweep(plan, tmp_path, loop, together=3)
+    group = ["none-0", "lfi-0", "embedding-0"]
+    assert loop.calls == [group, ["none-0"], ["lfi-0"], ["embedding-0"], ["none-1", "lfi-1", "embedding-1"]]
+    assert [name for name, error in errors.items() if error] == ["lfi-0"]
+
+
+def test_what_a_failed_group_has_finished_is_not_trained_again(plan: list[PlannedRun], tmp_path: Path) -> None:
+    class Ends(Loop):
+        """Fails after the other runs of the group have ended, as the loop does for a loss that explodes."""
+
+        def __call__(
+            self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        ) -> list[Mapping[str, Any]]:
+            good = [run for run in runs if run[1].name not in self.failing]
+            super().__call__(good, machine, command=command)
+            if len(good) < len(runs):
+                raise ConfigError("lfi-0: the loss is nan")
+            return []
+
+    loop = Ends("lfi-0")
+    errors, _ = sweep(plan, tmp_path, loop, together=3)
+    assert len(loop.calls) == 2
+    assert {name: error for name, error in errors.items() if error} == {"lfi-0": "lfi-0: the loss is nan"}
+
+
+def test_a_read_is_shared_only_where_its_batches_are_cut_alike(tmp_path: Path) -> None:
+    plan = [planned(tmp_path, "a"), planned(tmp_path, "b", accumulate=2), planned(tmp_path, "c", val_split="test")]
+    assert [len(group) for group in groups_of([*plan, planned(tmp_path, "d")], 9)] == [2, 1, 1]
+
+
+def test_what_is_not_ours_is_not_swallowed(plan: list[PlannedRun], tmp_path: Path) -> None:
+    def broken(*_: object, **__: object) -> list[Mapping[str, Any]]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_sweep(plan, tmp_path, Machine(), train=broken)
+
+
+def test_one_of_several_processes_writes(plan: list[PlannedRun], tmp_path: Path) -> None:
+    loop = Loop()
+    run_sweep(plan, tmp_path, Machine(workers=3), train=loop, command="lfi sweep x", record=False)
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_together_is_one_or_more(plan: list[PlannedRun], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="together must be 1 or more, got 0"):
+        sweep(plan, tmp_path, Loop(), together=0)
+
+
+def test_steps_are_counted_from_the_cache(tiny_targets: Path, tmp_path: Path) -> None:
+    common = {"targets": str(tiny_targets), "student": "resnet18", "batch_size": 8}
+    runs = [planned(tmp_path, "a", epochs=2, **common), planned(tmp_path, "b", epochs=1, **common | {"batch_size": 5})]
+    assert check_runs(runs, Path("x.toml")) == [6, 4]  # 24 images
+
+
+def test_what_cannot_start_is_told_before_anything_starts(tiny_targets: Path, tmp_path: Path) -> None:
+    common = {"targets": str(tiny_targets)}
+    runs = [
+        planned(tmp_path, "a", student="resnt18", **common),
+        planned(tmp_path, "b", **common),
+        planned(tmp_path, "c", hold_out=["sketch"], **common),
+        planned(tmp_path, "d", targets="nowhere"),
+        planned(tmp_path, "e", taps=[99], **common),
+        planned(tmp_path, "f", hold_out=["colour", "grey", "outline"], **common),
+    ]
+    with pytest.raises(ConfigError, match=r"x\.toml.*nothing was started") as raised:
+        check_runs(runs, Path("x.toml"))
+    lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
+    assert [line[:2] for line in lines] == ["a:", "c:", "d:", "e:", "f:"]
+    for line, word in zip(lines, ("Did you mean 'resnet18'", "hold_out", "nowhere", "99", "no usable"), strict=True):
+        assert word in line
