@@ -43,8 +43,22 @@ _SETTINGS: dict[str, Callable[[RunConfig], object]] = {
     "targets": lambda c: c.fingerprint[:8],
 }
 _NAMED_OTHERWISE = frozenset(
-    "seed objective maps state queries student weight learning_rate epochs batch_size image_size hold_out targets "
-    "data_root".split()
+    [
+        "seed",
+        "objective",
+        "maps",
+        "state",
+        "queries",
+        "student",
+        "weight",
+        "learning_rate",
+        "epochs",
+        "batch_size",
+        "image_size",
+        "hold_out",
+        "targets",
+        "data_root",
+    ]
 )
 """Settings of a run (training/settings.py) that the label or `_SETTINGS` tells already, or that do not matter."""
 
