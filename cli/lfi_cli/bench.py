@@ -177,6 +177,62 @@ def extract(
     return _show(bench_extraction(config), csv, as_json, device)
 
 
+@app.command("train")
+@command
+def train(
+    what: Annotated[
+        str, typer.Option(help="What to measure: step, online, students, parameters.")
+    ] = "step,online,students,parameters",
+    students: Annotated[
+        str,
+        typer.Option(help="timm models; the first serves --what students, the last online and parameters."),
+    ] = "vit_tiny_patch16_224,vit_small_patch16_224",
+    batch_size: Annotated[int, typer.Option(help="Images of a step, but for online.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 5,
+    teacher: Annotated[str, typer.Option(help="NAME[:TAG], asked online; NAME:random needs no weights.")] = (
+        "coca_ViT-L-14:random"
+    ),
+    kind: Annotated[str, typer.Option(help="Kind of its maps.")] = "relevance",
+    layers: Annotated[int, typer.Option(help="Layers of its maps.")] = 1,
+    online_batch: Annotated[int, typer.Option(help="Images of a step of online.")] = 4,
+    online_rounds: Annotated[int, typer.Option(help="Rounds of online.")] = 2,
+    image_sizes: Annotated[str, typer.Option(help="Pixels a side of --what students; own is the model's.")] = "own,64",
+    workers: Annotated[str, typer.Option(help="Numbers of loader processes of --what students.")] = "0,2",
+    steps: Annotated[int, typer.Option(help="Steps of one pass of --what students.")] = 4,
+    device: DeviceOption = "auto",
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """What objectives cost in training, what the cache saves, what students save that share a read.
+
+    Example: lfi bench train --what step,parameters
+    """
+    from lfi_pipeline.benchmarks.train import TrainBenchConfig, bench_train
+    from lfi_pipeline.students import StudentConfig
+
+    counts = tuple(_whole_number("workers", text) for text in names(workers))
+    sizes = tuple(None if text == "own" else _whole_number("image-sizes", text) for text in names(image_sizes))
+    config = TrainBenchConfig(
+        what=names(what),
+        students=tuple(StudentConfig(name=name) for name in names(students)),
+        batch_size=batch_size,
+        rounds=rounds,
+        teacher=teacher,
+        kind=kind,
+        layers=layers,
+        online_batch=online_batch,
+        online_rounds=online_rounds,
+        image_sizes=sizes,
+        workers=counts,
+        steps=steps,
+        device=device,
+    )
+    if quick:
+        config = config.tiny()
+    return _show(bench_train(config), csv, as_json, device)
+
+
 def _whole_number(name: str, text: str) -> int:
     if not text.isdecimal():
         from lfi_pipeline.errors import ConfigError

@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
-from lfi_pipeline.benchmarks.photos import SIZE, write_photos
-from lfi_pipeline.benchmarks.synthetic import drawn_maps, labels_of, maps_spec, payload_of, write_targets
+from lfi_pipeline.benchmarks.photo_cache import photo_cache
+from lfi_pipeline.benchmarks.photos import SIZE
 from lfi_pipeline.errors import ConfigError
-from lfi_pipeline.targets import PlannedSample, ShardPayload, TargetStore
-from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import Batch, TargetImages, Tickets
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.data import MAPS, Batch, TargetImages
+from lfi_pipeline.training.tickets import Tickets
 
-OBJECTIVES = ("none", "lfi")
+READS: dict[str, frozenset[str]] = {"none": frozenset(), "lfi": frozenset({MAPS})}
+"""Targets that are read, by objective."""
 CROP = (224, 224)
 
 
@@ -60,13 +61,13 @@ def bench_loader(config: LoaderConfig) -> Outcome:
         BenchmarkError: a batch's images depend on the objective or the workers, or its targets are not the cache's.
     """
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
-        store = _synthetic(Path(scratch), config)
+        store = photo_cache(Path(scratch), config.images)
         _check(store, config)
         rates = _rates(store, config)
     shape = f"{config.images}x{SIZE[0]}x{SIZE[1]} to {CROP[0]}x{CROP[1]}, batch {config.batch_size}"
     measured, asked = [], []
     for workers in config.workers:
-        plain, targets = (rates[workers, objective] for objective in OBJECTIVES)
+        plain, targets = (rates[workers, objective] for objective in READS)
         ratio = statistics.median(b / a for a, b in zip(plain, targets, strict=True))
         case = f"{workers} workers"
         for metric, value, unit in (
@@ -89,11 +90,11 @@ def bench_loader(config: LoaderConfig) -> Outcome:
 
 
 def _rates(store: TargetStore, config: LoaderConfig) -> dict[tuple[int, str], list[float]]:
-    rates: dict[tuple[int, str], list[float]] = {(w, o): [] for w in config.workers for o in OBJECTIVES}
+    rates: dict[tuple[int, str], list[float]] = {(w, o): [] for w in config.workers for o in READS}
     with tqdm(total=(config.rounds + 1) * len(rates), desc="loader", unit="run", leave=False) as bar:
         for number in range(config.rounds + 1):
             for workers in config.workers:
-                for objective in OBJECTIVES if number % 2 else OBJECTIVES[::-1]:
+                for objective in READS if number % 2 else list(READS)[::-1]:
                     rate = _rate(_loader(store, config, objective, workers, number))
                     if number:  # the first round warms the page cache
                         rates[workers, objective].append(rate)
@@ -102,12 +103,10 @@ def _rates(store: TargetStore, config: LoaderConfig) -> dict[tuple[int, str], li
 
 
 def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: int, seed: int = 0) -> DataLoader[Batch]:
-    train = TrainConfig(
-        targets=store.path, objective=objective, epochs=1, batch_size=config.batch_size, seed=seed, device="cpu"
-    )
+    stream = StreamConfig(targets=store.path, epochs=1, batch_size=config.batch_size, seed=seed)
     return DataLoader(
-        TargetImages(store, train, CROP),
-        batch_sampler=Tickets(store.usable, train),
+        TargetImages(store, stream, [CROP], READS[objective]),
+        batch_sampler=Tickets(store.usable, stream),
         collate_fn=_whole,
         num_workers=workers,
     )
@@ -123,30 +122,14 @@ def _rate(loader: DataLoader[Batch]) -> float:
     batches = iter(loader)
     next(batches)
     began = time.perf_counter()
-    images = sum(len(batch.images) for batch in batches)
+    images = sum(len(batch) for batch in batches)
     return images / (time.perf_counter() - began)
-
-
-def _synthetic(root: Path, config: LoaderConfig) -> TargetStore:
-    paths = write_photos(root, config.images)
-    checksums = np.array([google_crc32c.value((root / path).read_bytes()) for path in paths], dtype=np.uint32)
-    spec = maps_spec(samples=config.images, maps_shape=(4, 16, 16, 16), views=("full", "hflip"))
-    plan = [
-        PlannedSample(key=Path(path).stem, path=path, labels=labels_of(i), domain="", caption="")
-        for i, path in enumerate(paths)
-    ]
-
-    def payload(positions: range) -> ShardPayload:
-        return payload_of(spec, drawn_maps(spec, positions), checksums[positions.start : positions.stop])
-
-    write_targets(root / "targets", spec, payload, data_root=root, plan=plan)
-    return TargetStore.open(root / "targets")
 
 
 def _check(store: TargetStore, config: LoaderConfig) -> None:
     for workers in config.workers:
-        plain, full = (next(iter(_loader(store, config, objective, workers))) for objective in OBJECTIVES)
-        same = torch.equal(plain.images, full.images) and torch.equal(plain.windows, full.windows)
+        plain, full = (next(iter(_loader(store, config, objective, workers))) for objective in READS)
+        same = torch.equal(plain.images[CROP], full.images[CROP]) and torch.equal(plain.windows, full.windows)
         require(same, f"Images must not depend on the objective; they do with {workers} workers.")
     loader = _loader(store, config, "lfi", 0)
     tickets = next(iter(loader.batch_sampler or ()))

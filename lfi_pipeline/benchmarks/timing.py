@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -14,7 +14,15 @@ from lfi_pipeline.errors import ConfigError
 def interleaved(
     cases: Mapping[str, Callable[[], object]], rounds: int, *, name: str, warm_up: int = 1
 ) -> dict[str, float]:
-    """Return the median seconds of each case.
+    """Return the median seconds of each case, taken in turns as `rounds_of` says; the arguments are the same."""
+    taken = rounds_of(cases, rounds, name=name, warm_up=warm_up)
+    return {case: statistics.median(values) for case, values in taken.items()}
+
+
+def rounds_of(
+    cases: Mapping[str, Callable[[], object]], rounds: int, *, name: str, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Return the seconds of each case in each round.
 
     What slows the machine for a while slows every case of a round alike. The order turns by one from round to round,
     so that no case always follows the same other one.
@@ -40,7 +48,12 @@ def interleaved(
                 if number >= warm_up:
                     seconds[case].append(time.perf_counter() - began)
                 bar.update()
-    return {case: statistics.median(values) for case, values in seconds.items()}
+    return seconds
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over rounds of one case's seconds over another's of the same round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def seconds_of(run: Callable[[], object]) -> float:

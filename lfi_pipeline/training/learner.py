@@ -112,7 +112,7 @@ class Learner(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that timm leaves out of the weight decay, such as positions."""
-        names = getattr(self.student.backbone, "no_weight_decay", set)()
+        names: set[str] = getattr(self.student.backbone, "no_weight_decay", set)()
         return {_BACKBONE + name for name in names}
 
     def parameter_counts(self) -> dict[str, int]:

@@ -23,7 +23,7 @@ from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.clock import CHECKPOINT, VALIDATION, WAITING, EpochClock, advice
+from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
@@ -123,7 +123,8 @@ class _Loop:
 
     def _train(self, stop: StopRequest) -> list[str]:
         start, per_epoch = min(run.step for run in self.active), self.tickets.steps_per_epoch
-        clock, source = EpochClock(self.device), self._pieces(start)
+        self.reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
+        clock, source = EpochClock(self.device), self._batches(start)
         failed: list[str] = []
         saved_at = time.monotonic()
         bar = tqdm(
@@ -133,7 +134,9 @@ class _Loop:
         try:
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
-                    pieces = [next(source) for _ in range(self.accumulate)]
+                    batches = [next(source) for _ in range(self.accumulate)]
+                with clock.lap(FORWARD):
+                    pieces = [self._piece(batch) for batch in batches]
                 for run in [run for run in self.active if run.step == step]:
                     losses = run.train_step(pieces, clock)
                     if run.failure is not None:
@@ -164,25 +167,28 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         return failed
 
-    def _pieces(self, start: int) -> Iterator[Piece]:
+    def _batches(self, start: int) -> Iterator[Batch]:
         """Yield the parts of every step's batch that this process computes, from step `start` on."""
         self.tickets.start = start
-        reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
-        images = TargetImages(self.store, self.stream, [run.learner.student.size for run in self.active], reads)
+        sizes = [run.learner.student.size for run in self.active]
+        images = TargetImages(self.store, self.stream, sizes, self.reads)
         loader = DataLoader(
             ErrorsAsValues(images),
             batch_sampler=self.tickets,
             collate_fn=_already_batched,
             num_workers=self.machine.workers,
-            pin_memory=False,
+            pin_memory=self.device.type == "cuda",
         )
-        codec, uniform = self.store.spec.codec.name, self.stream.maps == "uniform"
         for item in loader:
             if isinstance(item, LFIError):
                 raise item
-            batch = item.to(self.device)
-            cut = CutTargets(batch, codec, uniform=uniform) if MAPS in reads else None
-            yield Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
+            yield item
+
+    def _piece(self, batch: Batch) -> Piece:
+        """Bring a part of a batch to the device, with maps that all students share."""
+        batch, uniform = batch.to(self.device), self.stream.maps == "uniform"
+        cut = CutTargets(batch, self.store.spec.codec.name, uniform=uniform) if MAPS in self.reads else None
+        return Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
 
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""

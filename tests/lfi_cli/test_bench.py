@@ -16,7 +16,7 @@ Fails = Callable[..., str]
 
 
 def test_every_benchmark_is_there() -> None:
-    assert NAMES == ["codec", "extract", "index", "loader", "maps", "reads"]
+    assert NAMES == ["codec", "extract", "index", "loader", "maps", "reads", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,6 +35,7 @@ def test_help_explains_and_shows_an_example(lfi: Callable[..., Any], name: str) 
         ("index",),
         ("maps", "--teacher", "scenes-coca", "--kinds", "all"),
         ("extract", "--teacher", "scenes-coca", "--kind", "relevance"),
+        ("train", "--teacher", "scenes-coca"),
     ],
 )
 @pytest.mark.usefixtures("stand_in")

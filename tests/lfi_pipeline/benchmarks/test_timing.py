@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lfi_pipeline.benchmarks.timing import interleaved, seconds_of
+from lfi_pipeline.benchmarks.timing import interleaved, median_ratio, rounds_of, seconds_of
 from lfi_pipeline.errors import ConfigError
 
 
@@ -27,3 +27,9 @@ def test_no_round_is_refused() -> None:
     with pytest.raises(ConfigError, match="rounds must be 1 or more, got 0"):
         interleaved({"a": lambda: None}, 0, name="test")
     assert seconds_of(lambda: time.sleep(0.01)) >= 0.01
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    assert median_ratio([2.0, 30.0, 5.0], [1.0, 10.0, 1.0]) == 3.0  # the machine was ten times slower in one round
+    rounds = rounds_of({"a": lambda: None, "b": lambda: None}, 3, name="test", warm_up=2)
+    assert [len(seconds) for seconds in rounds.values()] == [3, 3]
