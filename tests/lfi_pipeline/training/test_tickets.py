@@ -75,7 +75,9 @@ def test_pieces_put_together_are_the_batch_and_leave_pairs_together(
     shares = [range(rank * parts, (rank + 1) * parts) for rank in range(processes)]
     given_out = [Tickets(np.arange(images), stream, start=1, pieces=pieces, mine=mine) for mine in shares]
     lists = [list(tickets) for tickets in given_out]
-    assert all(len(each) == len(tickets) == (whole.steps - 1) * parts for each, tickets in zip(lists, given_out, strict=True))
+    assert all(
+        len(each) == len(tickets) == (whole.steps - 1) * parts for each, tickets in zip(lists, given_out, strict=True)
+    )
     for step, expected in enumerate(list(whole)[1:]):
         cut = [piece for each in lists for piece in each[step * parts : (step + 1) * parts]]
         assert flat(cut) == expected
