@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,14 @@ import pytest
 import torch
 
 from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import ConfigError, DatasetError, OutputExistsError, TargetsError, UnknownNameError
+from lfi_pipeline.errors import (
+    ConfigError,
+    CorruptTargetsError,
+    DatasetError,
+    OutputExistsError,
+    TargetsError,
+    UnknownNameError,
+)
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import Machine, TrainConfig, loop, train
 from lfi_pipeline.training.active import ActiveRun
@@ -215,6 +225,25 @@ def test_what_cannot_serve_is_refused_before_anything_is_written(make_config: Ma
     assert not out.exists()
 
 
+def test_a_changed_image_stops_training_by_name_with_workers_too(
+    make_config: MakeConfig, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(BaseProcess, "terminate", lambda self: killed.append(self) or self.kill())
+    root = tmp_path / "scenes"
+    shutil.copytree(scenes_root, root)
+    (root / "train" / "000000000003.png").write_bytes((root / "train" / "000000000004.png").read_bytes())
+    try:
+        train_one(make_config(data_root=root), tmp_path / "run", replace(MACHINE, workers=1))
+        message = ""
+    except CorruptTargetsError as error:
+        message = str(error)
+    assert "sample 000000000003" in message
+    assert "Traceback" not in message
+    gc.collect()
+    assert not killed, "the loader waited five seconds for a worker that was not told to end"
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"task": "none"}, {"val_split": "train"}, {"accumulate": 2}])
 def test_runs_that_cannot_share_a_read_are_refused(
     make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
@@ -237,7 +266,7 @@ def test_the_only_advice_of_a_run_that_waits_is_given_once(
 ) -> None:
     monkeypatch.setattr(loop, "advice", lambda spent, **_: "take more workers")
     train_one(make_config(objective="none"), tmp_path / "run")
-    assert capsys.readouterr().out.count("take more workers") == 1
+    assert capsys.readouterr().err.count("take more workers") == 1
 
 
 def test_stage_two_never_loads_a_teacher(tiny_targets: Path, tmp_path: Path) -> None:
