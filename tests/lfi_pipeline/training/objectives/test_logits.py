@@ -10,6 +10,7 @@ import torch
 
 from lfi_pipeline.targets import teacher_logits
 from lfi_pipeline.training.objectives.logit_distillation import logit_distillation
+from lfi_pipeline.training.objectives.logits import _TEMPERATURE
 
 
 def test_it_is_the_divergence_from_the_teachers_zero_shot_logits(bench: Callable[..., Any]) -> None:
@@ -20,7 +21,7 @@ def test_it_is_the_divergence_from_the_teachers_zero_shot_logits(bench: Callable
         found = made.losses(made.told(batch))["logits"]
         own = learner.student(batch.images[learner.student.size]).logits
         wanted = teacher_logits(batch.image_embedding, made.store.zero_shot)
-        expected = logit_distillation(own, wanted, temperature=1.0).mean()
+        expected = logit_distillation(own, wanted, temperature=_TEMPERATURE).mean()
     assert expected.item() > 0
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
