@@ -57,7 +57,7 @@ class Weight:
 
 
 DEFAULT_WEIGHTS = {
-    "lfi": Weight(0.1),
+    "lfi": Weight(0.05),
     "embedding": Weight(1.0),
     "logits": Weight(1.0),
     "presence": Weight(0.1),
