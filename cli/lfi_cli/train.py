@@ -161,6 +161,10 @@ def train(
     flip: Annotated[
         float | None, typer.Option(help="Probability of mirroring an image.", rich_help_panel=AUGMENTATION)
     ] = None,
+    words: Annotated[
+        int | None,
+        typer.Option(help="Words of an image to read; left out: all that the cache holds.", rich_help_panel=QUERIES),
+    ] = None,
     mirror_maps: Annotated[
         bool | None,
         typer.Option(

@@ -1,17 +1,19 @@
 """Runs that differ only in their seed, gathered under one label.
 
-The label is the objective, plus the maps when they are not the teacher's, plus the state when it is reset.
+The label is the objective, plus the maps when they are not the teacher's, plus the queries' mode when it is learned,
+plus the state when it is reset.
 Runs of one such label that differ in anything else that matters (learning rate, lambda, ...) are *not* seeds
 of one another: the differing settings join the label and split the group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import Estimate, estimate, mean_curve
+from lfi_pipeline.training.settings import FIELDS
 
 SLOTS = {
     "none": 0,
@@ -21,6 +23,8 @@ SLOTS = {
     "lfi · shuffled maps": 4,
     "lfi · uniform maps": 5,
     "lfi · reset": 6,
+    "lfi · learned": 7,
+    "lfi · learned · reset": 8,
 }
 """Colour of a label, the same on every page; a label split by its settings takes a free one."""
 SLOT_COUNT = 10
@@ -38,6 +42,36 @@ _SETTINGS: dict[str, Callable[[RunConfig], object]] = {
     "train samples": lambda c: c.train_samples,
     "targets": lambda c: c.fingerprint[:8],
 }
+_NAMED_OTHERWISE = frozenset(
+    [
+        "seed",
+        "objective",
+        "maps",
+        "state",
+        "queries",
+        "student",
+        "weight",
+        "learning_rate",
+        "epochs",
+        "batch_size",
+        "image_size",
+        "hold_out",
+        "targets",
+        "data_root",
+    ]
+)
+"""Settings of a run (training/settings.py) that the label or `_SETTINGS` tells already, or that do not matter."""
+
+
+def _setting(name: str) -> Callable[[RunConfig], object]:
+    def read(config: RunConfig) -> object:
+        settings = config.raw.get("settings")
+        return settings.get(name) if isinstance(settings, Mapping) else None
+
+    return read
+
+
+_SETTINGS |= {name.replace("_", " "): _setting(name) for name in FIELDS if name not in _NAMED_OTHERWISE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +108,12 @@ def validation_curve(run: Run, heldout: bool = False) -> list[tuple[float, float
 
 
 def base_label(config: RunConfig) -> str:
-    """Objective, plus maps when not the teacher's, plus state when reset."""
+    """Objective, plus maps when not the teacher's, plus mode when learned, plus state when reset."""
     parts = [config.objective]
     if config.objective == "lfi" and config.maps != "teacher":
         parts.append(f"{config.maps} maps")
+    if config.mode != "text":
+        parts.append(config.mode)
     if config.objective == "lfi" and config.state != "persistent":
         parts.append(config.state)
     return " · ".join(parts)

@@ -15,7 +15,7 @@ from lfi_pipeline.errors import ConfigError, UnknownNameError
 
 MODES = ("text", "learned")
 STATES = ("persistent", "reset")
-READOUTS = ("concat", "mean", "max")
+READOUTS = ("concat", "max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class QueryConfig:
     width: int = 128
     heads: int = 4
     state: str = "persistent"
-    readout: str = "max"
+    readout: str = "concat"
 
     def __post_init__(self) -> None:
         for kind, value, choices in (

@@ -13,8 +13,8 @@ from lfi_pipeline.students.queries import QueryConfig
 class SlotReadout(nn.Module):
     """Class logits of the slots, added to those of the pooled features. The forms are this project's choice.
 
-    `concat`: one linear map of all states side by side, so each slot has weights of its own.
-    `mean`: a linear map of the mean state.
+    `concat` (the better one where both were measured): one linear map of all states side by side, so each slot has
+    weights of its own.
     `max`: every slot gives class logits by one shared linear map; a class takes a smooth maximum over the slots
     (log of the mean of exp), so one slot that sees it is enough and it does not matter which.
 
@@ -31,11 +31,9 @@ class SlotReadout(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return [B, classes] from states [B, K, Dq]."""
         states = F.layer_norm(states, states.shape[-1:])
+        logits: Tensor
         if self.form == "concat":
-            states = states.flatten(1)
-        elif self.form == "mean":
-            states = states.mean(1)
-        logits: Tensor = self.linear(states)
-        if self.form == "max":
-            logits = logits.logsumexp(1) - math.log(logits.shape[1])
+            logits = self.linear(states.flatten(1))
+        else:
+            logits = self.linear(states).logsumexp(1) - math.log(states.shape[1])
         return logits

@@ -123,7 +123,8 @@ class ActiveRun:
         with clock.lap(OPTIMIZER):
             values = self._update(sums)
         self.step_ms.append((time.monotonic() - began) * 1e3)
-        return values | {"rate": self.optimizer.param_groups[0]["lr"]}
+        group = self.optimizer.param_groups[0]
+        return values | {"rate": group["lr"] / group.get("lr_scale", 1.0)}
 
     def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Move the weights, unless something is wrong with the step; return its numbers."""

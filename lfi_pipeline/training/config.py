@@ -31,6 +31,7 @@ class StreamConfig:
         data_root: where its images lie; None takes what the cache recorded.
         hold_out: domains left out of training and scored apart.
         maps: `teacher`, or a control: `shuffled` gives each image the maps of another, `uniform` flat ones.
+        words: of an image that are read, the first ones of the cache; None: all it holds.
         mirror_maps: allow mirroring a stored map where the cache has no `hflip` view.
         augmentation: crops and flips, replayed on the maps.
         photometric: changes of colour, which leave maps as they are.
@@ -44,6 +45,7 @@ class StreamConfig:
     data_root: Path | None = None
     hold_out: tuple[str, ...] = ()
     maps: str = "teacher"
+    words: int | None = None
     mirror_maps: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     photometric: Photometric = field(default_factory=Photometric)
@@ -58,6 +60,8 @@ class StreamConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.words is not None and self.words < 1:
+            raise ConfigError(f"words must be 1 or more, got {self.words}.")
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
 
@@ -136,6 +140,11 @@ class TrainConfig:
         for term in self.terms:
             if term == NONE:
                 raise ConfigError(f"objective 'none' stands alone, got {self.objective!r}.")
+            if term == "features":
+                raise ConfigError(
+                    "Dense alignment (objective 'features') needs the teacher's patch features, which caches do not "
+                    "hold: they would take hundreds of kilobytes an image. Choose lfi, embedding or logits."
+                )
             if term not in TERMS:
                 raise UnknownNameError("objective", term, (NONE, *TERMS))
         if len(set(self.terms)) < len(self.terms):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -57,10 +57,19 @@ class Batch:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Batch:
-        """Move every tensor."""
+        """Move every tensor; from pinned memory, without waiting for it."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Pin every tensor; a loader asks for it."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | Mix)}
-        return replace(self, images={size: images.to(device) for size, images in self.images.items()}, **moved)
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        if self.mix is not None:
+            changed["mix"] = self.mix.mapped(change)
+        return replace(self, images={size: change(images) for size, images in self.images.items()}, **changed)
 
 
 class TargetImages(TorchDataset[Batch]):
@@ -154,7 +163,8 @@ class TargetImages(TorchDataset[Batch]):
         if MAPS not in self.reads:
             return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
-        words = words.long()
+        read = self.stream.words
+        maps, scale, words = maps[:, :, :read], scale[:, :, :read], words[:, :read].long()
         if self.stream.maps == "shuffled":
             scale, maps = _cycled(maps, scale, words)
         if self.mirror_stored and flips.any():

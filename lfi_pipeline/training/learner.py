@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from lfi_pipeline.students import Student, Supervision, pair_layers
@@ -16,6 +17,7 @@ from lfi_pipeline.training.objectives import StepContext, build_terms
 from lfi_pipeline.training.tasks import NONE, task_loss
 
 TASK, TOTAL = "task", "total"
+_BACKBONE = "student.backbone."
 
 
 def build_student(config: TrainConfig, store: TargetStore, task: str) -> Student:
@@ -96,6 +98,22 @@ class Learner(nn.Module):
             losses[name] = term(self.student, features, context)
         weighted = [losses[name] * weights.get(name, 1.0) for name in losses]
         return losses | {TOTAL: torch.stack(weighted).sum()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return from a parameter's name to its layer, for timm's decay of the rate by layers.
+
+        Layers of the backbone are as timm counts them; what is trained beside it comes after the last.
+        """
+        backbone = self.student.backbone
+        layers = group_parameters(backbone, backbone.group_matcher(coarse), reverse=True)
+        by_name = {_BACKBONE + name: layer for name, layer in layers.items()}
+        after = max(by_name.values()) + 1
+        return lambda name: by_name.get(name, after)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that timm leaves out of the weight decay, such as positions."""
+        names: set[str] = getattr(self.student.backbone, "no_weight_decay", set)()
+        return {_BACKBONE + name for name in names}
 
     def parameter_counts(self) -> dict[str, int]:
         """As `Student.parameter_counts`, with those of the terms, which are not kept."""

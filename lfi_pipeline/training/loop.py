@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.clock import CHECKPOINT, VALIDATION, WAITING, EpochClock, advice
+from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.record import RunRecord, read_summary
-from lfi_pipeline.training.run_dir import STATE, prepare, write_json
-from lfi_pipeline.training.tasks import NONE, resolve_task
+from lfi_pipeline.training.run_dir import STATE, require_place, write_json
+from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -65,6 +65,7 @@ class _Loop:
         self.outs = [out for _, out in runs]
         self.machine = machine
         configs = [config for config, _ in runs]
+        _require_apart(self.outs)
         self.stream = _common_stream(configs)
         self.accumulate = configs[0].accumulate
         self.accelerator = _make_accelerator(machine.device)
@@ -84,17 +85,18 @@ class _Loop:
         )
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
+        task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
+        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
         for config, out in runs:
-            if self.accelerator.is_main_process:
-                prepare(out, config, spec.fingerprint)
-            self.accelerator.wait_for_everyone()
+            require_place(out, config, spec.fingerprint)
+        for config, out in runs:
             if read_summary(out) is not None:
                 continue
             run = ActiveRun(
                 config,
                 out,
                 store=self.store,
-                task=resolve_task(config.task, labels, len(spec.dataset.classes)),
+                task=task,
                 accelerator=self.accelerator,
                 device=self.device,
                 steps=self.tickets.steps,
@@ -102,10 +104,9 @@ class _Loop:
                 keep_every=machine.keep_every,
             )
             self.active.append(run)
+        for run in self.active:
             if self.accelerator.is_main_process:
                 _tell(*_introduction(run))
-        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
-        for run in self.active:
             self.records[run.out] = RunRecord(
                 run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
                 seen=self.seen, command=command, writes=self.accelerator.is_main_process,
@@ -122,7 +123,8 @@ class _Loop:
 
     def _train(self, stop: StopRequest) -> list[str]:
         start, per_epoch = min(run.step for run in self.active), self.tickets.steps_per_epoch
-        clock, source = EpochClock(self.device), self._pieces(start)
+        self.reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
+        clock, source = EpochClock(self.device), self._batches(start)
         failed: list[str] = []
         saved_at = time.monotonic()
         bar = tqdm(
@@ -132,7 +134,9 @@ class _Loop:
         try:
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
-                    pieces = [next(source) for _ in range(self.accumulate)]
+                    batches = [next(source) for _ in range(self.accumulate)]
+                with clock.lap(FORWARD):
+                    pieces = [self._piece(batch) for batch in batches]
                 for run in [run for run in self.active if run.step == step]:
                     losses = run.train_step(pieces, clock)
                     if run.failure is not None:
@@ -163,25 +167,28 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         return failed
 
-    def _pieces(self, start: int) -> Iterator[Piece]:
+    def _batches(self, start: int) -> Iterator[Batch]:
         """Yield the parts of every step's batch that this process computes, from step `start` on."""
         self.tickets.start = start
-        reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
-        images = TargetImages(self.store, self.stream, [run.learner.student.size for run in self.active], reads)
+        sizes = [run.learner.student.size for run in self.active]
+        images = TargetImages(self.store, self.stream, sizes, self.reads)
         loader = DataLoader(
             ErrorsAsValues(images),
             batch_sampler=self.tickets,
             collate_fn=_already_batched,
             num_workers=self.machine.workers,
-            pin_memory=False,
+            pin_memory=self.device.type == "cuda",
         )
-        codec, uniform = self.store.spec.codec.name, self.stream.maps == "uniform"
         for item in loader:
             if isinstance(item, LFIError):
                 raise item
-            batch = item.to(self.device)
-            cut = CutTargets(batch, codec, uniform=uniform) if MAPS in reads else None
-            yield Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
+            yield item
+
+    def _piece(self, batch: Batch) -> Piece:
+        """Bring a part of a batch to the device, with maps that all students share."""
+        batch, uniform = batch.to(self.device), self.stream.maps == "uniform"
+        cut = CutTargets(batch, self.store.spec.codec.name, uniform=uniform) if MAPS in self.reads else None
+        return Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
 
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
@@ -194,6 +201,8 @@ class _Loop:
         spent = clock.report()
         for run in due:
             self.records[run.out].log_time(epoch, spent)
+        if due and self.accelerator.is_main_process:
+            _tell(_epoch_line(epoch, self.stream.epochs, due, spent))
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             _tell(hint)
@@ -264,6 +273,11 @@ def _common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
     return first.stream
 
 
+def _require_apart(outs: Sequence[Path]) -> None:
+    if len({out.resolve() for out in outs}) < len(outs):
+        raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
+
+
 def _make_accelerator(device: str) -> Accelerator:
     """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
     return Accelerator(
@@ -301,6 +315,19 @@ def _introduction(run: ActiveRun) -> Iterator[str]:
         yield f"{run.out.name}: taps {pairing}"
     if run.step:
         yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
+
+
+def _epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
+    """Scores, and where the time of an epoch went."""
+    scored = [(run, main_score(run.task)) for run in runs]
+    scores = [
+        f"{run.out.name} {score} {run.scores[score]:.1%}"
+        for run, score in scored
+        if score is not None and run.scores.get(score) is not None
+    ]
+    total = sum(spent.values()) or 1.0
+    shares = ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
+    return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
 
 
 def _tell(*lines: str) -> None:

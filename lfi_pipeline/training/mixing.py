@@ -41,9 +41,9 @@ class Mix:
     box: Tensor
     partner: Tensor
 
-    def to(self, device: torch.device) -> Mix:
-        """Move every tensor."""
-        return Mix(self.share.to(device), self.box.to(device), self.partner.to(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mix:
+        """Change every tensor."""
+        return Mix(change(self.share), change(self.box), change(self.partner))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,16 @@ from lfi_pipeline.training.checkpoint import save_weights
 from lfi_pipeline.training.config import Machine
 from lfi_pipeline.training.config_file import write_config
 from lfi_pipeline.training.learner import TASK, TOTAL
-from lfi_pipeline.training.run_dir import CONFIG, CONFIG_TOML, STATE, SUMMARY, MetricsLog, read_json, write_json
+from lfi_pipeline.training.run_dir import (
+    CONFIG,
+    CONFIG_TOML,
+    STATE,
+    SUMMARY,
+    MetricsLog,
+    make_place,
+    read_json,
+    write_json,
+)
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.tasks import main_score
 from lfi_pipeline.training.trackers import Trackers
@@ -55,6 +64,7 @@ class RunRecord:
         self._last_log = time.monotonic()
         if not writes:
             return
+        make_place(run.out)
         content = _record(run, store, train_samples, val_samples, seen, command)
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])

@@ -14,7 +14,9 @@ from lfi_pipeline.training.settings import config_of, flat_settings
 
 CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
 STATE, LAST, BEST = "checkpoints/state.safetensors", "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+CHECKPOINTS = "checkpoints"
 
+_STARTED = {CHECKPOINTS, CONFIG + ".partial"}  # what a run killed at its very beginning has left
 _PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of the cache is compared instead
 
 
@@ -53,8 +55,8 @@ def recorded_config(run: Path) -> TrainConfig:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
 
-def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    """Make `run` ready to start or to go on.
+def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
+    """Check that `run` can be started or go on; nothing is written.
 
     Args:
         run: its directory.
@@ -63,16 +65,19 @@ def prepare(run: Path, config: TrainConfig, fingerprint: str) -> None:
 
     Raises:
         OutputExistsError: `run` holds another run (names the settings that differ) or something else.
-        RunError: the directory cannot be made.
     """
     if run.exists() and not run.is_dir():
         raise OutputExistsError(f"{run} must be a directory, found a file.")
-    if run.is_dir() and any(run.iterdir()):
-        if not (run / CONFIG).is_file():
-            raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
+    if (run / CONFIG).is_file():
         _require_same(run, config, fingerprint)
+    elif run.is_dir() and {entry.name for entry in run.iterdir()} - _STARTED:
+        raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
+
+
+def make_place(run: Path) -> None:
+    """Make the directory of a run. Raises RunError where it cannot be made."""
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{run} cannot be made: {error.strerror or error}. Choose another --out.") from error
 

@@ -22,6 +22,7 @@ FIELDS: Mapping[str, str] = {
     "data_root": "stream.data_root",
     "hold_out": "stream.hold_out",
     "maps": "stream.maps",
+    "words": "stream.words",
     "mirror_maps": "stream.mirror_maps",
     "least_area": "stream.augmentation.least_area",
     "aspect": "stream.augmentation.aspect",

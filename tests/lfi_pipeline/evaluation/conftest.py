@@ -7,27 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.students import QueryConfig, StudentConfig
-from lfi_pipeline.training import TrainConfig, Trainer
+from lfi_pipeline.training import Machine, train
+from lfi_pipeline.training.settings import config_of
 
 
 def _trained(targets: Path, out: Path, objective: str) -> Path:
-    student = StudentConfig(
-        name="vit_tiny_patch16_224",
-        image_size=64,
-        patch_size=16,
-        kwargs={"depth": 3, "embed_dim": 32, "num_heads": 2},
+    config = config_of(
+        {
+            "targets": str(targets),
+            "student": "vit_tiny_patch16_224",
+            "image_size": 64,
+            "patch_size": 16,
+            "student_arg": {"depth": 3, "embed_dim": 32, "num_heads": 2},
+            "query_width": 16,
+            "query_heads": 2,
+            "objective": objective,
+            "epochs": 1,
+            "batch_size": 8,
+        }
     )
-    config = TrainConfig(
-        targets=targets,
-        student=student,
-        queries=QueryConfig(width=16, heads=2),
-        objective=objective,
-        epochs=1,
-        batch_size=8,
-        device="cpu",
-    )
-    Trainer(config, out).run()
+    train([(config, out)], Machine(device="cpu", track=()))
     return out
 
 

@@ -13,7 +13,7 @@ from lfi_pipeline.students import QueryConfig
     [
         ({"mode": "txt"}, "learned, text"),
         ({"state": "forgetful"}, "persistent, reset"),
-        ({"readout": "median"}, "concat, max, mean"),
+        ({"readout": "median"}, "concat, max"),
     ],
 )
 def test_unknown_names_list_the_choices(options: dict[str, str], choices: str) -> None:

@@ -48,12 +48,37 @@ def test_an_unknown_phase_is_refused() -> None:
         pass
 
 
-def test_cuda_is_waited_for_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", devices.append)
-    with EpochClock(torch.device("cuda", 1)).lap("forward"):
-        assert len(devices) == 1
-    assert devices == [torch.device("cuda", 1)] * 2
+class FakeEvent:
+    """Stands for a CUDA event: the device's time passes with the fake clock's."""
+
+    now = FakeTime()
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: object) -> None:
+        self.at = self.now()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return (other.at - self.at) * 1e3
+
+
+def test_on_cuda_kernels_are_timed_by_events_and_waiting_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("a lap must not wait for the device"))
+    host = FakeTime()
+    clock = EpochClock(torch.device("cuda", 1), now=host)
+    for _ in range(1200):  # more than are kept unread
+        with clock.lap("forward"):
+            FakeEvent.now.value += 2
+            host.value += 1
+    with clock.lap("waiting"):
+        host.value += 5
+    assert clock.report() == dict.fromkeys(PHASES, 0.0) | {"forward": 2400.0, "waiting": 5.0}
 
 
 def seconds(waiting: float, working: float) -> dict[str, float]:

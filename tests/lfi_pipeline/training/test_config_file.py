@@ -31,7 +31,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_config(path, flat_settings(config))
     flat = read_config(path)
     assert config_of(flat) == config
-    assert set(FIELDS) - set(flat) == {"data_root", "image_size", "patch_size", "layer_decay"}  # None is left out
+    assert set(FIELDS) - set(flat) == {
+        "data_root",
+        "words",
+        "image_size",
+        "patch_size",
+        "layer_decay",
+    }  # None is left out
     assert [each.name for each in tmp_path.iterdir()] == ["config.toml"]
 
 

@@ -253,7 +253,7 @@ def test_losses_are_weighted_by_what_is_shown() -> None:
 
 
 def test_a_mix_moves_between_devices() -> None:
-    moved = _pair(0.5).to(torch.device("meta"))
+    moved = _pair(0.5).mapped(lambda tensor: tensor.to("meta"))
     assert {moved.share.device.type, moved.box.device.type, moved.partner.device.type} == {"meta"}
 
 

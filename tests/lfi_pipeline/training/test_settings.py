@@ -40,6 +40,7 @@ STREAMS = st.builds(
     data_root=st.none() | NAMES.map(Path),
     hold_out=st.lists(NAMES, max_size=3).map(tuple),
     maps=st.sampled_from(MAPS),
+    words=st.none() | st.integers(1, 99),
     mirror_maps=st.booleans(),
     augmentation=st.builds(Augmentation, least_area=SHARE, aspect=st.floats(1, 3), flip=SHARE),
     photometric=st.builds(Photometric, ops=st.integers(0, 3)),

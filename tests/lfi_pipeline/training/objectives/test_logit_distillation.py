@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfi_pipeline.training.objectives.logit_distillation import logit_distillation, require_zero_shot
 from torch import Tensor
 
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.objectives.logit_distillation import logit_distillation, require_zero_shot
 
 PROPERTY = settings(max_examples=30, deadline=None)
 TEMPERATURES = st.sampled_from([0.5, 1.0, 2.0, 8.0])
