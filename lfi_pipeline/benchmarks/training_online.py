@@ -131,4 +131,6 @@ def _step(
     """Take one step with these maps; returns its loss."""
     device = batch.positions.device
     told = replace(batch, maps=torch.from_numpy(maps).to(device), scale=torch.from_numpy(scale).to(device))
-    return step(run, told, cut_for(run, told, codec), clock)[TOTAL]
+    loss = step(run, told, cut_for(run, told, codec), clock)[TOTAL]
+    clock.report()  # waits for a CUDA device
+    return loss

@@ -42,18 +42,17 @@ class _Case:
     batch: Batch
     codec: str
     clock: EpochClock
+    cutting: EpochClock
     phases: dict[str, list[float]] = field(default_factory=dict)
     processor: list[float] = field(default_factory=list)
 
     def __call__(self) -> None:
-        began, working = time.perf_counter(), time.process_time()
-        cut = cut_for(self.run, self.batch, self.codec)
-        if self.batch.positions.is_cuda:
-            torch.cuda.synchronize()
-        cutting = time.perf_counter() - began
+        working = time.process_time()
+        with self.cutting.lap(FORWARD):
+            cut = cut_for(self.run, self.batch, self.codec)
         step(self.run, self.batch, cut, self.clock)
+        spent, cutting = self.clock.report(), self.cutting.report()[FORWARD]  # waits for a CUDA device
         self.processor.append(time.process_time() - working)
-        spent = self.clock.report()
         for phase, seconds in (
             (TARGETS, cutting),
             *((phase, spent[phase]) for phase in (FORWARD, BACKWARD, OPTIMIZER)),
@@ -118,7 +117,10 @@ def _cases(store: TargetStore, student: StudentConfig, stream: StreamConfig, dev
         for name, (objective, mode) in CASES.items()
     }
     batch = one_batch(store, stream, list(runs.values()), device)
-    return {name: _Case(run, batch, store.spec.codec.name, EpochClock(device)) for name, run in runs.items()}
+    return {
+        name: _Case(run, batch, store.spec.codec.name, EpochClock(device), EpochClock(device))
+        for name, run in runs.items()
+    }
 
 
 @torch.no_grad()

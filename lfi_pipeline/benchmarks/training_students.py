@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from lfi_pipeline.training.active import ActiveRun
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.config import StreamConfig
 from lfi_pipeline.training.cut import CutTargets
-from lfi_pipeline.training.data import TargetImages
+from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.tickets import Tickets
 
 STUDENTS = 3
@@ -53,6 +53,7 @@ def bench_students(
                         taken = sum(feed(group, store, stream, workers=count, device=device) for group in groups)
                         seconds[count, case].append(taken)
                         bar.update()
+        reading = _reading(runs, store, stream)
     side = runs[0].learner.student.size[0]
     shape = f"{STUDENTS} x {student.name} at {side} px, {SIZE[1]}x{SIZE[0]} JPEG, batch {batch_size}, {steps} steps"
     measured, asked = [], []
@@ -64,6 +65,7 @@ def bench_students(
             (f"{STUDENTS} from {TOGETHER}", images / median(seconds[count, TOGETHER]), "images/s"),
             (f"{STUDENTS} with {APART}", images / median(seconds[count, APART]), "images/s"),
             ("one read over a read each", ratio, ""),
+            ("reading alone, one process", reading, "images/s"),
         ):
             measured.append(Measurement(case=case, shape=shape, metric=metric, value=value, unit=unit))
         asked.append(
@@ -85,11 +87,7 @@ def feed(
     runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig, *, workers: int, device: torch.device
 ) -> float:
     """Train `runs` for one pass from one read; returns the seconds from the first batch on, which is not counted."""
-    reads = frozenset[str]().union(*(run.learner.reads for run in runs))
-    images = TargetImages(store, stream, [run.learner.student.size for run in runs], reads)
-    batches = iter(
-        DataLoader(images, batch_sampler=Tickets(store.usable, stream), collate_fn=_whole, num_workers=workers)
-    )
+    batches = _batches(runs, store, stream, workers)
     clock = EpochClock(device)
     next(batches)
     began = time.perf_counter()
@@ -98,7 +96,25 @@ def feed(
         cut = CutTargets(batch, store.spec.codec.name)  # one for all students, as in training
         for run in runs:
             step(run, batch, cut, clock)
+    clock.report()  # waits for a CUDA device
     return time.perf_counter() - began
+
+
+def _batches(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig, workers: int) -> Iterator[Batch]:
+    """Yield what the runs are fed in one pass."""
+    reads = frozenset[str]().union(*(run.learner.reads for run in runs))
+    images = TargetImages(store, stream, [run.learner.student.size for run in runs], reads)
+    tickets = Tickets(store.usable, stream)
+    return iter(DataLoader(images, batch_sampler=tickets, collate_fn=_whole, num_workers=workers))
+
+
+def _reading(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig) -> float:
+    """Images a second of a pass that trains nothing."""
+    batches = _batches(runs, store, stream, 0)
+    next(batches)
+    began = time.perf_counter()
+    images = sum(len(batch) for batch in batches)
+    return images / (time.perf_counter() - began)
 
 
 def check(store: TargetStore, student: StudentConfig, stream: StreamConfig, device: torch.device) -> None:

@@ -130,6 +130,7 @@ def test_students_share_a_read_or_have_one_each(monkeypatch: pytest.MonkeyPatch)
     case = f"{NAME} at 32 px, 0 workers"
     together, apart = (values(outcome, f"3 {how}")[case] for how in ("from one read", "with a read each"))
     assert values(outcome, "one read over a read each")[case] == pytest.approx(together / apart)
+    assert values(outcome, "reading alone, one process")[case] > 0
     assert outcome.asked[0].least == 1.5
 
 
@@ -170,7 +171,7 @@ def test_parts_are_joined_and_the_load_is_told() -> None:
     outcome = bench_train(dataclasses.replace(TINY, what=("parameters", "students")))
     metrics = [each.metric for each in outcome.measurements]
     assert metrics[0] == "added in training"
-    assert metrics[-2:] == ["one read over a read each", "load average, 1 minute"]
+    assert metrics[-2:] == ["reading alone, one process", "load average, 1 minute"]
     assert outcome.checked.count(";") == 1
     assert len(outcome.asked) == 3
 
