@@ -143,6 +143,7 @@ class ActiveRun:
         """Replace the state that a resume starts from."""
         state = {
             "step": self.step,
+            "recent_losses": list(self._guard.recent),
             "retention": self.retention.state_dict(),
             "scores": self.scores,
             "seconds": self.seconds,
@@ -166,6 +167,7 @@ class ActiveRun:
             return
         state = load_state(path, fingerprint=fingerprint)
         self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
         self.learner.load_state_dict(state["learner"])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
@@ -20,18 +17,20 @@ from tqdm import tqdm
 
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError, LFIError, RunError
+from lfi_pipeline.errors import LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
+from lfi_pipeline.training.checks import common_stream, require_apart, require_usable
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
-from lfi_pipeline.training.config import Machine, StreamConfig, TrainConfig
+from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.progress import epoch_line, introduction, tell
 from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, require_place, write_json
-from lfi_pipeline.training.tasks import NONE, main_score, resolve_task
+from lfi_pipeline.training.tasks import NONE, resolve_task
 from lfi_pipeline.training.tickets import Tickets, training_positions
 from lfi_pipeline.training.validate import predict, score_domains
 
@@ -65,14 +64,14 @@ class _Loop:
         self.outs = [out for _, out in runs]
         self.machine = machine
         configs = [config for config, _ in runs]
-        _require_apart(self.outs)
-        self.stream = _common_stream(configs)
+        require_apart(self.outs)
+        self.stream = common_stream(configs)
         self.accumulate = configs[0].accumulate
         self.accelerator = _make_accelerator(machine.device)
         self.device = resolve_device(machine.device, self.accelerator.local_process_index)
         self.store = TargetStore.open(self.stream.targets, data_root=self.stream.data_root)
         self.positions = training_positions(self.store, self.stream.hold_out)
-        _require_usable(self.store, self.stream, configs, self.positions)
+        require_usable(self.store, self.stream, configs, self.positions)
         spec, index = self.store.spec, self.store.index
         labels = [index.labels[position] for position in self.positions.tolist()]
         self.seen = frozenset(index.domains[position] for position in self.positions.tolist())
@@ -86,7 +85,10 @@ class _Loop:
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
-        self.validation = read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split)
+        scores = task != NONE
+        self.validation = (
+            read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split) if scores else None
+        )
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
         for config, out in runs:
@@ -106,9 +108,9 @@ class _Loop:
             self.active.append(run)
         for run in self.active:
             if self.accelerator.is_main_process:
-                _tell(*_introduction(run))
+                tell(*introduction(run))
             self.records[run.out] = RunRecord(
-                run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation),
+                run, self.store, machine, train_samples=len(self.positions), val_samples=len(self.validation or ()),
                 seen=self.seen, command=command, writes=self.accelerator.is_main_process,
             )  # fmt: skip
 
@@ -134,7 +136,7 @@ class _Loop:
         try:
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
-                    batches = [next(source) for _ in range(self.accumulate)]
+                    batches = self._next(source, stop, clock)
                 with clock.lap(FORWARD):
                     pieces = [self._piece(batch) for batch in batches]
                 for run in [run for run in self.active if run.step == step]:
@@ -166,6 +168,26 @@ class _Loop:
             self.records[run.out].finish()
         self.accelerator.wait_for_everyone()
         return failed
+
+    def _next(self, source: Iterator[Batch], stop: StopRequest, clock: EpochClock) -> list[Batch]:
+        """Return the parts of the next step.
+
+        Raises:
+            KeyboardInterrupt: a loader's process died of the signal that asks this one to stop; after a checkpoint.
+            RunError: it died of something else.
+        """
+        try:
+            return [next(source) for _ in range(self.accumulate)]
+        except RuntimeError as error:
+            if isinstance(error, LFIError) or "DataLoader worker" not in str(error):
+                raise
+            self._checkpoint(clock)
+            if stop.asked:
+                raise KeyboardInterrupt from error
+            raise RunError(
+                f"A loader process died ({str(error).splitlines()[0]}), most often of too little memory or shared "
+                "memory. A checkpoint was written: run the same command again with fewer --workers."
+            ) from error
 
     def _batches(self, start: int) -> Iterator[Batch]:
         """Yield the parts of every step's batch that this process computes, from step `start` on."""
@@ -202,13 +224,13 @@ class _Loop:
         for run in due:
             self.records[run.out].log_time(epoch, spent)
         if due and self.accelerator.is_main_process:
-            _tell(_epoch_line(epoch, self.stream.epochs, due, spent))
+            tell(epoch_line(epoch, self.stream.epochs, due, spent))
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
-            _tell(hint)
+            tell(hint)
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
-        if not runs or all(run.task == NONE for run in runs):
+        if not runs or self.validation is None:
             return [{} for _ in runs]
         task = runs[0].task
         world = self.accelerator.num_processes
@@ -259,25 +281,6 @@ class _Loop:
         )
 
 
-def _common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
-    first = configs[0]
-    for config in configs[1:]:
-        if (config.stream, config.accumulate, config.val_split, config.task) != (
-            first.stream, first.accumulate, first.val_split, first.task,
-        ):  # fmt: skip
-            raise ConfigError(
-                "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
-                "seed), on the task, the validation split and on accumulate. Train the others in a command of their "
-                "own."
-            )
-    return first.stream
-
-
-def _require_apart(outs: Sequence[Path]) -> None:
-    if len({out.resolve() for out in outs}) < len(outs):
-        raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
-
-
 def _make_accelerator(device: str) -> Accelerator:
     """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
     return Accelerator(
@@ -287,53 +290,6 @@ def _make_accelerator(device: str) -> Accelerator:
         # the last tap's value projection has no gradient where nothing reads the queries' final state
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-
-
-def _require_usable(
-    store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig], positions: npt.NDArray[np.int64]
-) -> None:
-    known = set(store.index.domains)
-    unknown = [domain for domain in stream.hold_out if domain not in known]
-    if unknown:
-        raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
-    if not len(positions):
-        raise ConfigError(f"{stream.targets} has no usable sample left to train on.")
-    reads_targets = any(config.terms for config in configs)
-    if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
-        raise ConfigError(
-            f"{stream.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
-            "image. Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with "
-            "--mirror-maps."
-        )
-
-
-def _introduction(run: ActiveRun) -> Iterator[str]:
-    """What to know of a run before it starts."""
-    if run.config.uses_queries:
-        pairs = zip(run.learner.student.taps, run.learner.layers, strict=True)
-        pairing = ", ".join(f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in pairs)
-        yield f"{run.out.name}: taps {pairing}"
-    if run.step:
-        yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
-
-
-def _epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
-    """Scores, and where the time of an epoch went."""
-    scored = [(run, main_score(run.task)) for run in runs]
-    scores = [
-        f"{run.out.name} {score} {run.scores[score]:.1%}"
-        for run, score in scored
-        if score is not None and run.scores.get(score) is not None
-    ]
-    total = sum(spent.values()) or 1.0
-    shares = ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
-    return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
-
-
-def _tell(*lines: str) -> None:
-    """Write to stderr, beside the progress bar."""
-    for line in lines:
-        tqdm.write(line, file=sys.stderr)
 
 
 def _already_batched(batch: Any) -> Batch | LFIError:

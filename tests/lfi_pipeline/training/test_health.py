@@ -34,3 +34,11 @@ def test_a_loss_of_zero_explodes_into_nothing() -> None:
     for _ in range(30):
         assert guard.check(0.0, 0.0) is None
     assert guard.check(1.0, 1.0) is None
+
+
+def test_a_resume_goes_on_with_the_losses_it_remembers() -> None:
+    before = LossGuard()
+    for _ in range(20):
+        assert before.check(1.0, 1.0) is None
+    assert LossGuard(before.recent).check(101.0, 1.0) is not None
+    assert LossGuard().check(101.0, 1.0) is None

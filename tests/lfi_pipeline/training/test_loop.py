@@ -7,9 +7,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,13 +25,18 @@ from lfi_pipeline.errors import (
     CorruptTargetsError,
     DatasetError,
     OutputExistsError,
+    RunError,
     TargetsError,
     UnknownNameError,
 )
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import Machine, TrainConfig, loop, train
 from lfi_pipeline.training.active import ActiveRun
+from lfi_pipeline.training.checkpoint import load_state
+from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.learner import build_student
+from lfi_pipeline.training.run_dir import STATE
+from lfi_pipeline.training.tickets import Ticket
 from tests.lfi_pipeline.training.running import (
     MACHINE,
     assert_same_run,
@@ -286,3 +292,29 @@ assert not loaded, loaded
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "cli", "kernels"))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(objective="none")
+    trainer, read = os.getpid(), TargetImages.__getitems__
+
+    def dies_in_the_second_epoch(self: TargetImages, tickets: Sequence[Ticket]) -> Batch:
+        if os.getpid() != trainer and tickets[0][0] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, tickets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetImages, "__getitems__", dies_in_the_second_epoch)
+        with pytest.raises(RunError, match=r"loader process died.*run the same command again with fewer --workers"):
+            train([(config, tmp_path / "run")], replace(MACHINE, workers=1))
+    assert 1 <= load_state(tmp_path / "run" / STATE)["step"] <= 3  # the loader is ahead of the training
+    train_one(config, tmp_path / "run")
+    train_one(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_pure_distillation_needs_no_validation_split(make_config: MakeConfig, tmp_path: Path) -> None:
+    summary = train_one(make_config(task="none", val_split="there is none", epochs=1), tmp_path / "run")
+    assert summary["steps"] == 3
