@@ -55,7 +55,7 @@ def test_help_explains_and_shows_an_example(lfi: Callable[..., Any], name: str) 
     "words",
     [
         ("no-such-command",),
-        ("train",),
+        ("export",),
         ("train", "--targets", "x", "--epochs", "many"),
         ("verify", "x", "--no-such-option"),
         ("report",),
