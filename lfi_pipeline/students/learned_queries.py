@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.students.matching import match_slots, matched_cost
 from lfi_pipeline.students.queries import QueryConfig, QueryOutput
+from lfi_pipeline.students.query_stack import QueryStack, make_blocks
 
 
-class LearnedQueries(nn.Module):
+class LearnedQueries(QueryStack):
     """K slots, carried through the student from tap to tap and kept with it: their final states feed the head.
 
         Q_0 = slots,  Q_t = block_t(Q_{t-1}, X_t)      (DESIGN section 5)
@@ -24,12 +23,8 @@ class LearnedQueries(nn.Module):
     """
 
     def __init__(self, tap_widths: Sequence[int], config: QueryConfig) -> None:
-        super().__init__()
-        self.state = config.state
+        super().__init__(config, make_blocks(tap_widths, config))
         self.slots = nn.Parameter(torch.empty(config.slots, config.width))
-        self.blocks: Any = nn.ModuleList(
-            InteractionQueryBlock(config.width, width, config.heads) for width in tap_widths
-        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,7 +55,7 @@ class LearnedQueries(nn.Module):
         nothing = [None] * len(self.blocks)
         per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, strict=True)
         for block, x, target, weight in per_tap:
-            before = seeds if self.state == "reset" else state
+            before = self.entering(seeds, state)
             if target is None:
                 state = block(before, x)[0]
             else:
@@ -74,12 +69,7 @@ class LearnedQueries(nn.Module):
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each slot looks at each tap: head means [B, K, N_t], rows sum to 1."""
-        maps = []
-        seeds = state = self._seeds(features)
-        for block, x in zip(self.blocks, features, strict=True):
-            maps.append(block.attention(state, x).mean(1))
-            state = seeds if self.state == "reset" else block(state, x)[0]
-        return maps
+        return self.attended(self._seeds(features), features)
 
     def _seeds(self, features: Sequence[Tensor]) -> Tensor:
         return self.slots.expand(features[0].shape[0], -1, -1)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.students.queries import QueryConfig, QueryOutput
+from lfi_pipeline.students.query_stack import QueryStack, make_blocks
 
 
-class TextQueries(nn.Module):
+class TextQueries(QueryStack):
     """Queries seeded by the words' text embeddings; a scaffold that the exported student drops.
 
         Q_0 = W_in e(word),  Q_t = block_t(Q_{t-1}, X_t)      (DESIGN section 5)
@@ -30,12 +29,9 @@ class TextQueries(nn.Module):
     def __init__(
         self, embedding_dim: int, tap_widths: Sequence[int], config: QueryConfig, *, presence: bool = False
     ) -> None:
-        super().__init__()
-        self.state = config.state
-        self.seed = nn.Linear(embedding_dim, config.width)
-        self.blocks: Any = nn.ModuleList(
-            InteractionQueryBlock(config.width, width, config.heads) for width in tap_widths
-        )
+        seed = nn.Linear(embedding_dim, config.width)
+        super().__init__(config, make_blocks(tap_widths, config))
+        self.seed = seed
         self.presence = PresenceScore(config.width) if presence else None
 
     def forward(
@@ -61,7 +57,7 @@ class TextQueries(nn.Module):
         nothing = [None] * len(self.blocks)
         per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, strict=True)
         for block, x, target, weight in per_tap:
-            before = seeds if self.state == "reset" else state
+            before = self.entering(seeds, state)
             state, kl = block(before, x, target, weight)
             if target is not None:
                 divergences.append(kl.mean(1))
@@ -69,12 +65,7 @@ class TextQueries(nn.Module):
 
     def maps(self, words: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each word looks at each tap: head means [B, M, N_t], rows sum to 1."""
-        maps = []
-        seeds = state = self.seed(words)
-        for block, x in zip(self.blocks, features, strict=True):
-            maps.append(block.attention(state, x).mean(1))
-            state = seeds if self.state == "reset" else block(state, x)[0]
-        return maps
+        return self.attended(self.seed(words), features)
 
     def presence_scores(self, output: QueryOutput) -> Tensor:
         """Score each word of `output` as a logit of being in the image: fp32 [B, M], whether it has a map or not.
