@@ -77,7 +77,8 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
         --batch-size 12 --seed 4 --student resnet18 --image-size 64 --patch-size 8 --student-arg depth=6
         --student-arg act=gelu --pretrained --taps 1,3 --queries learned --slots 3 --state reset --readout max
         --query-width 16 --query-heads 2 --objective lfi+embedding --weight lfi=0.3:cosine --weight embedding=2
-        --maps uniform --words 4 --task multi-label --optimizer sgd --learning-rate 0.1 --weight-decay 0.2 --layer-decay 0.7
+        --maps uniform --words 4 --task multi-label --optimizer sgd --learning-rate 0.1 --weight-decay 0.2
+        --layer-decay 0.7
         --clip 2 --schedule linear --warmup-epochs 2 --ema 0.99 --accumulate 2 --precision bf16 --least-area 0.3
         --aspect 1.5 --flip 0.2 --mirror-maps --randaugment 2 --randaugment-pool hue --magnitude 5
         --magnitude-spread 1 --mixup 0.2 --cutmix 0.9 --mix-probability 0.8"""
