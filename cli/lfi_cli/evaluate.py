@@ -51,6 +51,11 @@ def evaluate(
                     for tap in result["taps"]
                 ),
                 *(
+                    [("slots", "each word by the slot that the teacher's map of it matches: an upper reading")]
+                    if result.get("slots_matched_by_teacher")
+                    else []
+                ),
+                *(
                     [
                         (
                             "teacher",

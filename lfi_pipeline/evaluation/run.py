@@ -78,7 +78,9 @@ def _grounding(loaded: LoadedRun, dataset: Dataset, targets: Path, gallery: int)
     _require_same_teacher(loaded.store, store)
     words = grounded_words(store, dataset)
     teacher = teacher_grounding(store, words)[-1]
+    learned = isinstance(loaded.student.queries, LearnedQueries)
     result: dict[str, Any] = {"teacher": asdict(teacher), "area": teacher.area, "taps": []}
+    result["slots_matched_by_teacher"] = learned
     student_maps: dict[int, list[Tensor]] = {}
     if loaded.student.queries is not None:
         positions = sorted({word.position for word in words})

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
 
-from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data import images, read_dataset
 from lfi_pipeline.errors import ConfigError, DatasetError, RunError, TargetsError
 from lfi_pipeline.evaluation import evaluate_run, grounded_words, teacher_grounding
-from lfi_pipeline.evaluation.grounding import score
+from lfi_pipeline.evaluation.grounding import peaks_in_mask, score
 from lfi_pipeline.report import load_run as read_run
-from lfi_pipeline.targets import TargetSpec, TargetStore
+from lfi_pipeline.students import LearnedQueries
+from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.loading import load_run
 
@@ -166,3 +172,64 @@ def test_a_run_whose_cache_is_gone_says_so(run_of: dict[str, Path], tmp_path: Pa
     path.write_text(json.dumps(record))
     with pytest.raises(TargetsError, match="gone"):
         evaluate_run(run_of["lfi"], device="cpu")
+
+
+def test_words_are_scored_by_their_slots_where_queries_are_learned(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
+) -> None:
+    """Against a second way: each word's slot by brute force over all assignments, and its map."""
+    scores = evaluate_run(run_of["learned"], targets=tiny_val_targets, device="cpu")
+    assert scores["slots_matched_by_teacher"]
+    loaded, store = load_run(run_of["learned"], device="cpu"), TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    student, words = loaded.student, grounded_words(store, dataset)
+    assert isinstance(student.queries, LearnedQueries)
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    hits: list[list[float]] = [[], [], []]
+    for word in words:
+        read = store.read_many([word.position])
+        teacher = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)[0, 0]
+        target = F.avg_pool2d(teacher, 2, divisor_override=1).flatten(1).double()  # 8x8 cells onto the student's 4x4
+        present = (target.sum(1) > 0).nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            image = PlainImages(dataset, [student.size])[place[store.index.keys[word.position]]][0][student.size]
+            tokens = student(image[None], with_taps=True).taps
+            maps = student.queries.maps(tokens)
+            pairs = [block.attention(state, x) for block, state, x in _entering(student.queries, tokens)]
+        costs = sum(
+            (torch.xlogy(target, target)[:, None] - target[:, None] * p[0].double().log().mean(0)).sum(-1)
+            for p in pairs
+        )
+        cost = costs.numpy()
+        best = min(
+            itertools.permutations(range(maps[0].shape[1]), len(present)),  # as many slots as words at least
+            key=lambda chosen, cost=cost, present=present: cost[present, list(chosen)].sum(),
+        )
+        slot = best[present.index(word.row)]
+        for tap, each in enumerate(maps):
+            hits[tap].append(float(peaks_in_mask(each[0, slot].view(1, 4, 4), word.mask[None])))
+    assert [tap["pointing"] for tap in scores["taps"]] == pytest.approx([np.mean(each) for each in hits])
+
+
+def _entering(queries: LearnedQueries, tokens: list[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    state = queries.slots.expand(1, -1, -1)
+    for block, x in zip(queries.blocks, tokens, strict=True):
+        yield block, state, x
+        state = block(state, x)[0]
+
+
+def test_best_weights_and_moved_images_on_request(
+    run_of: dict[str, Path], scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of["lfi"]
+    moved = Path(shutil.copytree(scenes_root, tmp_path / "moved"))
+    roots: list[Path] = []
+    read = images.read_bytes
+    monkeypatch.setattr(images, "read_bytes", lambda root, path: (roots.append(root), read(root, path))[1])
+    best = evaluate_run(run, data_root=moved, weights="best", device="cpu")
+    assert best["weights"] == "best"
+    assert set(roots) == {moved}
+    weights = load_file(run / "checkpoints/best.safetensors")
+    save_file({name: torch.zeros_like(value) for name, value in weights.items()}, run / "checkpoints/best.safetensors")
+    assert evaluate_run(run, weights="best", device="cpu")["map_seen"] != best["map_seen"]
+    assert evaluate_run(run, device="cpu")["map_seen"] == best["map_seen"]
