@@ -175,8 +175,8 @@ class TrainConfig:
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the student carries interaction queries."""
-        return "lfi" in self.terms or "presence" in self.terms
+        """Whether the student carries interaction queries; learned ones feed the head, whatever they are taught by."""
+        return "lfi" in self.terms or "presence" in self.terms or self.queries.mode == "learned"
 
     def weight(self, term: str) -> Weight:
         """Weight of one of `terms`."""

@@ -318,3 +318,13 @@ def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
 def test_pure_distillation_needs_no_validation_split(make_config: MakeConfig, tmp_path: Path) -> None:
     summary = train_one(make_config(task="none", val_split="there is none", epochs=1), tmp_path / "run")
     assert summary["steps"] == 3
+
+
+def test_learned_queries_are_there_without_maps_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The control of the slots: the same student, taught by the task alone."""
+    config = make_config(objective="none", queries="learned", epochs=1)
+    summary = train_one(config, tmp_path / "run")
+    assert summary["parameters"]["kept_queries"] == summary["parameters"]["queries"] > 0
+    start = build_student(config, TargetStore.open(config.stream.targets), "multi-label").state_dict()
+    moved = weights(tmp_path / "run")
+    assert not torch.equal(moved["queries.slots"], start["queries.slots"])
