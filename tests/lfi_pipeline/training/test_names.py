@@ -17,7 +17,8 @@ from lfi_pipeline.training.settings import config_of
         ({"objective": "none", "seed": 3}, "resnet18-none-3"),
         ({"maps": "shuffled", "state": "reset"}, "resnet18-lfi-shuffled-reset-0"),
         ({"queries": "learned"}, "resnet18-lfi-learned-0"),
-        ({"objective": "embedding", "queries": "learned", "state": "reset"}, "resnet18-embedding-0"),  # has no queries
+        ({"objective": "embedding", "state": "reset"}, "resnet18-embedding-0"),  # has no queries
+        ({"objective": "embedding", "queries": "learned", "state": "reset"}, "resnet18-embedding-learned-reset-0"),
         ({"student": "hf-hub:timm/resnet18"}, "hf-hub:timm-resnet18-lfi-0"),
     ],
 )
