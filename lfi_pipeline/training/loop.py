@@ -178,14 +178,15 @@ class _Loop:
         """
         try:
             return [next(source) for _ in range(self.accumulate)]
-        except RuntimeError as error:
-            if isinstance(error, LFIError) or "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # With workers nothing else happens here but talking to them; what they raise comes as "Caught ...".
+            if isinstance(error, LFIError) or not self.machine.workers or str(error).startswith("Caught"):
                 raise
             self._checkpoint(clock)
             if stop.asked:
                 raise KeyboardInterrupt from error
             raise RunError(
-                f"A loader process died ({str(error).splitlines()[0]}), most often of too little memory or shared "
+                f"A loader process died ({error}), most often of too little memory or shared "
                 "memory. A checkpoint was written: run the same command again with fewer --workers."
             ) from error
 
