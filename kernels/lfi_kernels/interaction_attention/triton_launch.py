@@ -1,0 +1,28 @@
+"""What both launchers need to hand tensors to a kernel."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one: Triton launches there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def pointer(mask: Tensor | None) -> Tensor | None:
+    """A bool tensor as bytes."""
+    return None if mask is None else mask.view(torch.uint8)
+
+
+def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
+    """Strides in elements; zeros where there is no tensor."""
+    return (0,) * dims if tensor is None else tensor.stride()
+
+
+def precision(tensor: Tensor) -> str:
+    """How products of fp32 are taken: as three of tf32, which keep fp32's digits. Has no meaning for 16 bits."""
+    return "tf32x3" if tensor.dtype == torch.float32 else "ieee"
