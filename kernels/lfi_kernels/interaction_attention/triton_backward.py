@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.blocks import backward_blocks, tiles
-from lfi_kernels.interaction_attention.triton_launch import device_of, pointer, precision, strides
+from lfi_kernels.interaction_attention.triton_launch import alignment, device_of, pointer, precision, strides
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
 
 
@@ -70,18 +70,21 @@ def backward_kernel(
     FIRST_ROW,
     J,
     SQRT: tl.constexpr,
+    ALIGN: tl.constexpr,
     SPLIT: tl.constexpr,
     ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    i_program = tl.program_id(0).to(tl.int64)
+    # A sample's own offset takes 64 bits; offsets within a sample take 32, see `within_reach`.
+    i_program = tl.program_id(0)
     i_j = i_program % J
-    i_b = i_program // J
+    i_b = (i_program // J).to(tl.int64)
 
-    o_r = FIRST_ROW + tl.arange(0, BLOCK_R).to(tl.int64)
+    o_r = FIRST_ROW + tl.arange(0, BLOCK_R)
     o_n = i_j * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
     o_h = o_r // M
@@ -91,7 +94,7 @@ def backward_kernel(
     p_u_rows = p_u + i_b * s_u_b + o_h * s_u_h + o_m * s_u_m  # [BLOCK_R]
     p_dz_rows = p_dz + i_b * s_dz_b + o_h * s_dz_h + o_m * s_dz_m  # [BLOCK_R]
     p_x_rows = p_x + i_b * s_x_b + o_n * s_x_n  # [BLOCK_N]
-    p_z_rows = p_z + (i_b * R + o_r) * D  # [BLOCK_R]
+    p_z_rows = p_z + i_b * R * D + o_r * D  # [BLOCK_R]
 
     b_s = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
     b_dp = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
@@ -114,23 +117,22 @@ def backward_kernel(
         b_delta = tl.sum(b_p * b_dp, 1)
     if p_target is not None:
         b_w = row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
-        m_w = b_w != 0.0
-        b_dkl = tl.load(p_dkl + i_b * s_dkl_b + o_h * s_dkl_h + o_m * s_dkl_m, mask=m_w, other=0.0)
+        b_dkl = tl.load(p_dkl + i_b * s_dkl_b + o_h * s_dkl_h + o_m * s_dkl_m, mask=b_w != 0.0, other=0.0)
         b_gw = b_dkl * b_w
-        b_sum = tl.load(p_sum + i_b * R + o_r, mask=m_r, other=0.0)
+        b_delta -= b_gw * tl.load(p_sum + i_b * R + o_r, mask=m_r, other=0.0)
+    b_ds = b_p * (b_dp - b_delta[:, None])
+    b_p_t = tl.trans(b_p.to(p_x.dtype.element_ty))
+    if p_target is not None:
         b_t = target_tile(
-            p_target, p_scale, i_b, o_m, o_n, m_w, m_n, s_t_b, s_t_m, s_t_n, s_scale_b, s_scale_m, SQRT
+            *(p_target, p_weight, p_scale, i_b, o_r, o_n, b_w, m_n, s_t_b, s_t_m, s_t_n),
+            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, BLOCK_M),
         )
-        b_ds = b_p * (b_dp - (b_delta - b_gw * b_sum)[:, None]) - b_gw[:, None] * b_t
-    else:
-        b_ds = b_p * (b_dp - b_delta[:, None])
-
-    b_p = b_p.to(p_x.dtype.element_ty)
+        b_ds -= b_gw[:, None] * b_t
     b_ds = b_ds.to(p_x.dtype.element_ty)
-    b_p_t = tl.trans(b_p)
     b_ds_t = tl.trans(b_ds)
-    p_du_rows = p_du + ((i_b * J + i_j) * R + o_r) * D  # [BLOCK_R]
-    p_dx_rows = p_dx + (i_b * N + o_n) * D  # [BLOCK_N]
+
+    p_du_rows = p_du + (i_b * J + i_j) * R * D + o_r * D  # [BLOCK_R]
+    p_dx_rows = p_dx + i_b * N * D + o_n * D  # [BLOCK_N]
     m_store = o_n < N  # ignored patches get their zeros
     for i_d in range(0, D, BLOCK_D):
         o_k = i_d + o_d
@@ -186,10 +188,12 @@ def launch_backward(
                 *(*strides(target_scale, 2), *strides(key_padding_mask, 2), *dz.stride(), *dkl.stride()),
                 *(words, patches, dim, rows, row_tile * blocks.rows, parts),
                 SQRT=companding == "sqrt",
+                ALIGN=alignment(target),
                 SPLIT=parts > 1,
                 ADD=row_tile > 0,
                 PRECISION=precision(u),
                 BLOCK_R=blocks.rows,
+                BLOCK_M=max(16, triton.next_power_of_2(words)),
                 BLOCK_N=blocks.patches,
                 BLOCK_D=blocks.channels,
                 num_warps=blocks.warps,

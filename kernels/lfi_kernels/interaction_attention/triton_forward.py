@@ -20,8 +20,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.blocks import forward_blocks, tiles
-from lfi_kernels.interaction_attention.triton_launch import device_of, pointer, precision, strides
+from lfi_kernels.interaction_attention.triton_launch import alignment, device_of, pointer, precision, strides
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
+
+IGNORED = tl.constexpr(-1e38)
+"""Score of a patch that does not count; no score reaches it."""
 
 
 @triton.jit
@@ -59,17 +62,20 @@ def forward_kernel(
     ROW_TILES,
     J,
     SQRT: tl.constexpr,
+    ALIGN: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     # Tiles of one sample run side by side, so that its patches are read from memory once.
-    i_program = tl.program_id(0).to(tl.int64)
+    # A sample's own offset takes 64 bits; offsets within a sample take 32, see `within_reach`.
+    i_program = tl.program_id(0)
     i_r = i_program % ROW_TILES
     i_j = (i_program // ROW_TILES) % J
-    i_b = i_program // (ROW_TILES * J)
+    i_b = (i_program // (ROW_TILES * J)).to(tl.int64)
 
     o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
     o_n = i_j * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -88,36 +94,36 @@ def forward_kernel(
         b_x = tl.load(p_x_rows[:, None] + o_k[None, :] * s_x_d, mask=m_n[:, None] & m_k[None, :], other=0.0)
         b_s = tl.dot(b_u, tl.trans(b_x), b_s, input_precision=PRECISION)
 
-    b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+    # A patch that does not count scores a finite number, so that times a target of 0 it is 0, not NaN. In a tile
+    # without patches the softmax is uniform, over rows of X that were read as 0.
+    b_s = tl.where(m_n[None, :], b_s, IGNORED)
     b_max = tl.max(b_s, 1)
-    b_max = tl.where(b_max == float("-inf"), 0.0, b_max)  # a row without patches: exp gives 0, not NaN
-    b_p = tl.exp(b_s - b_max[:, None])
-    b_l = tl.sum(b_p, 1)
-    m_empty = b_l == 0.0
-    b_lse = b_max + tl.log(tl.where(m_empty, 1.0, b_l))
-    b_p = b_p / tl.where(m_empty, 1.0, b_l)[:, None]
+    m_empty = b_max == IGNORED
+    b_s = b_s - b_max[:, None]
+    b_log_l = tl.log(tl.sum(tl.exp(b_s), 1))
 
     o_out = (i_b * J + i_j) * R + o_r  # [BLOCK_R]
+    b_lse = tl.where(m_empty, float("-inf") if SPLIT else float("inf"), b_max + b_log_l)
+    tl.store(p_lse + o_out, b_lse, mask=m_r)
+    b_kl = tl.zeros([BLOCK_R], dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
     if p_target is not None:
         b_w = row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
         b_t = target_tile(
-            p_target, p_scale, i_b, o_m, o_n, b_w != 0.0, m_n, s_t_b, s_t_m, s_t_n, s_scale_b, s_scale_m, SQRT
+            *(p_target, p_weight, p_scale, i_b, o_r, o_n, b_w, m_n, s_t_b, s_t_m, s_t_n),
+            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, BLOCK_M),
         )
-        m_t = b_t != 0.0
-        b_log_p = tl.where(m_t, b_s - b_lse[:, None], 0.0)  # 0 * -inf, of a patch that does not count, is kept out
-        b_kl = tl.sum(b_t * (tl.log(tl.where(m_t, b_t, 1.0)) - b_log_p), 1)
+        b_sum = tl.sum(b_t, 1)
+        b_kl = b_sum * b_log_l - tl.sum(b_t * b_s, 1)
+        b_kl += tl.sum(b_t * tl.log(tl.where(b_t == 0.0, 1.0, b_t)), 1)
         if not SPLIT:
             b_kl = b_kl * b_w
-        tl.store(p_kl + o_out, b_kl, mask=m_r)
-        tl.store(p_sum + o_out, tl.sum(b_t, 1), mask=m_r)
-    else:
-        b_none = tl.zeros([BLOCK_R], dtype=tl.float32)
-        tl.store(p_kl + o_out, b_none, mask=m_r)
-        tl.store(p_sum + o_out, b_none, mask=m_r)
-    tl.store(p_lse + o_out, tl.where(m_empty, float("-inf") if SPLIT else float("inf"), b_lse), mask=m_r)
+    tl.store(p_kl + o_out, b_kl, mask=m_r)
+    tl.store(p_sum + o_out, b_sum, mask=m_r)
 
+    b_p = tl.exp(b_s - b_log_l[:, None])  # after the target, so that the two are not held at once
     b_p = b_p.to(p_x.dtype.element_ty)
-    p_z_rows = p_z + o_out * D
+    p_z_rows = p_z + (i_b * J + i_j) * R * D + o_r * D
     for i_d in range(0, D, BLOCK_D):
         o_k = i_d + o_d
         m_k = o_k < D
@@ -219,9 +225,11 @@ def launch_forward(
             *(*strides(target_scale, 2), *strides(key_padding_mask, 2)),
             *(words, patches, dim, rows, row_tiles, parts),
             SQRT=companding == "sqrt",
+            ALIGN=alignment(target),
             SPLIT=parts > 1,
             PRECISION=precision(u),
             BLOCK_R=blocks.rows,
+            BLOCK_M=max(16, triton.next_power_of_2(words)),
             BLOCK_N=blocks.patches,
             BLOCK_D=blocks.channels,
             num_warps=blocks.warps,

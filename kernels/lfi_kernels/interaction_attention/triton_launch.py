@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,3 +27,13 @@ def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
 def precision(tensor: Tensor) -> str:
     """How products of fp32 are taken: as three of tf32, which keep fp32's digits. Has no meaning for 16 bits."""
     return "tf32x3" if tensor.dtype == torch.float32 else "ieee"
+
+
+def alignment(target: Tensor | None) -> int:
+    """The power of two, 16 at most, that divides the strides and the address of a target's rows, in elements."""
+    if target is None:
+        return 1
+    found = math.gcd(16, *target.stride()[:2])
+    while target.data_ptr() % (found * target.element_size()):
+        found //= 2
+    return found
