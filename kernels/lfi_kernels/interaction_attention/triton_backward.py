@@ -75,7 +75,6 @@ def backward_kernel(
     ADD: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -123,9 +122,9 @@ def backward_kernel(
     b_ds = b_p * (b_dp - b_delta[:, None])
     b_p_t = tl.trans(b_p.to(p_x.dtype.element_ty))
     if p_target is not None:
-        b_t = target_tile(
-            *(p_target, p_weight, p_scale, i_b, o_r, o_n, b_w, m_n, s_t_b, s_t_m, s_t_n),
-            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, BLOCK_M),
+        b_t, _, _ = target_tile(
+            *(p_target, p_weight, p_scale, i_b, o_m, o_n, m_n, s_t_b, s_t_m, s_t_n),
+            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, False, BLOCK_R, BLOCK_N),
         )
         b_ds -= b_gw[:, None] * b_t
     b_ds = b_ds.to(p_x.dtype.element_ty)
@@ -193,8 +192,7 @@ def launch_backward(
                 ADD=row_tile > 0,
                 PRECISION=precision(u),
                 BLOCK_R=blocks.rows,
-                BLOCK_M=max(16, triton.next_power_of_2(words)),
-                BLOCK_N=blocks.patches,
+                    BLOCK_N=blocks.patches,
                 BLOCK_D=blocks.channels,
                 num_warps=blocks.warps,
                 num_stages=blocks.stages,

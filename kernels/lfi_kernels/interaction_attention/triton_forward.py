@@ -66,7 +66,6 @@ def forward_kernel(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -108,16 +107,13 @@ def forward_kernel(
     b_kl = tl.zeros([BLOCK_R], dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
     if p_target is not None:
-        b_w = row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
-        b_t = target_tile(
-            *(p_target, p_weight, p_scale, i_b, o_r, o_n, b_w, m_n, s_t_b, s_t_m, s_t_n),
-            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, BLOCK_M),
+        b_t, b_h, b_sum = target_tile(
+            *(p_target, p_weight, p_scale, i_b, o_m, o_n, m_n, s_t_b, s_t_m, s_t_n),
+            *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, True, BLOCK_R, BLOCK_N),
         )
-        b_sum = tl.sum(b_t, 1)
-        b_kl = b_sum * b_log_l - tl.sum(b_t * b_s, 1)
-        b_kl += tl.sum(b_t * tl.log(tl.where(b_t == 0.0, 1.0, b_t)), 1)
+        b_kl = b_h + b_sum * b_log_l - tl.sum(b_t * b_s, 1)
         if not SPLIT:
-            b_kl = b_kl * b_w
+            b_kl = b_kl * row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
     tl.store(p_kl + o_out, b_kl, mask=m_r)
     tl.store(p_sum + o_out, b_sum, mask=m_r)
 
@@ -229,7 +225,6 @@ def launch_forward(
             SPLIT=parts > 1,
             PRECISION=precision(u),
             BLOCK_R=blocks.rows,
-            BLOCK_M=max(16, triton.next_power_of_2(words)),
             BLOCK_N=blocks.patches,
             BLOCK_D=blocks.channels,
             num_warps=blocks.warps,

@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+BLOCK_M = tl.constexpr(16)
+"""Words whose target is spread at a time; a product takes no fewer."""
+
 
 @triton.jit
 def patch_mask(p_pad, i_b, o_n, s_pad_b, s_pad_n, N):
@@ -30,14 +33,24 @@ def row_weights(p_weight, i_b, o_m, m_r, s_weight_b, s_weight_m):
 
 
 @triton.jit
+def decode(b_codes, b_scale, SQRT: tl.constexpr):
+    """Value of uint8 codes in fp32; `b_scale` broadcasts against them."""
+    b_q = b_codes.to(tl.float32)
+    if SQRT:
+        b_t = b_q * b_q * (b_scale / 65025.0)
+    else:
+        b_t = b_q * (b_scale / 255.0)
+    return b_t
+
+
+@triton.jit
 def target_tile(
     p_target,
     p_weight,
     p_scale,
     i_b,
-    o_r,
+    o_m,
     o_n,
-    b_w,
     m_n,
     s_t_b,
     s_t_m,
@@ -49,34 +62,44 @@ def target_tile(
     M,
     SQRT: tl.constexpr,
     ALIGN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    WITH_SUMS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Maps of the tile, [BLOCK_R, BLOCK_N] in fp32; rows of weight 0 and patches outside `m_n` are never read.
+    """Maps T of the tile, [BLOCK_R, BLOCK_N] in fp32, and their sums over it.
 
-    Targets of 8 or 16 bits are read once a word and spread over the heads by a product with a matrix of ones and zeros.
-    It is exact, for each sum has one term, and its result lies in registers as the scores do; a plain load would
-    have to be rearranged through shared memory, and spilled 1.4 kB a thread in the compiler's report.
+    Words of weight 0 and patches outside `m_n` are never read. A word is read once, and spread over its heads by a
+    product with a matrix of ones and zeros. It is exact, for each sum has one term (an fp32 target keeps 22 bits), and
+    its result lies in registers as the scores do: a plain load would have to be rearranged through shared memory, and
+    spilled 1.4 kB a thread in the compiler's report.
+
+    Returns:
+        T, and if WITH_SUMS sum T log T and sum T, each [BLOCK_R] (else zeros).
     """
-    o_m = o_r % M
-    m_w = b_w != 0.0
     p_sample = p_target + i_b * tl.multiple_of(s_t_b, ALIGN)
     s_row = tl.multiple_of(s_t_m, ALIGN)
-    if p_target.dtype.element_ty.primitive_bitwidth > 16:
-        p_t = p_sample + o_m[:, None] * s_row + o_n[None, :] * s_t_n
-        b_t = tl.load(p_t, mask=m_w[:, None] & m_n[None, :], other=0.0).to(tl.float32)
-    else:
-        o_word = tl.arange(0, BLOCK_M)
+    b_t = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
+    b_h = tl.zeros([BLOCK_R], dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
+    for i_m in tl.range(0, M, BLOCK_M, num_stages=1):
+        o_word = i_m + tl.arange(0, BLOCK_M)
         m_word = row_weights(p_weight, i_b, o_word, o_word < M, s_w_b, s_w_m) != 0.0
         p_t = p_sample + o_word[:, None] * s_row + o_n[None, :] * s_t_n
         b_codes = tl.load(p_t, mask=m_word[:, None] & m_n[None, :], other=0)  # [BLOCK_M, BLOCK_N]
+        m_spread = o_m[:, None] == o_word[None, :]  # [BLOCK_R, BLOCK_M]
         if p_scale is not None:
+            b_scale = tl.load(p_scale + i_b * s_scale_b + o_word * s_scale_m, mask=m_word, other=0.0).to(tl.float32)
+            b_word = decode(b_codes, b_scale[:, None], SQRT)
             b_codes = b_codes.to(tl.float16)  # holds 0 to 255
-        b_spread = ((o_m[:, None] == o_word[None, :]) & m_w[:, None]).to(b_codes.dtype)  # [BLOCK_R, BLOCK_M]
-        b_t = tl.dot(b_spread, b_codes, input_precision="ieee")
-    if p_scale is not None:
-        b_scale = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_w, other=0.0).to(tl.float32)
-        if SQRT:
-            b_t = b_t * b_t * (b_scale / 65025.0)[:, None]
         else:
-            b_t = b_t * (b_scale / 255.0)[:, None]
-    return b_t
+            b_word = b_codes.to(tl.float32)
+        if WITH_SUMS:
+            b_word_h = tl.sum(b_word * tl.log(tl.where(b_word == 0.0, 1.0, b_word)), 1)  # 0 log 0 = 0
+            b_h += tl.sum(tl.where(m_spread, b_word_h[None, :], 0.0), 1)
+            b_sum += tl.sum(tl.where(m_spread, tl.sum(b_word, 1)[None, :], 0.0), 1)
+        b_t = tl.dot(m_spread.to(b_codes.dtype), b_codes, b_t, input_precision="tf32x3")
+    if p_scale is not None:
+        m_row = row_weights(p_weight, i_b, o_m, o_m < M, s_w_b, s_w_m) != 0.0
+        b_scale = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_row, other=0.0).to(tl.float32)
+        b_t = decode(b_t, b_scale[:, None], SQRT)
+    return b_t, b_h, b_sum
