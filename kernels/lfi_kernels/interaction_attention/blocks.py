@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_BACKWARD_ROWS = 256
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
@@ -39,23 +37,21 @@ class Blocks:
 def forward_blocks(rows: int, patches: int, dim: int, itemsize: int) -> Blocks:
     """Tile of the forward kernel for R = `rows`, N = `patches`, D = `dim` and `itemsize` bytes a number."""
     if itemsize == 4:
-        block_r, block_n = _clamp(rows, 16, 64), _clamp(patches, 16, 64)
-        return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 32), warps=4, stages=2)
-    block_r = _clamp(rows, 64, 128)
-    block_n = _clamp(patches, 16, 256 if block_r == 64 else 128)
-    return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 64), warps=8, stages=3)
+        block_r, block_n = _clamp(rows, 16, 64), _clamp(patches, 16, 128)
+        return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 32), warps=8, stages=2)
+    # 64 rows are the least that the matrix units of sm_90 take at once.
+    return Blocks(rows=64, patches=_clamp(patches, 16, 256), channels=_clamp(dim, 16, 64), warps=8, stages=3)
 
 
 def backward_blocks(rows: int, patches: int, dim: int, itemsize: int) -> Blocks:
-    """Tile of the backward kernel: all rows of a sample, as each adds to dX; see `MAX_BACKWARD_ROWS`."""
+    """Tile of the backward kernel, of all rows of a sample where they fit, for each of them adds to dX."""
     if itemsize == 4:
-        block_r = _clamp(rows, 16, 64)
-        return Blocks(
-            rows=block_r, patches=_clamp(patches, 16, 32), channels=_clamp(dim, 16, 32), warps=4, stages=2
-        )
-    block_r = _clamp(rows, 64, MAX_BACKWARD_ROWS)
-    block_n = _clamp(patches, 16, 64 * MAX_BACKWARD_ROWS // block_r)
-    return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 64), warps=8, stages=2)
+        block_r, block_n = _clamp(rows, 16, 64), _clamp(patches, 16, 64)
+        return Blocks(rows=block_r, patches=block_n, channels=16, warps=8, stages=2)
+    block_r = _clamp(rows, 64, 256)
+    block_n = _clamp(patches, 16, {64: 256, 128: 128, 256: 64}[block_r])
+    channels = _clamp(dim, 16, 32 if block_r == 256 else 64)
+    return Blocks(rows=block_r, patches=block_n, channels=channels, warps=8, stages=2)
 
 
 def tiles(size: int, block: int) -> int:

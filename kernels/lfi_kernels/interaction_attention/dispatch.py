@@ -22,6 +22,8 @@ AUTO_ON_CUDA: Implementation = "reference"
 """What `auto` means on a GPU. The fused kernels are proven under Triton's interpreter, but no GPU has run or timed them
 yet: until one has, they run only where LFI_KERNELS=triton asks for them. Then this becomes "triton"."""
 
+HAS_TRITON = find_spec("triton") is not None
+
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -62,15 +64,15 @@ def resolve(u: Tensor) -> Implementation:
         ValueError: LFI_KERNELS is none of its three values, or it asks for triton where triton cannot run: without
             the package, for float64, or for a tensor on the CPU outside Triton's interpreter (TRITON_INTERPRET=1).
     """
-    asked = _asked()
+    asked = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     if asked == "reference":
         return "reference"
     if asked == "auto":
-        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and _has_triton()
+        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and HAS_TRITON
         return AUTO_ON_CUDA if can_run else "reference"
     if asked != "triton":
         raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
-    if not _has_triton():
+    if not HAS_TRITON:
         raise ValueError(f"{ENVIRONMENT_VARIABLE}=triton needs the package triton. Install it, or choose auto.")
     if u.dtype not in FUSED_DTYPES:
         raise ValueError(f"u must be float16, bfloat16 or float32 under {ENVIRONMENT_VARIABLE}=triton, got {u.dtype}.")
@@ -82,19 +84,5 @@ def resolve(u: Tensor) -> Implementation:
     return "triton"
 
 
-# These are constants of the process to the compiler: it reads them while it traces, and leaves no check behind.
-
-
-@torch.compiler.assume_constant_result
-def _asked() -> str:
-    return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-
-
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -122,11 +122,11 @@ def backward_kernel(
     b_ds = b_p * (b_dp - b_delta[:, None])
     b_p_t = tl.trans(b_p.to(p_x.dtype.element_ty))
     if p_target is not None:
-        b_t, _, _ = target_tile(
+        b_t, b_unit, _, _ = target_tile(
             *(p_target, p_weight, p_scale, i_b, o_m, o_n, m_n, s_t_b, s_t_m, s_t_n),
             *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, False, BLOCK_R, BLOCK_N),
         )
-        b_ds -= b_gw[:, None] * b_t
+        b_ds -= (b_gw * b_unit)[:, None] * b_t
     b_ds = b_ds.to(p_x.dtype.element_ty)
     b_ds_t = tl.trans(b_ds)
 

@@ -107,11 +107,11 @@ def forward_kernel(
     b_kl = tl.zeros([BLOCK_R], dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
     if p_target is not None:
-        b_t, b_h, b_sum = target_tile(
+        b_t, b_unit, b_h, b_sum = target_tile(
             *(p_target, p_weight, p_scale, i_b, o_m, o_n, m_n, s_t_b, s_t_m, s_t_n),
             *(s_w_b, s_w_m, s_scale_b, s_scale_m, M, SQRT, ALIGN, True, BLOCK_R, BLOCK_N),
         )
-        b_kl = b_h + b_sum * b_log_l - tl.sum(b_t * b_s, 1)
+        b_kl = b_h + b_sum * b_log_l - b_unit * tl.sum(b_t * b_s, 1)
         if not SPLIT:
             b_kl = b_kl * row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
     tl.store(p_kl + o_out, b_kl, mask=m_r)

@@ -33,14 +33,12 @@ def row_weights(p_weight, i_b, o_m, m_r, s_weight_b, s_weight_m):
 
 
 @triton.jit
-def decode(b_codes, b_scale, SQRT: tl.constexpr):
-    """Value of uint8 codes in fp32; `b_scale` broadcasts against them."""
-    b_q = b_codes.to(tl.float32)
+def curve(b_q, SQRT: tl.constexpr):
+    """What codes 0 to 255, in fp32, stand for as a share of their scale."""
+    b_share = b_q * (1.0 / 255.0)
     if SQRT:
-        b_t = b_q * b_q * (b_scale / 65025.0)
-    else:
-        b_t = b_q * (b_scale / 255.0)
-    return b_t
+        b_share = b_share * b_share
+    return b_share
 
 
 @triton.jit
@@ -66,7 +64,7 @@ def target_tile(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Maps T of the tile, [BLOCK_R, BLOCK_N] in fp32, and their sums over it.
+    """Maps T of the tile in fp32, as T = unit * shape, and their sums over it.
 
     Words of weight 0 and patches outside `m_n` are never read. A word is read once, and spread over its heads by a
     product with a matrix of ones and zeros. It is exact, for each sum has one term (an fp32 target keeps 22 bits), and
@@ -74,7 +72,8 @@ def target_tile(
     spilled 1.4 kB a thread in the compiler's report.
 
     Returns:
-        T, and if WITH_SUMS sum T log T and sum T, each [BLOCK_R] (else zeros).
+        shape [BLOCK_R, BLOCK_N] and unit [BLOCK_R]: (q/255)^2 or q/255 and the scale for codes, else T and 1.
+        With WITH_SUMS, sum T log T and sum T, each [BLOCK_R]; without, zeros.
     """
     p_sample = p_target + i_b * tl.multiple_of(s_t_b, ALIGN)
     s_row = tl.multiple_of(s_t_m, ALIGN)
@@ -89,8 +88,8 @@ def target_tile(
         m_spread = o_m[:, None] == o_word[None, :]  # [BLOCK_R, BLOCK_M]
         if p_scale is not None:
             b_scale = tl.load(p_scale + i_b * s_scale_b + o_word * s_scale_m, mask=m_word, other=0.0).to(tl.float32)
-            b_word = decode(b_codes, b_scale[:, None], SQRT)
             b_codes = b_codes.to(tl.float16)  # holds 0 to 255
+            b_word = curve(b_codes.to(tl.float32), SQRT) * b_scale[:, None]
         else:
             b_word = b_codes.to(tl.float32)
         if WITH_SUMS:
@@ -98,8 +97,9 @@ def target_tile(
             b_h += tl.sum(tl.where(m_spread, b_word_h[None, :], 0.0), 1)
             b_sum += tl.sum(tl.where(m_spread, tl.sum(b_word, 1)[None, :], 0.0), 1)
         b_t = tl.dot(m_spread.to(b_codes.dtype), b_codes, b_t, input_precision="tf32x3")
+    b_unit = tl.full([BLOCK_R], 1.0, dtype=tl.float32)
     if p_scale is not None:
         m_row = row_weights(p_weight, i_b, o_m, o_m < M, s_w_b, s_w_m) != 0.0
-        b_scale = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_row, other=0.0).to(tl.float32)
-        b_t = decode(b_t, b_scale[:, None], SQRT)
-    return b_t, b_h, b_sum
+        b_unit = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_row, other=0.0).to(tl.float32)
+        b_t = curve(b_t, SQRT)
+    return b_t, b_unit, b_h, b_sum
