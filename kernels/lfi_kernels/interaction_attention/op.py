@@ -22,7 +22,7 @@ def fused_forward(
     key_padding_mask: Tensor | None,
     companding: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z [B, H, M, D] and kl [B, H, M], as in the reference; lse and the sum of the target [B, H, M] for the gradient."""
+    """z [B, H, M, D] and kl [B, H, M], as in the reference; lse and sum T [B, H, M] for the gradient."""
     from lfi_kernels.interaction_attention.triton_forward import launch_forward
 
     return launch_forward(u, x, target, row_weight, target_scale, key_padding_mask, companding)

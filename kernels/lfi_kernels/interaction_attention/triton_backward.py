@@ -192,7 +192,7 @@ def launch_backward(
                 ADD=row_tile > 0,
                 PRECISION=precision(u),
                 BLOCK_R=blocks.rows,
-                    BLOCK_N=blocks.patches,
+                BLOCK_N=blocks.patches,
                 BLOCK_D=blocks.channels,
                 num_warps=blocks.warps,
                 num_stages=blocks.stages,

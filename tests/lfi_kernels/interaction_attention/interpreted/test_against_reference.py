@@ -1,4 +1,4 @@
-"""The fused kernels against the reference in float64: both outputs and both gradients, and the edges of the contract."""
+"""The fused kernels against the reference in float64: outputs, gradients, and the edges of the contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lfi_kernels.interaction_attention.blocks import backward_blocks, forward_bl
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 F16, F32 = torch.float16, torch.float32
 # dtype -> bound on the largest error and on its RMS, both as a share of the truth's largest value (1 at least).
-TOLERANCES = {F16: (2e-3, 3e-4), torch.bfloat16: (1.6e-2, 3e-3), F32: (4e-6, 8e-7)}
+TOLERANCES = {F16: (2e-3, 3e-4), torch.bfloat16: (1.6e-2, 3e-3), F32: (8e-6, 8e-7)}
 DTYPES = [F16, F32] + ([torch.bfloat16] if DEVICE == "cuda" else [])  # the interpreter's products of bf16 are wrong
 
 Case = dict[str, Any]
@@ -47,7 +47,7 @@ def make(
     masked: bool = False,
     seed: int = 0,
 ) -> Case:
-    """Arguments of the op: scores with a spread of 2, peaked maps, weights in (0, 1], a third of the patches ignored."""
+    """Arguments of the op: scores with a spread of 2, peaked maps, weights in (0, 1], some patches ignored."""
     g = torch.Generator().manual_seed(seed)
     u = 2 * torch.randn(batch, heads, words, dim, generator=g) / dim**0.5
     x = torch.randn(batch, patches, dim, generator=g)

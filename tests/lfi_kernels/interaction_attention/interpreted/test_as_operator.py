@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from lfi_kernels import InteractionQueryBlock
 from lfi_kernels.interaction_attention import op, triton_backward, triton_forward
 from lfi_kernels.interaction_attention.dispatch import interaction_attention
-
 from tests.lfi_kernels.interaction_attention.interpreted.test_against_reference import F16, F32, make, run
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -27,6 +26,7 @@ def arguments(case: dict[str, Any]) -> tuple[Any, ...]:
     return (*(case[name] for name in names), "sqrt")
 
 
+@pytest.mark.filterwarnings("ignore")  # the check itself reads .grad where there is none
 @pytest.mark.parametrize("kind", ["u8", "none"])
 def test_operators_keep_the_rules_of_the_library(kind: str) -> None:
     case = make(2, 3, 17, 32, kind=kind)

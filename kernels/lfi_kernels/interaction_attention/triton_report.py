@@ -1,6 +1,6 @@
 """What the compiler says of the fused kernels on a GPU that need not be there: registers, stack, shared memory.
 
-    python -m lfi_kernels.interaction_attention.compile_report
+    python -m lfi_kernels.interaction_attention.triton_report
 
 prints one JSON object a line. It needs triton, and must not run under its interpreter.
 """
