@@ -84,6 +84,9 @@ def compare(shape: Shape, device: str, rounds: int) -> list[Row]:
         with kernels(choice):
             error = check(name, step(case, block, given), truth, dtype)
         rows.append(Row(case=name, shape=str(shape), metric="largest relative error", value=error, unit=""))
+        with kernels(choice):
+            kept = kept_bytes(case, block, given) / 2**20
+        rows.append(Row(case=name, shape=str(shape), metric="kept for the gradient", value=kept, unit="MiB"))
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name, (case, choice) in cases.items():
@@ -156,6 +159,25 @@ def _peak(name: str, case: Case, choice: str, shape: Shape, block: InteractionQu
         step(case, block, given)
     extra = (torch.cuda.max_memory_allocated() - before) / 2**20
     return Row(case=name, shape=str(shape), metric="peak extra memory", value=extra, unit="MiB")
+
+
+def kept_bytes(case: Case, block: InteractionQueryBlock, given: Inputs) -> int:
+    """Bytes that the forward pass keeps for the backward pass, beside inputs and parameters."""
+    own = {each.untyped_storage().data_ptr() for each in (*_tensors(given), *block.parameters())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        results = case(block, given)
+    del results
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+def _tensors(given: Inputs) -> tuple[Tensor, ...]:
+    return given.queries, given.features, given.target, given.scale, given.weight
 
 
 def _seconds(run: Callable[[], object], is_cuda: bool) -> float:

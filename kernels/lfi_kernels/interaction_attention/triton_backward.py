@@ -21,7 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.blocks import backward_blocks, tiles
-from lfi_kernels.interaction_attention.triton_launch import alignment, device_of, pointer, precision, strides
+from lfi_kernels.interaction_attention.triton_launch import (
+    alignment,
+    device_of,
+    pointer,
+    precision,
+    strides,
+    within_reach,
+)
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
 
 
@@ -168,12 +175,14 @@ def launch_backward(
     Returns:
         du [B, H, M, D] and dx [B, N, D], contiguous, in the dtype of u and x.
     """
+    u, x, dz = within_reach(u), within_reach(x), within_reach(dz)
+    target = None if target is None else within_reach(target)
     batch, heads, words, dim = u.shape
     rows, patches = heads * words, x.shape[1]
     blocks = backward_blocks(rows, patches, dim, u.element_size())
     row_tiles, parts = tiles(rows, blocks.rows), tiles(patches, blocks.patches)
     if u.numel() == 0:
-        return torch.empty_like(u, memory_format=torch.contiguous_format), torch.zeros_like(x)
+        return u.new_zeros(u.shape), x.new_zeros(x.shape)
 
     wide = torch.float32
     du = torch.empty((batch, parts, rows, dim), dtype=u.dtype if parts == 1 else wide, device=u.device)

@@ -20,7 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.blocks import forward_blocks, tiles
-from lfi_kernels.interaction_attention.triton_launch import alignment, device_of, pointer, precision, strides
+from lfi_kernels.interaction_attention.triton_launch import (
+    alignment,
+    device_of,
+    pointer,
+    precision,
+    strides,
+    within_reach,
+)
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
 
 IGNORED = tl.constexpr(-1e38)
@@ -198,6 +205,8 @@ def launch_forward(
         z [B, H, M, D] in u's dtype; kl, lse (+inf where every patch is ignored) and the sum of the target, each
         [B, H, M] in fp32.
     """
+    u, x = within_reach(u), within_reach(x)
+    target = None if target is None else within_reach(target)
     batch, heads, words, dim = u.shape
     rows, patches = heads * words, x.shape[1]
     blocks = forward_blocks(rows, patches, dim, u.element_size())

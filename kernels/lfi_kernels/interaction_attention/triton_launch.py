@@ -19,6 +19,12 @@ def pointer(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.view(torch.uint8)
 
 
+def within_reach(tensor: Tensor) -> Tensor:
+    """The tensor [B, ...], or a copy of it where an offset within one sample would not fit in 32 bits."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+    return tensor if reach < 2**31 else tensor.contiguous()
+
+
 def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
     """Strides in elements; zeros where there is no tensor."""
     return (0,) * dims if tensor is None else tensor.stride()
