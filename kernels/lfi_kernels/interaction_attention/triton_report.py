@@ -160,13 +160,12 @@ def _usage(binary: bytes) -> tuple[int, int]:
 
 
 def reports() -> Iterator[Report]:
-    """The shapes that students have: each model at 196 patches; 256 and 1024 patches and 32 words once."""
+    """The shapes that students have: each model at 196 patches; other sizes and dtypes once."""
     for kernel in ("forward", "backward"):
         for model in WIDTHS:
             yield report(model, kernel, "bf16", "u8", 16, 196)
-        for words, patches in ((8, 196), (32, 196), (64, 196), (16, 256), (16, 1024), (32, 1024)):
+        for words, patches in ((32, 196), (64, 196), (16, 256), (16, 1024)):
             yield report("ViT-S", kernel, "bf16", "u8", words, patches)
-        yield report("ViT-S", kernel, "fp16", "u8", 16, 196)
         yield report("ViT-S", kernel, "bf16", "fp16", 16, 196)
         yield report("ViT-S", kernel, "bf16", "fp32", 16, 196)
         yield report("ViT-S", kernel, "fp32", "u8", 16, 196)
