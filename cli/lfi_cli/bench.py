@@ -233,6 +233,24 @@ def train(
     return _show(bench_train(config), csv, as_json, device)
 
 
+@app.command("kernel")
+@command
+def kernel(
+    device: DeviceOption = "auto",
+    rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 20,
+    csv: CsvOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> Result:
+    """The interaction-query block against projected keys and values, forward and backward.
+
+    Example: lfi bench kernel --device cuda --csv bench.csv
+    """
+    from lfi_pipeline.benchmarks.kernel import KernelConfig, bench_kernel
+
+    return _show(bench_kernel(KernelConfig(device=device, rounds=rounds, quick=quick)), csv, as_json, device)
+
+
 def _whole_number(name: str, text: str) -> int:
     if not text.isdecimal():
         from lfi_pipeline.errors import ConfigError

@@ -16,7 +16,7 @@ Fails = Callable[..., str]
 
 
 def test_every_benchmark_is_there() -> None:
-    assert NAMES == ["codec", "extract", "index", "loader", "maps", "reads", "train"]
+    assert NAMES == ["codec", "extract", "index", "kernel", "loader", "maps", "reads", "train"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,6 +33,7 @@ def test_help_explains_and_shows_an_example(lfi: Callable[..., Any], name: str) 
         ("reads",),
         ("loader", "--workers", "0"),
         ("index",),
+        ("kernel", "--device", "cpu"),
         ("maps", "--teacher", "scenes-coca", "--kinds", "all"),
         ("extract", "--teacher", "scenes-coca", "--kind", "relevance"),
         ("train", "--teacher", "scenes-coca"),

@@ -1,0 +1,88 @@
+"""Which implementation of `interaction_attention` runs."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lfi_kernels.interaction_attention import reference
+from lfi_kernels.interaction_attention.inputs import Companding, check_inputs
+from lfi_kernels.interaction_attention.op import fused_forward
+
+Implementation = Literal["reference", "triton"]
+
+ENVIRONMENT_VARIABLE = "LFI_KERNELS"
+"""`reference` or `triton` force one implementation, `auto` (the default) leaves the choice to `resolve`."""
+
+AUTO_ON_CUDA: Implementation = "reference"
+"""What `auto` means on a GPU. The fused kernels are proven under Triton's interpreter, but no GPU has run or timed them
+yet: until one has, they run only where LFI_KERNELS=triton asks for them. Then this becomes "triton"."""
+
+HAS_TRITON = find_spec("triton") is not None
+
+FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interaction_attention(
+    u: Tensor,
+    x: Tensor,
+    target: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    *,
+    target_scale: Tensor | None = None,
+    companding: Companding = "sqrt",
+    key_padding_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if resolve(u) == "reference":
+        return reference.interaction_attention(
+            u,
+            x,
+            target,
+            row_weight,
+            target_scale=target_scale,
+            companding=companding,
+            key_padding_mask=key_padding_mask,
+        )
+    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask)
+    z, kl, _, _ = fused_forward(u, x, target, row_weight, target_scale, key_padding_mask, companding)
+    return z, kl
+
+
+interaction_attention.__doc__ = reference.interaction_attention.__doc__
+
+
+def resolve(u: Tensor) -> Implementation:
+    """Choose the implementation for inputs like `u`.
+
+    `auto` is the reference on the CPU, for float64, and where triton is not installed, and AUTO_ON_CUDA elsewhere.
+
+    Raises:
+        ValueError: LFI_KERNELS is none of its three values, or it asks for triton where triton cannot run: without
+            the package, for float64, or for a tensor on the CPU outside Triton's interpreter (TRITON_INTERPRET=1).
+    """
+    asked = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if asked == "reference":
+        return "reference"
+    if asked == "auto":
+        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and HAS_TRITON
+        return AUTO_ON_CUDA if can_run else "reference"
+    if asked != "triton":
+        raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
+    if not HAS_TRITON:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}=triton needs the package triton. Install it, or choose auto.")
+    if u.dtype not in FUSED_DTYPES:
+        raise ValueError(f"u must be float16, bfloat16 or float32 under {ENVIRONMENT_VARIABLE}=triton, got {u.dtype}.")
+    if not u.is_cuda and not _is_interpreted():
+        raise ValueError(
+            f"u must be on a CUDA device under {ENVIRONMENT_VARIABLE}=triton, got one on {u.device}. "
+            "Choose auto, or set TRITON_INTERPRET=1 before the process starts."
+        )
+    return "triton"
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

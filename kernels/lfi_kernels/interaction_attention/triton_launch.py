@@ -1,0 +1,48 @@
+"""What both launchers need to hand tensors to a kernel."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one: Triton launches there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def pointer(mask: Tensor | None) -> Tensor | None:
+    """A bool tensor as bytes."""
+    return None if mask is None else mask.view(torch.uint8)
+
+
+def within_reach(tensor: Tensor) -> Tensor:
+    """The tensor [B, ...], or a copy of it where an offset within one sample would not fit in 32 bits."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+    return tensor if reach < 2**31 else tensor.contiguous()
+
+
+def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
+    """Strides in elements; zeros where there is no tensor."""
+    return (0,) * dims if tensor is None else tensor.stride()
+
+
+def precision(tensor: Tensor) -> str:
+    """How products of fp32 are taken: as three of tf32, which keep fp32's digits. Has no meaning for 16 bits."""
+    return "tf32x3" if tensor.dtype == torch.float32 else "ieee"
+
+
+def alignment(target: Tensor | None) -> int:
+    """The power of two, 16 at most, that divides the strides and the address of a target's rows, in elements.
+
+    Triton by itself tells only multiples of 16 from others; 196 patches have rows that begin at multiples of 4.
+    """
+    if target is None:
+        return 1
+    found = math.gcd(16, *target.stride()[:2])
+    while target.data_ptr() % (found * target.element_size()):
+        found //= 2
+    return found

@@ -1,0 +1,177 @@
+"""What the compiler says of the fused kernels on a GPU that need not be there: registers, stack, shared memory.
+
+    python -m lfi_kernels.interaction_attention.triton_report
+
+prints one JSON object a line. It needs triton, and must not run under its interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lfi_kernels.interaction_attention.blocks import Blocks, backward_blocks, forward_blocks, tiles
+from lfi_kernels.interaction_attention.triton_backward import backward_kernel
+from lfi_kernels.interaction_attention.triton_forward import forward_kernel
+
+HEADS = 4
+WIDTHS = {"ViT-T": 192, "ViT-S": 384, "ViT-B": 768, "ViT-L": 1024}
+SIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One kernel, compiled for one shape.
+
+    Attributes:
+        model: the vision transformer whose width D is taken.
+        kernel: `forward` or `backward`.
+        dtype: of u and x.
+        target: dtype of the target.
+        words: M, beside four heads.
+        patches: N.
+        registers: of a thread.
+        stack_bytes: of a thread: what did not fit into registers.
+        shared_kib: of a program.
+        hopper_products: matrix instructions of sm_90 (wgmma).
+        older_products: matrix instructions of sm_80 (mma), which are slower there.
+    """
+
+    model: str
+    kernel: str
+    dtype: str
+    target: str
+    words: int
+    patches: int
+    registers: int
+    stack_bytes: int
+    shared_kib: float
+    hopper_products: int
+    older_products: int
+
+
+def report(model: str, kernel: str, dtype: str, target: str, words: int, patches: int, capability: int = 90) -> Report:
+    """Compile one kernel for the strides of contiguous inputs and read what it takes."""
+    rows, dim = HEADS * words, WIDTHS[model]
+    choose, function = {
+        "forward": (forward_blocks, forward_kernel),
+        "backward": (backward_blocks, backward_kernel),
+    }[kernel]
+    blocks = choose(rows, patches, dim, SIZES[dtype])
+    compiled = triton.compile(
+        _source(function, blocks, dtype, target, words, patches, dim),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": blocks.warps, "num_stages": blocks.stages},
+    )
+    registers, stack = _usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    return Report(
+        model=model,
+        kernel=kernel,
+        dtype=dtype,
+        target=target,
+        words=words,
+        patches=patches,
+        registers=registers,
+        stack_bytes=stack,
+        shared_kib=compiled.metadata.shared / 1024,
+        hopper_products=len(re.findall(r"wgmma\.mma_async", ptx)),
+        older_products=len(re.findall(r"\bmma\.sync", ptx)),
+    )
+
+
+def _source(function: Any, blocks: Blocks, dtype: str, target: str, words: int, patches: int, dim: int) -> Any:
+    """The kernel with the arguments that its launcher would give it."""
+    rows, parts = HEADS * words, tiles(patches, blocks.patches)
+    is_split, is_coded = parts > 1, target == "u8"
+    own, wide = dtype, "fp32"
+    pointers = {
+        **dict.fromkeys(("p_u", "p_x", "p_dz"), own),
+        **dict.fromkeys(("p_kl", "p_lse", "p_sum", "p_dkl", "p_weight"), wide),
+        "p_z": wide if is_split and function is forward_kernel else own,
+        "p_du": wide if is_split else own,
+        "p_dx": wide if rows > blocks.rows else own,
+        "p_target": target,
+        "p_scale": wide if is_coded else None,
+        "p_pad": None,
+    }
+    constants: dict[str, Any] = {
+        "SQRT": True,
+        "ALIGN": math.gcd(16, patches),
+        "SPLIT": is_split,
+        "ADD": False,
+        "PRECISION": "tf32x3" if dtype == "fp32" else "ieee",
+        "BLOCK_R": blocks.rows,
+        "BLOCK_N": blocks.patches,
+        "BLOCK_D": blocks.channels,
+    }
+    matrix = {"b": rows * dim, "h": words * dim, "m": dim, "d": 1}
+    integers = {
+        **{"M": words, "N": patches, "D": dim, "R": rows, "J": parts},
+        **{"FIRST_ROW": 0, "ROW_TILES": tiles(rows, blocks.rows)},
+        **{f"s_u_{axis}": stride for axis, stride in matrix.items()},
+        **{f"s_dz_{axis}": stride for axis, stride in matrix.items()},
+        **{"s_x_b": patches * dim, "s_x_n": dim, "s_x_d": 1},
+        **{"s_t_b": words * patches, "s_t_m": patches, "s_t_n": 1},
+        **{"s_w_b": words, "s_w_m": 1, "s_pad_b": 0, "s_pad_n": 0},
+        **{"s_scale_b": words if is_coded else 0, "s_scale_m": int(is_coded)},
+        **{"s_dkl_b": rows, "s_dkl_h": words, "s_dkl_m": 1},
+    }
+    signature: dict[str, str] = {}
+    known: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for place, name in enumerate(function.arg_names):
+        if name in pointers and pointers[name] is not None:
+            signature[name] = f"*{pointers[name]}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif name in integers and integers[name] != 1:
+            signature[name] = "i32"
+            if integers[name] % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "constexpr"
+            known[(place,)] = constants.get(name, integers.get(name))
+    return ASTSource(function, signature, known, attributes)
+
+
+def _usage(binary: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, as the disassembler that comes with triton reads them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary)
+        done = subprocess.run([str(tool), "-res-usage", str(file)], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    if found is None:
+        raise RuntimeError(f"cuobjdump must name REG and STACK, got {done.stdout!r}.")
+    return int(found[1]), int(found[2])
+
+
+def reports() -> Iterator[Report]:
+    """The shapes that students have: each model at 196 patches; other sizes and dtypes once."""
+    for kernel in ("forward", "backward"):
+        for model in WIDTHS:
+            yield report(model, kernel, "bf16", "u8", 16, 196)
+        for words, patches in ((32, 196), (64, 196), (16, 256), (16, 1024)):
+            yield report("ViT-S", kernel, "bf16", "u8", words, patches)
+        yield report("ViT-S", kernel, "bf16", "fp16", 16, 196)
+        yield report("ViT-S", kernel, "bf16", "fp32", 16, 196)
+        yield report("ViT-S", kernel, "fp32", "u8", 16, 196)
+
+
+if __name__ == "__main__":
+    for each in reports():
+        sys.stdout.write(json.dumps(asdict(each)) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,87 @@
+"""Which implementation is chosen, and what is said where the one that was asked for cannot run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lfi_kernels import interaction_attention
+from lfi_kernels.interaction_attention import dispatch, reference
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LFI_KERNELS", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+
+
+def tensor(*, is_cuda: bool = True, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """As much of a tensor as the choice looks at."""
+    return SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=torch.device("cuda:0" if is_cuda else "cpu"))
+
+
+def test_auto_on_a_gpu_is_the_one_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.resolve(tensor()) == dispatch.AUTO_ON_CUDA
+    for choice in ("triton", "reference"):
+        monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", choice)
+        assert dispatch.resolve(tensor()) == choice
+        monkeypatch.setenv("LFI_KERNELS", "auto")
+        assert dispatch.resolve(tensor()) == choice
+
+
+def test_auto_is_the_reference_where_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "triton")
+    assert dispatch.resolve(tensor(is_cuda=False)) == "reference"
+    assert dispatch.resolve(tensor(dtype=torch.float64)) == "reference"
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert dispatch.resolve(tensor()) == "reference"
+
+
+def test_reference_and_triton_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "triton")
+    monkeypatch.setenv("LFI_KERNELS", "reference")
+    assert dispatch.resolve(tensor()) == "reference"
+    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "reference")
+    monkeypatch.setenv("LFI_KERNELS", "triton")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert dispatch.resolve(tensor(dtype=dtype)) == "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.resolve(tensor(is_cuda=False)) == "triton"
+
+
+def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LFI_KERNELS", "fast")
+    with pytest.raises(ValueError, match=r'LFI_KERNELS must be "auto", "reference" or "triton", got \'fast\''):
+        dispatch.resolve(tensor())
+    monkeypatch.setenv("LFI_KERNELS", "triton")
+    with pytest.raises(ValueError, match=r"u must be float16, .* got torch\.float64"):
+        dispatch.resolve(tensor(dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"u must be on a CUDA device .* got one on cpu.*TRITON_INTERPRET=1"):
+        dispatch.resolve(tensor(is_cuda=False))
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    with pytest.raises(ValueError, match="needs the package triton"):
+        dispatch.resolve(tensor())
+
+
+def test_the_public_op_is_the_reference_here_and_checks_its_inputs() -> None:
+    g = torch.Generator().manual_seed(0)
+    u, x = torch.randn(1, 2, 3, 8, generator=g), torch.randn(1, 5, 8, generator=g)
+    target = torch.rand(1, 3, 5, generator=g)
+    for found, truth in zip(
+        interaction_attention(u, x, target), reference.interaction_attention(u, x, target), strict=True
+    ):
+        assert torch.equal(found, truth)
+    with pytest.raises(ValueError, match=r"u must be \[B, H, M, D\]"):
+        interaction_attention(u[0], x, target)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+def test_the_choice_does_not_break_a_compiled_graph() -> None:
+    u, x = torch.randn(1, 2, 3, 8), torch.randn(1, 5, 8)
+    torch._dynamo.reset()
+    found = torch.compile(interaction_attention, fullgraph=True, backend="eager")(u, x)
+    assert torch.equal(found[0], interaction_attention(u, x)[0])
