@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -89,17 +90,8 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit.
         """
-        u, x = self._fold_keys(queries, features)
-        z, kl = interaction_attention(
-            u,
-            x,
-            target,
-            row_weight,
-            target_scale=target_scale,
-            companding=companding,
-            key_padding_mask=key_padding_mask,
-        )
-        return queries + self._values(z), kl
+        told = target, row_weight, target_scale, companding, key_padding_mask
+        return self._answer(interaction_attention, queries, features, *told)
 
     def costs(
         self,
@@ -125,8 +117,28 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit.
         """
+        told = target, row_weight, target_scale, companding, key_padding_mask
+        return self._answer(interaction_costs, queries, features, *told)
+
+    def attention(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Write out P [B, H, M, N], which `forward` compares with the target; for evaluation and pictures."""
         u, x = self._fold_keys(queries, features)
-        z, cost = interaction_costs(
+        return attention_map(u, x, key_padding_mask=key_padding_mask)
+
+    def _answer(
+        self,
+        op: Callable[..., tuple[Tensor, Tensor]],
+        queries: Tensor,
+        features: Tensor,
+        target: Tensor | None,
+        row_weight: Tensor | None,
+        target_scale: Tensor | None,
+        companding: Companding,
+        key_padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The new queries, and what `op` says of their maps."""
+        u, x = self._fold_keys(queries, features)
+        z, divergence = op(
             u,
             x,
             target,
@@ -135,12 +147,7 @@ class InteractionQueryBlock(nn.Module):
             companding=companding,
             key_padding_mask=key_padding_mask,
         )
-        return queries + self._values(z), cost
-
-    def attention(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Write out P [B, H, M, N], which `forward` compares with the target; for evaluation and pictures."""
-        u, x = self._fold_keys(queries, features)
-        return attention_map(u, x, key_padding_mask=key_padding_mask)
+        return queries + self._values(z), divergence
 
     def _fold_keys(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """u [B, H, M, D] and x [B, N, D] of one dtype (under autocast the layer norm's may be the wider)."""

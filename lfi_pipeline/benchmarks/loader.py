@@ -7,7 +7,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from lfi_pipeline.benchmarks.photos import SIZE
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import StreamConfig
-from lfi_pipeline.training.data import MAPS, Batch, TargetImages
+from lfi_pipeline.training.data import MAPS, Batch, TargetImages, whole_batch
 from lfi_pipeline.training.tickets import Tickets
 
 READS: dict[str, frozenset[str]] = {"none": frozenset(), "lfi": frozenset({MAPS})}
@@ -107,14 +106,9 @@ def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: i
     return DataLoader(
         TargetImages(store, stream, [CROP], READS[objective]),
         batch_sampler=Tickets(store.usable, stream),
-        collate_fn=_whole,
+        collate_fn=whole_batch,
         num_workers=workers,
     )
-
-
-def _whole(batch: Any) -> Any:
-    """`TargetImages` gives whole batches; nothing is left to collate."""
-    return batch
 
 
 def _rate(loader: DataLoader[Batch]) -> float:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from lfi_pipeline.benchmarks.outcome import require
 from lfi_pipeline.students import QueryConfig, StudentConfig
@@ -18,6 +17,7 @@ from lfi_pipeline.training.config import StreamConfig, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, TargetImages
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.processes import make_accelerator
 
 _STEPS = 1_000_000  # of the schedule: the rate does not change while timing
 _RATE = 1e-4
@@ -39,7 +39,7 @@ def make_run(
         Path(store.path) / "no run",
         store=store,
         task="multi-label",
-        accelerator=Accelerator(cpu=device.type == "cpu", device_placement=False, mixed_precision="no"),
+        accelerator=make_accelerator(device.type),
         device=device,
         steps=_STEPS,
         steps_per_epoch=1,

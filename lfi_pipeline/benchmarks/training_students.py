@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,7 +23,7 @@ from lfi_pipeline.training.active import ActiveRun
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.config import StreamConfig
 from lfi_pipeline.training.cut import CutTargets
-from lfi_pipeline.training.data import Batch, TargetImages
+from lfi_pipeline.training.data import Batch, TargetImages, whole_batch
 from lfi_pipeline.training.tickets import Tickets
 
 STUDENTS = 3
@@ -105,7 +104,7 @@ def _batches(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig
     reads = frozenset[str]().union(*(run.learner.reads for run in runs))
     images = TargetImages(store, stream, [run.learner.student.size for run in runs], reads)
     tickets = Tickets(store.usable, stream)
-    return iter(DataLoader(images, batch_sampler=tickets, collate_fn=_whole, num_workers=workers))
+    return iter(DataLoader(images, batch_sampler=tickets, collate_fn=whole_batch, num_workers=workers))
 
 
 def _reading(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig) -> float:
@@ -133,8 +132,3 @@ def check(store: TargetStore, student: StudentConfig, stream: StreamConfig, devi
 
 def _runs(store: TargetStore, student: StudentConfig, stream: StreamConfig, device: torch.device) -> list[ActiveRun]:
     return [make_run(store, student, "lfi", device=device, stream=stream) for _ in range(STUDENTS)]
-
-
-def _whole(batch: Any) -> Any:
-    """`TargetImages` gives whole batches; nothing is left to collate."""
-    return batch

@@ -45,8 +45,7 @@ def card_facts(
     """
     spec, student = loaded.store.spec, loaded.config.student
     scored, scores = _scores(loaded.path)
-    objective = loaded.config.objective
-    terms = () if objective == "none" else tuple(objective.split("+"))
+    terms = loaded.config.terms
     return CardFacts(
         title=str(loaded.record.get("name") or loaded.path.resolve().name),
         folder=folder,

@@ -50,17 +50,8 @@ class LearnedQueries(QueryStack):
         Raises:
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
-        seeds = state = self._seeds(features)
-        costs: list[Tensor] = []
-        nothing = [None] * len(self.blocks)
-        per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, strict=True)
-        for block, x, target, weight in per_tap:
-            before = self.entering(seeds, state)
-            if target is None:
-                state = block(before, x)[0]
-            else:
-                state, cost = block.costs(before, x, target, weight)
-                costs.append(cost)
+        seeds = self._seeds(features)
+        state, costs = self.carried(seeds, features, targets, weights, lambda block: block.costs)
         if not costs or weights is None:
             return QueryOutput(state, seeds)
         present = torch.stack([weight > 0 for weight in weights]).any(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,39 @@ class QueryStack(nn.Module):
     def entering(self, seeds: Tensor, state: Tensor) -> Tensor:
         """Return what a tap starts from: the state of the tap before, or the seeds where it is reset."""
         return seeds if self.state == "reset" else state
+
+    def carried(
+        self,
+        seeds: Tensor,
+        features: Sequence[Tensor],
+        targets: Sequence[Tensor] | None,
+        weights: Sequence[Tensor] | None,
+        compare: Callable[[Any], Callable[..., tuple[Tensor, Tensor]]],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Carry the queries through the taps.
+
+        Args:
+            seeds: Q_0 [B, R, Dq].
+            features: per tap, patch tokens [B, N_t, D_t].
+            targets, weights: per tap, as `QueryOutput` is made of; None compares nothing.
+            compare: from a block to what updates the state and compares it with the target.
+
+        Returns:
+            The state after the last tap, and per tap what was compared; empty without targets.
+
+        Raises:
+            ValueError: not one target and one weight per tap, or a shape that does not fit.
+        """
+        state, compared = seeds, []
+        nothing = [None] * len(self.blocks)
+        for block, x, target, weight in zip(self.blocks, features, targets or nothing, weights or nothing, strict=True):
+            before = self.entering(seeds, state)
+            if target is None:
+                state = block(before, x)[0]
+            else:
+                state, found = compare(block)(before, x, target, weight)
+                compared.append(found)
+        return state, compared
 
     def attended(self, seeds: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each query looks at each tap: head means [B, R, N_t], rows sum to 1.

@@ -52,16 +52,9 @@ class TextQueries(QueryStack):
         Raises:
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
-        seeds = state = self.seed(words)
-        divergences: list[Tensor] = []
-        nothing = [None] * len(self.blocks)
-        per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, strict=True)
-        for block, x, target, weight in per_tap:
-            before = self.entering(seeds, state)
-            state, kl = block(before, x, target, weight)
-            if target is not None:
-                divergences.append(kl.mean(1))
-        return QueryOutput(state, seeds, divergences)
+        seeds = self.seed(words)
+        state, divergences = self.carried(seeds, features, targets, weights, lambda block: block)
+        return QueryOutput(state, seeds, [kl.mean(1) for kl in divergences])
 
     def maps(self, words: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each word looks at each tap: head means [B, M, N_t], rows sum to 1."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.errors import TeacherError
 from lfi_pipeline.targets import Fault, TargetStore, ZeroShot
+from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE
 from lfi_pipeline.teachers.teacher import Teacher
 from lfi_pipeline.teachers.texts import readable_names
 
@@ -19,8 +20,6 @@ TEXTS_AT_ONCE = 4096
 """Texts whose embeddings are in memory at a time: ImageNet with CLIP's 80 templates has 80,000."""
 COSINE = 0.999
 """Least cosine of a recomputed and a stored class embedding: the text tower's precision rounds."""
-SCALE_TOLERANCE = 1e-3
-"""Largest relative difference of the teacher's and the stored logit scale."""
 
 
 def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequence[str]) -> ZeroShot:

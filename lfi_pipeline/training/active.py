@@ -28,7 +28,7 @@ from lfi_pipeline.training.data import Batch
 from lfi_pipeline.training.health import LossGuard
 from lfi_pipeline.training.learner import TOTAL, Learner
 from lfi_pipeline.training.objectives import StepContext
-from lfi_pipeline.training.run_dir import STATE
+from lfi_pipeline.training.run_dir import CHECKPOINTS, STATE
 from lfi_pipeline.training.schedule import make_schedule
 
 
@@ -80,7 +80,7 @@ class ActiveRun:
         decay = config.optimizer.ema
         self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
         self.step = 0
-        self.retention = Retention(out / "checkpoints", every=keep_every or None)
+        self.retention = Retention(out / CHECKPOINTS, every=keep_every or None)
         self.scores: dict[str, Any] = {}
         self.seconds = 0.0
         self.step_ms: list[float] = []

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import StreamConfig, TrainConfig
+from lfi_pipeline.training.tickets import training_positions
 
 
 def common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
@@ -32,15 +33,20 @@ def require_apart(outs: Sequence[Path]) -> None:
         raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
 
 
-def require_usable(
-    store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig], positions: npt.NDArray[np.int64]
-) -> None:
+def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.int64]:
+    """Return the positions that `stream` trains on, of which there is one at least."""
     known = set(store.index.domains)
     unknown = [domain for domain in stream.hold_out if domain not in known]
     if unknown:
         raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
+    positions = training_positions(store, stream.hold_out)
     if not len(positions):
         raise ConfigError(f"{stream.targets} has no usable sample left to train on.")
+    return positions
+
+
+def require_views(store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig]) -> None:
+    """Check that the cache holds what the teacher sees of the images as they are augmented."""
     reads_targets = any(config.terms for config in configs)
     if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
         raise ConfigError(

@@ -20,6 +20,7 @@ from typing import Any
 import tomli_w
 
 from lfi_pipeline.errors import ConfigError, OutputWriteError, UnknownNameError
+from lfi_pipeline.targets.files import write_atomic
 from lfi_pipeline.training.config import Machine
 from lfi_pipeline.training.settings import FIELDS, near_settings, typed_setting
 
@@ -40,10 +41,8 @@ def write_config(path: Path, flat: Mapping[str, Any]) -> None:
     Raises:
         OutputWriteError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(config_text(flat, path), encoding="utf-8")
-        partial.replace(path)
+        write_atomic(path, config_text(flat, path).encode())
     except OSError as error:
         raise OutputWriteError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -188,6 +188,12 @@ class ErrorsAsValues(TorchDataset[Batch | LFIError]):
             return error
 
 
+def whole_batch(batch: Any) -> Batch | LFIError:
+    """The data set gives whole batches, where a loader expects a list of examples; nothing is left to collate."""
+    assert isinstance(batch, Batch | LFIError)
+    return batch
+
+
 class PlainImages(TorchDataset[tuple[dict[Size, Tensor], Tensor, bool]]):
     """Whole images of a data set for scoring.
 

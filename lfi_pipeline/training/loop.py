@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -20,18 +19,19 @@ from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import LFIError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.checks import common_stream, require_apart, require_usable
+from lfi_pipeline.training.checks import common_stream, require_apart, require_samples, require_views
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
-from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages
+from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages, whole_batch
 from lfi_pipeline.training.interrupt import StopRequest
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.processes import make_accelerator
 from lfi_pipeline.training.progress import epoch_line, introduction, tell
 from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, require_place, write_json
 from lfi_pipeline.training.tasks import NONE, resolve_task
-from lfi_pipeline.training.tickets import Tickets, training_positions
+from lfi_pipeline.training.tickets import Tickets
 from lfi_pipeline.training.validate import predict, score_domains
 
 _LOGS_PER_EPOCH = 4
@@ -67,11 +67,11 @@ class _Loop:
         require_apart(self.outs)
         self.stream = common_stream(configs)
         self.accumulate = configs[0].accumulate
-        self.accelerator = _make_accelerator(machine.device)
+        self.accelerator = make_accelerator(machine.device)
         self.device = resolve_device(machine.device, self.accelerator.local_process_index)
         self.store = TargetStore.open(self.stream.targets, data_root=self.stream.data_root)
-        self.positions = training_positions(self.store, self.stream.hold_out)
-        require_usable(self.store, self.stream, configs, self.positions)
+        self.positions = require_samples(self.store, self.stream)
+        require_views(self.store, self.stream, configs)
         spec, index = self.store.spec, self.store.index
         labels = [index.labels[position] for position in self.positions.tolist()]
         self.seen = frozenset(index.domains[position] for position in self.positions.tolist())
@@ -198,7 +198,7 @@ class _Loop:
         loader = DataLoader(
             ErrorsAsValues(images),
             batch_sampler=self.tickets,
-            collate_fn=_already_batched,
+            collate_fn=whole_batch,
             num_workers=self.machine.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -280,20 +280,3 @@ class _Loop:
             f"{len(positions)} images of that step are listed in {path}. {kept} "
             "Lower --learning-rate or --weight, or look at those images, and train into another --out."
         )
-
-
-def _make_accelerator(device: str) -> Accelerator:
-    """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
-    return Accelerator(
-        cpu=device == "cpu" or not torch.cuda.is_available(),
-        device_placement=False,
-        mixed_precision="no",
-        # the last tap's value projection has no gradient where nothing reads the queries' final state
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-
-
-def _already_batched(batch: Any) -> Batch | LFIError:
-    """The data set gives whole batches, where a loader expects a list of examples."""
-    assert isinstance(batch, Batch | LFIError)
-    return batch

@@ -9,12 +9,13 @@ from typing import Any
 
 from lfi_pipeline.errors import LFIError, OutputExistsError, RunError
 from lfi_pipeline.targets.files import write_atomic
+from lfi_pipeline.training import checkpoint
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.settings import config_of, flat_settings
 
 CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
-STATE, LAST, BEST = "checkpoints/state.safetensors", "checkpoints/last.safetensors", "checkpoints/best.safetensors"
 CHECKPOINTS = "checkpoints"
+STATE, LAST, BEST = (f"{CHECKPOINTS}/{name}" for name in (checkpoint.STATE, checkpoint.LAST, checkpoint.BEST))
 
 _STARTED = {CHECKPOINTS, CONFIG + ".partial"}  # what a run killed at its very beginning has left
 _PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of the cache is compared instead

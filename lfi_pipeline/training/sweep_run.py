@@ -11,10 +11,11 @@ from typing import Any, Protocol
 from lfi_pipeline.errors import ConfigError, LFIError
 from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.checks import require_samples
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.run_dir import SUMMARY, write_json
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
-from lfi_pipeline.training.tickets import Tickets, training_positions
+from lfi_pipeline.training.tickets import Tickets
 
 RECORD = "sweep.json"
 
@@ -164,14 +165,7 @@ def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, s
 
 
 def _steps(config: TrainConfig, store: TargetStore) -> int:
-    known = set(store.index.domains)
-    unknown = [domain for domain in config.stream.hold_out if domain not in known]
-    if unknown:
-        raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
-    positions = training_positions(store, config.stream.hold_out)
-    if not len(positions):
-        raise ConfigError(f"{config.stream.targets} has no usable sample left to train on.")
-    return Tickets(positions, config.stream).steps
+    return Tickets(require_samples(store, config.stream), config.stream).steps
 
 
 def _student_error(config: TrainConfig) -> LFIError | None:

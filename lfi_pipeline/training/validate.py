@@ -23,7 +23,7 @@ class Predictions:
 
     Attributes:
         scores: probabilities [S, C].
-        labels: [S, C], 0 or 1.
+        labels: [S, C], 0 or 1; one tensor for all students of one `predict`, as is `read`.
         read: bool [S]; rows of an image that could not be read are zero, and do not count.
     """
 
@@ -80,24 +80,18 @@ def predict(
         student.eval()
     mine = range(rank, len(dataset), processes)
     images = PlainImages(dataset, [student.size for student in students])
-    results = [
-        Predictions(
-            torch.zeros(len(dataset), len(dataset.classes)),
-            torch.zeros(len(dataset), len(dataset.classes)),
-            torch.zeros(len(dataset), dtype=torch.bool),
-        )
-        for _ in students
-    ]
+    truth = torch.zeros(len(dataset), len(dataset.classes))
+    seen = torch.zeros(len(dataset), dtype=torch.bool)
+    results = [Predictions(torch.zeros_like(truth), truth, seen) for _ in students]
     first = 0
     for views, labels, read in DataLoader(Subset(images, mine), batch_size=batch_size, num_workers=workers):
         rows = torch.tensor(mine[first : first + len(labels)])
         first += len(labels)
+        truth[rows], seen[rows] = labels, read
         on_device = {size: view.to(device) for size, view in views.items()}
         for student, result in zip(students, results, strict=True):
             logits = student(on_device[student.size]).logits
             result.scores[rows] = probabilities(task, logits).cpu() * read[:, None]
-            result.labels[rows] = labels
-            result.read[rows] = read
     for student, mode in zip(students, modes, strict=True):
         student.train(mode)
     return results
