@@ -1,0 +1,77 @@
+"""What each protocol measures: the names of its scores, their headings and units. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["share", "nats", "steps", "seconds", "ratio"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """One number of a protocol.
+
+    Attributes:
+        name: its key among the scores of a result.
+        heading: what people read over a column.
+        unit: `share` is in [0, 1] and shown in per cent; `ratio` is a plain factor.
+        higher_is_better: False for steps, times and their ratios; None where neither end is good.
+    """
+
+    name: str
+    heading: str
+    unit: Unit = "share"
+    higher_is_better: bool | None = True
+
+
+def _domains(prefix: str, what: str) -> tuple[Measure, ...]:
+    parts = (("seen", "seen domains"), ("heldout", "held-out domains"))
+    return tuple(Measure(name=f"{prefix}_{part}", heading=f"{what}, {text}") for part, text in parts)
+
+
+MEASURES: Mapping[str, tuple[Measure, ...]] = {
+    "classification": (
+        *_domains("top1", "top-1"),
+        *_domains("top5", "top-5"),
+        *_domains("map", "mAP"),
+        *_domains("knn_top1", "k-NN top-1"),
+        *_domains("knn_map", "k-NN mAP"),
+        *_domains("linear_top1", "linear probe top-1"),
+        *_domains("linear_map", "linear probe mAP"),
+    ),
+    "cross-domain": (
+        Measure(name="top1", heading="left-out domain, top-1"),
+        Measure(name="map", heading="left-out domain, mAP"),
+    ),
+    "zero-shot": (
+        Measure(name="top1", heading="zero-shot top-1"),
+        Measure(name="map", heading="zero-shot mAP"),
+        Measure(name="teacher_top1", heading="teacher's zero-shot top-1"),
+        Measure(name="teacher_map", heading="teacher's zero-shot mAP"),
+    ),
+    "detection": (
+        Measure(name="box_ap", heading="box AP"),
+        Measure(name="box_ap50", heading="box AP50"),
+        Measure(name="mask_ap", heading="mask AP"),
+        Measure(name="mask_ap50", heading="mask AP50"),
+    ),
+    "grounding": (
+        Measure(name="pointing", heading="peak in mask"),
+        Measure(name="mass_in_mask", heading="mass in mask"),
+        Measure(name="iou", heading="IoU at the best threshold"),
+        Measure(name="tap_divergence", heading="divergence between taps", unit="nats", higher_is_better=None),
+        Measure(name="teacher_pointing", heading="teacher's peak in mask"),
+        Measure(name="teacher_mass_in_mask", heading="teacher's mass in mask"),
+        Measure(name="teacher_iou", heading="teacher's IoU"),
+    ),
+    "convergence": (
+        Measure(name="step_ratio", heading="steps to the reference's score", unit="ratio", higher_is_better=False),
+        Measure(name="steps", heading="steps", unit="steps", higher_is_better=False),
+        Measure(name="second_ratio", heading="time to the reference's score", unit="ratio", higher_is_better=False),
+        Measure(name="seconds", heading="time", unit="seconds", higher_is_better=False),
+    ),
+}
+"""Protocol -> its measures, main ones first. A score that a data set or a run does not have is missing."""
+PROTOCOLS = tuple(MEASURES)

@@ -1,0 +1,93 @@
+"""What evaluation leaves in a run: `evaluation/PROTOCOL-DIGEST.json`, one file for each protocol and its settings.
+
+Two results are comparable where their protocol and settings are equal. The digest in the name is of the settings, so an
+evaluation repeated replaces its own result, and a quick try with other settings never replaces a long one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.errors import RunError, UnknownNameError
+from lfi_pipeline.evaluation.measures import MEASURES, PROTOCOLS
+from lfi_pipeline.training.run_dir import read_json, write_json
+
+EVALUATION = "evaluation"
+"""Directory below a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProtocolResult:
+    """One protocol's outcome for one run.
+
+    Attributes:
+        protocol: one of `PROTOCOLS`.
+        settings: JSON values that must be equal for two results to be comparable (data set, split, iterations, ...).
+        scores: measure -> value in the measure's unit; None or left out where there is none.
+        details: JSON values for the protocol's own use: per tap, per domain, chosen hyperparameters, ...
+        seconds: that the evaluation took.
+    """
+
+    protocol: str
+    settings: Mapping[str, Any]
+    scores: Mapping[str, float | None]
+    details: Mapping[str, Any]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UnknownNameError("protocol", self.protocol, PROTOCOLS)
+        for name, value in self.scores.items():
+            if name not in {measure.name for measure in MEASURES[self.protocol]}:
+                raise UnknownNameError(f"measure of {self.protocol}", name, [m.name for m in MEASURES[self.protocol]])
+            if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
+                raise ValueError(f"{self.protocol}: {name} must be a finite number or None, got {value!r}.")
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file below `EVALUATION`."""
+        settings = json.dumps(self.settings, sort_keys=True)
+        return f"{self.protocol}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.json"
+
+
+def write_result(run: Path, result: ProtocolResult) -> Path:
+    """Write `result` into `run`, in place of one of the same protocol and settings, and return the file."""
+    path = run / EVALUATION / result.file_name
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, asdict(result))
+    return path
+
+
+def read_results(run: Path, protocol: str | None = None) -> list[ProtocolResult]:
+    """Return the results of `run`, of one protocol or of all, the latest written last.
+
+    Raises:
+        UnknownNameError: there is no such protocol.
+        RunError: a file that is not a result; names it.
+    """
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UnknownNameError("protocol", protocol, PROTOCOLS)
+    paths = sorted((run / EVALUATION).glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    results = [_parse(path) for path in paths]
+    return [result for result in results if protocol in (None, result.protocol)]
+
+
+def latest_result(run: Path, protocol: str) -> ProtocolResult | None:
+    """Return the result of `protocol` that was written last, None where there is none. Raises as `read_results`."""
+    found = read_results(run, protocol)
+    return found[-1] if found else None
+
+
+def _parse(path: Path) -> ProtocolResult:
+    try:
+        return ProtocolResult(**read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path} must be a result that lfi evaluate wrote: {error}") from error
