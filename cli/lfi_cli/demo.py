@@ -54,7 +54,7 @@ def demo(
             *("--learning-rate", LEARNING_RATES[objective]),
             *("--epochs", epochs, "--seed", seed, "--out", run),
         )
-        scores[objective] = _run("evaluate", run, "--targets", shards_val)
+        scores[objective] = _run("evaluate", run, "--targets", shards_val)["runs"][str(run)]
     page = _run("report", *runs.values(), "--out", out / "report.html", "--title", "LFI demo")["report"]
 
     grounding = inspected["pointing"][-1]
@@ -71,7 +71,7 @@ def demo(
                 f"{name}, mAP",
                 f"{percent(s['map_seen'])} seen domains, {percent(s['map_heldout'])} held-out domain",
             )
-            for name, s in scores.items()
+            for name, s in ((name, found["classification"]["scores"]) for name, found in scores.items())
         ),
         ("seconds", f"{result['seconds']:.0f}"),
         ("report", Path(page).resolve()),

@@ -2,71 +2,112 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, percent
+from lfi_cli.evaluation_tables import show_run, show_tables
+from lfi_cli.output import JsonFlag, Result, command, finish
+from lfi_pipeline.errors import ConfigError
+
+MACHINE, GROUNDING = "Weights and machine", "Protocol grounding"
+_NO_OPTIONS = ("runs", "protocol", "as_json")
 
 
 @command
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory made by lfi train.")],
+    ctx: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Run directories made by lfi train.")],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="classification or grounding; may be repeated. Default: classification, and grounding where --targets "
+            "has masks."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Which checkpoint: last or best.", rich_help_panel=MACHINE)
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the images lie, if they moved.", rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes.", rich_help_panel=MACHINE)] = None,
     targets: Annotated[
         Path | None,
-        typer.Option(help="Cache of the validation split by the same teacher: needed to score where queries look."),
+        typer.Option(
+            help="Cache of the validation split by the same teacher: its words, and where it looks.",
+            rich_help_panel=GROUNDING,
+        ),
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
-    weights: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
-    gallery: Annotated[int, typer.Option(help="Samples to keep with their maps, for the report.")] = 12,
-    device: DeviceOption = "auto",
+    gallery: Annotated[
+        int | None, typer.Option(help="Samples to keep with their maps, for the report.", rich_help_panel=GROUNDING)
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Result:
-    """Score a run: mAP on seen and held-out domains, pointing game and mass-in-mask of its maps per tap.
+    """Score runs by one protocol or several; results are kept in RUN/evaluation/. Several runs are also shown by seeds.
 
     Example: lfi evaluate runs/lfi-0 --targets shards-val/
     """
-    from lfi_pipeline.evaluation import evaluate_run
-    from lfi_pipeline.training.names import SCORES
+    from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
+    from lfi_pipeline.evaluation.protocols import config_of
+    from lfi_pipeline.evaluation.run import default_protocols
 
-    result: Result = evaluate_run(
-        run, targets=targets, data_root=data_root, weights=weights, gallery=gallery, device=device
-    )
-    teacher = result["teacher"]
+    options = {n: v for n, v in ctx.params.items() if n not in _NO_OPTIONS and v is not None and v != ()}
+    shared = {
+        field.name: options.pop(field.name) for field in dataclasses.fields(EvaluationConfig) if field.name in options
+    }
+    common = EvaluationConfig(**shared)
+    names = tuple(protocol or ()) or default_protocols(targets, common.data_root)
+    configs = {name: config_of(name, options) for name in names}
+    _require_used(options, names, asked=bool(protocol))
+    results = evaluate_runs(runs, configs, common)
+    tables, notes = _tables(results)
+    told: Result = {
+        "runs": {
+            str(run): {
+                name: {k: v for k, v in dataclasses.asdict(r).items() if k != "protocol"} for name, r in of.items()
+            }
+            for run, of in results.items()
+        },
+        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in tables.items()},
+    }
 
     def render(console: Console) -> None:
-        facts(
-            console,
-            run.name,
-            [
-                *((heading, percent(result[name])) for name, heading in SCORES.items() if name in result),
-                *((f"mAP, {domain}", percent(value)) for domain, value in result.get("map_per_domain", {}).items()),
-                *(
-                    (
-                        f"tap {tap['index']}",
-                        f"peak in mask {percent(tap['pointing'])}, mass in mask {percent(tap['mass_in_mask'])}",
-                    )
-                    for tap in result["taps"]
-                ),
-                *(
-                    [("slots", "each word by the slot that the teacher's map of it matches: an upper reading")]
-                    if result.get("slots_matched_by_teacher")
-                    else []
-                ),
-                *(
-                    [
-                        (
-                            "teacher",
-                            f"peak in mask {percent(teacher['pointing'])}, mass in mask "
-                            f"{percent(teacher['mass_in_mask'])} (chance {percent(teacher['area'])})",
-                        )
-                    ]
-                    if teacher
-                    else []
-                ),
-            ],
-        )
+        for run, found in results.items():
+            show_run(console, run, found)
+        if tables:
+            show_tables(console, tables, notes)
 
-    return finish(result, as_json, render)
+    return finish(told, as_json, render)
+
+
+def _require_used(options: Mapping[str, Any], names: Sequence[str], *, asked: bool) -> None:
+    """Refuse an option that none of the protocols has, so that no one believes it had an effect.
+
+    Where no protocol was asked for, targets that cannot be used are only told.
+    """
+    from lfi_pipeline.evaluation.protocols import RUNNABLE, option_names
+
+    used = {option for name in names for option in option_names(name)}
+    for option in options:
+        if option == "targets" and option not in used and not asked:
+            Console(stderr=True).print("The data set of --targets has no masks, so grounding is not scored.")
+        elif option not in used:
+            owners = " or ".join(name for name in RUNNABLE if option in option_names(name))
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is an option of protocol {owners}; asked for: {', '.join(names)}. Leave "
+                f"it out, or add --protocol {owners}."
+            )
+
+
+def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[str]]:
+    from lfi_pipeline.report.seed_tables import seed_tables
+
+    return seed_tables(results) if len(results) > 1 else ({}, ())

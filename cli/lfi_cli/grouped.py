@@ -14,9 +14,18 @@ class SettingsCommand(TyperCommand):
     so that no default is written twice and other commands do not wait for the library to load.
     """
 
+    def defaults(self) -> dict[str, Any]:
+        """What options are where they are not given."""
+        import dataclasses
+
+        from lfi_pipeline.training import Machine
+        from lfi_pipeline.training.settings import default_settings
+
+        return {**default_settings(), **dataclasses.asdict(Machine())}
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section a `rich_help_panel`, in the order of the options."""
-        defaults = _defaults()
+        defaults = self.defaults()
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -31,13 +40,14 @@ class SettingsCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
-def _defaults() -> dict[str, Any]:
-    import dataclasses
+class EvaluationCommand(SettingsCommand):
+    """A command whose options are those of the protocols of evaluation."""
 
-    from lfi_pipeline.training import Machine
-    from lfi_pipeline.training.settings import default_settings
+    def defaults(self) -> dict[str, Any]:
+        """What options are where they are not given."""
+        from lfi_pipeline.evaluation.protocols import default_options
 
-    return {**default_settings(), **dataclasses.asdict(Machine())}
+        return default_options()
 
 
 def _shown(default: Any) -> str:

@@ -10,7 +10,7 @@ from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
 from lfi_cli.export import export
 from lfi_cli.extract_teacher import extract_teacher
-from lfi_cli.grouped import SettingsCommand
+from lfi_cli.grouped import EvaluationCommand, SettingsCommand
 from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
 )
+GROUPED = {"train": SettingsCommand, "sweep": SettingsCommand, "evaluate": EvaluationCommand}
 for name, function in (
     ("demo", demo),
     ("datasets", datasets),
@@ -44,7 +45,7 @@ for name, function in (
     ("export", export),
     ("report", report),
 ):
-    app.command(name, cls=SettingsCommand if function in (train, sweep) else None)(function)
+    app.command(name, cls=GROUPED.get(name))(function)
 app.add_typer(bench, name="bench")
 
 

@@ -27,12 +27,12 @@ def show_runs(console: Console, trained: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
-    from lfi_pipeline.training.names import SCORES
+    from lfi_pipeline.score_names import HEAD_SCORES
 
     parts = (f"{count:,} {part}" for part, count in run["parameters"].items() if count)
     return {
         "steps": str(run["steps"]),
         "step time": f"{run['step_ms']:.0f} ms (median)",
         "parameters": ", ".join(parts),
-        **{heading: percent(run[name]) for name, heading in SCORES.items() if name in run},
+        **{heading: percent(run[name]) for name, heading in HEAD_SCORES.items() if name in run},
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lfi_pipeline.score_names import HEAD_SCORES, over_domains
+
 Unit = Literal["share", "nats", "steps", "seconds", "ratio"]
 
 
@@ -26,20 +28,17 @@ class Measure:
     higher_is_better: bool | None = True
 
 
-def _domains(prefix: str, what: str) -> tuple[Measure, ...]:
-    parts = (("seen", "seen domains"), ("heldout", "held-out domains"))
-    return tuple(Measure(name=f"{prefix}_{part}", heading=f"{what}, {text}") for part, text in parts)
+def _named(headings: Mapping[str, str]) -> tuple[Measure, ...]:
+    return tuple(Measure(name=name, heading=heading) for name, heading in headings.items())
 
 
 MEASURES: Mapping[str, tuple[Measure, ...]] = {
     "classification": (
-        *_domains("top1", "top-1"),
-        *_domains("top5", "top-5"),
-        *_domains("map", "mAP"),
-        *_domains("knn_top1", "k-NN top-1"),
-        *_domains("knn_map", "k-NN mAP"),
-        *_domains("linear_top1", "linear probe top-1"),
-        *_domains("linear_map", "linear probe mAP"),
+        *_named(HEAD_SCORES),
+        *_named(over_domains("knn_top1", "k-NN top-1")),
+        *_named(over_domains("knn_map", "k-NN mAP")),
+        *_named(over_domains("linear_top1", "linear probe top-1")),
+        *_named(over_domains("linear_map", "linear probe mAP")),
     ),
     "cross-domain": (
         Measure(name="top1", heading="left-out domain, top-1"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lfi_pipeline.data.manifest import load_manifest
 from lfi_pipeline.errors import LFIError
+from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.export.check import Check
 from lfi_pipeline.export.model_card import CardFacts
 from lfi_pipeline.export.plain import PlainModel
@@ -16,7 +17,6 @@ from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.loading import LoadedRun
 from lfi_pipeline.training.run_dir import SUMMARY, read_json
 
-_SCORES = "scores.json"
 _SCORE_NAMES = ("map_", "top")
 _TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "learning_rate", "seed")
 _OF_MAPS = ("maps", "queries", "state")
@@ -44,7 +44,7 @@ def card_facts(
         onnx_differs: its largest difference; None where it could not be run.
     """
     spec, student = loaded.store.spec, loaded.config.student
-    scored, scores = _scores(loaded.path)
+    scored, scores = _scores(loaded.path, weights)
     terms = loaded.config.terms
     return CardFacts(
         title=str(loaded.record.get("name") or loaded.path.resolve().name),
@@ -118,18 +118,23 @@ def _license(dataset: DatasetSpec, store: TargetStore) -> str:
         return "not known"
 
 
-def _scores(run: Path) -> tuple[str, dict[str, float | None]]:
-    """Return which weights were scored, and the scores: those of `lfi evaluate`, or else of the end of training."""
-    name = next((name for name in (_SCORES, SUMMARY) if (run / name).is_file()), None)
-    if name is None:
-        return "last", {}
-    content = read_json(run / name)
+def _scores(run: Path, weights: str) -> tuple[str, dict[str, float | None]]:
+    """Return which weights were scored, and the scores: the latest of `weights`, of others, or of training's end."""
+    results = read_results(run, "classification")
+    result = next(iter([r for r in reversed(results) if r.settings.get("weights") == weights] or results[-1:]), None)
+    if result is not None:
+        return str(result.settings.get("weights", "last")), _flat({**result.scores, **result.details})
+    return "last", _flat(read_json(run / SUMMARY)) if (run / SUMMARY).is_file() else {}
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the scores of classification in `content`, those per domain as scores of their own."""
     scores = {key: value for key, value in content.items() if key.startswith(_SCORE_NAMES)}
     flat: dict[str, float | None] = {}
     for key, value in scores.items():
         parts = {f"{key}: {part}": each for part, each in value.items()} if isinstance(value, Mapping) else {key: value}
         flat |= {part.replace("_", " "): each for part, each in parts.items() if each is None or _is_number(each)}
-    return str(content.get("weights", "last")), flat
+    return flat
 
 
 def _is_number(value: object) -> bool:

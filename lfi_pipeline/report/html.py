@@ -169,7 +169,7 @@ def _missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
         if run.summary is None:
             again = run.config.command or f"lfi train --out {run.path.name}"
             lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
-        if run.scores is None:
+        if run.classified is None:
             text = f"{name} was not evaluated: its mAP here is the last validation in training."
             lines.append((text, f"lfi evaluate {run.path.name}"))
     for group in groups:

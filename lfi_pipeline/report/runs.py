@@ -1,18 +1,19 @@
 """Load what training and evaluation left in a run directory, as frozen dataclasses.
 
-`config.json` and `metrics.jsonl` must be there. `summary.json` is missing when a run was stopped,
-`scores.json` and the gallery when it was not evaluated. What is there and wrong is a `RunError`.
+`config.json` and `metrics.jsonl` must be there. `summary.json` is missing when a run was stopped, results of evaluation
+and the gallery when it was not evaluated. What is there and wrong is a `RunError`.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.errors import RunError
+from lfi_pipeline.evaluation.results import EVALUATION, latest_result
 from lfi_pipeline.report.fields import Fields, read_text
 from lfi_pipeline.report.samples import GallerySample, load_samples
 
@@ -92,7 +93,10 @@ class Tap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """The evaluation of a run. `area` is the mean share of the image that a mask covers, the chance level."""
+    """The latest evaluation of a run: protocols `classification` and `grounding`, each empty where it was not scored.
+
+    `area` is the mean share of the image that a mask covers, the chance level.
+    """
 
     map_seen: float | None
     map_heldout: float | None
@@ -118,16 +122,21 @@ class Run:
     @property
     def map_seen(self) -> float | None:
         """Final mAP on the seen domains: of the evaluation, else of the last validation in training."""
-        if self.scores is not None:
-            return self.scores.map_seen
+        if self.classified is not None:
+            return self.classified.map_seen
         return self.validation[-1].map_seen if self.validation else None
 
     @property
     def map_heldout(self) -> float | None:
         """Final mAP on the held-out domains, from the same place as `map_seen`."""
-        if self.scores is not None:
-            return self.scores.map_heldout
+        if self.classified is not None:
+            return self.classified.map_heldout
         return self.validation[-1].map_heldout if self.validation else None
+
+    @property
+    def classified(self) -> Scores | None:
+        """The scores, where the evaluation has some of protocol `classification`."""
+        return self.scores if self.scores is not None and self.scores.map_per_domain else None
 
     @property
     def step_ms(self) -> float | None:
@@ -152,7 +161,7 @@ def load_run(path: Path) -> Run:
     for name in TRAINED:
         if not (path / name).is_file():
             raise RunError(f"{path} must be a training run, but has no {name}. `lfi train --out {path}` makes one.")
-    summary, scores = path / "summary.json", path / "scores.json"
+    summary = path / "summary.json"
     train, validation = _metrics(path / "metrics.jsonl")
     return Run(
         path=path,
@@ -160,7 +169,7 @@ def load_run(path: Path) -> Run:
         train=train,
         validation=validation,
         summary=_summary(Fields.read(summary)) if summary.is_file() else None,
-        scores=_scores(Fields.read(scores)) if scores.is_file() else None,
+        scores=_scores(path),
         gallery=load_samples(path) if (path / "gallery.json").is_file() else (),
     )
 
@@ -242,23 +251,35 @@ def _summary(fields: Fields) -> Summary:
     )
 
 
-def _scores(fields: Fields) -> Scores:
-    domains = fields.child("map_per_domain")
-    teacher = fields.child_or_none("teacher")
+def _scores(run: Path) -> Scores | None:
+    classified, grounded = _result(run, "classification"), _result(run, "grounding")
+    if classified is None and grounded is None:
+        return None
+    scores = classified.child("scores") if classified else None
+    details = classified.child("details") if classified else None
+    domains = details.child_or_none("map_per_domain") if details else None
+    looks = grounded.child("details") if grounded else None
+    teacher = looks.child_or_none("teacher") if looks else None
     return Scores(
-        map_seen=fields.share_or_none("map_seen"),
-        map_heldout=fields.share_or_none("map_heldout"),
-        map_per_domain={name: domains.share(name) for name in domains.values},
-        taps=tuple(
-            Tap(
-                index=tap.integer("index"),
-                depth=tap.share("depth"),
-                pointing=tap.share("pointing"),
-                mass_in_mask=tap.share("mass_in_mask"),
-            )
-            for tap in fields.children("taps")
-        ),
+        map_seen=scores.share_or_none("map_seen") if scores else None,
+        map_heldout=scores.share_or_none("map_heldout") if scores else None,
+        map_per_domain={name: domains.share(name) for name in domains.values} if domains else {},
+        taps=tuple(_tap(tap) for tap in looks.children("taps")) if looks else (),
         teacher_pointing=teacher.share("pointing") if teacher else None,
         teacher_mass=teacher.share("mass_in_mask") if teacher else None,
-        area=fields.share_or_none("area"),
+        area=looks.share_or_none("area") if looks else None,
+    )
+
+
+def _result(run: Path, protocol: str) -> Fields | None:
+    result = latest_result(run, protocol)
+    return Fields(str(run / EVALUATION / result.file_name), asdict(result)) if result is not None else None
+
+
+def _tap(fields: Fields) -> Tap:
+    return Tap(
+        index=fields.integer("index"),
+        depth=fields.share("depth"),
+        pointing=fields.share("pointing"),
+        mass_in_mask=fields.share("mass_in_mask"),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.report.statistics import Estimate, estimate
-from lfi_pipeline.training.names import SCORES
+from lfi_pipeline.score_names import HEAD_SCORES
 from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, read_json, recorded_config
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.sweep import shown
@@ -30,7 +30,7 @@ class Standing:
     Attributes:
         settings: those that differ between rows.
         seeds: of its runs.
-        scores: name in `SCORES` -> mean over the seeds that have it, a share in [0, 1], and interval.
+        scores: name in `HEAD_SCORES` -> mean over the seeds that have it, a share in [0, 1], and interval.
         runs: names of the directories.
     """
 
@@ -59,7 +59,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     for places in members.values():
         places.sort(key=lambda place: flats[place][_SEED])
         summaries = [read_json(finished[place] / SUMMARY) for place in places]
-        scores = {name: estimate([s[name] for s in summaries if s.get(name) is not None]) for name in SCORES}
+        scores = {name: estimate([s[name] for s in summaries if s.get(name) is not None]) for name in HEAD_SCORES}
         rows.append(
             Standing(
                 settings={name: flats[places[0]][name] for name in differing},
@@ -93,7 +93,7 @@ def standings_table(rows: Sequence[Standing]) -> tuple[list[str], list[list[str]
         ]
         for row in rows
     ]
-    return [*settings, "seeds", *(SCORES[name] for name in scores)], cells
+    return [*settings, "seeds", *(HEAD_SCORES[name] for name in scores)], cells
 
 
 def standings_markdown(rows: Sequence[Standing]) -> str:
@@ -118,7 +118,9 @@ def standings_csv(rows: Sequence[Standing]) -> str:
 
 
 def _columns(rows: Sequence[Standing]) -> tuple[list[str], list[str]]:
-    return list(rows[0].settings) if rows else [], [name for name in SCORES if any(name in row.scores for row in rows)]
+    return list(rows[0].settings) if rows else [], [
+        name for name in HEAD_SCORES if any(name in row.scores for row in rows)
+    ]
 
 
 def _points(score: Estimate | None) -> str:

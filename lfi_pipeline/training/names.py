@@ -1,20 +1,8 @@
-"""What runs and their scores are called."""
+"""What runs are called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from lfi_pipeline.training.config import TrainConfig
-
-SCORES: Mapping[str, str] = {
-    "top1_seen": "top-1, seen domains",
-    "top1_heldout": "top-1, held-out domains",
-    "top5_seen": "top-5, seen domains",
-    "top5_heldout": "top-5, held-out domains",
-    "map_seen": "mAP, seen domains",
-    "map_heldout": "mAP, held-out domains",
-}
-"""Scores that a run's summary may hold, shares in [0, 1] -> their headings."""
 
 
 def run_name(config: TrainConfig) -> str:

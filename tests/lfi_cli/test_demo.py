@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from lfi_pipeline.evaluation.results import latest_result
+
 SMALL = ("--train", 24, "--val", 16, "--epochs", 1)
 COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report")
 
@@ -29,13 +31,16 @@ def test_the_whole_pipeline_in_small(lfi: Callable[..., Any], tmp_path: Path) ->
     assert 0 <= result["teacher"]["pointing"] <= 1
     assert 0 <= result["teacher"]["mass_in_mask"] <= 1
     for objective in ("none", "lfi"):
-        scores = result["scores"][objective]
+        found = result["scores"][objective]
+        scores = found["classification"]["scores"]
         assert 0 <= scores["map_seen"] <= 1
         assert 0 <= scores["map_heldout"] <= 1
-        assert scores == json.loads((out / "runs" / f"{objective}-0" / "scores.json").read_text())
-        assert result["teacher"]["pointing"] == scores["teacher"]["pointing"]
-    assert result["scores"]["none"]["taps"] == []
-    assert len(result["scores"]["lfi"]["taps"]) == 3
+        kept = latest_result(out / "runs" / f"{objective}-0", "classification")
+        assert kept is not None
+        assert kept.scores == scores
+        assert result["teacher"]["pointing"] == found["grounding"]["scores"]["teacher_pointing"]
+    assert result["scores"]["none"]["grounding"]["details"]["taps"] == []
+    assert len(result["scores"]["lfi"]["grounding"]["details"]["taps"]) == 3
 
     assert commands_in(ended.err) == [
         *("make-scenes", "extract-teacher", "extract-teacher", "inspect"),

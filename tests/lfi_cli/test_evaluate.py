@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lfi_pipeline.evaluation import run
+from lfi_pipeline.evaluation.protocols import RUNNABLE
+from lfi_pipeline.evaluation.results import latest_result
 
 Fails = Callable[..., str]
 
@@ -15,29 +21,76 @@ Fails = Callable[..., str]
 def test_scores(lfi: Callable[..., Any], trained: Path, tiny_val_targets: Path) -> None:
     words = ("evaluate", trained, "--targets", tiny_val_targets, "--device", "cpu")
     result = lfi(*words, "--json").json
-    assert result == json.loads((trained / "scores.json").read_text())
-    assert result.keys() >= {"map_seen", "map_heldout", "map_per_domain", "taps", "teacher", "area"}
-    assert len(result["taps"]) == 3
+    assert list(result) == ["runs", "tables"]
+    assert result["tables"] == {}
+    found = result["runs"][str(trained)]
+    assert list(found) == ["classification", "grounding"]
+    for protocol, told in found.items():
+        kept = latest_result(trained, protocol)
+        assert kept is not None
+        assert {"protocol": protocol, **told} == dataclasses.asdict(kept)
+    assert found["classification"]["scores"].keys() >= {"map_seen", "map_heldout"}
+    assert len(found["grounding"]["details"]["taps"]) == 3
     shown = lfi(*words)
     assert shown.code == 0
-    for name in ("mAP, seen domains", "mAP, photo", "tap 2", "teacher"):
+    for name in ("mAP, seen domains", "mAP, photo", "tap 2", "teacher's peak in mask", "chance"):
         assert name in shown.out
 
 
 def test_without_targets(lfi: Callable[..., Any], trained: Path) -> None:
     ended = lfi("evaluate", trained, "--device", "cpu", "--json")
     assert ended.code == 0
-    assert ended.json["taps"] == []
+    assert list(ended.json["runs"][str(trained)]) == ["classification"]
+
+
+def test_targets_without_masks_are_told_and_the_rest_is_scored(
+    lfi: Callable[..., Any], trained: Path, tiny_val_targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = run.read_dataset
+    monkeypatch.setattr(run, "read_dataset", lambda *names: dataclasses.replace(read(*names), instances={}))
+    ended = lfi("evaluate", trained, "--targets", tiny_val_targets, "--device", "cpu", "--json")
+    assert list(ended.json["runs"][str(trained)]) == ["classification"]
+    assert "no masks, so grounding is not scored" in ended.err
+
+
+def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained, tmp_path / "lfi-1"))
+    record = json.loads((other / "config.json").read_text())
+    record["settings"]["seed"] = record["seed"] = 1
+    (other / "config.json").write_text(json.dumps(record))
+    words = ("evaluate", trained, other, "--protocol", "classification", "--device", "cpu")
+    result = lfi(*words, "--json").json
+    (row,) = result["tables"]["classification"]
+    assert (row["label"], row["seeds"]) == ("lfi", [0, 1])
+    (mean,) = {found["classification"]["scores"]["map_seen"] for found in result["runs"].values()}
+    assert row["scores"]["map_seen"] == {"mean": pytest.approx(mean), "half": 0.0, "count": 2}
+    shown = lfi(*words)
+    assert shown.code == 0
+    assert "± 0.0 %" in shown.out
+
+
+def test_help_tells_the_protocols_options_and_defaults(lfi: Callable[..., Any]) -> None:
+    out = " ".join(lfi("evaluate", "--help").out.split())
+    assert "Protocol grounding" in out
+    for protocol in RUNNABLE:
+        assert protocol in out.partition("--protocol")[2].partition("--json")[0]
+    assert "[default: 12]" in out
+    assert "[default: last]" in out
 
 
 def test_what_cannot_be_scored(
-    fails: Fails, trained: Path, tiny_targets: Path, scenes_root: Path, tmp_path: Path
+    fails: Fails, trained: Path, tiny_targets: Path, tiny_val_targets: Path, scenes_root: Path, tmp_path: Path
 ) -> None:
     assert "must be a run directory" in fails("RunError", "evaluate", tmp_path / "nowhere")
     assert "not a targets cache" in fails("TargetsError", "evaluate", trained, "--targets", scenes_root)
     assert "split val" in fails("DatasetError", "evaluate", trained, "--targets", tiny_targets)
     assert "device" in fails("ConfigError", "evaluate", trained, "--device", "tpu9")
-    assert "gallery" in fails("ConfigError", "evaluate", trained, "--gallery", -1)
+    assert "gallery" in fails("ConfigError", "evaluate", trained, "--targets", tiny_val_targets, "--gallery", -1)
+    assert "add --protocol grounding" in fails("ConfigError", "evaluate", trained, "--gallery", 3)
+    assert "needs --targets" in fails("ConfigError", "evaluate", trained, "--protocol", "grounding")
+    assert "Did you mean" in fails("UnknownNameError", "evaluate", trained, "--protocol", "groundin")
+    words = ("--protocol", "classification", "--targets", tiny_val_targets)
+    assert "asked for: classification" in fails("ConfigError", "evaluate", trained, *words)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100])

@@ -10,11 +10,16 @@ import torch
 
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.evaluation import evaluate_run, grounded_words
+from lfi_pipeline.evaluation import EvaluationConfig, grounded_words
 from lfi_pipeline.evaluation.gallery import _on_grid
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
+from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig, grounding
 from lfi_pipeline.report import load_run
 from lfi_pipeline.targets import TargetStore, decode_maps
+
+
+def write_gallery(run: Path, targets: Path, count: int) -> None:
+    grounding(run, EvaluationConfig(device="cpu"), GroundingConfig(targets=targets, gallery=count))
 
 
 @pytest.mark.parametrize("objective", ["none", "lfi"])
@@ -22,7 +27,7 @@ def test_the_report_reads_what_was_written(
     run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path, objective: str
 ) -> None:
     run = run_of[objective]
-    evaluate_run(run, targets=tiny_val_targets, gallery=5, device="cpu")
+    write_gallery(run, tiny_val_targets, 5)
     gallery = load_run(run).gallery
     assert len({sample.key for sample in gallery}) == 5
 
@@ -65,7 +70,7 @@ def test_the_report_reads_what_was_written(
 
 
 def test_the_gallery_shows_failures_as_well(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
-    evaluate_run(run_of["lfi"], targets=tiny_val_targets, gallery=16, device="cpu")
+    write_gallery(run_of["lfi"], tiny_val_targets, 16)
     shown = load_run(run_of["lfi"]).gallery
     shares = [np.mean([hit for hit in sample.student_correct[-1] if hit is not None]) for sample in shown]
     assert shares == sorted(shares)  # from the worst to the best
@@ -73,7 +78,7 @@ def test_the_gallery_shows_failures_as_well(run_of: dict[str, Path], tiny_val_ta
 
 
 def test_more_samples_than_there_are_gives_all(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
-    evaluate_run(run_of["lfi"], targets=tiny_val_targets, gallery=500, device="cpu")
+    write_gallery(run_of["lfi"], tiny_val_targets, 500)
     keys = [sample.key for sample in load_run(run_of["lfi"]).gallery]
     assert len(keys) == len(set(keys)) <= 16
 

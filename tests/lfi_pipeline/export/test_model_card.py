@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, write_result
 from lfi_pipeline.export import export_run
 from lfi_pipeline.export.check import Check
 from lfi_pipeline.export.facts import _taught, card_facts
@@ -117,12 +119,22 @@ def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
         f"| map seen | {100 * summary['map_seen']:.2f} % |",
     ):
         assert text in card
-    (run / "scores.json").write_text(json.dumps({"map_seen": 0.5, "map_per_domain": {"grey": 0.125}, "taps": []}))
-    export_run(run, tmp_path / "second")
+    result = ProtocolResult(
+        protocol="classification",
+        settings={"weights": "last"},
+        scores={"map_seen": 0.5},
+        details={"map_per_domain": {"grey": 0.125}, "unreadable": 0},
+        seconds=1.0,
+    )
+    write_result(run, result)
+    write_result(run, replace(result, settings={"weights": "best"}, scores={"map_seen": 0.625}))
+    export_run(run, tmp_path / "second", weights="last")
     card = (tmp_path / "second" / "README.md").read_text()
     assert "| map seen | 50.00 % |" in card
     assert "| map per domain: grey | 12.50 % |" in card
-    (run / "scores.json").unlink()
+    export_run(run, tmp_path / "best", weights="best")  # not the scores of other weights
+    assert "| map seen | 62.50 % |" in (tmp_path / "best" / "README.md").read_text()
+    shutil.rmtree(run / EVALUATION)
     (run / "summary.json").unlink()
     export_run(run, tmp_path / "third")
     assert "Not evaluated." in (tmp_path / "third" / "README.md").read_text()

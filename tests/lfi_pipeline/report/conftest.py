@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
+from lfi_pipeline.evaluation.results import ProtocolResult, write_result
+
 FINAL = {
     "none": (0.307, 0.162),
     "embedding": (0.315, 0.173),
@@ -202,27 +204,45 @@ def write_run(
         domains = {d: float(final[0] + 0.02 * i) for i, d in enumerate(DOMAINS[:2])}
         if held_out:
             domains[HELD_OUT] = float(final[1])
-        found = {
-            "map_seen": float(final[0]),
-            "map_heldout": float(final[1]) if held_out else None,
-            "map_per_domain": domains,
-            "taps": [
-                {
-                    "index": 2 * i + 1,
-                    "depth": d,
-                    "pointing": skill * (0.5 + 0.5 * d) + rng.normal(0, 0.01),
-                    "mass_in_mask": skill * (0.35 + 0.4 * d) + rng.normal(0, 0.01),
-                }
-                for i, d in enumerate(TAPS)
-                if queries
-            ],
-            "teacher": {"pointing": 0.94, "mass_in_mask": 0.84},
-            "area": 0.16,
-        }
-        (path / "scores.json").write_text(json.dumps(found), encoding="utf-8")
+        taps = [
+            {
+                "index": 2 * i + 1,
+                "depth": d,
+                "pointing": skill * (0.5 + 0.5 * d) + rng.normal(0, 0.01),
+                "mass_in_mask": skill * (0.35 + 0.4 * d) + rng.normal(0, 0.01),
+            }
+            for i, d in enumerate(TAPS)
+            if queries
+        ]
+        _write_results(path, (float(final[0]), float(final[1]) if held_out else None), domains, taps)
     if gallery:
         write_gallery(path, scene, gallery, queries, 0.25 if maps != "teacher" else 0.9, rng)
     return path
+
+
+def _write_results(
+    path: Path, final: tuple[float, float | None], domains: dict[str, float], taps: list[dict[str, Any]]
+) -> None:
+    """What `lfi evaluate RUN --targets SHARDS` leaves."""
+    settings = {"dataset": "Emoji scenes", "split": "val", "weights": "last"}
+    teacher = {"pointing": 0.94, "mass_in_mask": 0.84}
+    classified = ProtocolResult(
+        protocol="classification",
+        settings=settings,
+        scores={"map_seen": final[0], "map_heldout": final[1]},
+        details={"map_per_domain": domains},
+        seconds=1.0,
+    )
+    last = {name: taps[-1][name] for name in teacher} if taps else {}
+    grounded = ProtocolResult(
+        protocol="grounding",
+        settings=settings,
+        scores={**last, **{f"teacher_{name}": value for name, value in teacher.items()}},
+        details={"taps": taps, "teacher": teacher, "area": 0.16},
+        seconds=1.0,
+    )
+    for result in (classified, grounded):
+        write_result(path, result)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.evaluation.results import latest_result, write_result
 from lfi_pipeline.report import write_report
 from lfi_pipeline.report.groups import SLOT_COUNT
 from lfi_pipeline.report.html import prose
@@ -126,9 +128,9 @@ def test_what_a_run_says_is_text_and_never_markup(tmp_path: Path, make_run: Any)
         hold_out=[EVIL],
         **{EVIL: EVIL},
     )
-    scores = json.loads((run / "scores.json").read_text())
-    scores["map_per_domain"] = {EVIL: 0.5}
-    (run / "scores.json").write_text(json.dumps(scores))
+    classified = latest_result(run, "classification")
+    assert classified is not None
+    write_result(run, replace(classified, details={"map_per_domain": {EVIL: 0.5}}))
     other = make_run("b", "none", student="other", state=EVIL)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"objective": EVIL}))

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from lfi_pipeline.errors import RunError
 from lfi_pipeline.report.runs import load_run
 
+CLASSIFICATION, GROUNDING = "evaluation/classification-*.json", "evaluation/grounding-*.json"
+
 
 def edit(path: Path, **changes: Any) -> None:
     values = json.loads(path.read_text()) | changes
@@ -43,6 +45,18 @@ def test_a_stopped_run_without_evaluation(make_run: Any) -> None:
     assert run.gallery == ()
     assert run.map_seen == run.validation[-1].map_seen
     assert run.step_ms == 61.0
+
+
+@pytest.mark.parametrize("missing", [CLASSIFICATION, GROUNDING])
+def test_a_run_evaluated_by_one_protocol(make_run: Any, missing: str) -> None:
+    path = make_run("a")
+    for file in path.glob(missing):
+        file.unlink()
+    run = load_run(path)
+    assert run.scores is not None
+    assert (run.classified is None) == (missing == CLASSIFICATION)
+    assert (run.pointing is None) == (missing == GROUNDING)
+    assert run.map_seen == run.validation[-1].map_seen  # with or without the evaluation
 
 
 def test_a_run_without_targets(make_run: Any) -> None:
@@ -89,17 +103,18 @@ def test_a_directory_that_is_no_run(make_run: Any, name: str) -> None:
         ("config.json", {"hold_out": "painted"}, "hold_out"),
         ("config.json", {"dataset": {"name": "x", "train_samples": -1}}, "dataset.train_samples"),
         ("summary.json", {"parameters": {"backbone": 1.5}}, "parameters.backbone"),
-        ("scores.json", {"map_seen": 55.7}, "map_seen"),
-        ("scores.json", {"map_per_domain": {"flat": None}}, "map_per_domain.flat"),
-        ("scores.json", {"taps": [{"index": 1}]}, "taps[0].depth"),
+        (CLASSIFICATION, {"scores": {"map_seen": 55.7}}, "scores.map_seen"),
+        (CLASSIFICATION, {"details": {"map_per_domain": {"flat": None}}}, "details.map_per_domain.flat"),
+        (GROUNDING, {"details": {"taps": [{"index": 1}]}}, "details.taps[0].depth"),
         ("gallery.json", {"samples": [{"words": []}]}, "samples[0].words"),
         ("gallery.json", {"samples": None}, "samples"),
     ],
 )
 def test_a_wrong_field_is_named(make_run: Any, file: str, changes: dict[str, Any], field: str) -> None:
     path = make_run("a", gallery=1)
-    edit(path / file, **changes)
-    with pytest.raises(RunError, match=rf"(?s){re.escape(file)}.*{re.escape(field)}"):
+    (place,) = path.glob(file)
+    edit(place, **changes)
+    with pytest.raises(RunError, match=rf"(?s){re.escape(place.name)}.*{re.escape(field)}"):
         load_run(path)
 
 
@@ -111,11 +126,12 @@ def test_a_wrong_metric_is_named_with_its_line(make_run: Any) -> None:
         load_run(path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "scores.json", "gallery.json"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", CLASSIFICATION, GROUNDING, "gallery.json"])
 def test_what_is_not_json_is_named(make_run: Any, name: str) -> None:
     path = make_run("a", gallery=1)
-    (path / name).write_text("{nonsense\n")
-    with pytest.raises(RunError, match=re.escape(name)):
+    (place,) = path.glob(name)
+    place.write_text("{nonsense\n")
+    with pytest.raises(RunError, match=re.escape(place.name)):
         load_run(path)
 
 

@@ -279,13 +279,14 @@ def test_stage_two_never_loads_a_teacher(tiny_targets: Path, tmp_path: Path) -> 
     code = f"""
 import sys
 from pathlib import Path
-from lfi_pipeline.evaluation import evaluate_run
+from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
+from lfi_pipeline.evaluation.classification import ClassificationConfig
 from lfi_pipeline.training import Machine, train
 from lfi_pipeline.training.settings import config_of
 out = Path({str(tmp_path / "run")!r})
 config = config_of(dict(targets={str(tiny_targets)!r}, student="test_vit", image_size=64, epochs=1, batch_size=8))
 train([(config, out)], Machine(device="cpu"))
-evaluate_run(out, device="cpu")
+evaluate_runs([out], dict(classification=ClassificationConfig()), EvaluationConfig(device="cpu"))
 loaded = [name for name in sys.modules if name.startswith(("lfi_pipeline.teachers", "open_clip"))]
 assert not loaded, loaded
 """

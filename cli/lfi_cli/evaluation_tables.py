@@ -1,0 +1,76 @@
+"""How results of evaluation are shown: one run as facts, several as a table over seeds for each protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lfi_cli.output import facts, percent
+
+if TYPE_CHECKING:
+    from lfi_pipeline.evaluation.measures import Measure
+    from lfi_pipeline.evaluation.results import ProtocolResult
+    from lfi_pipeline.report.seed_tables import SeedRow
+
+_DECIMALS = {"nats": 3, "steps": 0, "seconds": 1, "ratio": 2}
+
+
+def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult]) -> None:
+    """Print one run's results, the details of its protocols included."""
+    from lfi_pipeline.evaluation.measures import MEASURES
+
+    for protocol, result in results.items():
+        rows = [
+            (measure.heading, _value(measure, score))
+            for measure in MEASURES[protocol]
+            if (score := result.scores.get(measure.name)) is not None
+        ]
+        told = _DETAILS[protocol](result.details) if protocol in _DETAILS else []
+        facts(console, f"{run.name}: {protocol}", [*rows, *told, ("seconds", f"{result.seconds:.1f}")])
+
+
+def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes: Sequence[str]) -> None:
+    """Print a table for each protocol, and what the reader should know."""
+    from lfi_pipeline.evaluation.measures import MEASURES
+
+    for protocol, rows in tables.items():
+        shown = [measure for measure in MEASURES[protocol] if any(measure.name in row.scores for row in rows)]
+        table = Table("", "seeds", *(measure.heading for measure in shown), title=protocol, title_justify="left")
+        for row in rows:
+            estimates = (row.scores.get(measure.name) for measure in shown)
+            cells = [
+                "–" if each is None else _value(measure, each.mean, each.half)
+                for measure, each in zip(shown, estimates, strict=True)
+            ]
+            table.add_row(row.label, str(len(row.seeds)), *cells)
+        console.print(table)
+    console.print("mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
+    for note in notes:
+        console.print(note, markup=False, style="dim", soft_wrap=True)
+
+
+def _value(measure: Measure, value: float, half: float | None = None) -> str:
+    factor, decimals, unit = (100, 1, " %") if measure.unit == "share" else (1, _DECIMALS[measure.unit], "")
+    interval = f" ± {factor * half:.{decimals}f}" if half is not None else ""
+    return f"{factor * value:.{decimals}f}{interval}{unit or (' s' if measure.unit == 'seconds' else '')}"
+
+
+def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [(f"mAP, {domain}", percent(value)) for domain, value in details.get("map_per_domain", {}).items()]
+
+
+def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        (f"tap {tap['index']}", f"peak in mask {percent(tap['pointing'])}, mass in mask {percent(tap['mass_in_mask'])}")
+        for tap in details["taps"]
+    ]
+    if details["slots_matched_by_teacher"]:
+        rows.append(("slots", "each word by the slot that the teacher's map of it matches: an upper reading"))
+    return [*rows, ("chance", percent(details["area"]))]
+
+
+_DETAILS = {"classification": _classification, "grounding": _grounding}

@@ -1,0 +1,87 @@
+"""Which protocols there are. Each is imported when it is asked for, so that none waits for another's dependencies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.evaluation.results import ProtocolResult
+
+ProtocolFunction = Callable[[Path, EvaluationConfig, Any], ProtocolResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One protocol.
+
+    Attributes:
+        run: scores a run.
+        config: dataclass of its options, which the command line offers by the names of the fields.
+    """
+
+    run: ProtocolFunction
+    config: type[Any]
+
+
+def _classification() -> Protocol:
+    from lfi_pipeline.evaluation.classification import ClassificationConfig, classification
+
+    return Protocol(classification, ClassificationConfig)
+
+
+def _grounding() -> Protocol:
+    from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig, grounding
+
+    return Protocol(grounding, GroundingConfig)
+
+
+_LOADERS: Mapping[str, Callable[[], Protocol]] = {
+    "classification": _classification,
+    "grounding": _grounding,
+}
+RUNNABLE = tuple(_LOADERS)
+"""Names of the protocols, in the order in which they are told."""
+
+
+def load_protocol(name: str) -> Protocol:
+    """Import a protocol.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name not in _LOADERS:
+        raise UnknownNameError("protocol", name, RUNNABLE)
+    return _LOADERS[name]()
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of a protocol's options. Raises as `load_protocol`."""
+    return tuple(field.name for field in dataclasses.fields(load_protocol(name).config))
+
+
+def config_of(name: str, options: Mapping[str, Any]) -> Any:
+    """Return a protocol's config of those `options` that it has.
+
+    Raises:
+        UnknownNameError: there is no such protocol.
+        ConfigError: an option that it needs is missing, or has a value that cannot work.
+    """
+    config = load_protocol(name).config
+    fields = dataclasses.fields(config)
+    needed = (f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+    for option in needed:
+        if option not in options:
+            raise ConfigError(f"Protocol {name} needs --{option.replace('_', '-')}.")
+    return config(**{field.name: options[field.name] for field in fields if field.name in options})
+
+
+def default_options() -> dict[str, Any]:
+    """Return the options of every protocol, and those that they share, with their values where none is given."""
+    configs: tuple[type[Any], ...] = (EvaluationConfig, *(load_protocol(name).config for name in RUNNABLE))
+    fields = (field for config in configs for field in dataclasses.fields(config))
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}

@@ -1,0 +1,67 @@
+"""Where a student's queries look: its interaction maps of the words of cached samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lfi_pipeline.data import Dataset
+from lfi_pipeline.data.replay import WHOLE, view_maps
+from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers
+from lfi_pipeline.targets import SampleTargets, TargetSpec, TargetStore, decode_maps
+from lfi_pipeline.training.data import PlainImages
+
+_BATCH = 64
+
+
+def student_maps(
+    student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int]
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield each position with its words' maps per tap, fp32 [M, rows, columns] on the CPU.
+
+    A learned slot knows no words: a word gets the maps of the slot that training would have matched to it, by the
+    teacher's maps. A word without a slot gets zeros.
+    """
+    device, learned = next(student.parameters()).device, isinstance(student.queries, LearnedQueries)
+    vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    images, keys = PlainImages(dataset, [student.size]), store.index.keys
+    for first in range(0, len(positions), _BATCH):
+        chunk = list(positions[first : first + _BATCH])
+        pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in chunk])
+        read = store.read_many(chunk)
+        words = vocabulary[torch.from_numpy(read.words).long().clamp_min(0)].to(device)
+        told = Supervision(words, *_teacher_maps(student.taps, store.spec, read, device)) if learned else None
+        with torch.no_grad():
+            features = student(pixels.to(device), told, with_taps=True)
+            if isinstance(student.queries, LearnedQueries):
+                assert features.interaction is not None
+                assert features.interaction.match is not None
+                maps = _of_slots(student.queries.maps(features.taps), features.interaction.match)
+            else:
+                assert isinstance(student.queries, TextQueries)
+                maps = student.queries.maps(words, features.taps)
+        for row, position in enumerate(chunk):
+            per_tap = zip(maps, features.grids, strict=True)
+            yield position, [m[row].float().view(-1, *grid).cpu() for m, grid in per_tap]
+
+
+def _teacher_maps(
+    taps: Sequence[Tap], spec: TargetSpec, read: SampleTargets, device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return per tap the teacher's maps of the whole image [B, M, N_t], and the weights [B, M] of their words."""
+    stored = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), spec.codec.name).to(device)
+    whole = torch.tensor([WHOLE.window], device=device).expand(len(stored), 4)
+    targets = []
+    for tap, layer in zip(taps, pair_layers(taps, [layer.depth for layer in spec.layers]), strict=True):
+        mass = view_maps(stored[:, layer], whole, tap.grid).flatten(-2)
+        targets.append(mass / mass.sum(-1, keepdim=True).clamp_min(1e-12))
+    return targets, [target.sum(-1) for target in targets]
+
+
+def _of_slots(maps: Sequence[Tensor], match: Tensor) -> list[Tensor]:
+    """Return per tap the map of each word's slot [B, M, N_t], of maps [B, K, N_t] and slots [B, M]; -1: zeros."""
+    matched = (match >= 0)[..., None]
+    return [each.gather(1, match.clamp_min(0)[..., None].expand(-1, -1, each.shape[-1])) * matched for each in maps]

@@ -1,0 +1,182 @@
+"""Protocol grounding: whose maps are scored, on which words, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.errors import ConfigError, DatasetError
+from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs, grounded_words, teacher_grounding
+from lfi_pipeline.evaluation.grounding import peaks_in_mask, score
+from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
+from lfi_pipeline.evaluation.results import ProtocolResult, read_results
+from lfi_pipeline.students import LearnedQueries
+from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
+from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.loading import load_run
+
+SHARES = ("pointing", "mass_in_mask", "area")
+
+
+def grounding_of(run: Path, targets: Path, gallery: int = 12) -> ProtocolResult:
+    configs = {"grounding": GroundingConfig(targets=targets, gallery=gallery)}
+    return evaluate_runs([run], configs, EvaluationConfig(device="cpu"))[run]["grounding"]
+
+
+def test_an_lfi_run_and_its_teacher(run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path) -> None:
+    found = grounding_of(run_of["lfi"], tiny_val_targets)
+    store = TargetStore.open(tiny_val_targets)
+    words = grounded_words(store, read_dataset("scenes", scenes_root, "val"))
+    (teacher,) = teacher_grounding(store, words)
+    assert found.scores["teacher_pointing"] == found.details["teacher"]["pointing"] == teacher.pointing
+    assert found.scores["teacher_mass_in_mask"] == teacher.mass_in_mask
+    assert 0 < found.details["area"] == found.details["teacher"]["area"] < 0.5
+    assert [tap["index"] for tap in found.details["taps"]] == [0, 1, 2]
+    for tap in found.details["taps"]:
+        assert all(0 <= tap[name] <= 1 for name in SHARES)
+        assert tap["count"] == len(words)
+        assert tap["area"] == found.details["area"]
+    assert {name: found.scores[name] for name in SHARES[:2]} == {
+        name: found.details["taps"][-1][name] for name in SHARES[:2]
+    }
+    assert found.settings == {
+        "dataset": "scenes",
+        "split": "val",
+        "weights": "last",
+        "targets": store.spec.fingerprint,
+    }
+
+
+def test_the_students_maps_are_those_of_its_queries(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
+) -> None:
+    """Recomputed one sample at a time, straight from the student."""
+    run = run_of["lfi"]
+    found = grounding_of(run, tiny_val_targets, 0)
+    student, store = load_run(run, device="cpu").student, TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    words, images = grounded_words(store, dataset), PlainImages(dataset, [(64, 64)])
+    embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
+    per_tap: list[list[torch.Tensor]] = [[], [], []]
+    assert student.queries is not None
+    for word in words:
+        ids = torch.from_numpy(store.read(word.position).words).long().clamp_min(0)
+        with torch.no_grad():
+            features = student(images[word.position][0][(64, 64)][None], with_taps=True)
+            maps = student.queries.maps(embeddings[ids][None], features.taps)
+        for tap, m in enumerate(maps):
+            per_tap[tap].append(m[0, word.row].view(4, 4))
+    for tap, own in zip(found.details["taps"], per_tap, strict=True):
+        again = score(own, [word.mask for word in words])
+        assert tap["pointing"] == pytest.approx(again.pointing, abs=0.02)  # a tie may fall the other way in a batch
+        assert tap["mass_in_mask"] == pytest.approx(again.mass_in_mask, abs=1e-5)
+
+
+def test_a_run_without_queries_has_no_taps(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
+    found = grounding_of(run_of["none"], tiny_val_targets)
+    assert found.details["taps"] == []
+    assert found.details["teacher"]["count"] > 0
+    assert set(found.scores) == {"teacher_pointing", "teacher_mass_in_mask"}
+
+
+def test_the_gallery_may_be_left_out(run_of: dict[str, Path], tiny_val_targets: Path) -> None:
+    grounding_of(run_of["lfi"], tiny_val_targets, 0)
+    assert not (run_of["lfi"] / "gallery.json").exists()
+    with pytest.raises(ConfigError, match="gallery must be 0 or more, got -1"):
+        grounding_of(run_of["lfi"], tiny_val_targets, -1)
+
+
+@pytest.fixture
+def with_spec(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[TargetSpec], TargetSpec]], None]:
+    """Make the store at a path answer with a changed spec."""
+
+    def apply(path: Path, change: Callable[[TargetSpec], TargetSpec]) -> None:
+        plain = TargetStore.open.__func__  # type: ignore[attr-defined]
+
+        def opened(cls: Any, given: Path, **options: Any) -> TargetStore:
+            store: TargetStore = plain(cls, given, **options)
+            if Path(given) == path:
+                store._spec = change(store._spec)
+            return store
+
+        monkeypatch.setattr(TargetStore, "open", classmethod(opened))
+
+    return apply
+
+
+def test_targets_of_another_teacher_are_refused_by_name(
+    run_of: dict[str, Path], tiny_val_targets: Path, with_spec: Callable[..., None]
+) -> None:
+    with_spec(tiny_val_targets, lambda spec: replace(spec, teacher=replace(spec.teacher, name="other-coca")))
+    with pytest.raises(ConfigError, match=r"the teacher of the training targets.*other-coca.*tiny-coca"):
+        grounding_of(run_of["lfi"], tiny_val_targets)
+    assert not read_results(run_of["lfi"])
+
+
+def test_targets_of_other_classes_are_refused(
+    run_of: dict[str, Path], tiny_val_targets: Path, with_spec: Callable[..., None]
+) -> None:
+    with_spec(tiny_val_targets, lambda spec: replace(spec, dataset=replace(spec.dataset, classes=("cat",))))
+    with pytest.raises(ConfigError, match="the classes of the training targets"):
+        grounding_of(run_of["lfi"], tiny_val_targets)
+
+
+def test_the_training_cache_cannot_stand_in_for_the_validation_cache(
+    run_of: dict[str, Path], tiny_targets: Path
+) -> None:
+    with pytest.raises(DatasetError, match="split val; it holds scenes, split train"):
+        grounding_of(run_of["lfi"], tiny_targets)
+
+
+def test_words_are_scored_by_their_slots_where_queries_are_learned(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
+) -> None:
+    """Against a second way: each word's slot by brute force over all assignments, and its map."""
+    found = grounding_of(run_of["learned"], tiny_val_targets)
+    assert found.details["slots_matched_by_teacher"]
+    loaded, store = load_run(run_of["learned"], device="cpu"), TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    student, words = loaded.student, grounded_words(store, dataset)
+    assert isinstance(student.queries, LearnedQueries)
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    hits: list[list[float]] = [[], [], []]
+    for word in words:
+        read = store.read_many([word.position])
+        teacher = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)[0, 0]
+        target = F.avg_pool2d(teacher, 2, divisor_override=1).flatten(1).double()  # 8x8 cells onto the student's 4x4
+        present = (target.sum(1) > 0).nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            image = PlainImages(dataset, [student.size])[place[store.index.keys[word.position]]][0][student.size]
+            tokens = student(image[None], with_taps=True).taps
+            maps = student.queries.maps(tokens)
+            pairs = [block.attention(state, x) for block, state, x in _entering(student.queries, tokens)]
+        costs = sum(
+            (torch.xlogy(target, target)[:, None] - target[:, None] * p[0].double().log().mean(0)).sum(-1)
+            for p in pairs
+        )
+        cost = costs.numpy()
+        best = min(
+            itertools.permutations(range(maps[0].shape[1]), len(present)),  # as many slots as words at least
+            key=lambda chosen, cost=cost, present=present: cost[present, list(chosen)].sum(),
+        )
+        slot = best[present.index(word.row)]
+        for tap, each in enumerate(maps):
+            hits[tap].append(float(peaks_in_mask(each[0, slot].view(1, 4, 4), word.mask[None])))
+    assert [tap["pointing"] for tap in found.details["taps"]] == pytest.approx([np.mean(each) for each in hits])
+
+
+def _entering(queries: LearnedQueries, tokens: list[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    state = queries.slots.expand(1, -1, -1)
+    for block, x in zip(queries.blocks, tokens, strict=True):
+        yield block, state, x
+        state = block(state, x)[0]
