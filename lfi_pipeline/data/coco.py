@@ -77,6 +77,21 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     )
 
 
+def read_instances(path: Path) -> tuple[dict[int, Record], list[Record], list[Record]]:
+    """Return the images by id, the categories in order of id and the annotations of one `instances_*.json`.
+
+    Raises:
+        DatasetError: not a JSON file of COCO's form, or an annotation of an image or category that it does not list.
+    """
+    content = _load(path)
+    images, categories = _by_id(content, "images", path), _by_id(content, "categories", path)
+    annotations = _records(content, "annotations", path, _OBJECT)
+    for annotation in annotations:
+        if annotation["category_id"] not in categories or annotation["image_id"] not in images:
+            raise DatasetError(f"{path}: annotation of a category or image that it does not list: {annotation}.")
+    return images, [categories[number] for number in sorted(categories)], annotations
+
+
 def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:
     if not root.is_dir():
         raise DatasetError(f"Data root {root} must be a directory. To obtain {manifest.name}: {manifest.obtain}.")

@@ -1,0 +1,193 @@
+"""Detection: COCO's box AP and mask AP after a short fine-tuning of Mask R-CNN on the student's backbone.
+
+He, Gkioxari, Dollár, Girshick, "Mask R-CNN", ICCV 2017, section 5; plain vision transformers as in Li, Mao, Girshick, He,
+"Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022. The same fixed schedule serves every run,
+so that what differs is the backbone that it starts from. The detector sees every image of the training split, those of
+domains that the run held out as well.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfi_pipeline.data import load_manifest
+from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.evaluation.detection.coco_data import (
+    CocoSplit,
+    DetectionImages,
+    find_instances,
+    read_split,
+    training_draws,
+)
+from lfi_pipeline.evaluation.detection.coco_score import KINDS, Detection, coco_truth, score_detections
+from lfi_pipeline.evaluation.detection.finetune import Schedule, finetune
+from lfi_pipeline.evaluation.detection.model import build_detector
+from lfi_pipeline.evaluation.detection.predict import detect
+from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult
+from lfi_pipeline.students.backbone import build_backbone
+from lfi_pipeline.training.loading import LoadedRun, load_run
+from lfi_pipeline.training.progress import tell
+
+SOURCES = ("run", "scratch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionConfig:
+    """How the detector is made. The defaults are for COCO on a GPU; README tells what suits small data.
+
+    Attributes:
+        data: directory in COCO's layout; None takes the run's own data set.
+        train_split: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own data
+            set the split that the run was trained on.
+        val_split: the same for scoring; None takes `val`, or the run's own.
+        iterations: steps of the fine-tuning.
+        batch_size: images a step.
+        learning_rate: highest of the schedule.
+        image_size: pixels of an image's longer side, and of the square that it is filled up to; None takes the
+            student's own.
+        width: channels of the feature pyramid and of the heads.
+        seed: of the heads' first weights, the order of images and the sampled regions; None takes the run's own.
+        source: `run`, or `scratch` for the same backbone with random weights, as a control.
+        keep_detections: write them to `evaluation/` as COCO results, compressed with gzip.
+    """
+
+    data: Path | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    iterations: int = 90_000
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    image_size: int | None = None
+    width: int = 256
+    seed: int | None = None
+    source: str = "run"
+    keep_detections: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "width", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {value}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"learning_rate must be more than 0, got {self.learning_rate}.")
+        if self.source not in SOURCES:
+            raise UnknownNameError("source of the backbone", self.source, SOURCES)
+
+
+def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> ProtocolResult:
+    """Fine-tune a Mask R-CNN on the backbone of `run` and score its boxes and masks.
+
+    Raises:
+        ConfigError: the run's data set has no instances and no other is given; the image size does not suit the
+            backbone; the loss diverged.
+        DatasetError: the directory is not in COCO's layout.
+        RunError, TargetsError, UnknownNameError: as `load_run`.
+    """
+    start = time.monotonic()
+    loaded = load_run(run, device=common.device, weights=common.weights, data_root=common.data_root)
+    device = next(loaded.student.parameters()).device
+    train, val = _splits(loaded, config)
+    truth = coco_truth(val)
+    seed = loaded.config.stream.seed if config.seed is None else config.seed
+    size = config.image_size or _side(loaded)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone: Any = loaded.student.backbone
+        if config.source == "scratch":
+            backbone = build_backbone(replace(loaded.config.student, pretrained=False))
+        detector = build_detector(backbone, classes=len(train.categories), size=size, width=config.width).to(device)
+    draws = training_draws(train, config.iterations * config.batch_size, seed)
+    schedule = Schedule(
+        iterations=config.iterations, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed
+    )
+    began = time.monotonic()
+    losses = finetune(detector, DetectionImages(train, draws), schedule, workers=common.workers, tell=tell)
+    tuned = time.monotonic() - began
+    detections = detect(detector, val, batch_size=config.batch_size, workers=common.workers)
+    scored = {kind: score_detections(truth, detections, kind) for kind in KINDS}
+    result = ProtocolResult(
+        protocol="detection",
+        settings={
+            "dataset": _name(loaded, config),
+            "train_split": train.file.stem.removeprefix("instances_"),
+            "split": val.file.stem.removeprefix("instances_"),
+            "weights": common.weights if config.source == "run" else None,
+            "source": config.source,
+            **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate", "width")},
+            "image_size": size,
+            "seed": seed,
+        },
+        scores={f"{kind}_{name}": scored[kind].overall[name] for kind in KINDS for name in ("ap", "ap50")},
+        details={
+            **{kind: asdict(each) for kind, each in scored.items()},
+            "finetune_seconds": tuned,
+            "loss_first": _mean(losses[: len(losses) // 10 + 1]),
+            "loss_last": _mean(losses[-(len(losses) // 10) - 1 :]),
+            "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+            "strides": list(detector.backbone.strides),
+            "detections": len(detections),
+            "train_images": len(train.usable),
+            "train_objects": sum(map(len, train.usable.values())),
+            "empty_boxes_dropped": train.dropped,
+            "val_images": len(val.images),
+            "val_objects": len(truth["annotations"]),
+        },
+        seconds=time.monotonic() - start,
+    )
+    if config.keep_detections:
+        _keep(run, result, detections)
+    return result
+
+
+def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, CocoSplit]:
+    if config.data is not None:
+        files = [find_instances(config.data, split or name) for split, name in _asked(config, "train", "val")]
+        train, val = (read_split(file) for file in files)
+    else:
+        dataset, root = loaded.store.spec.dataset, loaded.store.source_root
+        manifest = load_manifest(dataset.name, root)
+        if manifest.layout != "coco":
+            raise ConfigError(
+                f"The run's own data set, {dataset.name}, has no boxes and masks to train a detector on. Give a "
+                "directory in COCO's layout with --detection-data."
+            )
+        both = [manifest.files(split or name) for split, name in _asked(config, dataset.split, loaded.config.val_split)]
+        train, val = (read_split(root / files["instances"], root / files["images"]) for files in both)
+    names = [[category["name"] for category in split.categories] for split in (train, val)]
+    if names[0] != names[1] or [c["id"] for c in train.categories] != [c["id"] for c in val.categories]:
+        raise ConfigError(f"{train.file} and {val.file} must list the same categories with the same ids.")
+    return train, val
+
+
+def _asked(config: DetectionConfig, train: str, val: str) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
+    return (config.train_split, train), (config.val_split, val)
+
+
+def _name(loaded: LoadedRun, config: DetectionConfig) -> str:
+    return loaded.store.spec.dataset.name if config.data is None else config.data.resolve().name
+
+
+def _side(loaded: LoadedRun) -> int:
+    height, width = loaded.student.size
+    if height != width:
+        raise ConfigError(f"The student sees {height} by {width} pixels; detection needs a square: give an image size.")
+    return height
+
+
+def _keep(run: Path, result: ProtocolResult, detections: list[Detection]) -> None:
+    path = run / EVALUATION / f"detections-{Path(result.file_name).stem.removeprefix('detection-')}.json.gz"
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump(detections, file)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
