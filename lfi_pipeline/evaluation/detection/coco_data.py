@@ -134,7 +134,8 @@ class DetectionImages(TorchDataset[tuple[Tensor, Target]]):
         if image.size != (width, height):
             raise DatasetError(
                 f"{self.split.folder / str(record['file_name'])} must be {width} by {height} pixels, as "
-                f"{self.split.file} says; it is {image.size[0]} by {image.size[1]}. Use images and annotations of one release."
+                f"{self.split.file} says; it is {image.size[0]} by {image.size[1]}. Use images and annotations of one "
+                "release."
             )
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         objects = self.split.usable.get(record["id"], ()) if self.objects else ()

@@ -103,8 +103,8 @@ def _finite(loss: Tensor, parts: dict[str, Tensor], number: int, schedule: Sched
     if not math.isfinite(value):
         terms = ", ".join(f"{name} {float(part.detach()):.3g}" for name, part in parts.items())
         raise ConfigError(
-            f"The loss of the detector must stay a number; at iteration {number} of {schedule.iterations} it is {value} "
-            f"({terms}). Try a learning rate below {schedule.learning_rate:g}."
+            f"The loss of the detector must stay a number; at iteration {number} of {schedule.iterations} it is "
+            f"{value} ({terms}). Try a learning rate below {schedule.learning_rate:g}."
         )
     return value
 

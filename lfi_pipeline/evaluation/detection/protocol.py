@@ -1,9 +1,9 @@
 """Detection: COCO's box AP and mask AP after a short fine-tuning of Mask R-CNN on the student's backbone.
 
-He, Gkioxari, Dollár, Girshick, "Mask R-CNN", ICCV 2017, section 5; plain vision transformers as in Li, Mao, Girshick, He,
-"Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022. The same fixed schedule serves every run,
-so that what differs is the backbone that it starts from. The detector sees every image of the training split, those of
-domains that the run held out as well.
+He, Gkioxari, Dollár, Girshick, "Mask R-CNN", ICCV 2017, section 5; plain vision transformers as in Li, Mao, Girshick,
+He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022. The same fixed schedule serves every
+run, so that what differs is the backbone that it starts from. The detector sees every image of the training split,
+those of domains that the run held out as well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DetectionConfig:
     """How the detector is made. The defaults are for COCO on a GPU; README tells what suits small data.
 
     Attributes:
-        data: directory in COCO's layout; None takes the run's own data set.
+        detection_data: directory in COCO's layout; None takes the run's own data set.
         train_split: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own data
             set the split that the run was trained on.
         val_split: the same for scoring; None takes `val`, or the run's own.
@@ -53,26 +53,26 @@ class DetectionConfig:
         learning_rate: highest of the schedule.
         image_size: pixels of an image's longer side, and of the square that it is filled up to; None takes the
             student's own.
-        width: channels of the feature pyramid and of the heads.
+        detection_width: channels of the feature pyramid and of the heads.
         seed: of the heads' first weights, the order of images and the sampled regions; None takes the run's own.
         source: `run`, or `scratch` for the same backbone with random weights, as a control.
         keep_detections: write them to `evaluation/` as COCO results, compressed with gzip.
     """
 
-    data: Path | None = None
+    detection_data: Path | None = None
     train_split: str | None = None
     val_split: str | None = None
     iterations: int = 90_000
     batch_size: int = 16
     learning_rate: float = 1e-4
     image_size: int | None = None
-    width: int = 256
+    detection_width: int = 256
     seed: int | None = None
     source: str = "run"
     keep_detections: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "width", "image_size"):
+        for name in ("iterations", "batch_size", "detection_width", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}.")
@@ -103,7 +103,9 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
         backbone: Any = loaded.student.backbone
         if config.source == "scratch":
             backbone = build_backbone(replace(loaded.config.student, pretrained=False))
-        detector = build_detector(backbone, classes=len(train.categories), size=size, width=config.width).to(device)
+        detector = build_detector(backbone, classes=len(train.categories), size=size, width=config.detection_width).to(
+            device
+        )
     draws = training_draws(train, config.iterations * config.batch_size, seed)
     schedule = Schedule(
         iterations=config.iterations, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed
@@ -121,7 +123,8 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "split": val.file.stem.removeprefix("instances_"),
             "weights": common.weights if config.source == "run" else None,
             "source": config.source,
-            **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate", "width")},
+            **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate")},
+            "width": config.detection_width,
             "image_size": size,
             "seed": seed,
         },
@@ -148,8 +151,8 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
 
 
 def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, CocoSplit]:
-    if config.data is not None:
-        files = [find_instances(config.data, split or name) for split, name in _asked(config, "train", "val")]
+    if config.detection_data is not None:
+        files = [find_instances(config.detection_data, split or name) for split, name in _asked(config, "train", "val")]
         train, val = (read_split(file) for file in files)
     else:
         dataset, root = loaded.store.spec.dataset, loaded.store.source_root
@@ -172,7 +175,7 @@ def _asked(config: DetectionConfig, train: str, val: str) -> tuple[tuple[str | N
 
 
 def _name(loaded: LoadedRun, config: DetectionConfig) -> str:
-    return loaded.store.spec.dataset.name if config.data is None else config.data.resolve().name
+    return loaded.store.spec.dataset.name if config.detection_data is None else config.detection_data.resolve().name
 
 
 def _side(loaded: LoadedRun) -> int:

@@ -96,21 +96,25 @@ def build_pyramid(backbone: Any, size: int, width: int) -> Pyramid:
     Raises:
         ConfigError: the backbone cannot take this size.
     """
+    patch = _patch(backbone)
+    if size % patch:
+        raise ConfigError(
+            f"The side of images for detection must be a multiple of the backbone's patch size, {patch}, got {size}: "
+            f"the rest would not be seen. Choose another size, such as {max(size // patch, 1) * patch}."
+        )
     grids, channels = _maps(backbone, size)
     strides = [size // grid for grid in grids]
     if any(grid * stride != size for grid, stride in zip(grids, strides, strict=True)):
-        coarsest = max(strides)
         raise ConfigError(
-            f"Images for detection must be a multiple of the coarsest stride of the backbone, about {coarsest} pixels, "
-            f"got {size}: its maps have {', '.join(map(str, grids))} cells a side. Choose another size, such as "
-            f"{_near(size)}."
+            f"The side of images for detection must be a multiple of all strides of the backbone, got {size}: its maps "
+            f"have {', '.join(map(str, grids))} cells a side. Choose another size, such as {_near(size)}."
         )
     last = {stride: index for index, stride in enumerate(strides)}  # the deepest map of each stride
     if len(last) == 1:
-        patch = strides[-1]
-        scales = [s for s in _SCALES if patch * s >= 1 and (patch * s).is_integer() and size % (patch * s) == 0]
+        own = strides[-1]
+        scales = [s for s in _SCALES if own * s >= 1 and (own * s).is_integer() and size % (own * s) == 0]
         neck: nn.Module = SimpleFeaturePyramid(channels[-1], width, scales)
-        return Pyramid(backbone, [len(strides) - 1], neck, [int(patch * scale) for scale in scales], width)
+        return Pyramid(backbone, [len(strides) - 1], neck, [int(own * scale) for scale in scales], width)
     finest = min(_FINEST_STRIDE, sorted(last)[-2])
     chosen = sorted(stride for stride in last if stride >= finest)
     indices = [last[stride] for stride in chosen]
@@ -161,6 +165,10 @@ def _maps(backbone: Any, size: int) -> tuple[list[int], list[int]]:
     finally:
         backbone.train(mode)
     return [int(each.shape[-1]) for each in maps], [int(each.shape[1]) for each in maps]
+
+
+def _patch(backbone: Any) -> int:
+    return int(getattr(getattr(getattr(backbone, "patch_embed", None), "proj", None), "stride", (1,))[0])
 
 
 def _native_size(backbone: Any) -> tuple[int, int] | None:
