@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torchvision.ops import box_iou
+from pycocotools import mask as coco_mask
 
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
-from lfi_pipeline.evaluation.detection.coco_score import coco_truth, score_detections
 from lfi_pipeline.evaluation.detection.finetune import Schedule, finetune
 from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.detection.predict import detect
@@ -40,21 +39,17 @@ def tuned(detector: Any, root: Path, plan: Schedule, **options: Any) -> list[flo
 
 def test_a_few_images_are_learned_and_found_in_their_own_pixels(coco_root: Path) -> None:
     detector = detector_of()
-    losses = tuned(detector, coco_root, schedule(120))
-    assert losses[-1] < 0.5 * losses[0]
+    losses = tuned(detector, coco_root, schedule(80))
+    assert losses[-1] < 0.3 * losses[0]
     split = read_split(find_instances(coco_root, "val"))
     found = detect(detector, split, batch_size=3)
-    assert {each["image_id"] for each in found} <= {11, 12, 13, 14}
-    scores = score_detections(coco_truth(split), found, "box").overall
-    assert scores["ap50"] is not None
-    assert scores["ap50"] > 0.5
-    expected = torch.tensor([[4.0, 6, 24, 18], [40, 20, 56, 36]])  # in an image of 64 by 40 that was seen as 32 by 20
-    boxes = torch.tensor([each["bbox"] for each in found if each["image_id"] == 11])
-    boxes[:, 2:] += boxes[:, :2]
-    assert (box_iou(expected, boxes).max(1).values > 0.5).all()
-    masks = score_detections(coco_truth(split), found, "mask").overall
-    assert masks["ap50"] is not None
-    assert masks["ap50"] > 0.5
+    for image in (11, 13):  # 64 by 40 and 30 by 64 pixels, seen as 32 by 20 and 15 by 32
+        for each in split.annotations[image]:
+            same = [d for d in found if (d["image_id"], d["category_id"]) == (image, each["category_id"])]
+            best = max(same, key=lambda detection: float(detection["score"]))
+            assert coco_mask.iou([best["bbox"]], [each["bbox"]], [0]).item() > 0.6
+            truth = coco_mask.frPyObjects(each["segmentation"], *best["segmentation"]["size"])
+            assert coco_mask.iou([best["segmentation"]], truth, [0]).item() > 0.6
 
 
 def test_answers_stay_inside_the_image_and_are_of_its_size(coco_root: Path) -> None:
