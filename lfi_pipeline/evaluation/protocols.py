@@ -40,9 +40,16 @@ def _grounding() -> Protocol:
     return Protocol(grounding, GroundingConfig)
 
 
+def _detection() -> Protocol:
+    from lfi_pipeline.evaluation.detection import DetectionConfig, detection
+
+    return Protocol(detection, DetectionConfig)
+
+
 _LOADERS: Mapping[str, Callable[[], Protocol]] = {
     "classification": _classification,
     "grounding": _grounding,
+    "detection": _detection,
 }
 RUNNABLE = tuple(_LOADERS)
 """Names of the protocols, in the order in which they are told."""

@@ -31,9 +31,10 @@ from lfi_pipeline.evaluation.detection.coco_score import KINDS, Detection, coco_
 from lfi_pipeline.evaluation.detection.finetune import Schedule, finetune
 from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.detection.predict import detect
+from lfi_pipeline.evaluation.loading import load
 from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult
 from lfi_pipeline.students.backbone import build_backbone
-from lfi_pipeline.training.loading import LoadedRun, load_run
+from lfi_pipeline.training.loading import LoadedRun
 from lfi_pipeline.training.progress import tell
 
 SOURCES = ("run", "scratch")
@@ -45,9 +46,9 @@ class DetectionConfig:
 
     Attributes:
         detection_data: directory in COCO's layout; None takes the run's own data set.
-        train_split: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own data
+        detection_train: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own data
             set the split that the run was trained on.
-        val_split: the same for scoring; None takes `val`, or the run's own.
+        detection_val: the same for scoring; None takes `val`, or the run's own.
         iterations: steps of the fine-tuning.
         batch_size: images a step.
         learning_rate: highest of the schedule.
@@ -60,8 +61,8 @@ class DetectionConfig:
     """
 
     detection_data: Path | None = None
-    train_split: str | None = None
-    val_split: str | None = None
+    detection_train: str | None = None
+    detection_val: str | None = None
     iterations: int = 90_000
     batch_size: int = 16
     learning_rate: float = 1e-4
@@ -92,7 +93,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
         RunError, TargetsError, UnknownNameError: as `load_run`.
     """
     start = time.monotonic()
-    loaded = load_run(run, device=common.device, weights=common.weights, data_root=common.data_root)
+    loaded = load(run, common)
     device = next(loaded.student.parameters()).device
     train, val = _splits(loaded, config)
     truth = coco_truth(val)
@@ -171,7 +172,7 @@ def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, Coco
 
 
 def _asked(config: DetectionConfig, train: str, val: str) -> tuple[tuple[str | None, str], tuple[str | None, str]]:
-    return (config.train_split, train), (config.val_split, val)
+    return (config.detection_train, train), (config.detection_val, val)
 
 
 def _name(loaded: LoadedRun, config: DetectionConfig) -> str:
