@@ -25,8 +25,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="classification, grounding or detection; may be repeated. Default: classification, and grounding where "
-            "--targets has masks."
+            help="classification, grounding or detection; may be repeated. Default: classification, and grounding "
+            "where --targets has masks."
         ),
     ] = None,
     weights: Annotated[

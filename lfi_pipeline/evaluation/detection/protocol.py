@@ -46,8 +46,8 @@ class DetectionConfig:
 
     Attributes:
         detection_data: directory in COCO's layout; None takes the run's own data set.
-        detection_train: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own data
-            set the split that the run was trained on.
+        detection_train: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own
+            data set the split that the run was trained on.
         detection_val: the same for scoring; None takes `val`, or the run's own.
         iterations: steps of the fine-tuning.
         batch_size: images a step.
