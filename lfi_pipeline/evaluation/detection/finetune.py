@@ -83,7 +83,7 @@ def finetune(
                         loss: Tensor = sum(parts.values())
                     losses.append(_finite(loss, parts, number, schedule))
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     nn.utils.clip_grad_norm_(detector.parameters(), _CLIP)
                     optimizer.step()
                     steps.set_postfix_str(f"loss {sum(losses[-_SHOWN:]) / len(losses[-_SHOWN:]):.3f}", refresh=False)
@@ -112,7 +112,8 @@ def _finite(loss: Tensor, parts: dict[str, Tensor], number: int, schedule: Sched
 def _groups(detector: Any) -> list[dict[str, Any]]:
     """Return the parameters with weight decay, and those without: biases, norms, position embeddings."""
     without = {"pos_embed", "cls_token", "reg_token"}
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in detector.named_parameters():
         plain = parameter.ndim < 2 or name.rpartition(".")[2] in without
         (others if plain else decayed).append(parameter)
