@@ -127,7 +127,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate")},
             "width": config.detection_width,
             "image_size": size,
-            "seed": seed,
+            "seed": "the run's" if config.seed is None else seed,  # so that seeds of one setting can be compared
         },
         scores={f"{kind}_{name}": scored[kind].overall[name] for kind in KINDS for name in ("ap", "ap50")},
         details={
@@ -137,6 +137,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "loss_last": _mean(losses[-(len(losses) // 10) - 1 :]),
             "parameters": sum(parameter.numel() for parameter in detector.parameters()),
             "strides": list(detector.backbone.strides),
+            "seed": seed,
             "detections": len(detections),
             "train_images": len(train.usable),
             "train_objects": sum(map(len, train.usable.values())),
