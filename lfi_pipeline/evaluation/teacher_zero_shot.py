@@ -64,8 +64,8 @@ def teacher_shares(store: TargetStore, zero_shot: ZeroShot, positions: npt.NDArr
 
 
 def label_matrix(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """Return int64 [S, classes], 1 where an image has the label."""
-    truth = torch.zeros(len(labels), classes, dtype=torch.long)
+    """Return fp32 [S, classes], 1 where an image has the label."""
+    truth = torch.zeros(len(labels), classes)
     for row, each in enumerate(labels):
         truth[row, list(each)] = 1
     return truth

@@ -89,9 +89,8 @@ def zero_shot(run: Path, common: EvaluationConfig, config: ZeroShotConfig) -> Pr
         "class_queries": {"words": len(queries.as_words), "prompts": len(queries.as_prompts)},
         "chance": _chance(truth, one_label),
         "domains": {
-            domain: _student_and_teacher(logits.sigmoid(), teacher, truth, rows, one_label)
-            | {"images": int(rows.sum())}
-            for domain, rows in _rows_of_domains(store, positions).items()
+            domain: _student_and_teacher(shares, teacher, truth, rows, one_label) | {"images": int(rows.sum())}
+            for domain, rows in domains.items()
         },
         "trained_on": _trained_on(loaded, store, positions),
     }
@@ -116,8 +115,8 @@ def _require_presence(loaded: LoadedRun) -> None:
     if not isinstance(queries, TextQueries) or queries.presence is None:
         raise ConfigError(
             "Zero-shot scores need a student that scores words: queries of mode 'text', trained with the presence "
-            f"term. {loaded.path} has objective {loaded.config.objective!r} and mode {loaded.config.queries.mode!r}. Train "
-            "with --objective lfi+presence."
+            f"term. {loaded.path} has objective {loaded.config.objective!r} and mode {loaded.config.queries.mode!r}. "
+            "Train with --objective lfi+presence."
         )
 
 
