@@ -40,8 +40,22 @@ def _grounding() -> Protocol:
     return Protocol(grounding, GroundingConfig)
 
 
+def _cross_domain() -> Protocol:
+    from lfi_pipeline.evaluation.cross_domain import CrossDomainConfig, cross_domain
+
+    return Protocol(cross_domain, CrossDomainConfig)
+
+
+def _zero_shot() -> Protocol:
+    from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
+
+    return Protocol(zero_shot, ZeroShotConfig)
+
+
 _LOADERS: Mapping[str, Callable[[], Protocol]] = {
     "classification": _classification,
+    "cross-domain": _cross_domain,
+    "zero-shot": _zero_shot,
     "grounding": _grounding,
 }
 RUNNABLE = tuple(_LOADERS)

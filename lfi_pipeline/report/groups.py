@@ -9,7 +9,7 @@ of one another: the differing settings join the label and split the group.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.report.runs import Run, RunConfig
@@ -128,6 +128,31 @@ def _matters(name: str, config: RunConfig) -> bool:
     return name != "targets" or config.objective != "none"
 
 
+def labels_of(runs: Sequence[Run], apart_from: Collection[str] = ()) -> list[str]:
+    """Return the label of each run.
+
+    Args:
+        runs: all of them: what differs among them joins their labels.
+        apart_from: settings, by their names in labels, that may differ within a label.
+    """
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        families.setdefault(base_label(run.config), []).append(run)
+    differing = {
+        base: [
+            name
+            for name, read in _SETTINGS.items()
+            if name not in apart_from and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
+        ]
+        for base, family in families.items()
+    }
+    labels = []
+    for config in (run.config for run in runs):
+        base = base_label(config)
+        labels.append(" · ".join([base, *(f"{name} {_plain(_SETTINGS[name](config))}" for name in differing[base])]))
+    return labels
+
+
 def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """Group runs by label.
 
@@ -135,19 +160,9 @@ def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         The groups, controls first, in the order in which the page shows them; and notes on what was odd.
     """
     notes: list[str] = []
-    families: dict[str, list[Run]] = {}
-    for run in runs:
-        families.setdefault(base_label(run.config), []).append(run)
     labelled: dict[str, list[Run]] = {}
-    for base, family in families.items():
-        differing = [
-            name
-            for name, read in _SETTINGS.items()
-            if len({read(run.config) for run in family if _matters(name, run.config)}) > 1
-        ]
-        for run in family:
-            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
-            labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        labelled.setdefault(label, []).append(run)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
     free = [slot for slot in range(SLOT_COUNT) if slot not in {SLOTS[n] for n in names if n in SLOTS}]
