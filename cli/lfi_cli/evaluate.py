@@ -47,8 +47,8 @@ def evaluate(
     targets: Annotated[
         Path | None,
         typer.Option(
-            help="Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or of "
-            "any data set with classes (zero-shot).",
+            help="Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or "
+            "of any data set with classes (zero-shot).",
             rich_help_panel=TARGETS,
         ),
     ] = None,
@@ -86,6 +86,7 @@ def evaluate(
     results = evaluate_runs(runs, configs, common)
     tables, notes = _tables(results)
     domains = _domain_tables(results)
+    told_tables = {**tables, **domains}
     told: Result = {
         "runs": {
             str(run): {
@@ -93,9 +94,7 @@ def evaluate(
             }
             for run, of in results.items()
         },
-        "tables": {
-            name: [dataclasses.asdict(row) for row in rows] for name, rows in [*tables.items(), *domains.items()]
-        },
+        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in told_tables.items()},
     }
 
     def render(console: Console) -> None:
