@@ -70,7 +70,7 @@ class DomainTable:
 
     Attributes:
         settings: of the results, without the domains.
-        measure: `top1` where every run has it, else `map`.
+        measure: `top1` where runs have it, else `map`.
         domains: columns.
         rows: in the order of the runs given.
         notes: what the reader should know.
@@ -124,7 +124,7 @@ def domain_tables(results: Mapping[Path, ProtocolResult]) -> list[DomainTable]:
 def _table(results: Mapping[Path, ProtocolResult], settings: Mapping[str, Any]) -> DomainTable:
     notes: list[str] = []
     runs = [load_run(path) for path in results]
-    measure = "top1" if all(result.scores.get("top1") is not None for result in results.values()) else "map"
+    measure = "top1" if any(result.scores.get("top1") is not None for result in results.values()) else "map"
     values: dict[str, dict[tuple[str, int], float]] = {}
     for run, label in zip(runs, labels_of(runs, _LEFT_OUT), strict=True):
         result, row = results[run.path], values.setdefault(label, {})
