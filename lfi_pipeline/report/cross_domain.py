@@ -132,7 +132,7 @@ def _table(results: Mapping[Path, ProtocolResult], settings: Mapping[str, Any]) 
         if len(left_out) != 1:
             notes.append(f"{run.path.name} leaves out {' and '.join(left_out)} at once: it is not in the table.")
         elif score is None:
-            notes.append(f"{run.path.name} has no {measure} on {left_out[0]}: it counts as missing.")
+            notes.append(f"{run.path.name} has no {measure} on {left_out[0]}: it is not in the table.")
         else:
             place = (left_out[0], run.config.seed)
             if place in row:

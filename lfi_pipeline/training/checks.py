@@ -39,8 +39,8 @@ def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.
     unknown = [domain for domain in stream.hold_out if domain not in known]
     if unknown:
         raise ConfigError(
-            f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}. A domain that the cache lacks is "
-            "not trained on as it is."
+            f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}. A domain that the cache "
+            "lacks is not trained on as it is."
         )
     positions = training_positions(store, stream.hold_out)
     if not len(positions):

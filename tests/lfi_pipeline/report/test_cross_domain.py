@@ -97,7 +97,7 @@ def test_runs_that_do_not_fit_are_told(scored: Any) -> None:
     told = "\n".join(table.notes)
     assert "art left out, seed 0, is there twice; again-lfi-art-0 counts" in told
     assert "lfi-art+photo-0 leaves out art and photo at once" in told
-    assert "lfi-photo-0 has no map on photo" in told
+    assert "lfi-photo-0 has no top1 on photo" in told
 
 
 def test_leaving_one_out_of_other_domains_is_told(scored: Any) -> None:
