@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,12 +15,9 @@ from lfi_cli.evaluation_tables import show_run, show_tables
 from lfi_cli.output import JsonFlag, Result, command, finish
 from lfi_pipeline.errors import ConfigError
 
-if TYPE_CHECKING:
-    from lfi_pipeline.report.cross_domain import DomainTable
-
 MACHINE, GROUNDING = "Weights and machine", "Protocol grounding"
-TARGETS, CROSS_DOMAIN, ZERO_SHOT = "Protocols grounding and zero-shot", "Protocol cross-domain", "Protocol zero-shot"
 _NO_OPTIONS = ("runs", "protocol", "as_json")
+TARGETS, CROSS_DOMAIN, ZERO_SHOT = "Protocols grounding and zero-shot", "Protocol cross-domain", "Protocol zero-shot"
 
 
 @command
@@ -135,7 +132,7 @@ def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any
     return seed_tables(others) if len(results) > 1 and any(others.values()) else ({}, ())
 
 
-def _domain_tables(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[DomainTable]]:
+def _domain_tables(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
     """Runs that leave out different domains are columns of one row, so their table is another."""
     from lfi_pipeline.report.cross_domain import PROTOCOL, domain_tables
 
