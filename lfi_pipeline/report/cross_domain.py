@@ -18,7 +18,7 @@ from typing import Any
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.measures import MEASURES
 from lfi_pipeline.evaluation.results import ProtocolResult, latest_result
-from lfi_pipeline.report.groups import labels_of
+from lfi_pipeline.report.groups import label_runs
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import estimate
 
@@ -126,8 +126,10 @@ def _table(results: Mapping[Path, ProtocolResult], settings: Mapping[str, Any]) 
     runs = [load_run(path) for path in results]
     measure = "top1" if any(result.scores.get("top1") is not None for result in results.values()) else "map"
     values: dict[str, dict[tuple[str, int], float]] = {}
-    for run, label in zip(runs, labels_of(runs, _LEFT_OUT), strict=True):
-        result, row = results[run.path], values.setdefault(label, {})
+    labels = {run.path: label for label, members in label_runs(runs, _LEFT_OUT).items() for run in members}
+    for run in runs:
+        result, label = results[run.path], labels[run.path]
+        row = values.setdefault(label, {})
         left_out, score = result.settings[_DOMAINS], result.scores.get(measure)
         if len(left_out) != 1:
             notes.append(f"{run.path.name} leaves out {' and '.join(left_out)} at once: it is not in the table.")

@@ -128,29 +128,22 @@ def _matters(name: str, config: RunConfig) -> bool:
     return name != "targets" or config.objective != "none"
 
 
-def labels_of(runs: Sequence[Run], apart_from: Collection[str] = ()) -> list[str]:
-    """Return the label of each run.
-
-    Args:
-        runs: all of them: what differs among them joins their labels.
-        apart_from: settings, by their names in labels, that may differ within a label.
-    """
+def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:
+    """Return label -> its runs; a setting named in `across` may differ within a label."""
     families: dict[str, list[Run]] = {}
     for run in runs:
         families.setdefault(base_label(run.config), []).append(run)
-    differing = {
-        base: [
+    labelled: dict[str, list[Run]] = {}
+    for base, family in families.items():
+        differing = [
             name
             for name, read in _SETTINGS.items()
-            if name not in apart_from and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
+            if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
-        for base, family in families.items()
-    }
-    labels = []
-    for config in (run.config for run in runs):
-        base = base_label(config)
-        labels.append(" · ".join([base, *(f"{name} {_plain(_SETTINGS[name](config))}" for name in differing[base])]))
-    return labels
+        for run in family:
+            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
+            labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
+    return labelled
 
 
 def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
@@ -160,9 +153,7 @@ def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         The groups, controls first, in the order in which the page shows them; and notes on what was odd.
     """
     notes: list[str] = []
-    labelled: dict[str, list[Run]] = {}
-    for run, label in zip(runs, labels_of(runs), strict=True):
-        labelled.setdefault(label, []).append(run)
+    labelled = label_runs(runs)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
     free = [slot for slot in range(SLOT_COUNT) if slot not in {SLOTS[n] for n in names if n in SLOTS}]
