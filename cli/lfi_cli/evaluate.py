@@ -27,8 +27,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="classification or grounding; may be repeated. Default: classification, and grounding where --targets "
-            "has masks."
+            help="classification, cross-domain, zero-shot or grounding; may be repeated. Default: classification, and "
+            "grounding where --targets has masks."
         ),
     ] = None,
     weights: Annotated[
