@@ -10,11 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lfi_cli.domain_tables import show_domain_tables
 from lfi_cli.evaluation_tables import show_run, show_tables
 from lfi_cli.output import JsonFlag, Result, command, finish
 from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.evaluation.measures import PROTOCOLS
 
-MACHINE, GROUNDING, DETECTION = "Weights and machine", "Protocol grounding", "Protocol detection"
+MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
+CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 _NO_OPTIONS = ("runs", "protocol", "as_json")
 
 
@@ -25,8 +28,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="classification, grounding or detection; may be repeated. Default: classification, and grounding "
-            "where --targets has masks."
+            help=f"{', '.join(PROTOCOLS)}; may be repeated. Default: classification, and grounding where --targets has "
+            "masks."
         ),
     ] = None,
     weights: Annotated[
@@ -42,9 +45,20 @@ def evaluate(
     targets: Annotated[
         Path | None,
         typer.Option(
-            help="Cache of the validation split by the same teacher: its words, and where it looks.",
-            rich_help_panel=GROUNDING,
+            help="Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or "
+            "of any data set with classes (zero-shot).",
+            rich_help_panel=TARGETS,
         ),
+    ] = None,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Split whose images of the left-out domain are scored; may be repeated. Default: all there are.",
+            rich_help_panel=CROSS_DOMAIN,
+        ),
+    ] = None,
+    scored_root: Annotated[
+        Path | None, typer.Option(help="Where the images of --targets lie, if they moved.", rich_help_panel=ZERO_SHOT)
     ] = None,
     gallery: Annotated[
         int | None, typer.Option(help="Samples to keep with their maps, for the report.", rich_help_panel=GROUNDING)
@@ -123,6 +137,8 @@ def evaluate(
     _require_used(options, names, asked=bool(protocol))
     results = evaluate_runs(runs, configs, common)
     tables, notes = _tables(results)
+    domains = _domain_tables(results)
+    told_tables = {**tables, **domains}
     told: Result = {
         "runs": {
             str(run): {
@@ -130,7 +146,7 @@ def evaluate(
             }
             for run, of in results.items()
         },
-        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in tables.items()},
+        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in told_tables.items()},
     }
 
     def render(console: Console) -> None:
@@ -138,6 +154,8 @@ def evaluate(
             show_run(console, run, found)
         if tables:
             show_tables(console, tables, notes)
+        for found_tables in domains.values():
+            show_domain_tables(console, found_tables)
 
     return finish(told, as_json, render)
 
@@ -162,6 +180,16 @@ def _require_used(options: Mapping[str, Any], names: Sequence[str], *, asked: bo
 
 
 def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[str]]:
+    from lfi_pipeline.report.cross_domain import PROTOCOL
     from lfi_pipeline.report.seed_tables import seed_tables
 
-    return seed_tables(results) if len(results) > 1 else ({}, ())
+    others = {run: {name: r for name, r in of.items() if name != PROTOCOL} for run, of in results.items()}
+    return seed_tables(others) if len(results) > 1 and any(others.values()) else ({}, ())
+
+
+def _domain_tables(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
+    """Runs that leave out different domains are columns of one row, so their table is another."""
+    from lfi_pipeline.report.cross_domain import PROTOCOL, domain_tables
+
+    found = {run: of[PROTOCOL] for run, of in results.items() if PROTOCOL in of}
+    return {PROTOCOL: domain_tables(found)} if len(found) > 1 else {}

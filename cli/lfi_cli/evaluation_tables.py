@@ -73,4 +73,35 @@ def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [*rows, ("chance", percent(details["area"]))]
 
 
-_DETAILS = {"classification": _classification, "grounding": _grounding}
+def _cross_domain(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    found = details["domains"]
+    rows: list[tuple[str, object]] = [
+        (domain, f"{_named(scores, ('top1', 'map'))} ({scores['images']} images)") for domain, scores in found.items()
+    ]
+    return [*rows, ("trained on", ", ".join(details["trained_on"]))]
+
+
+def _zero_shot(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    names, seen, queries = ("top1", "top5", "map"), details["trained_on"], details["class_queries"]
+    rows: list[tuple[str, object]] = [("chance", _named(details["chance"], names))]
+    for domain, scores in details["domains"].items():
+        teacher = _named({name: scores.get(f"teacher_{name}") for name in names}, names)
+        rows.append((domain, f"{_named(scores, names)}; teacher: {teacher}"))
+    of = f"of {details['classes']} classes"
+    rows.append(("queries", f"{queries['words']} {of} by the name as a word, {queries['prompts']} by prompts"))
+    rows.append(("trained on", f"{seen['images']} of {details['images']} images, {seen['labelled_classes']} {of}"))
+    return rows
+
+
+def _named(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    shown = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
+    found = [f"{shown[name]} {percent(scores[name])}" for name in names if scores.get(name) is not None]
+    return ", ".join(found) or "none"
+
+
+_DETAILS = {
+    "classification": _classification,
+    "cross-domain": _cross_domain,
+    "zero-shot": _zero_shot,
+    "grounding": _grounding,
+}

@@ -3,7 +3,7 @@
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.grounding import Grounding, grounded_words, teacher_grounding
 from lfi_pipeline.evaluation.run import evaluate_runs
-from lfi_pipeline.evaluation.zero_shot import ZeroShotScore, teacher_zero_shot
+from lfi_pipeline.evaluation.teacher_zero_shot import ZeroShotScore, teacher_zero_shot
 
 __all__ = [
     "EvaluationConfig",

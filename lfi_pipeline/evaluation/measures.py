@@ -46,8 +46,10 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
     ),
     "zero-shot": (
         Measure(name="top1", heading="zero-shot top-1"),
+        Measure(name="top5", heading="zero-shot top-5"),
         Measure(name="map", heading="zero-shot mAP"),
         Measure(name="teacher_top1", heading="teacher's zero-shot top-1"),
+        Measure(name="teacher_top5", heading="teacher's zero-shot top-5"),
         Measure(name="teacher_map", heading="teacher's zero-shot mAP"),
     ),
     "detection": (

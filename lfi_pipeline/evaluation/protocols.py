@@ -46,8 +46,22 @@ def _detection() -> Protocol:
     return Protocol(detection, DetectionConfig)
 
 
+def _cross_domain() -> Protocol:
+    from lfi_pipeline.evaluation.cross_domain import CrossDomainConfig, cross_domain
+
+    return Protocol(cross_domain, CrossDomainConfig)
+
+
+def _zero_shot() -> Protocol:
+    from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
+
+    return Protocol(zero_shot, ZeroShotConfig)
+
+
 _LOADERS: Mapping[str, Callable[[], Protocol]] = {
     "classification": _classification,
+    "cross-domain": _cross_domain,
+    "zero-shot": _zero_shot,
     "grounding": _grounding,
     "detection": _detection,
 }

@@ -1,56 +1,186 @@
-"""How good the teacher itself is at the data set's classes, zero-shot: what a student of its logits may hope for."""
+"""Protocol `zero-shot`: class names as queries through the student's kept query block.
+
+Open-vocabulary classification as CLIP does it (Radford et al., "Learning Transferable Visual Models From Natural
+Language Supervision", ICML 2021, section 3.1): no image of the data set is learned from, a class is known by its name
+alone. What scores a class here is this project's own: the presence readout of a query seeded by the teacher's embedding
+of the name (DESIGN section 5). The teacher's zero-shot classifier on the same images is the ceiling.
+
+The student needs queries of mode `text` and the presence term; the scored data set needs a cache by the same teacher,
+for the embeddings of its classes and of its images.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from lfi_pipeline.targets import TargetStore, teacher_logits
-from lfi_pipeline.targets.inspection import CHUNK, evenly_spaced
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.evaluation.class_queries import class_queries
+from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.evaluation.loading import load
+from lfi_pipeline.evaluation.presence import presence_logits
+from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.teacher_zero_shot import label_matrix, teacher_shares
+from lfi_pipeline.students import TextQueries
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.training.loading import LoadedRun
+from lfi_pipeline.training.tasks import top_k_accuracy
+from lfi_pipeline.training.tickets import training_positions
 from lfi_pipeline.training.validate import mean_average_precision
-
-LOOKED_AT = 16384
-"""Samples that are scored at most, evenly spaced: seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ZeroShotScore:
-    """Of the teacher, on images of the cache.
+class ZeroShotConfig:
+    """Options of the protocol.
 
     Attributes:
-        metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur, of the
-            softmax over classes: logits of different images cannot be compared (see `training.logit_distillation`).
-        value: in [0, 1].
-        images: that it is of.
+        targets: cache of the data set to score, by the teacher of the run's own cache.
+        scored_root: where the images of `targets` lie, if they moved; of the run's own data set `data_root` will do.
     """
 
-    metric: Literal["accuracy", "mAP"]
-    value: float
-    images: int
+    targets: Path
+    scored_root: Path | None = None
 
 
-def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScore | None:
-    """Score the teacher's zero-shot logits against the labels, on at most `most` samples that are not quarantined.
+def zero_shot(run: Path, common: EvaluationConfig, config: ZeroShotConfig) -> ProtocolResult:
+    """Score `run` on every image of `config.targets` that is not quarantined.
 
-    Returns:
-        None where the cache holds no class embeddings, or the samples have no labels.
+    Top-1 and top-5 accuracy where every image has one label, else mAP over the classes that occur. Accuracy compares
+    the classes of an image, mAP the images for a class, so for mAP the scores of different images must be comparable.
+    The presence term trains each logit against one threshold for all images, so its sigmoid is; the teacher's cosines
+    are not (see `training.objectives.logit_distillation`), and take the softmax over classes. Details have the
+    student's mAP by the softmax as well.
+
+    Details also say what the classes' queries were made of, chance (a uniform guess; for mAP the mean share of images
+    that hold a class), scores by domain, and how much of the data set the run was trained on.
+
+    Raises:
+        ConfigError: the run cannot score words, `targets` is of another teacher, or has no labels.
+        TargetsError: `targets` is no complete cache.
+        ImageReadError, CorruptTargetsError: an image is missing, or is not the one that the teacher saw.
     """
-    positions = evenly_spaced(store.usable, most)
+    began = time.monotonic()
+    loaded = load(run, common)
+    _require_presence(loaded)
+    store = _open_scored(loaded, common, config)
+    queries = class_queries(store, loaded.store)
+    positions = store.usable
     labels = [store.index.labels[position] for position in positions.tolist()]
-    zero_shot = store.zero_shot
-    if zero_shot is None or not any(labels):
-        return None
-    parts = []
-    for first in range(0, len(positions), CHUNK):
-        embedding = store.read_many(positions[first : first + CHUNK]).image_embedding
-        parts.append(teacher_logits(torch.from_numpy(embedding), zero_shot))
-    logits = torch.cat(parts)
-    if all(len(each) == 1 for each in labels):
-        hits = logits.argmax(1) == torch.tensor([each[0] for each in labels])
-        return ZeroShotScore(metric="accuracy", value=float(hits.float().mean()), images=len(labels))
-    truth = torch.zeros(logits.shape, dtype=torch.long)
-    for row, each in enumerate(labels):
-        truth[row, list(each)] = 1
-    return ZeroShotScore(metric="mAP", value=mean_average_precision(logits.softmax(1), truth), images=len(labels))
+    if not any(labels):
+        raise ConfigError(f"Zero-shot scores need labels, and the images of {store.path} have none.")
+    truth = label_matrix(labels, len(store.spec.dataset.classes))
+    logits = presence_logits(loaded.student, queries.embeddings, store, positions, workers=common.workers)
+    teacher = teacher_shares(store, store.zero_shot, positions) if store.zero_shot is not None else None
+    one_label = all(len(each) == 1 for each in labels)
+    everything = torch.ones(len(truth), dtype=torch.bool)
+    shares, domains = logits.sigmoid(), _rows_of_domains(store, positions)
+    scores = _student_and_teacher(shares, teacher, truth, everything, one_label)
+    details: dict[str, Any] = {
+        "images": len(truth),
+        "classes": truth.shape[1],
+        "class_queries": {"words": len(queries.as_words), "prompts": len(queries.as_prompts)},
+        "chance": _chance(truth, one_label),
+        "domains": {
+            domain: _student_and_teacher(shares, teacher, truth, rows, one_label) | {"images": int(rows.sum())}
+            for domain, rows in domains.items()
+        },
+        "trained_on": _trained_on(loaded, store, positions),
+    }
+    if not one_label:
+        details["map_by_softmax"] = mean_average_precision(logits.softmax(1), truth)
+    return ProtocolResult(
+        protocol="zero-shot",
+        settings={
+            "dataset": store.spec.dataset.name,
+            "split": store.spec.dataset.split,
+            "weights": common.weights,
+            "targets": store.spec.fingerprint,
+        },
+        scores=scores,
+        details=details,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _require_presence(loaded: LoadedRun) -> None:
+    queries = loaded.student.queries
+    if not isinstance(queries, TextQueries) or queries.presence is None:
+        raise ConfigError(
+            "Zero-shot scores need a student that scores words: queries of mode 'text', trained with the presence "
+            f"term. {loaded.path} has objective {loaded.config.objective!r} and mode {loaded.config.queries.mode!r}. "
+            "Train with --objective lfi+presence."
+        )
+
+
+def _open_scored(loaded: LoadedRun, common: EvaluationConfig, config: ZeroShotConfig) -> TargetStore:
+    store = TargetStore.open(config.targets, data_root=config.scored_root)
+    same = store.spec.dataset.name == loaded.store.spec.dataset.name
+    if config.scored_root is None and common.data_root is not None and same:
+        store = TargetStore.open(config.targets, data_root=common.data_root)
+    return store
+
+
+def _student_and_teacher(
+    student: Tensor, teacher: Tensor | None, truth: Tensor, rows: Tensor, one_label: bool
+) -> dict[str, float | None]:
+    """Scores of the images `rows`, of both; the teacher's are None where the cache holds no classifier."""
+    return _scores(student, truth, rows, one_label, "") | _scores(teacher, truth, rows, one_label, "teacher_")
+
+
+def _scores(
+    scores: Tensor | None, truth: Tensor, rows: Tensor, one_label: bool, prefix: str
+) -> dict[str, float | None]:
+    names = ("top1", "top5") if one_label else ("map",)
+    if scores is None or not truth[rows].any():
+        return {prefix + name: None for name in names}
+    scores, truth = scores[rows], truth[rows]
+    if one_label:
+        return {f"{prefix}top{k}": top_k_accuracy(scores, truth, k) for k in (1, 5)}
+    return {f"{prefix}map": mean_average_precision(scores, truth)}
+
+
+def _chance(truth: Tensor, one_label: bool) -> dict[str, float]:
+    images, classes = truth.shape
+    if one_label:
+        return {f"top{k}": min(k, classes) / classes for k in (1, 5)}
+    positives = truth.sum(0)
+    return {"map": float((positives[positives > 0] / images).mean())}
+
+
+def _rows_of_domains(store: TargetStore, positions: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+    """Which images are of each domain, bool [S]; empty for a data set without domains."""
+    found = [store.index.domains[position] for position in positions.tolist()]
+    return {name: torch.tensor([domain == name for domain in found]) for name in sorted(set(found)) if name}
+
+
+def _trained_on(loaded: LoadedRun, store: TargetStore, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """How much of what is scored the run has seen; only where `images` is 0 and the data set another is it zero-shot.
+
+    Images are compared by the crc32c of their bytes. A class counts as labelled where the run's task has it, as a word
+    where the vocabulary of its cache has it.
+    """
+    ours, theirs = loaded.store.spec.dataset, store.spec.dataset
+    learned = training_positions(loaded.store, loaded.config.stream.hold_out)
+    seen = np.isin(store.index.image_crc32c[positions], loaded.store.index.image_crc32c[learned])
+    names, labelled, words = (
+        [name.lower() for name in found]
+        for found in (readable_names(theirs.classes), readable_names(ours.classes), loaded.store.vocabulary.words)
+    )
+    domains = {store.index.domains[position] for position in positions.tolist()}
+    same = ours.name == theirs.name
+    return {
+        "images": int(seen.sum()),
+        "same_data_set": same,
+        "same_split": same and ours.split == theirs.split,
+        "labelled_classes": len(set(names) & set(labelled)),
+        "classes_as_words": len(set(names) & set(words)),
+        "domains": sorted(domains & set(loaded.record["seen_domains"])) if same else [],
+    }

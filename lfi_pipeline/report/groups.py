@@ -9,7 +9,7 @@ of one another: the differing settings join the label and split the group.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.report.runs import Run, RunConfig
@@ -128,13 +128,8 @@ def _matters(name: str, config: RunConfig) -> bool:
     return name != "targets" or config.objective != "none"
 
 
-def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Group runs by label.
-
-    Returns:
-        The groups, controls first, in the order in which the page shows them; and notes on what was odd.
-    """
-    notes: list[str] = []
+def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:
+    """Return label -> its runs; a setting named in `across` may differ within a label."""
     families: dict[str, list[Run]] = {}
     for run in runs:
         families.setdefault(base_label(run.config), []).append(run)
@@ -143,11 +138,22 @@ def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         differing = [
             name
             for name, read in _SETTINGS.items()
-            if len({read(run.config) for run in family if _matters(name, run.config)}) > 1
+            if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
         for run in family:
             suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
+    return labelled
+
+
+def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Group runs by label.
+
+    Returns:
+        The groups, controls first, in the order in which the page shows them; and notes on what was odd.
+    """
+    notes: list[str] = []
+    labelled = label_runs(runs)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
     free = [slot for slot in range(SLOT_COUNT) if slot not in {SLOTS[n] for n in names if n in SLOTS}]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,11 @@ def teacher_logits(image_embedding: Tensor, zero_shot: ZeroShot) -> Tensor:
             `class_weights` once, and `image_logits`.
     """
     return image_logits(image_embedding, class_weights(zero_shot).to(image_embedding.device))
+
+
+def readable_names(classes: Sequence[str]) -> list[str]:
+    """Return class names as a text has them: "_" stands for a space."""
+    return [name.replace("_", " ") for name in classes]
 
 
 def class_weights(zero_shot: ZeroShot) -> Tensor:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from lfi_pipeline.errors import TeacherError
 from lfi_pipeline.targets import Fault, TargetStore, ZeroShot
-from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE
+from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE, readable_names
 from lfi_pipeline.teachers.teacher import Teacher
-from lfi_pipeline.teachers.texts import readable_names
 
 TEXTS_AT_ONCE = 4096
 """Texts whose embeddings are in memory at a time: ImageNet with CLIP's 80 templates has 80,000."""

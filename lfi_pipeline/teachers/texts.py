@@ -9,6 +9,7 @@ from lfi_pipeline.data import Sample
 from lfi_pipeline.data.directions import DIRECTION_WORDS, mirrored_caption
 from lfi_pipeline.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.targets import PlannedSample
+from lfi_pipeline.targets.zero_shot import readable_names
 from lfi_pipeline.teachers.words import EncodedText, Word
 
 MODES = ("auto", "captions", "prompts", "generate")
@@ -97,11 +98,6 @@ class TextSource:
         if self._choice == "longest":
             return (max(texts, key=len),)
         return texts[:1] if self._choice == "first" else tuple(dict.fromkeys(texts))
-
-
-def readable_names(classes: Sequence[str]) -> list[str]:
-    """Return class names as a text has them: "_" stands for a space."""
-    return [name.replace("_", " ") for name in classes]
 
 
 def resolve_mode(mode: str, sample: Sample) -> str:

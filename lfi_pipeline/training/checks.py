@@ -38,7 +38,10 @@ def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.
     known = set(store.index.domains)
     unknown = [domain for domain in stream.hold_out if domain not in known]
     if unknown:
-        raise ConfigError(f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}.")
+        raise ConfigError(
+            f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}. A domain that the cache "
+            "lacks is not trained on as it is."
+        )
     positions = training_positions(store, stream.hold_out)
     if not len(positions):
         raise ConfigError(f"{stream.targets} has no usable sample left to train on.")

@@ -123,15 +123,7 @@ class TargetImages(TorchDataset[Batch]):
         )
 
     def _image(self, position: int) -> Image.Image:
-        path = self.paths[position]
-        image, checksum, _ = read_image(self.store.data_root, path)
-        if checksum != self.checksums[position]:
-            raise CorruptTargetsError(
-                f"{self.store.data_root / path} (sample {self.index.keys[position]}) is not the image that the "
-                f"teacher saw: its crc32c is {checksum:08x}, the cache recorded {self.checksums[position]:08x}. "
-                "Restore the image, or extract targets anew."
-            )
-        return image
+        return unchanged_image(self.store, position, self.paths[position], self.checksums[position])
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
         """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""
@@ -173,6 +165,23 @@ class TargetImages(TorchDataset[Batch]):
             direction = torch.isin(words, torch.tensor(self.direction_ids, dtype=torch.long))
             words = torch.where(seen_mirrored[:, None] & direction, -1, words)
         return chosen | {"maps": maps, "scale": scale, "words": words}
+
+
+def unchanged_image(store: TargetStore, position: int, path: str, checksum: int) -> Image.Image:
+    """Read the image at `position` of a cache, of which `path` and `checksum` are recorded, as upright RGB.
+
+    Raises:
+        ImageReadError: it cannot be read.
+        CorruptTargetsError: its bytes do not have the crc32c that the cache recorded.
+    """
+    image, found, _ = read_image(store.data_root, path)
+    if found != checksum:
+        raise CorruptTargetsError(
+            f"{store.data_root / path} (sample {store.index.keys[position]}) is not the image that the "
+            f"teacher saw: its crc32c is {found:08x}, the cache recorded {checksum:08x}. Restore the image, or extract "
+            "targets anew."
+        )
+    return image
 
 
 class ErrorsAsValues(TorchDataset[Batch | LFIError]):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from lfi_pipeline.teachers import CocaTeacher, job
+from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.training import Machine, train
 from lfi_pipeline.training.settings import config_of
 
 
-def _trained(targets: Path, out: Path, objective: str, queries: str = "text") -> Path:
+def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **settings: Any) -> Path:
     config = config_of(
         {
             "targets": str(targets),
@@ -27,6 +32,7 @@ def _trained(targets: Path, out: Path, objective: str, queries: str = "text") ->
             "epochs": 1,
             "batch_size": 8,
         }
+        | settings
     )
     train([(config, out)], Machine(device="cpu", track=()))
     return out
@@ -43,3 +49,52 @@ def _trained_runs(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) 
 def run_of(_trained_runs: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     """A copy, free to write into, of a trained run of objective `none`, and of `lfi` with queries of either mode."""
     return {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in _trained_runs.items()}
+
+
+@pytest.fixture(scope="session")
+def left_out_run(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of objective `none` that left domain `grey` out; read only."""
+    return _trained(tiny_targets, tmp_path_factory.mktemp("left-out") / "grey", "none", hold_out=["grey"])
+
+
+@pytest.fixture(scope="session")
+def presence_run(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that can score words, with domain `grey` left out; read only."""
+    return _trained(tiny_targets, tmp_path_factory.mktemp("presence") / "run", "lfi+presence", hold_out=["grey"])
+
+
+PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+
+
+@pytest.fixture(scope="session")
+def pacs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PACS with two images of each class in each domain: 0 in list train, 1 in crossval, both in test; read only."""
+    root = tmp_path_factory.mktemp("pacs") / "pacs"
+    rng = np.random.default_rng(0)
+    for domain in PACS_DOMAINS:
+        lines = [(f"{domain}/{name}/{i}.png", f"{label}") for label, name in enumerate(PACS_CLASSES, 1) for i in (0, 1)]
+        for path, _ in lines:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(root / path)
+        for split, kept in (("train", "0"), ("crossval", "1"), ("test", "01")):
+            listed = [f"{path} {label}" for path, label in lines if Path(path).stem in kept]
+            (root / f"{domain}_{split}_kfold.txt").write_text("\n".join(listed) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pacs_targets(pacs_root: Path, tiny_teacher: CocaTeacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache of list train of that PACS, read by prompts; read only."""
+    out = tmp_path_factory.mktemp("pacs-targets") / "train"
+    config = extraction.ExtractConfig(dataset="pacs", data_root=pacs_root, words=2, text="prompts", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "load_teacher", lambda name, **_: tiny_teacher)
+        extraction.extract(config, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pacs_run(pacs_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on that cache with domain `sketch` left out; read only."""
+    return _trained(pacs_targets, tmp_path_factory.mktemp("pacs-run") / "run", "none", hold_out=["sketch"])

@@ -1,88 +1,103 @@
-"""The teacher's own score: accuracy or mAP of its logits against the labels that the cache holds."""
+"""Class names as queries: the scores, their ceiling and chance, and how much of what is scored was trained on."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lfi_pipeline.evaluation import teacher_zero_shot
-from lfi_pipeline.targets import TargetStore, ZeroShot
+from lfi_pipeline.errors import ConfigError, ImageReadError
+from lfi_pipeline.evaluation import EvaluationConfig, teacher_zero_shot
+from lfi_pipeline.evaluation.presence import presence_logits
+from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.loading import load_run
 from lfi_pipeline.training.validate import mean_average_precision
 
-
-class Cache:
-    """As much of a `TargetStore` as is read: classes are the axes, an image embedding is given for each sample."""
-
-    def __init__(self, embeddings: list[list[float]], labels: list[tuple[int, ...]], usable: list[int]) -> None:
-        self.index = type("Index", (), {"labels": labels})()
-        self.usable = np.array(usable, dtype=np.int64)
-        self._embeddings = np.array(embeddings, dtype=np.float16)
-        self.zero_shot: ZeroShot | None = ZeroShot(
-            names=("a", "b", "c"), templates=("{}",), logit_scale=10.0, embeddings=np.eye(3, dtype=np.float32)
-        )
-
-    def read_many(self, positions: Any) -> Any:
-        return type("Targets", (), {"image_embedding": self._embeddings[positions]})()
+CPU = EvaluationConfig(device="cpu")
 
 
-EMBEDDINGS = [[1.0, 0.2, 0.0], [0.9, 1.0, 0.0], [0.0, 1.0, 0.3], [1.0, 0.0, 0.0]]
-
-
-def test_one_label_an_image_is_accuracy() -> None:
-    cache: Any = Cache(EMBEDDINGS, [(0,), (1,), (2,), (2,)], [0, 1, 2])  # the last is quarantined
-    score = teacher_zero_shot(cache)
-    assert score is not None
-    assert (score.metric, score.images) == ("accuracy", 3)
-    assert score.value == pytest.approx(2 / 3)
-
-
-def test_several_labels_or_none_are_map_over_classes_that_occur() -> None:
-    cache: Any = Cache(EMBEDDINGS, [(0, 1), (1,), (), (0,)], [0, 1, 2, 3])
-    score = teacher_zero_shot(cache)
-    assert score is not None
-    assert (score.metric, score.images) == ("mAP", 4)
-    # class 0 ranks images 3, 0, 1, 2 and has the first two; class 1 ranks 2, 1, 0, 3 and has the second and third
-    assert score.value == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
-
-
-def test_the_level_of_an_image_does_not_count() -> None:
-    """Class 0 has the larger cosine with the image that lacks it, but the smaller share of that image's softmax."""
-    cache: Any = Cache([[1.0, 0.9, 0.9], [0.9, 1.0, 0.0]], [(0,), (1, 2)], [0, 1])
-    score = teacher_zero_shot(cache)
-    assert score is not None
-    assert score.value == pytest.approx((1 + 1 + 1 / 2) / 3)
-
-
-def test_no_labels_or_no_classes_is_no_score() -> None:
-    cache: Any = Cache(EMBEDDINGS, [(), (), (), ()], [0, 1, 2, 3])
-    assert teacher_zero_shot(cache) is None
-    cache = Cache(EMBEDDINGS, [(0,)] * 4, [0, 1, 2, 3])
-    cache.zero_shot = None
-    assert teacher_zero_shot(cache) is None
-
-
-def test_a_large_cache_is_scored_on_a_part_spread_over_it() -> None:
-    cache: Any = Cache([EMBEDDINGS[0]] * 50 + [EMBEDDINGS[2]] * 50, [(0,)] * 100, list(range(100)))
-    score = teacher_zero_shot(cache, most=10)
-    assert score is not None
-    assert score.images == 10
-    assert score.value == pytest.approx(0.5)
-
-
-def test_of_a_real_cache(tiny_targets: Path) -> None:
-    store = TargetStore.open(tiny_targets)
-    score = teacher_zero_shot(store)
-    assert score is not None
+def test_several_labels_an_image(presence_run: Path, tiny_val_targets: Path) -> None:
+    result = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets))
+    store = TargetStore.open(tiny_val_targets)
+    names = [name.replace("_", " ") for name in store.spec.dataset.classes]
+    trained = TargetStore.open(load_run(presence_run, device="cpu").config.stream.targets)
+    words = {**dict(zip(trained.vocabulary.words, trained.vocabulary.embeddings, strict=True))}
+    words |= dict(zip(store.vocabulary.words, store.vocabulary.embeddings, strict=True))
     assert store.zero_shot is not None
-    assert (score.metric, score.images) == ("mAP", len(store))
-    embedding = torch.from_numpy(store.read_many(store.usable).image_embedding).float()
-    cosines = torch.nn.functional.normalize(embedding, dim=1) @ torch.from_numpy(store.zero_shot.embeddings).T
-    shares = (store.zero_shot.logit_scale * cosines).softmax(1)
-    truth = torch.zeros(shares.shape, dtype=torch.long)
+    seeds = [torch.tensor(words.get(n, store.zero_shot.embeddings[i])).float() for i, n in enumerate(names)]
+    logits = presence_logits(load_run(presence_run, device="cpu").student, torch.stack(seeds), store, store.usable)
+    truth = torch.zeros(16, 64, dtype=torch.long)
     for row, labels in enumerate(store.index.labels):
         truth[row, list(labels)] = 1
-    assert score.value == pytest.approx(mean_average_precision(shares, truth), abs=1e-2)
+    ceiling = teacher_zero_shot(store)
+    assert ceiling is not None
+    assert result.scores == {
+        "map": pytest.approx(mean_average_precision(logits.sigmoid(), truth), abs=1e-4),
+        "teacher_map": pytest.approx(ceiling.value),
+    }
+    assert result.details["map_by_softmax"] == pytest.approx(mean_average_precision(logits.softmax(1), truth), abs=1e-4)
+    found = truth.sum(0)
+    assert result.details["chance"] == {"map": pytest.approx(float((found[found > 0] / 16).mean()))}
+    in_words = sum(name in words for name in names)
+    assert result.details["class_queries"] == {"words": in_words, "prompts": 64 - in_words}
+    domains = result.details["domains"]
+    assert {name: each["images"] for name, each in domains.items()} == dict.fromkeys(sorted(domains), 4)
+    grey = torch.tensor([domain == "grey" for domain in store.index.domains])
+    assert domains["grey"]["map"] == pytest.approx(
+        mean_average_precision(logits[grey].sigmoid(), truth[grey]), abs=1e-4
+    )
+    assert result.settings["targets"] == store.spec.fingerprint
+    assert (result.settings["dataset"], result.settings["split"]) == ("scenes", "val")
+
+
+def test_what_was_trained_on_is_told(presence_run: Path, tiny_targets: Path, tiny_val_targets: Path) -> None:
+    seen = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_targets)).details["trained_on"]
+    assert seen["images"] == 16  # those of the left-out domain were not
+    assert (seen["same_data_set"], seen["same_split"], seen["labelled_classes"]) == (True, True, 64)
+    assert seen["domains"] == ["colour", "outline"]
+    other = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets)).details["trained_on"]
+    assert (other["images"], other["same_data_set"], other["same_split"]) == (0, True, False)
+
+
+def test_one_label_an_image_of_another_data_set(presence_run: Path, pacs_targets: Path) -> None:
+    result = zero_shot(presence_run, CPU, ZeroShotConfig(targets=pacs_targets))
+    assert result.scores.keys() == {"top1", "top5", "teacher_top1", "teacher_top5"}
+    ceiling = teacher_zero_shot(TargetStore.open(pacs_targets))
+    assert ceiling is not None
+    assert result.scores["teacher_top1"] == pytest.approx(ceiling.value)
+    assert result.details["chance"] == {"top1": 1 / 7, "top5": 5 / 7}
+    assert result.details["class_queries"] == {"words": 7, "prompts": 0}
+    seen = result.details["trained_on"]
+    assert (seen["images"], seen["same_data_set"], seen["domains"]) == (0, False, [])
+    assert seen["labelled_classes"] == 5  # scenes have no house and no person
+    assert set(result.details["domains"]) == {"art_painting", "cartoon", "photo", "sketch"}
+
+
+@pytest.mark.parametrize("kind", ["none", "lfi", "learned"])
+def test_a_student_that_scores_no_words_is_refused(run_of: dict[str, Path], tiny_val_targets: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"--objective lfi\+presence"):
+        zero_shot(run_of[kind], CPU, ZeroShotConfig(targets=tiny_val_targets))
+
+
+def test_images_that_moved(presence_run: Path, tiny_val_targets: Path, scenes_root: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(scenes_root, moved)
+    expected = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets)).scores
+    found = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets, scored_root=moved))
+    assert found.scores == expected
+    of_the_run = EvaluationConfig(device="cpu", data_root=tmp_path / "nowhere")
+    with pytest.raises(ImageReadError):
+        zero_shot(presence_run, of_the_run, ZeroShotConfig(targets=tiny_val_targets))
+    own = ZeroShotConfig(targets=tiny_val_targets, scored_root=moved)
+    assert zero_shot(presence_run, of_the_run, own).scores == expected
+
+
+def test_labels_are_needed(presence_run: Path, tiny_val_targets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lfi_pipeline.targets.index import TargetIndex
+
+    monkeypatch.setattr(TargetIndex, "labels", [()] * 24)
+    with pytest.raises(ConfigError, match="need labels"):
+        zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets))

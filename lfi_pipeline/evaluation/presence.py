@@ -1,0 +1,98 @@
+"""Presence scores of classes on images of a cache: what a student with text queries knows without a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from lfi_pipeline.data.replay import WHOLE, view_image
+from lfi_pipeline.errors import LFIError
+from lfi_pipeline.students import Student, TextQueries
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.data import Size, unchanged_image
+
+_BATCH = 64
+_AT_ONCE = 2**25
+"""Numbers in the largest tensor of a tap: 128 MiB. More classes at once are cut into chunks."""
+
+
+class CachedImages(TorchDataset[Tensor | LFIError]):
+    """Whole images of a cache, uint8 [3, H, W]; one that cannot be read, or has changed, is its error."""
+
+    def __init__(self, store: TargetStore, positions: npt.NDArray[np.int64], size: Size) -> None:
+        self.store, self.positions, self.size = store, positions, size
+        # Columns are read once here, before workers are forked.
+        self.paths, self.checksums = store.index.paths, store.index.image_crc32c
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, number: int) -> Tensor | LFIError:
+        position = int(self.positions[number])
+        try:
+            image = unchanged_image(self.store, position, self.paths[position], int(self.checksums[position]))
+        except LFIError as error:
+            return error
+        return torch.from_numpy(view_image(image, WHOLE, self.size))
+
+
+@torch.no_grad()
+def presence_logits(
+    student: Student,
+    queries: Tensor,
+    store: TargetStore,
+    positions: npt.NDArray[np.int64],
+    *,
+    workers: int = 0,
+    at_once: int | None = None,
+) -> Tensor:
+    """Return for every image and query the logit of being in the image, fp32 [S, C] on the CPU.
+
+    Queries do not see one another, so it makes no difference how many are put at once.
+
+    Args:
+        student: in mode `eval`, with text queries and their presence readout.
+        queries: text embeddings [C, E].
+        store: cache whose images are scored.
+        positions: of the S images in it.
+        workers: loader processes.
+        at_once: queries at a time; None: as many as memory is meant for.
+
+    Raises:
+        ImageReadError, CorruptTargetsError: an image cannot be read, or is not the one that the teacher saw.
+    """
+    assert isinstance(student.queries, TextQueries)
+    device = next(student.parameters()).device
+    queries = queries.to(device)
+    images = CachedImages(store, positions, student.size)
+    loader = DataLoader(images, batch_size=_BATCH, num_workers=workers, collate_fn=_stacked)
+    parts = []
+    for batch in tqdm(loader, desc="zero-shot", unit="batch", delay=2):
+        if isinstance(batch, LFIError):
+            raise batch
+        features = student(batch.to(device), with_taps=True).taps
+        step = at_once or _queries_at_once(student, features)
+        words = (queries[i : i + step].expand(len(batch), -1, -1) for i in range(0, len(queries), step))
+        logits = [student.queries.presence_scores(student.queries(chunk, features)) for chunk in words]
+        parts.append(torch.cat(logits, 1).cpu())
+    return torch.cat(parts)
+
+
+def _stacked(images: Sequence[Tensor | LFIError]) -> Tensor | LFIError:
+    errors = [image for image in images if isinstance(image, LFIError)]
+    return errors[0] if errors else torch.stack([image for image in images if isinstance(image, Tensor)])
+
+
+def _queries_at_once(student: Student, features: Sequence[Tensor]) -> int:
+    """As many as keep a tap's folded queries [B, heads, M, D] and scores [B, heads, M, N] within `_AT_ONCE`."""
+    assert isinstance(student.queries, TextQueries)
+    blocks = zip(features, student.queries.blocks, strict=True)
+    of_one = max(len(x) * int(block.heads) * max(x.shape[1:]) for x, block in blocks)
+    return max(1, _AT_ONCE // of_one)

@@ -1,0 +1,46 @@
+"""lfi evaluate --protocol cross-domain and zero-shot"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Fails = Callable[..., str]
+
+
+def test_left_out_domains_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained, tmp_path / "lfi-1"))
+    record = json.loads((other / "config.json").read_text())
+    record["settings"]["seed"] = record["seed"] = 1
+    (other / "config.json").write_text(json.dumps(record))
+    words = ("evaluate", trained, other, "--protocol", "cross-domain", "--splits", "val", "--device", "cpu")
+    result = lfi(*words, "--json").json
+    score = result["runs"][str(trained)]["cross-domain"]["scores"]["map"]
+    (table,) = result["tables"]["cross-domain"]
+    assert table["domains"] == ["photo"]
+    assert table["rows"][0]["domains"]["photo"] == {"mean": score, "error": 0.0, "half": 0.0, "seeds": [0, 1]}
+    shown = lfi(*words)
+    assert shown.code == 0
+    for told in ("left-out domain, mAP", "photo", "standard error", "colour, grey, outline"):
+        assert told in shown.out
+
+
+def test_class_names_as_queries(
+    lfi: Callable[..., Any], fails: Fails, trained: Path, tiny_val_targets: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = ("--config", trained / "config.toml", "--objective", "lfi+presence", "--device", "cpu")
+    assert lfi("train", *settings, "--out", run).code == 0
+    words = ("evaluate", run, "--protocol", "zero-shot", "--targets", tiny_val_targets, "--device", "cpu")
+    found = lfi(*words, "--json").json["runs"][str(run)]["zero-shot"]
+    assert found["scores"].keys() == {"map", "teacher_map"}
+    shown = lfi(*words)
+    assert shown.code == 0
+    for told in ("zero-shot mAP", "teacher's zero-shot mAP", "chance", "0 of 16 images, 64 of 64 classes"):
+        assert told in shown.out
+    assert "needs --targets" in fails("ConfigError", "evaluate", run, "--protocol", "zero-shot")
+    asked = ("--protocol", "zero-shot", "--targets", tiny_val_targets, "--device", "cpu")
+    assert "lfi+presence" in fails("ConfigError", "evaluate", trained, *asked)
