@@ -64,13 +64,20 @@ def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = [
-        (f"tap {tap['index']}", f"peak in mask {percent(tap['pointing'])}, mass in mask {percent(tap['mass_in_mask'])}")
-        for tap in details["taps"]
-    ]
+    rows: list[tuple[str, object]] = [(f"tap {tap['index']}", _looks(tap)) for tap in details["taps"]]
+    rows += [(f"teacher, {layer['name']}", _looks(layer)) for layer in details["teacher_layers"]]
+    if details["cam"]:
+        rows.append(("class maps", _looks(details["cam"])))
     if details["slots_matched_by_teacher"]:
         rows.append(("slots", "each word by the slot that the teacher's map of it matches: an upper reading"))
     return [*rows, ("chance", percent(details["area"]))]
+
+
+def _looks(scores: Mapping[str, Any]) -> str:
+    told = f"peak in mask {percent(scores['pointing'])}, mass in mask {percent(scores['mass_in_mask'])}"
+    told += f", IoU {percent(scores['iou'])} at {scores['threshold']:.2f} of the maximum"
+    divergence = scores["divergence"]
+    return told if divergence is None else f"{told}, {divergence:.3f} nats from the one before"
 
 
 _DETAILS = {"classification": _classification, "grounding": _grounding}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 """Shares of a map's maximum. 0 is left out: at 0 any map is the whole image."""
@@ -68,7 +69,8 @@ def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | N
     if not maps:
         return None
     total = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
-    for each, mask in zip(maps, masks, strict=True):
+    pairs = zip(maps, masks, strict=True)
+    for each, mask in tqdm(pairs, desc="overlap with masks", unit="map", total=len(maps), leave=False):
         total += threshold_ious(each[None], mask[None])[0].cpu()
     best = int(total.argmax())
     return Overlap(iou=float(total[best]) / len(maps), threshold=THRESHOLDS[best], count=len(maps))
