@@ -14,7 +14,8 @@ from lfi_cli.evaluation_tables import show_run, show_tables
 from lfi_cli.output import JsonFlag, Result, command, finish
 from lfi_pipeline.errors import ConfigError
 
-MACHINE, GROUNDING, DETECTION = "Weights and machine", "Protocol grounding", "Protocol detection"
+MACHINE, GROUNDING = "Weights and machine", "Protocol grounding"
+DETECTION, CONVERGENCE = "Protocol detection", "Protocol convergence"
 _NO_OPTIONS = ("runs", "protocol", "as_json")
 
 
@@ -25,8 +26,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="classification, grounding or detection; may be repeated. Default: classification, and grounding "
-            "where --targets has masks."
+            help="classification, grounding, detection or convergence; may be repeated. Default: classification, and "
+            "grounding where --targets has masks."
         ),
     ] = None,
     weights: Annotated[
@@ -101,6 +102,20 @@ def evaluate(
             "--keep-detections",
             help="Keep them in RUN/evaluation/ as COCO results, .json.gz.",
             rich_help_panel=DETECTION,
+        ),
+    ] = None,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reference",
+            help="A finished run whose final score is to be reached; repeat it for its seeds.",
+            rich_help_panel=CONVERGENCE,
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation score that must be reached; default: the task's main one.", rich_help_panel=CONVERGENCE
         ),
     ] = None,
     as_json: JsonFlag = False,

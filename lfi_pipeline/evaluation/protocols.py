@@ -46,10 +46,17 @@ def _detection() -> Protocol:
     return Protocol(detection, DetectionConfig)
 
 
+def _convergence() -> Protocol:
+    from lfi_pipeline.evaluation.convergence import ConvergenceConfig, convergence
+
+    return Protocol(convergence, ConvergenceConfig)
+
+
 _LOADERS: Mapping[str, Callable[[], Protocol]] = {
     "classification": _classification,
     "grounding": _grounding,
     "detection": _detection,
+    "convergence": _convergence,
 }
 RUNNABLE = tuple(_LOADERS)
 """Names of the protocols, in the order in which they are told."""
