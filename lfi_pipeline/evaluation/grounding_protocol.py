@@ -123,13 +123,17 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
 
 
 def _scored(maps: Sequence[Sequence[Tensor]], masks: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Score the words' maps at each depth; `divergence` is from the depth before, None at the first."""
+    """Score the words' maps at each depth.
+
+    `divergence` is from the depth before, None at the first; `empty` the share of maps of zeros, which score 0.
+    """
     divergences = [None, *tap_divergences([torch.stack(list(each)) for each in maps])]
     scores = []
     for each, divergence in zip(maps, divergences[: len(maps)], strict=True):
         overlap = best_overlap(each, masks)
         assert overlap is not None  # there are words
-        told = {"iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
+        empty = sum(not bool(one.any()) for one in each) / len(each)
+        told = {"empty": empty, "iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
         scores.append(asdict(score(each, masks)) | told)
     return scores
 

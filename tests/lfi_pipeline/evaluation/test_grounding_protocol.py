@@ -151,6 +151,7 @@ def test_every_student_with_a_head_is_scored_by_its_own_logits(
     assert found.scores["cam_pointing"] == pytest.approx(again.pointing, abs=0.02)
     assert found.scores["cam_mass_in_mask"] == pytest.approx(again.mass_in_mask, abs=1e-4)
     assert found.details["cam"]["pointing"] == found.scores["cam_pointing"]
+    assert found.details["cam"]["empty"] == np.mean([not each.any() for each in maps])
     assert found.details["cam_missing"] is None
 
 
