@@ -14,10 +14,10 @@ from lfi_cli.domain_tables import show_domain_tables
 from lfi_cli.evaluation_tables import show_run, show_tables
 from lfi_cli.output import JsonFlag, Result, command, finish
 from lfi_pipeline.errors import ConfigError
-from lfi_pipeline.evaluation.measures import PROTOCOLS
 
 MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
+CONVERGENCE = "Protocol convergence"
 _NO_OPTIONS = ("runs", "protocol", "as_json")
 
 
@@ -28,8 +28,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join(PROTOCOLS)}; may be repeated. Default: classification, and grounding where --targets has "
-            "masks."
+            help="classification, cross-domain, zero-shot, grounding, detection or convergence; may be repeated. "
+            "Default: classification, and grounding where --targets has masks."
         ),
     ] = None,
     weights: Annotated[
@@ -115,6 +115,20 @@ def evaluate(
             "--keep-detections",
             help="Keep them in RUN/evaluation/ as COCO results, .json.gz.",
             rich_help_panel=DETECTION,
+        ),
+    ] = None,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reference",
+            help="A finished run whose final score is to be reached; repeat it for its seeds.",
+            rich_help_panel=CONVERGENCE,
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation score that must be reached; default: the task's main one.", rich_help_panel=CONVERGENCE
         ),
     ] = None,
     as_json: JsonFlag = False,

@@ -43,7 +43,7 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
         for row in rows:
             estimates = (row.scores.get(measure.name) for measure in shown)
             cells = [
-                "–" if each is None else _value(measure, each.mean, each.half)
+                "–" if each is None else _value(measure, each.mean, each.half) + _of(each.count, len(row.seeds))
                 for measure, each in zip(shown, estimates, strict=True)
             ]
             table.add_row(row.label, str(len(row.seeds)), *cells)
@@ -51,6 +51,11 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
     console.print("mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
     for note in notes:
         console.print(note, markup=False, style="dim", soft_wrap=True)
+
+
+def _of(count: int, seeds: int) -> str:
+    """Seeds without the score, such as those that never reached a reference, must not vanish in a mean."""
+    return "" if count == seeds else f" ({count} of {seeds})"
 
 
 def _value(measure: Measure, value: float, half: float | None = None) -> str:
@@ -64,13 +69,33 @@ def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = [
-        (f"tap {tap['index']}", f"peak in mask {percent(tap['pointing'])}, mass in mask {percent(tap['mass_in_mask'])}")
-        for tap in details["taps"]
-    ]
+    rows: list[tuple[str, object]] = [(f"tap {tap['index']}", _looks(tap)) for tap in details["taps"]]
+    rows += [(f"teacher, {layer['name']}", _looks(layer)) for layer in details["teacher_layers"]]
+    if details["cam"]:
+        rows.append(("class maps", _looks(details["cam"])))
     if details["slots_matched_by_teacher"]:
         rows.append(("slots", "each word by the slot that the teacher's map of it matches: an upper reading"))
     return [*rows, ("chance", percent(details["area"]))]
+
+
+def _looks(scores: Mapping[str, Any]) -> str:
+    told = f"peak in mask {percent(scores['pointing'])}, mass in mask {percent(scores['mass_in_mask'])}"
+    told += f", IoU {percent(scores['iou'])} at {scores['threshold']:.2f} of the maximum"
+    divergence = scores["divergence"]
+    return told if divergence is None else f"{told}, {divergence:.3f} nats from the one before"
+
+
+def _convergence(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    reference, third = details["reference"], details["score_at_third"]
+    seeds = "of the same seed" if reference["same_seed"] else "mean of other seeds"
+    goal = f"{percent(details['goal'])}, at the end of {reference['steps']:,.0f} steps ({seeds})"
+    rows: list[tuple[str, object]] = [
+        ("reference", f"{', '.join(reference['runs'])}: {goal}"),
+        ("reached", "yes" if details["reached"] else f"never; best {percent(details['best'])}"),
+    ]
+    if third is not None:
+        rows.append(("at a third of the reference's steps", percent(third)))
+    return rows
 
 
 def _cross_domain(details: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -104,4 +129,5 @@ _DETAILS = {
     "cross-domain": _cross_domain,
     "zero-shot": _zero_shot,
     "grounding": _grounding,
+    "convergence": _convergence,
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.evaluation.grounding import GroundedWord, peaks_in_mask
+from lfi_pipeline.evaluation.grounding import GroundedWord, peaks_in_mask, word_classes
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.run_dir import write_json
 
@@ -26,15 +26,22 @@ def write_gallery(
     dataset: Dataset,
     words: Sequence[GroundedWord],
     student_maps: Mapping[int, Sequence[Tensor]],
+    class_maps: Mapping[tuple[int, int], Tensor],
     positions: Sequence[int],
 ) -> None:
     """Write `gallery.json` and `gallery.safetensors` into `run`.
 
+    Of sample N, `teacher_N` [M, gh, gw] and `student_N` [taps, M, rows, columns] are interaction maps of its M words,
+    and `cam_N` [M, rows, columns] the class maps of those words that name a class (`classes` says which), zeros for
+    other words.
+
     Args:
         words: words with masks; others are drawn without a verdict.
         student_maps: position -> per tap [M, rows, columns]; empty for a student without queries.
+        class_maps: (position, class) -> Grad-CAM [rows, columns]; empty for a student without a head.
         positions: samples to keep, in the cache's numbering.
     """
+    class_of = word_classes(store, dataset)
     mask_of = {(word.position, word.row): word.mask for word in words}
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
     tensors: dict[str, Tensor] = {}
@@ -55,6 +62,11 @@ def write_gallery(
         if per_tap:
             finest = max((maps.shape[-2:] for maps in per_tap), key=lambda grid: grid[0] * grid[1])
             tensors[f"student_{number}"] = torch.stack([_on_grid(m, finest) for m in per_tap]).half().contiguous()
+        labels = [class_of[targets.words[row]] for row in rows]
+        seen = [None if label is None else class_maps.get((position, label)) for label in labels]
+        cams = _stacked(seen)
+        if cams is not None:
+            tensors[f"cam_{number}"] = cams.half().contiguous()
         entries.append(
             {
                 "key": sample.key,
@@ -63,10 +75,18 @@ def write_gallery(
                 "words": [store.vocabulary.words[targets.words[row]] for row in rows],
                 "teacher_correct": _verdicts(teacher, masks),
                 "student_correct": [_verdicts(maps, masks) for maps in per_tap],
+                "classes": labels,
+                "cam_correct": [] if cams is None else _verdicts(cams, masks),
             }
         )
     save_file(tensors, run / "gallery.safetensors")
     write_json(run / "gallery.json", {"samples": entries})
+
+
+def _stacked(maps: Sequence[Tensor | None]) -> Tensor | None:
+    """Return [M, rows, columns], zeros where there is no map; None where there is none at all."""
+    blank = next((torch.zeros_like(each) for each in maps if each is not None), None)
+    return None if blank is None else torch.stack([blank if each is None else each for each in maps])
 
 
 def _verdicts(maps: Tensor, masks: Sequence[Tensor | None]) -> list[bool | None]:

@@ -20,6 +20,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.replay import WHOLE, view_maps
 from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.targets.inspection import CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,19 @@ class GroundedWord:
         position: of the sample in the cache.
         row: of the word in the sample's maps.
         mask: bool [H, W], union of the masks of the class's instances.
+        label: the class.
     """
 
     position: int
     row: int
     mask: Tensor
+    label: int
+
+
+def word_classes(store: TargetStore, dataset: Dataset) -> list[int | None]:
+    """Return the class that each word of the cache's vocabulary names; None for other words."""
+    label_of = {name: label for label, name in enumerate(dataset.classes)}
+    return [label_of.get(word) for word in store.vocabulary.words]
 
 
 def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 2) -> list[GroundedWord]:
@@ -109,8 +118,7 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
             f"{recorded[1]}. Give the targets of this split."
         )
     samples = {sample.key: sample for sample in dataset.samples}
-    label_of = {name: label for label, name in enumerate(dataset.classes)}
-    names = store.vocabulary.words
+    class_of = word_classes(store, dataset)
     keys = store.index.keys
     words = store.read_many(store.usable).words
     found = []
@@ -124,14 +132,16 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
         if len(sample.labels) < least_labels:
             continue
         for row, word in enumerate(ids.tolist()):
-            label = label_of.get(names[word]) if word >= 0 else None
+            label = class_of[word] if word >= 0 else None
+            if label is None:
+                continue
             masks = [
                 instance.mask(sample.height, sample.width)
                 for instance in dataset.instances[sample.key]
                 if instance.label == label
             ]
             if masks:
-                found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks))))
+                found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks)), label))
     if not found:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
@@ -140,14 +150,23 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
     return found
 
 
+def teacher_maps(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Tensor]:
+    """Return per teacher layer the cached map of each word, fp32 [P, gh, gw]."""
+    if not words:
+        return []
+    positions = sorted({word.position for word in words})
+    found: dict[int, Tensor] = {}  # by the place of the word
+    for first in range(0, len(positions), CHUNK):
+        place = {position: i for i, position in enumerate(positions[first : first + CHUNK])}
+        stored = store.read_many(list(place), view)
+        maps = decode_maps(torch.from_numpy(stored.maps), torch.from_numpy(stored.scale), store.spec.codec.name)
+        for i, word in enumerate(words):
+            if word.position in place:
+                found[i] = maps[place[word.position], :, word.row].clone()  # a view would keep all words of the chunk
+    return list(torch.stack([found[i] for i in range(len(words))], dim=1))
+
+
 def teacher_grounding(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Grounding]:
     """Score the cached maps of each teacher layer on `words`."""
-    positions = sorted({word.position for word in words})
-    place = {position: i for i, position in enumerate(positions)}
-    stored = store.read_many(positions, view)
-    maps = decode_maps(torch.from_numpy(stored.maps), torch.from_numpy(stored.scale), store.spec.codec.name)
     masks = [word.mask for word in words]
-    return [
-        score([maps[place[word.position], layer, word.row] for word in words], masks)
-        for layer in range(len(store.spec.layers))
-    ]
+    return [score(list(maps), masks) for maps in teacher_maps(store, words, view)]

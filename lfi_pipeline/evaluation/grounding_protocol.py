@@ -1,7 +1,10 @@
-"""Protocol `grounding`: do the student's interaction maps look at the object that the word names, and the teacher's?
+"""Protocol `grounding`: do the student's maps look at the object that the word names, and do the teacher's?
 
-The pointing game and the mass in the mask, as `evaluation.grounding` defines them with their source, of every word that
-names a class with a mask, at each tap of the student and for the teacher's cached maps.
+Of every word that names a class with a mask: the pointing game and the mass in the mask (`evaluation.grounding`), and
+the IoU at the best threshold (`evaluation.localisation`), which name their sources. They are taken of the interaction
+maps at each tap of the student, of the teacher's cached maps at each of its layers, and of the student's own class
+logits (Grad-CAM, `evaluation.class_maps`), which every student with a head has. How much a word's map changes from one
+tap or layer to the next is told by a divergence (`evaluation.divergence`).
 """
 
 from __future__ import annotations
@@ -13,23 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lfi_pipeline.data import Dataset
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.evaluation.divergence import tap_divergences
 from lfi_pipeline.evaluation.gallery import write_gallery
 from lfi_pipeline.evaluation.grounding import (
     GroundedWord,
     grounded_words,
     peaks_in_mask,
     score,
-    teacher_grounding,
+    teacher_maps,
+    word_classes,
 )
 from lfi_pipeline.evaluation.loading import load, validation_split
+from lfi_pipeline.evaluation.localisation import best_overlap
 from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.evaluation.student_maps import student_maps
+from lfi_pipeline.evaluation.student_maps import student_class_maps, student_maps
 from lfi_pipeline.students import LearnedQueries, Student
 from lfi_pipeline.targets import TargetStore
+
+MAP_SCORES = ("pointing", "mass_in_mask", "iou")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +63,10 @@ class GroundingConfig:
 def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> ProtocolResult:
     """Score the maps of `run` and of its teacher, and write the gallery into the run.
 
-    Scores are those of the last tap; `details` holds every tap, and `area`, the share of the image that masks cover:
-    what a random peak scores. A student without queries has the teacher's scores alone.
+    Scores are those of the last tap and the teacher's last layer, and `tap_divergence` the mean over pairs of
+    consecutive taps; `details` holds every tap and layer, and `area`, the share of the image that masks cover: what a
+    random peak scores, and a uniform map's mass and IoU. A student without queries has its class maps and the
+    teacher's scores alone, one without a head no class maps.
 
     Raises:
         ConfigError: the targets are of another teacher or data set than the run's.
@@ -62,19 +74,24 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     """
     began = time.monotonic()
     loaded = load(run, common)
-    dataset = validation_split(loaded)
+    student, dataset = loaded.student, validation_split(loaded)
     store = TargetStore.open(config.targets, data_root=loaded.store.source_root)
     _require_same_teacher(loaded.store, store)
     words = grounded_words(store, dataset)
-    teacher = teacher_grounding(store, words)[-1]
     maps: dict[int, list[Tensor]] = {}
-    if loaded.student.queries is not None:
-        positions = sorted({word.position for word in words})
-        maps = dict(student_maps(loaded.student, store, dataset, positions))
-    taps = _taps(loaded.student, maps, words)
+    if student.queries is not None:
+        maps = dict(student_maps(student, store, dataset, sorted({word.position for word in words})))
+    class_maps, missing = _class_maps(student, store, dataset, words)
+    depths = student.taps if maps else ()
+    own = [[maps[word.position][number][word.row] for word in words] for number in range(len(depths))]
+    masks = [word.mask for word in words]
+    layers = _scored([list(each) for each in teacher_maps(store, words)], masks)
+    taps = _scored(own, masks)
+    cam = _scored([class_maps], masks)[0] if class_maps else {}
     if config.gallery:
-        write_gallery(run, store, dataset, words, maps, _gallery_positions(words, maps, config.gallery))
-    last = taps[-1] if taps else {}
+        positions = _gallery_positions(words, (own or [class_maps])[-1], config.gallery)
+        write_gallery(run, store, dataset, words, maps, _shown(student, store, dataset, positions, cam), positions)
+    teacher, last = layers[-1], taps[-1] if taps else {}
     return ProtocolResult(
         protocol="grounding",
         settings={
@@ -84,40 +101,82 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
             "targets": store.spec.fingerprint,
         },
         scores={
-            **{name: last[name] for name in ("pointing", "mass_in_mask") if last},
-            "teacher_pointing": teacher.pointing,
-            "teacher_mass_in_mask": teacher.mass_in_mask,
+            **{name: last[name] for name in MAP_SCORES if last},
+            **({"tap_divergence": _mean([tap["divergence"] for tap in taps])} if taps else {}),
+            **{f"cam_{name}": cam[name] for name in MAP_SCORES[:2] if cam},
+            **{f"teacher_{name}": teacher[name] for name in MAP_SCORES},
         },
         details={
-            "taps": taps,
-            "teacher": asdict(teacher),
-            "area": teacher.area,
-            "slots_matched_by_teacher": isinstance(loaded.student.queries, LearnedQueries),
+            "taps": [{"index": t.index, "depth": t.depth} | found for t, found in zip(depths, taps, strict=True)],
+            "teacher": teacher,
+            "teacher_layers": [
+                {"name": layer.name, "depth": layer.depth} | found
+                for layer, found in zip(store.spec.layers, layers, strict=True)
+            ],
+            "cam": cam or None,
+            "cam_missing": missing,
+            "area": teacher["area"],
+            "slots_matched_by_teacher": isinstance(student.queries, LearnedQueries),
         },
         seconds=time.monotonic() - began,
     )
 
 
-def _taps(
-    student: Student, maps: Mapping[int, Sequence[Tensor]], words: Sequence[GroundedWord]
-) -> list[dict[str, Any]]:
-    """Score each tap of a student with queries."""
-    if not maps:
-        return []
-    masks = [word.mask for word in words]
-    return [
-        {"index": tap.index, "depth": tap.depth}
-        | asdict(score([maps[word.position][number][word.row] for word in words], masks))
-        for number, tap in enumerate(student.taps)
-    ]
+def _scored(maps: Sequence[Sequence[Tensor]], masks: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Score the words' maps at each depth.
+
+    `divergence` is from the depth before, None at the first; `empty` the share of maps of zeros, which score 0.
+    """
+    divergences = [None, *tap_divergences([torch.stack(list(each)) for each in maps])]
+    scores = []
+    for each, divergence in zip(maps, divergences[: len(maps)], strict=True):
+        overlap = best_overlap(each, masks)
+        assert overlap is not None  # there are words
+        empty = sum(not bool(one.any()) for one in each) / len(each)
+        told = {"empty": empty, "iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
+        scores.append(asdict(score(each, masks)) | told)
+    return scores
 
 
-def _gallery_positions(words: Sequence[GroundedWord], maps_of: Mapping[int, Sequence[Tensor]], count: int) -> list[int]:
-    """Choose samples evenly spaced from the student's worst to its best, so that failures are shown as well."""
+def _class_maps(
+    student: Student, store: TargetStore, dataset: Dataset, words: Sequence[GroundedWord]
+) -> tuple[list[Tensor], str | None]:
+    """Return the class map of each word, or none and why."""
+    try:
+        return student_class_maps(student, store, dataset, [(word.position, word.label) for word in words]), None
+    except ConfigError as error:
+        return [], str(error)
+
+
+def _shown(
+    student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int], cam: Mapping[str, Any]
+) -> dict[tuple[int, int], Tensor]:
+    """Return the class maps of all words of the gallery that name a class, with a mask or not."""
+    if not cam:
+        return {}
+    class_of = word_classes(store, dataset)
+    words = zip(positions, store.read_many(positions).words.tolist(), strict=True)
+    named = [(position, class_of[word]) for position, row in words for word in row if word >= 0]
+    pairs = [(position, label) for position, label in named if label is not None]
+    return dict(zip(pairs, student_class_maps(student, store, dataset, pairs), strict=True))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _gallery_positions(words: Sequence[GroundedWord], maps: Sequence[Tensor], count: int) -> list[int]:
+    """Choose samples evenly spaced from the student's worst to its best, so that failures are shown as well.
+
+    Args:
+        words: with masks.
+        maps: of each word, the one to judge by; empty where the student has none, and all samples are alike.
+        count: at most.
+    """
     hits: dict[int, list[bool]] = {}
-    for word in words:
-        maps = maps_of.get(word.position)
-        hit = bool(peaks_in_mask(maps[-1][word.row][None], word.mask[None])) if maps else True
+    for i, word in enumerate(words):
+        hit = bool(peaks_in_mask(maps[i][None], word.mask[None])) if maps else True
         hits.setdefault(word.position, []).append(hit)
     ranked = sorted(hits, key=lambda position: (float(np.mean(hits[position])), position))
     spread = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)

@@ -63,6 +63,8 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
         Measure(name="mass_in_mask", heading="mass in mask"),
         Measure(name="iou", heading="IoU at the best threshold"),
         Measure(name="tap_divergence", heading="divergence between taps", unit="nats", higher_is_better=None),
+        Measure(name="cam_pointing", heading="peak of class map in mask"),
+        Measure(name="cam_mass_in_mask", heading="mass of class map in mask"),
         Measure(name="teacher_pointing", heading="teacher's peak in mask"),
         Measure(name="teacher_mass_in_mask", heading="teacher's mass in mask"),
         Measure(name="teacher_iou", heading="teacher's IoU"),

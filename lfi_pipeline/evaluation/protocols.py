@@ -58,12 +58,19 @@ def _zero_shot() -> Protocol:
     return Protocol(zero_shot, ZeroShotConfig)
 
 
+def _convergence() -> Protocol:
+    from lfi_pipeline.evaluation.convergence import ConvergenceConfig, convergence
+
+    return Protocol(convergence, ConvergenceConfig)
+
+
 _LOADERS: Mapping[str, Callable[[], Protocol]] = {
     "classification": _classification,
     "cross-domain": _cross_domain,
     "zero-shot": _zero_shot,
     "grounding": _grounding,
     "detection": _detection,
+    "convergence": _convergence,
 }
 RUNNABLE = tuple(_LOADERS)
 """Names of the protocols, in the order in which they are told."""

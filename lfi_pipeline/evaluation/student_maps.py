@@ -1,4 +1,4 @@
-"""Where a student's queries look: its interaction maps of the words of cached samples."""
+"""Where a student looks, of cached samples: its queries' interaction maps of words, and its class logits' Grad-CAM."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.replay import WHOLE, view_maps
+from lfi_pipeline.evaluation.class_maps import class_maps
 from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers
 from lfi_pipeline.targets import SampleTargets, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 
 _BATCH = 64
+_GRADIENT_BATCH = 16  # images: the whole graph is kept
 
 
 def student_maps(
@@ -28,7 +31,7 @@ def student_maps(
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
     images, keys = PlainImages(dataset, [student.size]), store.index.keys
-    for first in range(0, len(positions), _BATCH):
+    for first in tqdm(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
         chunk = list(positions[first : first + _BATCH])
         pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in chunk])
         read = store.read_many(chunk)
@@ -46,6 +49,28 @@ def student_maps(
         for row, position in enumerate(chunk):
             per_tap = zip(maps, features.grids, strict=True)
             yield position, [m[row].float().view(-1, *grid).cpu() for m, grid in per_tap]
+
+
+def student_class_maps(
+    student: Student, store: TargetStore, dataset: Dataset, pairs: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Return the Grad-CAM of each pair of position and class, fp32 [rows, columns] on the CPU, in the order of `pairs`.
+
+    Raises:
+        ConfigError: as `class_maps`.
+    """
+    device = next(student.parameters()).device
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    images, keys = PlainImages(dataset, [student.size]), store.index.keys
+    positions = sorted({position for position, _ in pairs})
+    found: dict[tuple[int, int], Tensor] = {}
+    for first in tqdm(range(0, len(positions), _GRADIENT_BATCH), desc="class maps", unit="batch", leave=False):
+        row = {position: i for i, position in enumerate(positions[first : first + _GRADIENT_BATCH])}
+        chosen = sorted({pair for pair in pairs if pair[0] in row})
+        pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in row]).to(device)
+        image_of, labels = torch.tensor([(row[position], label) for position, label in chosen], device=device).unbind(1)
+        found |= dict(zip(chosen, class_maps(student, pixels, image_of, labels).cpu(), strict=True))
+    return [found[pair] for pair in pairs]
 
 
 def _teacher_maps(

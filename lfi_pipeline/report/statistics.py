@@ -1,4 +1,4 @@
-"""Means with honest intervals, and the step at which a curve first reaches a score. Pure functions."""
+"""Means with honest intervals, and means of curves. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Curve = Sequence[tuple[float, float]]
-"""(step, score) pairs in the order of steps."""
+from lfi_pipeline.curves import Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +99,6 @@ def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimat
         return Estimate(means[0] - means[1], None, 1)
     spread = _variance(first, means[0]) / len(first) + _variance(second, means[1]) / len(second)
     return Estimate(means[0] - means[1], t_quantile(n - 1) * math.sqrt(spread), n)
-
-
-def steps_to_reach(curve: Curve, score: float) -> float | None:
-    """The step at which the curve first reaches `score`, linear between evaluations; None if it never does.
-
-    A curve that starts at or above the score reaches it at its first evaluation: nothing earlier is known.
-    """
-    before: tuple[float, float] | None = None
-    for step, value in curve:
-        if value >= score:
-            if before is None or not math.isfinite(before[1]):
-                return float(step)
-            return before[0] + (step - before[0]) * (score - before[1]) / (value - before[1])
-        before = (step, value)
-    return None
 
 
 def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float, float, float]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lfi_pipeline.curves import steps_to_reach
 from lfi_pipeline.report.groups import Group, validation_curve
 from lfi_pipeline.report.runs import Run
-from lfi_pipeline.report.statistics import Estimate, difference, steps_to_reach
+from lfi_pipeline.report.statistics import Estimate, difference
 
 
 def points(value: float, signed: bool = False) -> str:

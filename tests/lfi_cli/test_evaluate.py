@@ -69,6 +69,26 @@ def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_p
     assert "± 0.0 %" in shown.out
 
 
+def test_seeds_that_never_reached_the_reference_do_not_vanish_in_a_mean(
+    lfi: Callable[..., Any], trained: Path, tmp_path: Path
+) -> None:
+    """One seed begins above the reference's final score, the other stays below it."""
+    runs = [Path(shutil.copytree(trained, tmp_path / name)) for name in ("none", "one", "two")]
+    for path, seed, score in zip(runs, (7, 0, 1), (0.5, 0.6, 0.4), strict=True):
+        record = json.loads((path / "config.json").read_text())
+        record["settings"]["seed"] = record["seed"] = seed
+        (path / "config.json").write_text(json.dumps(record))
+        (path / "metrics.jsonl").write_text(json.dumps({"event": "val", "step": 10, "map_seen": score}) + "\n")
+    words = ("evaluate", *runs[1:], "--protocol", "convergence", "--reference", runs[0])
+    found = lfi(*words, "--json").json
+    (row,) = found["tables"]["convergence"]
+    assert row["scores"]["steps"] == {"mean": 10, "half": None, "count": 1}
+    assert row["seeds"] == [0, 1]
+    shown = lfi(*words).out
+    assert "(1 of 2)" in shown
+    assert "never; best 40.0 %" in shown
+
+
 def test_help_tells_the_protocols_options_and_defaults(lfi: Callable[..., Any]) -> None:
     out = " ".join(lfi("evaluate", "--help").out.split())
     assert "Protocol grounding" in out
@@ -87,6 +107,7 @@ def test_what_cannot_be_scored(
     assert "device" in fails("ConfigError", "evaluate", trained, "--device", "tpu9")
     assert "gallery" in fails("ConfigError", "evaluate", trained, "--targets", tiny_val_targets, "--gallery", -1)
     assert "add --protocol grounding" in fails("ConfigError", "evaluate", trained, "--gallery", 3)
+    assert "--reference RUN" in fails("ConfigError", "evaluate", trained, "--protocol", "convergence")
     assert "needs --targets" in fails("ConfigError", "evaluate", trained, "--protocol", "grounding")
     assert "Did you mean" in fails("UnknownNameError", "evaluate", trained, "--protocol", "groundin")
     words = ("--protocol", "classification", "--targets", tiny_val_targets)

@@ -11,19 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.errors import ConfigError, DatasetError
-from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs, grounded_words, teacher_grounding
+from lfi_pipeline.evaluation import (
+    EvaluationConfig,
+    evaluate_runs,
+    grounded_words,
+    grounding_protocol,
+    teacher_grounding,
+)
+from lfi_pipeline.evaluation.class_maps import class_maps
+from lfi_pipeline.evaluation.divergence import jensen_shannon
 from lfi_pipeline.evaluation.grounding import peaks_in_mask, score
 from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
+from lfi_pipeline.evaluation.loading import load
+from lfi_pipeline.evaluation.localisation import THRESHOLDS, threshold_ious
 from lfi_pipeline.evaluation.results import ProtocolResult, read_results
+from lfi_pipeline.evaluation.student_maps import student_maps
 from lfi_pipeline.students import LearnedQueries
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.loading import LoadedRun, load_run
 
 SHARES = ("pointing", "mass_in_mask", "area")
 
@@ -86,7 +98,78 @@ def test_a_run_without_queries_has_no_taps(run_of: dict[str, Path], tiny_val_tar
     found = grounding_of(run_of["none"], tiny_val_targets)
     assert found.details["taps"] == []
     assert found.details["teacher"]["count"] > 0
-    assert set(found.scores) == {"teacher_pointing", "teacher_mass_in_mask"}
+    assert not {"pointing", "mass_in_mask", "iou", "tap_divergence"} & set(found.scores)
+    assert set(found.scores) >= {"teacher_pointing", "teacher_mass_in_mask", "teacher_iou"}
+
+
+def test_overlap_and_divergence_are_those_of_the_maps_at_each_depth(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
+) -> None:
+    found = grounding_of(run_of["lfi"], tiny_val_targets, 0)
+    student, store = load_run(run_of["lfi"], device="cpu").student, TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    words = grounded_words(store, dataset)
+    masks = torch.stack([word.mask for word in words])
+    maps = dict(student_maps(student, store, dataset, sorted({word.position for word in words})))
+    per_tap = [torch.stack([maps[word.position][tap][word.row] for word in words]) for tap in range(3)]
+    for tap, own in zip(found.details["taps"], per_tap, strict=True):
+        curve = threshold_ious(own, masks).double().mean(0)
+        assert tap["iou"] == pytest.approx(float(curve.max()))
+        assert float(curve[THRESHOLDS.index(tap["threshold"])]) == pytest.approx(tap["iou"])
+    divergences = [float(jensen_shannon(a, b).mean()) for a, b in itertools.pairwise(per_tap)]
+    assert [tap["divergence"] for tap in found.details["taps"]] == [None, *map(pytest.approx, divergences)]
+    assert found.scores["tap_divergence"] == pytest.approx(np.mean(divergences))
+    assert found.scores["iou"] == found.details["taps"][-1]["iou"]
+    (layer,) = found.details["teacher_layers"]
+    cached = []
+    for word in words:
+        read = store.read_many([word.position])
+        decoded = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)
+        cached.append(decoded[0, 0, word.row])
+    best = float(threshold_ious(torch.stack(cached), masks).mean(0).max())
+    assert layer["iou"] == found.scores["teacher_iou"] == pytest.approx(best)
+    assert found.details["teacher"].items() <= layer.items()
+
+
+@pytest.mark.parametrize("name", ["none", "lfi", "learned"])
+def test_every_student_with_a_head_is_scored_by_its_own_logits(
+    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path, name: str
+) -> None:
+    """Against one pair at a time; images are read here by their keys, and classes named by the words."""
+    found = grounding_of(run_of[name], tiny_val_targets, 0)
+    student, store = load_run(run_of[name], device="cpu").student, TargetStore.open(tiny_val_targets)
+    dataset = read_dataset("scenes", scenes_root, "val")
+    images, words = PlainImages(dataset, [(64, 64)]), grounded_words(store, dataset)
+    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+    maps = []
+    for word in words:
+        image = images[place[store.index.keys[word.position]]][0][(64, 64)]
+        text = store.vocabulary.words[store.read(word.position).words[word.row]]
+        label = torch.tensor([dataset.classes.index(text)])
+        maps.append(class_maps(student, image[None], torch.tensor([0]), label)[0])
+    again = score(maps, [word.mask for word in words])
+    assert found.scores["cam_pointing"] == pytest.approx(again.pointing, abs=0.02)
+    assert found.scores["cam_mass_in_mask"] == pytest.approx(again.mass_in_mask, abs=1e-4)
+    assert found.details["cam"]["pointing"] == found.scores["cam_pointing"]
+    assert found.details["cam"]["empty"] == np.mean([not each.any() for each in maps])
+    assert found.details["cam_missing"] is None
+
+
+def test_a_student_without_a_head_has_no_class_maps_and_says_so(
+    run_of: dict[str, Path], tiny_val_targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def headless(*args: Any) -> LoadedRun:
+        loaded = load(*args)
+        loaded.student.head = None
+        return loaded
+
+    monkeypatch.setattr(grounding_protocol, "load", headless)
+    found = grounding_of(run_of["lfi"], tiny_val_targets)
+    assert not {"cam_pointing", "cam_mass_in_mask"} & set(found.scores)
+    assert found.details["cam"] is None
+    assert "a student with a head" in found.details["cam_missing"]
+    assert "pointing" in found.scores
+    assert not [key for key in load_file(run_of["lfi"] / "gallery.safetensors") if key.startswith("cam")]
 
 
 def test_the_gallery_may_be_left_out(run_of: dict[str, Path], tiny_val_targets: Path) -> None:

@@ -12,16 +12,12 @@ from lfi_pipeline.report.statistics import (
     difference,
     estimate,
     mean_curve,
-    steps_to_reach,
     t_coverage,
     t_quantile,
     thin,
 )
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
-rising = st.lists(st.floats(0.01, 1), min_size=2, max_size=12).map(
-    lambda gains: [(10.0 * (i + 1), sum(gains[: i + 1])) for i in range(len(gains))]
-)
 
 
 @pytest.mark.parametrize(
@@ -95,25 +91,6 @@ def test_a_single_seed_leaves_a_difference_without_interval() -> None:
     assert gap is not None
     assert gap.half is None
     assert difference({}, {0: 1.0}) is None
-
-
-def test_the_crossing_is_linear_between_evaluations() -> None:
-    assert steps_to_reach([(100, 0.1), (200, 0.3), (300, 0.2)], 0.2) == pytest.approx(150)
-    assert steps_to_reach([(100, 0.1), (200, 0.3)], 0.4) is None
-    assert steps_to_reach([(100, 0.5)], 0.4) == 100
-    assert steps_to_reach([], 0.1) is None
-    assert steps_to_reach([(1, math.nan), (2, 0.5)], 0.4) == 2
-
-
-@given(rising, st.floats(0, 1))
-def test_the_crossing_is_where_the_line_has_the_score(curve: list[tuple[float, float]], share: float) -> None:
-    score = curve[0][1] + share * (curve[-1][1] - curve[0][1])
-    step = steps_to_reach(curve, min(score, curve[-1][1]))
-    assert step is not None
-    assert curve[0][0] <= step <= curve[-1][0]
-    lower = steps_to_reach(curve, score * 0.9)
-    assert lower is not None
-    assert lower <= step + 1e-9
 
 
 def test_a_mean_curve_has_only_the_steps_that_all_have() -> None:

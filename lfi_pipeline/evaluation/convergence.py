@@ -1,0 +1,195 @@
+"""Protocol `convergence`: how soon a run reaches the score that a reference run ends with.
+
+DESIGN section 7, "steps for lfi to reach the best control's final score, as a ratio". The validation curve of the run,
+as training logged it, is read off where it first reaches the final validation score of the reference, linear between
+evaluations. A run that never does has no steps, and says so: a mean over seeds must tell how many of how many it is of.
+
+Seconds are steps times the run's own median step time, loading and validation left out: the clock in the metrics is
+that of the process, which several runs may have shared. They compare runs of one machine at equal load only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.curves import Curve, score_at, steps_to_reach
+from lfi_pipeline.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.score_names import HEAD_SCORES
+from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json
+from lfi_pipeline.training.tasks import main_score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvergenceConfig:
+    """Options of the protocol.
+
+    Attributes:
+        references: finished runs, such as the seeds of the best control. A run is held against those of its own seed;
+            where there is none, against the mean of all.
+        score: a score of validation, `map_seen` or another of `HEAD_SCORES`; None: the task's main one.
+    """
+
+    references: tuple[Path, ...] = ()
+    score: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise ConfigError("Protocol convergence needs a finished run to compare with: --reference RUN.")
+        if self.score is not None and self.score not in HEAD_SCORES:
+            raise UnknownNameError("score", self.score, HEAD_SCORES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What a run's files say: its record, validation curve and summary; an empty summary where it was stopped."""
+
+    path: Path
+    record: Mapping[str, Any]
+    curve: Curve
+    summary: Mapping[str, Any]
+
+    @property
+    def final(self) -> float:
+        return self.curve[-1][1]
+
+    @property
+    def steps(self) -> float:
+        return self.curve[-1][0]
+
+    @property
+    def step_seconds(self) -> float | None:
+        value = self.summary.get("step_ms")
+        return float(value) / 1e3 if value else None
+
+
+def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) -> ProtocolResult:
+    """Compare the validation curve of `run` with the end of its references'; no weights are read.
+
+    `step_ratio` is to all the steps of the reference. `details` also holds `score_at_third`, what the run had after a
+    third of those steps, and of the reference `own_steps`, where it first reached its final score itself: it may have
+    stood still for long.
+
+    Raises:
+        ConfigError: a reference is not finished, is of other data or another task, or no score is there to compare.
+        RunError: a run cannot be read.
+    """
+    began = time.monotonic()
+    own = read_json(run / CONFIG)
+    score = config.score or main_score(str(own.get("task")))
+    if score is None:
+        raise ConfigError(f"{run} has no task and so no validation score to compare: it cannot converge to one.")
+    trained = _read(run, score)
+    references = [_read(Path(path), score) for path in config.references]
+    for reference in references:
+        _require_comparable(trained, reference)
+    same = [each for each in references if each.record.get("seed") == own.get("seed")]
+    held = same or references
+    goal, total = _mean([each.final for each in held]), _mean([each.steps for each in held])
+    steps = steps_to_reach(trained.curve, goal)
+    pace, paces = trained.step_seconds, [each.step_seconds for each in held]
+    seconds = steps * pace if steps is not None and pace is not None else None
+    spent = (
+        _mean([each.steps * p for each, p in zip(held, paces, strict=True) if p is not None]) if all(paces) else None
+    )
+    first = [step for each in held if (step := steps_to_reach(each.curve, each.final)) is not None]
+    return ProtocolResult(
+        protocol="convergence",
+        settings={
+            "dataset": own["dataset"]["name"],
+            "split": _split(own),
+            "score": score,
+            "references": sorted(_name(each) for each in references),
+        },
+        scores={
+            "step_ratio": None if steps is None else steps / total,
+            "steps": steps,
+            "second_ratio": seconds / spent if seconds is not None and spent else None,
+            "seconds": seconds,
+        },
+        details={
+            "reached": steps is not None,
+            "goal": goal,
+            "best": max(value for _, value in trained.curve),
+            "final": trained.final,
+            "finished": bool(trained.summary),
+            "score_at_third": score_at(trained.curve, total / 3),
+            "step_ms": None if pace is None else pace * 1e3,
+            "reference": {
+                "runs": [_name(each) for each in held],
+                "same_seed": bool(same),
+                "steps": total,
+                "own_steps": _mean(first),
+                "seconds": spent,
+            },
+        },
+        seconds=time.monotonic() - began,
+    )
+
+
+def _read(run: Path, score: str) -> _Trained:
+    curve = _curve(run / METRICS, score)
+    if not curve:
+        raise ConfigError(
+            f"{run} must have logged {score} in validation, found none in {METRICS}. Name another --score, or wait for "
+            "the run's first epoch to end."
+        )
+    return _Trained(run, read_json(run / CONFIG), curve, read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {})
+
+
+def _curve(path: Path, score: str) -> list[tuple[float, float]]:
+    """Read the log. Of a step that was logged twice, the later line counts; an unfinished last line does not."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} must be the log of a run (made by `lfi train`), and cannot be read: {error}."
+        ) from error
+    found: dict[float, float] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            if values["event"] == "val" and values.get(score) is not None:
+                found[float(values["step"])] = float(values[score])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}, line {number}, must be an event of a run with its step, got {line[:80]!r}."
+            ) from error
+    return [point for point in sorted(found.items()) if math.isfinite(point[1])]
+
+
+def _require_comparable(trained: _Trained, reference: _Trained) -> None:
+    if not reference.summary:
+        raise ConfigError(f"{reference.path} must be finished, so that it has a final score; it has no {SUMMARY}.")
+    ours, theirs = _validated(trained.record), _validated(reference.record)
+    if ours != theirs:
+        raise ConfigError(
+            f"A run and its reference must be validated alike; {reference.path} has {theirs}, {trained.path} has "
+            f"{ours}. Name another --reference."
+        )
+
+
+def _validated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes validation scores comparable."""
+    dataset = record["dataset"]
+    told = {name: record.get(name) for name in ("task", "seen_domains")}
+    return {"data set": dataset["name"], "images": dataset["val_samples"], "split": _split(record), **told}
+
+
+def _split(record: Mapping[str, Any]) -> str:
+    return str(record["settings"]["val_split"])
+
+
+def _name(run: _Trained) -> str:
+    return f"{run.record.get('name')} (seed {run.record.get('seed')})"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
