@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,23 +98,31 @@ class Student(nn.Module):
             with_taps: return the patch tokens of the taps, whether queries run or not.
         """
         x = (images.float() - self.mean) / self.std
-        tokens: list[Tensor] = []
-        grids: list[tuple[int, int]] = []
+        maps: list[Tensor] = []
         if with_taps or self._runs_queries(supervision):
             final, maps = self.backbone.forward_intermediates(
                 x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
             )
-            tokens = [f.flatten(2).transpose(1, 2) for f in maps]
-            grids = [(int(f.shape[2]), int(f.shape[3])) for f in maps]
         else:
             final = self.backbone.forward_features(x)
+        features = self.answer(final, maps, supervision)
+        return features if with_taps else replace(features, taps=[], grids=[])
+
+    def answer(self, final: Any, maps: Sequence[Tensor], supervision: Supervision | None = None) -> Features:
+        """Return what the student makes of what its backbone gave.
+
+        Args:
+            final: the backbone's `forward_features`.
+            maps: per tap, its features [B, D_t, rows, columns]; empty where no queries run.
+            supervision: as `forward`.
+        """
+        tokens = [f.flatten(2).transpose(1, 2) for f in maps]
+        grids = [(int(f.shape[2]), int(f.shape[3])) for f in maps]
         pooled = self._pool(final)
         interaction = self._interact(tokens, supervision)
         logits: Tensor | None = self.head(pooled) if self.head is not None else None
         if logits is not None and self.readout is not None and interaction is not None:
             logits = logits + self.readout(interaction.states)
-        if not with_taps:
-            tokens, grids = [], []
         return Features(pooled, logits, tokens, grids, interaction)
 
     def _runs_queries(self, supervision: Supervision | None) -> bool:
@@ -127,7 +137,7 @@ class Student(nn.Module):
             output = self.queries(supervision.words, tokens, supervision.targets, supervision.weights)
         return output
 
-    def _pool(self, final: Tensor) -> Tensor:
+    def _pool(self, final: Any) -> Tensor:
         pooled: Tensor = self.backbone.forward_head(final, pre_logits=True)
         return pooled
 
