@@ -1,0 +1,5 @@
+"""The human study kit: a page that asks which of two runs' maps is better, and what the answers say."""
+
+from lfi_pipeline.study.score import StudyScore, score_study
+
+__all__ = ["StudyScore", "score_study"]
