@@ -65,6 +65,8 @@ def make(
 
     def render(console: Console) -> None:
         domains = ", ".join(f"{name or 'one domain'} {count}" for name, count in study.domains.items())
+        lacking = {"a": "words without a map of A", "b": "words without a map of B", "image": "unreadable images"}
+        over = ", ".join(f"{count} {lacking[name]}" for name, count in study.passed_over.items())
         facts(
             console,
             f"study {study.id}",
@@ -73,7 +75,7 @@ def make(
                 ("key", f"{study.key.resolve()} (keep this from them)"),
                 ("maps", study.maps),
                 ("items", f"{study.items} ({domains}), {study.repeated} shown twice, {study.catch} catch trials"),
-                *([("passed over", f"{study.skipped} words without a map or image")] if study.skipped else []),
+                *([("passed over", over)] if over else []),
                 ("then", f"lfi study score ANSWERS.json... --key {study.key}"),
             ],
         )

@@ -121,4 +121,6 @@ def _answer(fields: Fields, items: dict[str, KeyItem]) -> Answer:
     if not 0 <= milliseconds < LONGEST_ANSWER:
         raise wrong("ms", "at least 0 and less than a day")
     chosen = TIE if side == TIE else item.of("x" if side == x_side else "y")
-    return Answer(item=item, showing=int(showing), side=side, chosen=chosen, milliseconds=float(milliseconds))
+    return Answer(
+        item=item, showing=2 if showing == 2 else 1, side=side, chosen=chosen, milliseconds=float(milliseconds)
+    )

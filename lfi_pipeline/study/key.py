@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class StudyKey:
         split: of it.
         weights: `last` or `best`.
         seed: of the choice of items.
+        passed_over: why words were not taken: "a" or "b", that run has no map of them; "image", it cannot be read.
         items: in the page's order.
     """
 
@@ -72,6 +74,7 @@ class StudyKey:
     split: str
     weights: str
     seed: int
+    passed_over: Mapping[str, int]
     items: tuple[KeyItem, ...]
 
 
@@ -97,9 +100,11 @@ def read_key(path: Path) -> StudyKey:
         if found != (FORMAT, VERSION):
             raise StudyError(f"{path} must be a {FORMAT} of version {VERSION}, got {found[0]!r}, {found[1]}.")
         items = tuple(_item(item) for item in fields.children("items"))
+        passed_over = fields.child("passed_over")
         key = StudyKey(
             **{name: fields.text(name) for name in ("study", "a", "b", "maps", "dataset", "split", "weights")},
             seed=fields.integer("seed"),
+            passed_over={name: passed_over.integer(name) for name in passed_over.values},
             items=items,
         )
     except RunError as error:

@@ -74,7 +74,7 @@ class Study:
         repeated: pairs that are shown twice.
         catch: catch trials.
         domains: pairs by visual domain.
-        skipped: words passed over since one of the runs has no map of them, or the image cannot be read.
+        passed_over: why words were not taken: "a" or "b", that run has no map of them; "image", it cannot be read.
     """
 
     page: Path
@@ -85,7 +85,7 @@ class Study:
     repeated: int
     catch: int
     domains: dict[str, int]
-    skipped: int
+    passed_over: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,7 +125,7 @@ def make_study(run_a: Path, run_b: Path, out: Path, config: StudyConfig) -> Stud
     for run in runs:
         _require_fit(run, store, kind)
     dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
-    pairs, skipped = _pairs(runs, store, dataset, kind, config)
+    pairs, passed_over = _pairs(runs, store, dataset, kind, config)
     draws = random.Random(f"{config.seed}:sides")  # a stream beside that of the words
     again = set(draws.sample(range(len(pairs)), round(config.repeat * len(pairs))))
     entries = [
@@ -147,6 +147,7 @@ def make_study(run_a: Path, run_b: Path, out: Path, config: StudyConfig) -> Stud
         split=dataset.split,
         weights=config.weights,
         seed=config.seed,
+        passed_over=passed_over,
         items=tuple(
             KeyItem(
                 id=name,
@@ -170,7 +171,7 @@ def make_study(run_a: Path, run_b: Path, out: Path, config: StudyConfig) -> Stud
         repeated=len(again),
         catch=config.catch,
         domains=dict(sorted(Counter(pair.word.domain for pair in pairs).items())),
-        skipped=skipped,
+        passed_over=passed_over,
     )
 
 
@@ -194,12 +195,12 @@ def _require_fit(run: LoadedRun, store: TargetStore, kind: str) -> None:
 
 def _pairs(
     runs: Sequence[LoadedRun], store: TargetStore, dataset: Dataset, kind: str, config: StudyConfig
-) -> tuple[list[_Pair], int]:
-    """Choose words that both runs have a map of, evenly; return also how many were passed over."""
+) -> tuple[list[_Pair], dict[str, int]]:
+    """Choose words that both runs have a map of, evenly; return also why others were passed over."""
     named = named_words(store, dataset)
     drawn = evenly(named, config.seed)
     usable: dict[NamedWord, _Pair] = {}
-    tried = 0
+    passed_over: Counter[str] = Counter()
     while len(usable) < config.items:
         chunk = list(islice(drawn, max(8, (config.items - len(usable)) * 3 // 2)))  # some will not do
         if not chunk:
@@ -207,14 +208,14 @@ def _pairs(
                 f"The study needs {config.items} words that both runs have a map of; {store.path} has {len(named)} "
                 f"words that name a class, and {len(usable)} of them will do. Ask for fewer --items."
             )
-        tried += len(chunk)
         both = (word_maps(run, store, dataset, chunk, kind) for run in runs)
         for word, a, b in zip(chunk, *both, strict=True):
             image = _image(dataset, word)
             if a is not None and b is not None and image is not None:
                 usable[word] = _Pair(word=word, image=image, a=a, b=b)
+            passed_over.update(name for name, found in (("a", a), ("b", b), ("image", image)) if found is None)
     chosen = islice(evenly(list(usable), config.seed), config.items)
-    return [usable[word] for word in chosen], tried - len(usable)
+    return [usable[word] for word in chosen], dict(sorted(passed_over.items()))
 
 
 def _image(dataset: Dataset, word: NamedWord) -> npt.NDArray[np.uint8] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics as python_statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def score_study(files: Sequence[Path], key: Path, *, seed: int = 0) -> StudyScor
         repeats=Repeats(count=sum(r.repeats.count for r in each), same=sum(r.repeats.same for r in each)),
         raters=each,
         domains={domain: _preference(x for x in every if x.item.domain == domain) for domain in domains},
-        notes=_notes(each, agreement),
+        notes=_notes(each, agreement, study.passed_over),
     )
 
 
@@ -208,7 +208,7 @@ def _rater(rater: RaterAnswers, showings: int) -> RaterScore:
     )
 
 
-def _notes(raters: Sequence[RaterScore], agreement: float | None) -> tuple[str, ...]:
+def _notes(raters: Sequence[RaterScore], agreement: float | None, passed_over: Mapping[str, int]) -> tuple[str, ...]:
     notes = []
     if len(raters) == 1:
         notes.append("One rater: there is no agreement to measure, and the interval says nothing of other raters.")
@@ -217,4 +217,7 @@ def _notes(raters: Sequence[RaterScore], agreement: float | None) -> tuple[str, 
     short = [f"{rater.rater} ({rater.unanswered})" for rater in raters if rater.unanswered]
     if short:
         notes.append(f"Stopped early, with so many showings unanswered: {', '.join(short)}.")
+    lacking = [f"{count} of run {name.upper()}" for name, count in passed_over.items() if name in RUNS and count]
+    if lacking:
+        notes.append(f"Words that a run has no map of were not asked about: {', '.join(lacking)}.")
     return tuple(notes)

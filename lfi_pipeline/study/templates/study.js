@@ -2,7 +2,7 @@
   "use strict";
   const study = JSON.parse(document.getElementById("study").textContent);
   const items = new Map(study.items.map((item) => [item.id, item]));
-  const PLACE = `lfi-study:${study.id}`, GAP = 8, OTHER = { left: "right", right: "left" };
+  const PLACE = `lfi-study:${study.id}`, GAP = 8, BLINK = 200, OTHER = { left: "right", right: "left" };
   const $ = (selector) => document.querySelector(selector);
 
   // A seeded generator (mulberry32; the seed is an FNV-1a hash), so that a rater meets the same order after a reload.
@@ -71,8 +71,9 @@
     $("#trial").hidden = !state || finished;
     $("#end").hidden = !finished;
     scrollTo(0, 0);
-    if (!state) $("#rater").focus();
-    else if (finished) end();
+    if (!state) {
+      if (matchMedia("(hover: hover)").matches) $("#rater").focus();  // on a phone the keyboard would hide the text
+    } else if (finished) end();
     else trial();
   };
   const trial = () => {
@@ -93,8 +94,9 @@
     shownAt = performance.now();
   };
   const answer = (choice) => {
-    const now = performance.now();
-    state.answers.push({ ...plan[state.answers.length], answer: choice, ms: Math.round(now - shownAt) });
+    const ms = Math.round(performance.now() - shownAt);
+    if (ms < BLINK) return;  // the second half of a double tap: nobody has looked yet
+    state.answers.push({ ...plan[state.answers.length], answer: choice, ms });
     keep();
     show();
   };
@@ -137,7 +139,7 @@
 
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    const rater = $("#rater").value.replace(/\p{C}+/gu, "").trim();
+    const rater = $("#rater").value.replace(/\s+/gu, " ").replace(/\p{C}+/gu, "").trim();
     if (rater) begin(rater);
   });
   for (const button of document.querySelectorAll("[data-answer]")) button.addEventListener("click", () => answer(button.dataset.answer));

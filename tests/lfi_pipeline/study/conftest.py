@@ -33,7 +33,7 @@ def key_of(items: int = 8, *, repeated: int = 2, catch: int = 0) -> StudyKey:
         for n in range(catch)
     ]
     names = {"a": "runs/none", "b": "runs/lfi", "maps": "gradcam", "dataset": "scenes", "split": "val"}
-    return StudyKey(study="0123456789ab", **names, weights="last", seed=0, items=(*pairs, *tests))
+    return StudyKey(study="0123456789ab", **names, weights="last", seed=0, passed_over={}, items=(*pairs, *tests))
 
 
 def sheet(key: StudyKey, rater: str, wanted: Callable[[KeyItem, int], str]) -> dict[str, Any]:

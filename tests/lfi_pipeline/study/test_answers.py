@@ -112,6 +112,7 @@ def test_a_key_comes_back(tmp_path: Path) -> None:
         (lambda key: key["items"][0].update(x="b", y="b"), r"items\[0\].x'"),
         (lambda key: key["items"][0].update(x="a", y="teacher"), r"items\[0\].x'"),
         (lambda key: key["items"][0].update(repeated=1), "repeated"),
+        (lambda key: key.update(passed_over={"a": "x"}), "passed_over.a"),
     ],
 )
 def test_a_wrong_key(tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str) -> None:

@@ -121,3 +121,9 @@ def test_only_ties(key_file: Path, write_sheet: Write) -> None:
     for name in ("ratio", "ratio_interval", "bootstrap", "sign_test", "sign_test_answers", "agreement"):
         assert getattr(score, name) is None
     assert any("not defined" in note for note in score.notes)
+
+
+def test_words_without_a_map_are_told(tmp_path: Path, write_sheet: Write) -> None:
+    write_key(tmp_path / "key.json", replace(key_of(), passed_over={"b": 7, "image": 1}))
+    score = score_study([write_sheet(sheet(key_of(), "ann", lambda *_: "a"))], tmp_path / "key.json")
+    assert any("7 of run B" in note for note in score.notes)
