@@ -72,5 +72,9 @@ class ExportError(LFIError, RuntimeError):
     """A student whose exported model would not be the trained one, so that nothing was written."""
 
 
+class StudyError(LFIError, ValueError):
+    """A rater's file or a key that is not of the study it is scored with, or that was changed by hand."""
+
+
 class BenchmarkError(LFIError, RuntimeError):
     """A benchmark whose correctness check failed, so that it was not timed."""

@@ -22,7 +22,7 @@ PACKAGES = {
     "lfi_pipeline": ROOT / "lfi_pipeline",
     "lfi_kernels": ROOT / "kernels" / "lfi_kernels",
 }
-STAGE_TWO = ("students", "training", "evaluation", "export", "report", "targets", "data")
+STAGE_TWO = ("students", "training", "evaluation", "export", "report", "study", "targets", "data")
 PICKLERS = ("pickle", "cPickle", "_pickle", "shelve", "joblib", "dill", "cloudpickle", "numcodecs.pickles")
 IMPORTERS = ("importlib.import_module", "__import__")
 # A call that unpickles unless one keyword says otherwise.

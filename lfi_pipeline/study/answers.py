@@ -1,0 +1,126 @@
+"""What raters send back: one JSON file each, checked field by field before anything is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfi_pipeline.errors import RunError, StudyError
+from lfi_pipeline.report.fields import Fields
+from lfi_pipeline.study.key import KeyItem, StudyKey
+
+FORMAT, VERSION = "lfi-study-answers", 1
+SIDES = ("left", "right")
+TIE = "none"
+"""The answer of a rater who prefers neither."""
+LONGEST_RATER, LONGEST_ANSWER = 80, 86_400_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer, with the sides taken out.
+
+    Attributes:
+        item: what was shown.
+        showing: 1, or 2 for the second time with sides swapped.
+        side: `left`, `right` or `none`: what was pressed.
+        chosen: whose map that was (see `KeyItem.x`); `none` without a preference.
+        milliseconds: from showing to answering.
+    """
+
+    item: KeyItem
+    showing: int
+    side: str
+    chosen: str
+    milliseconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RaterAnswers:
+    """All answers of one rater, in the order given."""
+
+    rater: str
+    path: Path
+    answers: tuple[Answer, ...]
+
+
+def read_answers(paths: Sequence[Path], key: StudyKey) -> list[RaterAnswers]:
+    """Read the raters' files.
+
+    Raises:
+        StudyError: no file; a file that is not of this study, or with a wrong field, an unknown or repeated item (names
+            file and item); two files of one rater.
+    """
+    if not paths:
+        raise StudyError("Scoring needs at least one file of a rater, got none.")
+    seen: dict[str, Path] = {}
+    found = []
+    for path in paths:
+        try:
+            one = _read(path, key)
+        except RunError as error:
+            raise StudyError(f"{error} Ask the rater to save the file again.") from error
+        name = " ".join(one.rater.split()).casefold()
+        if name in seen:
+            raise StudyError(
+                f"{path} and {seen[name]} are both of rater {one.rater!r}; each rater counts once. Leave one out, or "
+                "give each person a code of their own."
+            )
+        seen[name] = path
+        found.append(one)
+    return found
+
+
+def _read(path: Path, key: StudyKey) -> RaterAnswers:
+    fields = Fields.read(path)
+    kind = (fields.text("format"), fields.integer("version"))
+    if kind != (FORMAT, VERSION):
+        raise StudyError(f"{path} must be a {FORMAT} of version {VERSION}, got {kind[0]!r}, {kind[1]}.")
+    if fields.text("study") != key.study:
+        raise StudyError(
+            f"{path} holds answers to study {fields.text('study')!r}; the key is of study {key.study!r}. Give the key "
+            "that was made with this rater's page."
+        )
+    rater = fields.text("rater").strip()
+    if not rater or len(rater) > LONGEST_RATER or not rater.isprintable():
+        raise fields.wrong("rater", f"a name or code of 1 to {LONGEST_RATER} printable characters")
+    items = {item.id: item for item in key.items}
+    answers = [_answer(each, items) for each in fields.children("answers")]
+    if not answers:
+        raise fields.wrong("answers", "a list of at least one answer")
+    places: dict[tuple[str, int], str] = {}  # of map x
+    for answer, each in zip(answers, fields.children("answers"), strict=True):
+        name, side = answer.item.id, each.text("x_side")
+        if (name, answer.showing) in places:
+            raise StudyError(f"{path}: item {name!r} is answered twice (showing {answer.showing}).")
+        if places.get((name, 3 - answer.showing)) == side:
+            raise StudyError(f"{path}: item {name!r} has its maps on the same sides in both showings.")
+        places[name, answer.showing] = side
+    return RaterAnswers(rater=rater, path=path, answers=tuple(answers))
+
+
+def _answer(fields: Fields, items: dict[str, KeyItem]) -> Answer:
+    item = items.get(fields.text("item"))
+    if item is None:
+        raise fields.wrong("item", f"one of the {len(items)} items of this study")
+
+    def wrong(name: str, wanted: str) -> StudyError:
+        return StudyError(str(fields.wrong(name, f"{wanted} (item {item.id!r})")))
+
+    showing, side, x_side = (fields.values.get(name) for name in ("showing", "answer", "x_side"))
+    if isinstance(showing, bool) or showing not in ((1, 2) if item.repeated else (1,)):
+        raise wrong("showing", "1 or 2" if item.repeated else "1, since this item is shown once")
+    if side not in (*SIDES, TIE):
+        raise wrong("answer", "left, right or none")
+    if x_side not in SIDES:
+        raise wrong("x_side", "left or right")
+    milliseconds = fields.values.get("ms")
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        raise wrong("ms", "a number")
+    if not 0 <= milliseconds < LONGEST_ANSWER:
+        raise wrong("ms", "at least 0 and less than a day")
+    chosen = TIE if side == TIE else item.of("x" if side == x_side else "y")
+    return Answer(
+        item=item, showing=2 if showing == 2 else 1, side=side, chosen=chosen, milliseconds=float(milliseconds)
+    )

@@ -1,0 +1,264 @@
+"""Make a study: choose images and words, draw both runs' maps of them, write the page and, apart from it, the key."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.images import read_image
+from lfi_pipeline.errors import ConfigError, ImageReadError, OutputExistsError, OutputWriteError
+from lfi_pipeline.study.items import NamedWord, evenly, named_words
+from lfi_pipeline.study.key import CATCH, RUNS, KeyItem, StudyKey, key_path, read_key, write_key
+from lfi_pipeline.study.maps import AUTO, INTERACTION, Map, choose_kind, teacher_map, word_maps
+from lfi_pipeline.study.page import PageItem, render
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets.files import write_atomic
+from lfi_pipeline.training.loading import LoadedRun, load_run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """Options of `make_study`.
+
+    Attributes:
+        targets: cache of the split that both runs were validated on: it knows the words of the images.
+        items: pairs of image and word.
+        maps: `interaction`, `gradcam`, or `auto`: the first if both runs have queries, else the second.
+        repeat: share of the items that each rater sees a second time, sides swapped.
+        catch: trials more, in which the teacher's map stands against the same map with its cells shuffled.
+        weights: `last` or `best`.
+        data_root: where the data set lies, if it has moved.
+        seed: of the choice of items and of whose map is which.
+        device: `auto` takes CUDA where there is one.
+    """
+
+    targets: Path
+    items: int = 60
+    maps: str = AUTO
+    repeat: float = 0.1
+    catch: int = 0
+    weights: str = "last"
+    data_root: Path | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.items < 1:
+            raise ConfigError(f"items must be 1 or more, got {self.items}.")
+        if not 0 <= self.repeat <= 1:
+            raise ConfigError(f"repeat must be a share from 0 to 1, got {self.repeat}.")
+        if not 0 <= self.catch <= self.items:
+            raise ConfigError(f"catch must be from 0 to the number of items ({self.items}), got {self.catch}.")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What was made.
+
+    Attributes:
+        page: for the raters.
+        key: not for the raters.
+        id: of the study.
+        maps: `interaction` or `gradcam`.
+        items: pairs.
+        repeated: pairs that are shown twice.
+        catch: catch trials.
+        domains: pairs by visual domain.
+        passed_over: why words were not taken: "a" or "b", that run has no map of them; "image", it cannot be read.
+    """
+
+    page: Path
+    key: Path
+    id: str
+    maps: str
+    items: int
+    repeated: int
+    catch: int
+    domains: dict[str, int]
+    passed_over: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Pair:
+    word: NamedWord
+    image: npt.NDArray[np.uint8]
+    a: Map
+    b: Map
+
+
+def make_study(run_a: Path, run_b: Path, out: Path, config: StudyConfig) -> Study:
+    """Write the page `out` and its key beside it (`study-key.json` for `study.html`).
+
+    The same arguments give the same page and the same key.
+
+    Args:
+        run_a: run A.
+        run_b: run B; of the same data set, whatever its student and objective.
+        out: the HTML file.
+        config: the rest.
+
+    Raises:
+        RunError, TargetsError, DatasetError: a run, the cache or the data set is not there, or holds no named words.
+        ConfigError: the runs or the cache do not belong together, a run lacks maps of the kind, or there are too few
+            words.
+        OutputExistsError: `out` is a directory, or its key is that of another study, whose answers would be lost.
+        OutputWriteError: page or key cannot be written.
+    """
+    if out.is_dir():
+        raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
+    runs = [
+        load_run(run, device=config.device, weights=config.weights, data_root=config.data_root)
+        for run in (run_a, run_b)
+    ]
+    store = TargetStore.open(config.targets, data_root=config.data_root or runs[0].store.source_root)
+    kind = choose_kind(config.maps, runs)
+    for run in runs:
+        _require_fit(run, store, kind)
+    dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
+    pairs, passed_over = _pairs(runs, store, dataset, kind, config)
+    draws = random.Random(f"{config.seed}:sides")  # a stream beside that of the words
+    again = set(draws.sample(range(len(pairs)), round(config.repeat * len(pairs))))
+    entries = [
+        _entry(pair.word, number, (pair.a, pair.b), RUNS, number in again, flipped)
+        for (number, pair), flipped in zip(enumerate(pairs), _halves(len(pairs), draws), strict=True)
+    ]
+    tested = draws.sample(range(len(pairs)), config.catch)
+    for number, flipped in zip(tested, _halves(len(tested), draws), strict=True):
+        shown = _catch(store, pairs[number].word, draws)
+        entries.append(_entry(pairs[number].word, number, shown, CATCH, False, flipped))
+    draws.shuffle(entries)
+    page, study, names = render([pair.image for pair in pairs], [item for item, _ in entries])
+    key = StudyKey(
+        study=study,
+        a=str(run_a),
+        b=str(run_b),
+        maps=kind,
+        dataset=dataset.name,
+        split=dataset.split,
+        weights=config.weights,
+        seed=config.seed,
+        passed_over=passed_over,
+        items=tuple(
+            KeyItem(
+                id=name,
+                sample=word.key,
+                word=word.word,
+                domain=word.domain,
+                x=x,
+                y=y,
+                repeated=item.repeated,
+            )
+            for name, (item, (word, x, y)) in zip(names, entries, strict=True)
+        ),
+    )
+    _write(out, page, key)
+    return Study(
+        page=out,
+        key=key_path(out),
+        id=study,
+        maps=kind,
+        items=len(pairs),
+        repeated=len(again),
+        catch=config.catch,
+        domains=dict(sorted(Counter(pair.word.domain for pair in pairs).items())),
+        passed_over=passed_over,
+    )
+
+
+def _require_fit(run: LoadedRun, store: TargetStore, kind: str) -> None:
+    """Raise ConfigError unless the cache is of the run's validation split, and of its teacher where words are seeds."""
+    spec = run.store.spec
+    checks: list[tuple[str, object, object]] = [
+        ("data set", spec.dataset.name, store.spec.dataset.name),
+        ("classes", spec.dataset.classes, store.spec.dataset.classes),
+        ("validation split", run.config.val_split, store.spec.dataset.split),
+    ]
+    if kind == INTERACTION:
+        checks.append(("teacher", spec.teacher, store.spec.teacher))
+    for name, ours, theirs in checks:
+        if ours != theirs:
+            raise ConfigError(
+                f"The targets of a study must have the {name} of both runs; {store.path} has {theirs}, {run.path} has "
+                f"{ours}."
+            )
+
+
+def _pairs(
+    runs: Sequence[LoadedRun], store: TargetStore, dataset: Dataset, kind: str, config: StudyConfig
+) -> tuple[list[_Pair], dict[str, int]]:
+    """Choose words that both runs have a map of, evenly; return also why others were passed over."""
+    named = named_words(store, dataset)
+    drawn = evenly(named, config.seed)
+    usable: dict[NamedWord, _Pair] = {}
+    passed_over: Counter[str] = Counter()
+    while len(usable) < config.items:
+        chunk = list(islice(drawn, max(8, (config.items - len(usable)) * 3 // 2)))  # some will not do
+        if not chunk:
+            raise ConfigError(
+                f"The study needs {config.items} words that both runs have a map of; {store.path} has {len(named)} "
+                f"words that name a class, and {len(usable)} of them will do. Ask for fewer --items."
+            )
+        both = (word_maps(run, store, dataset, chunk, kind) for run in runs)
+        for word, a, b in zip(chunk, *both, strict=True):
+            image = _image(dataset, word)
+            if a is not None and b is not None and image is not None:
+                usable[word] = _Pair(word=word, image=image, a=a, b=b)
+            passed_over.update(name for name, found in (("a", a), ("b", b), ("image", image)) if found is None)
+    chosen = islice(evenly(list(usable), config.seed), config.items)
+    return [usable[word] for word in chosen], dict(sorted(passed_over.items()))
+
+
+def _image(dataset: Dataset, word: NamedWord) -> npt.NDArray[np.uint8] | None:
+    try:
+        image, _, _ = read_image(dataset.root, dataset.samples[word.place].path)
+    except ImageReadError:
+        return None
+    return np.asarray(image)
+
+
+def _halves(count: int, draws: random.Random) -> list[bool]:
+    """As many true as false, or one more of the latter, in random order."""
+    flips = [number % 2 == 1 for number in range(count)]
+    draws.shuffle(flips)
+    return flips
+
+
+def _entry(
+    word: NamedWord, image: int, shown: tuple[Map, Map], whose: tuple[str, str], repeated: bool, flipped: bool
+) -> tuple[PageItem, tuple[NamedWord, str, str]]:
+    """One item of the page, and what the key says of it."""
+    (x, y), (of_x, of_y) = (shown[::-1], whose[::-1]) if flipped else (shown, whose)
+    return PageItem(word=word.word, image=image, x=x, y=y, repeated=repeated), (word, of_x, of_y)
+
+
+def _catch(store: TargetStore, word: NamedWord, draws: random.Random) -> tuple[Map, Map]:
+    true = teacher_map(store, word)
+    if true is None:
+        raise ConfigError(f"A catch trial needs the teacher's map of {word.word!r}, and {store.path} has none of it.")
+    order = draws.sample(range(true.size), true.size)
+    return true, true.ravel()[order].reshape(true.shape)
+
+
+def _write(out: Path, page: str, key: StudyKey) -> None:
+    path = key_path(out)
+    if path.exists() and read_key(path) != key:
+        raise OutputExistsError(
+            f"{path} is the key of another study, and its raters' answers mean nothing without it. Choose another "
+            "--out, or move that key away."
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_key(path, key)
+        write_atomic(out, page.encode())
+    except OSError as error:
+        raise OutputWriteError(f"{out} and its key cannot be written: {error.strerror or error}.") from error

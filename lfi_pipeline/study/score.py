@@ -1,0 +1,223 @@
+"""What raters prefer, how sure that is, and how far they agree with each other and with themselves.
+
+The study is a two-alternative forced choice with an escape (no preference). The paper reports that its maps were
+preferred 2.7 times as often as a baseline's; how it asked and counted is not public, so the ratio here is this
+project's reading of it: answers for A over answers for B, answers without a preference left out.
+"""
+
+from __future__ import annotations
+
+import statistics as python_statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lfi_pipeline.study.answers import SIDES, TIE, Answer, RaterAnswers, read_answers
+from lfi_pipeline.study.key import CATCH, RUNS, read_key
+from lfi_pipeline.study.statistics import (
+    Interval,
+    crossed_bootstrap,
+    krippendorff_alpha,
+    majority,
+    odds,
+    sign_test,
+    wilson,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """Answers to pairs, each pair counted at its first showing alone.
+
+    Attributes:
+        a: answers that prefer run A's map.
+        b: those that prefer run B's.
+        ties: those that prefer neither.
+        share: a / (a + b); None without a preference.
+        wilson: 95 % Wilson interval of `share`, as if all answers were independent: too narrow with several raters.
+    """
+
+    a: int
+    b: int
+    ties: int
+    share: float | None
+    wilson: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """How raters agree with themselves: items shown a second time with sides swapped."""
+
+    count: int
+    same: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RaterScore:
+    """One rater.
+
+    Attributes:
+        rater: name or code.
+        preference: of this rater.
+        repeats: answers given twice, and how many of them were for the same map.
+        left: share of left among left and right; far from a half, the rater favours a side.
+        catch: share of catch trials in which the true map was preferred to the shuffled one; None without any.
+        seconds: median time of an answer.
+        unanswered: items of the study, second showings included, that the file holds no answer to.
+    """
+
+    rater: str
+    preference: Preference
+    repeats: Repeats
+    left: float | None
+    catch: float | None
+    seconds: float
+    unanswered: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyScore:
+    """The outcome of a study.
+
+    Attributes:
+        study: its id.
+        a: run A.
+        b: run B.
+        maps: which maps were shown.
+        preference: over all raters.
+        ratio: a / b, as in "2.7x"; None where nobody preferred B.
+        ratio_interval: 95 %, from `bootstrap`; an end that is unbounded is None.
+        bootstrap: 95 % interval of `preference.share` with raters and items drawn anew: the one to report.
+        sign_test: two-sided p of a = b over items, each voting once by the majority of its raters.
+        sign_test_answers: the same over answers as if independent: too small with several raters.
+        agreement: Krippendorff's alpha (A, B or tie) between raters; None for one rater or where nothing varies.
+        repeats: of all raters.
+        raters: each by itself.
+        domains: preference by visual domain.
+        notes: what a reader must know of these numbers.
+    """
+
+    study: str
+    a: str
+    b: str
+    maps: str
+    preference: Preference
+    ratio: float | None
+    ratio_interval: tuple[float | None, float | None] | None
+    bootstrap: Interval | None
+    sign_test: float | None
+    sign_test_answers: float | None
+    agreement: float | None
+    repeats: Repeats
+    raters: tuple[RaterScore, ...]
+    domains: dict[str, Preference]
+    notes: tuple[str, ...]
+
+
+def score_study(files: Sequence[Path], key: Path, *, seed: int = 0) -> StudyScore:
+    """Score the raters' `files` with the study's `key`.
+
+    Args:
+        files: one of each rater, as the page saved them; one that stopped early counts with what it holds.
+        key: what `make_study` wrote beside the page.
+        seed: of the bootstrap.
+
+    Raises:
+        StudyError: a file or the key is not what it should be; names file, field and item.
+    """
+    study = read_key(key)
+    raters = read_answers(files, study)
+    showings = sum(1 + item.repeated for item in study.items)
+    first = {rater.rater: _pairs(rater) for rater in raters}
+    every = [answer for answers in first.values() for answer in answers]
+    preference = _preference(every)
+    interval = crossed_bootstrap(_matrix(list(first.values())), seed=seed)
+    by_item: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for answer in every:
+        by_item[answer.item.id][answer.chosen] += 1
+    votes = Counter(majority(counts, *RUNS) for counts in by_item.values())
+    agreement = krippendorff_alpha([list(counts.elements()) for counts in by_item.values()])
+    each = tuple(_rater(rater, showings) for rater in raters)
+    domains = sorted({answer.item.domain for answer in every})
+    return StudyScore(
+        study=study.study,
+        a=study.a,
+        b=study.b,
+        maps=study.maps,
+        preference=preference,
+        ratio=preference.a / preference.b if preference.b else None,
+        ratio_interval=None if interval is None else (odds(interval[0]), odds(interval[1])),
+        bootstrap=interval,
+        sign_test=sign_test(votes["a"], votes["b"]),
+        sign_test_answers=sign_test(preference.a, preference.b),
+        agreement=agreement,
+        repeats=Repeats(count=sum(r.repeats.count for r in each), same=sum(r.repeats.same for r in each)),
+        raters=each,
+        domains={domain: _preference(x for x in every if x.item.domain == domain) for domain in domains},
+        notes=_notes(each, agreement, study.passed_over),
+    )
+
+
+def _pairs(rater: RaterAnswers) -> list[Answer]:
+    """The answers that count: to pairs, at their first showing."""
+    return [answer for answer in rater.answers if answer.showing == 1 and not answer.item.is_catch]
+
+
+def _preference(answers: Iterable[Answer]) -> Preference:
+    counts = Counter(answer.chosen for answer in answers)
+    decided = counts["a"] + counts["b"]
+    return Preference(
+        a=counts["a"],
+        b=counts["b"],
+        ties=counts[TIE],
+        share=counts["a"] / decided if decided else None,
+        wilson=wilson(counts["a"], decided),
+    )
+
+
+def _matrix(raters: Sequence[Sequence[Answer]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """[raters, items]: 1 for A, 0 for B, NaN for a tie or no answer."""
+    names = sorted({answer.item.id for answers in raters for answer in answers})
+    place = {name: column for column, name in enumerate(names)}
+    matrix = np.full((len(raters), len(names)), np.nan)
+    for row, answers in enumerate(raters):
+        for answer in answers:
+            if answer.chosen != TIE:
+                matrix[row, place[answer.item.id]] = answer.chosen == RUNS[0]
+    return matrix
+
+
+def _rater(rater: RaterAnswers, showings: int) -> RaterScore:
+    chosen: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for answer in rater.answers:
+        chosen[answer.item.id][answer.showing] = answer.chosen
+    twice = [both for both in chosen.values() if len(both) == 2]
+    sides = Counter(answer.side for answer in rater.answers if answer.side != TIE)
+    catch = [answer.chosen == CATCH[0] for answer in rater.answers if answer.item.is_catch]
+    return RaterScore(
+        rater=rater.rater,
+        preference=_preference(_pairs(rater)),
+        repeats=Repeats(count=len(twice), same=sum(both[1] == both[2] for both in twice)),
+        left=sides[SIDES[0]] / sides.total() if sides else None,
+        catch=sum(catch) / len(catch) if catch else None,
+        seconds=python_statistics.median(answer.milliseconds for answer in rater.answers) / 1000,
+        unanswered=showings - len(rater.answers),
+    )
+
+
+def _notes(raters: Sequence[RaterScore], agreement: float | None, passed_over: Mapping[str, int]) -> tuple[str, ...]:
+    notes = []
+    if len(raters) == 1:
+        notes.append("One rater: there is no agreement to measure, and the interval says nothing of other raters.")
+    elif agreement is None:
+        notes.append("Agreement is not defined: no item has two answers, or all answers are the same.")
+    short = [f"{rater.rater} ({rater.unanswered})" for rater in raters if rater.unanswered]
+    if short:
+        notes.append(f"Stopped early, with so many showings unanswered: {', '.join(short)}.")
+    lacking = [f"{count} of run {name.upper()}" for name, count in passed_over.items() if name in RUNS and count]
+    if lacking:
+        notes.append(f"Words that a run has no map of were not asked about: {', '.join(lacking)}.")
+    return tuple(notes)
