@@ -83,7 +83,9 @@ def plan(
         )
     )
     if not found.fits:
-        sys.stderr.write(f"warning: {_size(found.bytes_total)} will not fit at {found.disk}; choose another --out.\n")
+        sys.stderr.write(
+            f"warning: {size_text(found.bytes_total)} will not fit at {found.disk}; choose another --out.\n"
+        )
     title = f"Plan, from {found.trial.images} images tried on this machine"
     return finish(asdict(found), as_json, lambda console: facts(console, title, _rows(found)))
 
@@ -101,23 +103,25 @@ def _rows(found: Estimate) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("images", f"{found.images:,} in {found.shards:,} shard(s)"),
         ("bytes an image", f"{trial.bytes_per_image:,.0f} ({trial.words:,} different words so far)"),
-        ("bytes in all", _size(found.bytes_total)),
-        ("free", f"{_size(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
+        ("bytes in all", size_text(found.bytes_total)),
+        ("free", f"{size_text(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
         ("teacher", f"{trial.teacher_name}, {trial.kind}, {trial.precision} on {trial.device}"),
-        ("one process", f"{_hours(found.hours)} at {found.images_per_second:,.1f} images/s"),
+        ("one process", f"{hours_text(found.hours)} at {found.images_per_second:,.1f} images/s"),
         ("time goes to", shares),
     ]
     if trial.quarantined:
         rows.insert(1, ("unreadable", f"{trial.quarantined} of the images tried"))
     if found.processes > 1:
-        rows.append((f"{found.processes} processes", f"{_hours(found.hours_shared)}, if each has a device of its own"))
+        rows.append(
+            (f"{found.processes} processes", f"{hours_text(found.hours_shared)}, if each has a device of its own")
+        )
     return [
         *rows,
-        ("teacher run online", f"{_hours(found.online_hours_per_epoch)} in every epoch of every student"),
+        ("teacher run online", f"{hours_text(found.online_hours_per_epoch)} in every epoch of every student"),
         ("paid for itself", _break_even(found)),
         (
             "saved",
-            f"{_hours(found.hours_saved)} of the device with {found.students} students of {found.epochs} epochs",
+            f"{hours_text(found.hours_saved)} of the device with {found.students} students of {found.epochs} epochs",
         ),
     ]
 
@@ -127,14 +131,15 @@ def _break_even(found: Estimate) -> str:
     return f"after epoch {epochs + 1} of student {whole + 1} ({found.break_even_students:.2g} students)"
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """Format a length of time."""
     for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
         if abs(hours) >= length:
             return f"{hours / length:,.1f} {unit}"
     return f"{hours * 3600:,.2g} seconds"
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Format a number of bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
