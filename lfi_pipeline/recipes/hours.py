@@ -70,8 +70,8 @@ class RecipePlan:
         runs: how many students are trained.
         here: hours of this machine for these images.
         gpu: which device the estimates are for.
-        estimated: its hours for these images; None where operations could not be counted.
-        published: its hours for the data set as published; None where its size is not known.
+        estimated: its hours for these images; None with the embedded teacher, or where operations could not be counted.
+        published: the same for the data set as published; None where its size is not known.
         on_cpu: whether `here` are hours of a CPU.
     """
 
@@ -115,7 +115,8 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
         for kind, config in _different_steps(runs).items()
     }
     passes = _passes(prepared)
-    gpu, operations = Gpu(), found.trial.operations
+    gpu = Gpu()
+    operations = None if recipe.teacher == EMBEDDED else found.trial.operations  # far too small to fill a GPU
     rate = gpu.peak * gpu.sustained
     seconds = {kind: trial.seconds for kind, trial in trials.items()}
     ideal = {kind: trial.operations / rate for kind, trial in trials.items()}

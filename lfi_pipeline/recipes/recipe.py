@@ -7,7 +7,7 @@ name where a value comes from. The paper's own settings are not public.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -149,7 +149,8 @@ def _parsed(table: dict[str, Any], path: Path, small: bool) -> Recipe:
             raise ConfigError(f"{path} must have a table [small] to be scaled down, found none.")
         return full
     scaled = parse_recipe(merged(table, _typed(changes, dict, path, "small")), path)
-    return scaled if small else full
+    unknown_sizes = tuple(replace(each, published=0, published_val=0) for each in scaled.splits)  # nothing to compare
+    return replace(scaled, splits=unknown_sizes) if small else full
 
 
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
