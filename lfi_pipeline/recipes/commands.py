@@ -148,21 +148,14 @@ def commands_of(
     commands.append(
         Command(title="what the teacher sees", words=("inspect", str(val), *(("--pointing",) if grounded else ())))
     )
-    machine = ("--device", place.device)
-    sweep = (
-        "sweep",
-        str(place.out / SWEEP),
-        "--workers",
-        str(place.workers),
-        "--together",
-        str(place.together),
-        *machine,
-    )
+    machine = ("--workers", str(place.workers), "--device", place.device)
+    sweep = ("sweep", str(place.out / SWEEP), "--together", str(place.together), *machine)
     commands.append(Command(title=f"{len(runs)} students", words=sweep))
     for each in recipe.evaluate:
-        commands += _evaluations(each, place, splits, runs, val, machine)
+        commands += _evaluations(each, place, splits, runs, val)
     folders = [str(run.folder) for run in runs]
-    commands.append(Command(title="the table", words=("compare", *folders)))
+    tables = ("--markdown", str(place.out / "results.md"), "--csv", str(place.out / "results.csv"))
+    commands.append(Command(title="the table", words=("compare", *folders, *tables)))
     page = str(place.out / "report.html")
     commands.append(
         Command(title="the page", words=("report", *folders, "--out", page, "--title", f"Recipe {recipe.name}"))
@@ -185,9 +178,7 @@ def _extract(
     return Command(title=f"maps of {dataset}, {split}", words=(*words, "--device", place.device))
 
 
-def _evaluations(
-    asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path, machine: tuple[str, ...]
-) -> list[Command]:
+def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path) -> list[Command]:
     folders = [str(run.folder) for run in runs if not asked.objectives or run.config.objective in asked.objectives]
     caches: list[Path | None] = [None]
     if asked.targets == "val":
@@ -206,7 +197,7 @@ def _evaluations(
                 *("evaluate", *group, "--protocol", asked.protocol, "--weights", splits.weights),
                 *(() if cache is None else ("--targets", str(cache))),
                 *options,
-                *machine,
+                *("--workers", str(place.workers), "--device", place.device),
             ),
             once=True,
         )

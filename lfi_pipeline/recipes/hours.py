@@ -34,12 +34,12 @@ class Gpu:
     Attributes:
         name: of it.
         peak: operations a second in bf16, dense, as its maker's data sheet says.
-        sustained: share of `peak` that is assumed to be reached.
+        sustained: share of `peak` that is assumed to be reached; models as small as these reach little of it.
     """
 
     name: str = "NVIDIA A100"
     peak: float = 312e12
-    sustained: float = 0.3
+    sustained: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
         )
         for kind, config in _different_steps(runs).items()
     }
-    passes = _passes(prepared)
+    passes = _passes(prepared, prepared.images[splits.train], len(prepared.val))
     gpu = Gpu()
     operations = None if recipe.teacher == EMBEDDED else found.trial.operations  # far too small to fill a GPU
     rate = gpu.peak * gpu.sustained
@@ -126,7 +126,7 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
         if splits.published and not recipe.most_images:
             published = Hours(
                 extraction=operations / rate * _published_images(prepared) / 3600,
-                training=_training(_passes(prepared, splits.published / len(prepared.train)), ideal),
+                training=_training(_passes(prepared, splits.published, splits.published_val), ideal),
             )
     return RecipePlan(
         extraction=found,
@@ -140,27 +140,24 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
     )
 
 
-def _passes(prepared: Prepared, grown: float = 1.0) -> list[tuple[str, float]]:
+def _passes(prepared: Prepared, train: int, val: int) -> list[tuple[str, float]]:
     """Return the kind of each run, and the images that go forward and back through it, those of its scores included.
 
     Args:
         prepared: the recipe.
-        grown: how many times as many images there were. With a budget of steps, epochs shrink as images grow.
+        train: images of the training cache; domains share them as they do in the data at hand.
+        val: images that are scored after every epoch. A forward pass is about a third of a step.
     """
-    recipe, train = prepared.recipe, prepared.train
-    share = prepared.images[prepared.splits.train] / len(train)
-    domains = Counter(sample.domain for sample in train.samples)
-    scored = len(prepared.val) / 3  # a forward pass is about a third of a step
+    domains = Counter(sample.domain for sample in prepared.train.samples)
     passes = []
     for run in prepared.runs:
         stream = run.config.stream
-        images = sum(count for domain, count in domains.items() if domain not in stream.hold_out) * share
-        if recipe.steps:
-            batches = max(1.0, images * grown / stream.batch_size)
-            epochs = max(1.0, recipe.steps / batches)
-        else:
-            epochs = stream.epochs
-        passes.append((_kind(run.config), epochs * grown * (images + scored)))
+        left_out = sum(domains[domain] for domain in stream.hold_out)
+        images = train * (1 - left_out / len(prepared.train))
+        epochs: float = stream.epochs
+        if prepared.recipe.steps:  # a budget: epochs shrink as images grow
+            epochs = max(1.0, prepared.recipe.steps * stream.batch_size / images)
+        passes.append((_kind(run.config), epochs * (images + val / 3)))
     return passes
 
 
