@@ -85,6 +85,8 @@ def test_a_recipe_runs_from_images_to_the_page(name: str, lfi: Callable[..., Any
         scored = {json.loads(path.read_text())["protocol"] for path in (Path(run) / "evaluation").glob("*.json")}
         assert scored == {"classification"} | protocols | ({"zero-shot"} if run.endswith("presence") else set())
 
+    if name != "tiny-imagenet":  # once is enough
+        return
     again = lfi(*words, "--device", "cpu", "--json")
     assert again.code == 0
     assert "step/s" not in again.err  # nothing is trained twice
