@@ -58,13 +58,13 @@ def reproduce(
 
     Example: lfi reproduce coco --data-root data/coco --out coco-full --dry-run
     """
+    began = time.monotonic()
     from lfi_pipeline.recipes import Place, load_recipe
     from lfi_pipeline.recipes.commands import write_files
     from lfi_pipeline.recipes.prepare import prepare
 
     if name is None:
         return _recipes(as_json)
-    began = time.monotonic()
     recipe = load_recipe(name, small=small)
     if teacher:
         recipe = replace(recipe, teacher=teacher)
