@@ -179,7 +179,8 @@ def _extract(
 
 
 def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path) -> list[Command]:
-    folders = [str(run.folder) for run in runs if not asked.objectives or run.config.objective in asked.objectives]
+    scored = [run for run in runs if not asked.objectives or run.config.objective in asked.objectives]
+    scored = [run for run in scored if run.config.objective != asked.references]
     caches: list[Path | None] = [None]
     if asked.targets == "val":
         caches = [val]
@@ -189,13 +190,20 @@ def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[Pla
     for name, value in asked.options.items():
         flag = f"--{name.replace('_', '-')}"
         options += [flag] if value is True else [] if value is False else [flag, str(value)]
-    groups = [[folder] for folder in folders] if asked.one_by_one else [folders]
+    groups = [scored]
+    if asked.one_by_one:
+        groups = [[run] for run in scored]
+    elif asked.references:
+        choices = dict.fromkeys(run.config.stream.hold_out for run in scored)
+        groups = [[run for run in scored if run.config.stream.hold_out == left_out] for left_out in choices]
     return [
         Command(
-            title=asked.protocol + (f" of {Path(group[0]).name}" if asked.one_by_one else ""),
+            title=asked.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
             words=(
-                *("evaluate", *group, "--protocol", asked.protocol, "--weights", splits.weights),
+                *("evaluate", *(str(run.folder) for run in group)),
+                *("--protocol", asked.protocol, "--weights", splits.weights),
                 *(() if cache is None else ("--targets", str(cache))),
+                *_references(asked, runs, group),
                 *options,
                 *("--workers", str(place.workers), "--device", place.device),
             ),
@@ -205,6 +213,13 @@ def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[Pla
         for group in groups
         if group
     ]
+
+
+def _references(asked: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> list[str]:
+    """The runs that those of `group` are held against, as options."""
+    left_out = {run.config.stream.hold_out for run in group}
+    fit = [run for run in runs if run.config.objective == asked.references and run.config.stream.hold_out in left_out]
+    return [word for run in fit for word in ("--reference", str(run.folder))]
 
 
 def require_place(place: Place, recipe: Recipe) -> None:

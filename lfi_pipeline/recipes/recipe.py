@@ -58,6 +58,8 @@ class Evaluation:
         targets: the cache that goes with it: none, that of the validation split, or those of the data sets that the
             user gives for zero-shot scores, one call each.
         objectives: whose runs are scored; empty: all.
+        references: objective whose runs the others are held against, as the protocol convergence asks: those that leave
+            out the same domains; empty: the protocol needs none.
         options: further options, by name without the dashes; true is a bare flag.
         one_by_one: a command for each run, since one takes hours.
     """
@@ -65,6 +67,7 @@ class Evaluation:
     protocol: str
     targets: str = ""
     objectives: tuple[str, ...] = ()
+    references: str = ""
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     one_by_one: bool = False
 
@@ -211,6 +214,7 @@ def _evaluation(table: Mapping[str, Any], path: Path) -> Evaluation:
         raise UnknownNameError(f"protocol in {path}:", known["protocol"], PROTOCOLS)
     if _typed(known.get("targets", ""), str, path, "evaluate, targets") not in TARGETS:
         raise UnknownNameError(f"targets in {path}:", known["targets"], TARGETS)
+    _typed(known.get("references", ""), str, path, "evaluate, references")
     _typed(known.get("one_by_one", False), bool, path, "evaluate, one_by_one")
     for name in _typed(known.get("objectives", []), list, path, "evaluate, objectives"):
         _typed(name, str, path, "evaluate, objectives")

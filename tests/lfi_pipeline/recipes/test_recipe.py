@@ -122,6 +122,19 @@ def test_detection_is_a_command_for_each_run(tmp_path: Path) -> None:
     assert all("--iterations" in words for words in lines)
 
 
+def test_convergence_is_to_runs_without_a_term_that_left_out_the_same_domain(tmp_path: Path) -> None:
+    found = prepared("pacs", tmp_path)
+    lines = [each.words for each in found.commands if "convergence" in each.words]
+    assert len(lines) == 4
+    for words in lines:
+        scored = [Path(word).name for word in words[1 : words.index("--protocol")]]
+        against = [Path(words[i + 1]).name for i, word in enumerate(words) if word == "--reference"]
+        assert (len(scored), len(against)) == (4 * 3, 3)
+        assert all("-none-" in name for name in against)
+        assert not any("-none-" in name for name in scored)
+        assert len({name.split("-")[0] for name in (*scored, *against)}) == 1
+
+
 def test_a_limit_of_images_is_whole_shards(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(content().replace("steps = 5000", "steps = 5000\nmost_images = 20") + "")
