@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from lfi_cli.chained import run_command as _run
 from lfi_cli.output import JsonFlag, Result, command, facts, finish, percent
 
 STUDENT = shlex.split(
@@ -77,26 +74,3 @@ def demo(
         ("report", Path(page).resolve()),
     ]
     return finish(result, as_json, lambda console: facts(console, "Done", rows))
-
-
-def _run(*words: object) -> Result:
-    """Print a public command, run it, and return its result. Its own output goes to stderr, as the demo's is stdout.
-
-    Raises:
-        typer.Exit: the command failed and has said so; its cause is the error.
-    """
-    from lfi_cli.main import app
-
-    line = [str(word) for word in words]
-    shown = escape(shlex.join(["lfi", *line]))
-    Console(stderr=True).print(f"\n[bold]$ {shown}[/]", soft_wrap=True, highlight=False)
-    arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
-            group = typer.main.get_command(app)
-            with group.make_context("lfi", line) as context:
-                result: Result = group.invoke(context)
-    finally:
-        sys.argv = arguments
-    return result

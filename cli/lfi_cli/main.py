@@ -16,6 +16,7 @@ from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
 from lfi_cli.plan import plan
 from lfi_cli.report import report
+from lfi_cli.reproduce import reproduce
 from lfi_cli.study import app as study
 from lfi_cli.sweep import sweep
 from lfi_cli.teachers import teachers
@@ -45,6 +46,7 @@ for name, function in (
     ("evaluate", evaluate),
     ("export", export),
     ("report", report),
+    ("reproduce", reproduce),
 ):
     app.command(name, cls=GROUPED.get(name))(function)
 app.add_typer(bench, name="bench")

@@ -16,6 +16,8 @@ from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finis
 if TYPE_CHECKING:
     from lfi_pipeline.teachers.planning import Estimate
 
+TRAINING = "Training"
+
 
 @command
 def plan(
@@ -43,11 +45,23 @@ def plan(
     processes: Annotated[int, typer.Option(help="Processes that are to share the work, each on its own device.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs that a student trains.")] = 100,
     students: Annotated[int, typer.Option(help="Students to be trained from the cache.")] = 10,
+    student: Annotated[
+        str, typer.Option(help="A timm model: a few steps of it are timed as well.", rich_help_panel=TRAINING)
+    ] = "",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side of the student's input.", rich_help_panel=TRAINING)
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="For plain vision transformers.", rich_help_panel=TRAINING)
+    ] = None,
+    student_batch: Annotated[
+        int, typer.Option(help="Images of a step that is timed, with objective lfi.", rich_help_panel=TRAINING)
+    ] = 8,
     as_json: JsonFlag = False,
 ) -> Result:
     """Before a run: bytes, hours, free disk, and when the cache has paid for itself, from a few batches tried here.
 
-    Example: lfi plan --dataset scenes --data-root data/scenes --out shards/
+    Example: lfi plan --dataset scenes --data-root data/scenes --out shards/ --student resnet18
     """
     from lfi_pipeline.teachers.extract import ExtractConfig
     from lfi_pipeline.teachers.planning import PlanConfig, estimate
@@ -83,9 +97,45 @@ def plan(
         )
     )
     if not found.fits:
-        sys.stderr.write(f"warning: {_size(found.bytes_total)} will not fit at {found.disk}; choose another --out.\n")
+        sys.stderr.write(
+            f"warning: {size_text(found.bytes_total)} will not fit at {found.disk}; choose another --out.\n"
+        )
     title = f"Plan, from {found.trial.images} images tried on this machine"
-    return finish(asdict(found), as_json, lambda console: facts(console, title, _rows(found)))
+    result, rows = asdict(found), _rows(found)
+    if student:
+        result["training"] = _training(found, device, words, student, image_size, patch_size, student_batch)
+        rows += _training_rows(result["training"])
+    return finish(result, as_json, lambda console: facts(console, title, rows))
+
+
+def _training(
+    found: Estimate, device: str, words: int, student: str, image_size: int | None, patch_size: int | None, batch: int
+) -> Result:
+    """A trial of the student's steps, and the hours that follow."""
+    from lfi_pipeline.benchmarks.training_trial import time_training
+    from lfi_pipeline.device import resolve_device
+    from lfi_pipeline.students import StudentConfig
+    from lfi_pipeline.training.config import StreamConfig, TrainConfig
+
+    config = TrainConfig(
+        stream=StreamConfig(targets=Path()),
+        student=StudentConfig(name=student, image_size=image_size, patch_size=patch_size),
+    )
+    trial = time_training(config, device=resolve_device(device), batch_size=batch, maps_shape=(1, words, 16, 16))
+    hours = trial.seconds * found.images * found.epochs / 3600
+    return {"trial": asdict(trial), "hours": hours, "hours_all": hours * found.students}
+
+
+def _training_rows(training: Result) -> list[tuple[str, object]]:
+    trial = training["trial"]
+    return [
+        (
+            "student",
+            f"{trial['student']} at {trial['size'][1]}x{trial['size'][0]}, {1 / trial['seconds']:,.1f} images/s on "
+            f"{trial['device']}, batches of {trial['batch_size']} in memory",
+        ),
+        ("training", f"{hours_text(training['hours'])} a student, {hours_text(training['hours_all'])} in all"),
+    ]
 
 
 def _rows(found: Estimate) -> list[tuple[str, object]]:
@@ -101,23 +151,25 @@ def _rows(found: Estimate) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("images", f"{found.images:,} in {found.shards:,} shard(s)"),
         ("bytes an image", f"{trial.bytes_per_image:,.0f} ({trial.words:,} different words so far)"),
-        ("bytes in all", _size(found.bytes_total)),
-        ("free", f"{_size(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
+        ("bytes in all", size_text(found.bytes_total)),
+        ("free", f"{size_text(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
         ("teacher", f"{trial.teacher_name}, {trial.kind}, {trial.precision} on {trial.device}"),
-        ("one process", f"{_hours(found.hours)} at {found.images_per_second:,.1f} images/s"),
+        ("one process", f"{hours_text(found.hours)} at {found.images_per_second:,.1f} images/s"),
         ("time goes to", shares),
     ]
     if trial.quarantined:
         rows.insert(1, ("unreadable", f"{trial.quarantined} of the images tried"))
     if found.processes > 1:
-        rows.append((f"{found.processes} processes", f"{_hours(found.hours_shared)}, if each has a device of its own"))
+        rows.append(
+            (f"{found.processes} processes", f"{hours_text(found.hours_shared)}, if each has a device of its own")
+        )
     return [
         *rows,
-        ("teacher run online", f"{_hours(found.online_hours_per_epoch)} in every epoch of every student"),
+        ("teacher run online", f"{hours_text(found.online_hours_per_epoch)} in every epoch of every student"),
         ("paid for itself", _break_even(found)),
         (
             "saved",
-            f"{_hours(found.hours_saved)} of the device with {found.students} students of {found.epochs} epochs",
+            f"{hours_text(found.hours_saved)} of the device with {found.students} students of {found.epochs} epochs",
         ),
     ]
 
@@ -127,14 +179,15 @@ def _break_even(found: Estimate) -> str:
     return f"after epoch {epochs + 1} of student {whole + 1} ({found.break_even_students:.2g} students)"
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """Format a length of time."""
     for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
         if abs(hours) >= length:
             return f"{hours / length:,.1f} {unit}"
     return f"{hours * 3600:,.2g} seconds"
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Format a number of bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

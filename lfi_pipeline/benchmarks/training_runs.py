@@ -34,6 +34,11 @@ def make_run(
 ) -> ActiveRun:
     """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
     config = TrainConfig(stream=stream, student=student, queries=queries or QueryConfig(), objective=objective)
+    return run_of(config, store, device=device)
+
+
+def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> ActiveRun:
+    """As `make_run`, of a whole configuration."""
     return ActiveRun(
         config,
         Path(store.path) / "no run",

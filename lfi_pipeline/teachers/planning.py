@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import ConfigError, DatasetError
+from lfi_pipeline.operations import OperationCounter
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
 from lfi_pipeline.teachers.extract import ExtractConfig
@@ -72,6 +73,8 @@ class Trial:
         writing: encoding and writing; a run does most of it while the teacher runs.
         captioning: the teacher writing captions, where it does.
         other: tokenising, and putting the shard together.
+        operations: floating-point operations of the teacher per image, all views together, counted in the batch that is
+            not timed (a multiplication and an addition are two); None where there is no such batch.
     """
 
     teacher_name: str
@@ -87,6 +90,7 @@ class Trial:
     writing: float
     captioning: float
     other: float
+    operations: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -164,8 +168,11 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
         job = open_job(config, Path(folder) / "trial", share=Share(), dataset=few)
         maker = job.maker
         with tqdm(total=total, desc=f"trial of {job.label}", unit="image", leave=False) as bar:
+            counter = OperationCounter()
             if warm_up:
-                for shard, payload in maker.payloads([1], bar.update):
+                with counter:
+                    made_first = list(maker.payloads([1], bar.update))
+                for shard, payload in made_first:
                     job.writer.commit(shard, payload)
             waiting, teacher, began = maker.seconds_waiting, maker.seconds_teacher, time.perf_counter()
             ((shard, payload),) = maker.payloads([0], bar.update)
@@ -195,6 +202,7 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
         writing=(ended - made) / timed,
         captioning=job.captioning_seconds / total,
         other=max(0.0, made - began - waiting - teacher) / timed,
+        operations=counter.total / warm_up if warm_up else None,
     )
 
 

@@ -69,3 +69,17 @@ def test_unknown_names_are_told(fails: Callable[..., str], scenes_root: Path) ->
     words = ("plan", "--dataset", "scenes", "--data-root", scenes_root)
     assert "Unknown text mode" in fails("UnknownNameError", *words, "--text", "poems")
     assert "batches must be 1 or more" in fails("ConfigError", *words, "--batches", 0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_student_is_timed_where_one_is_named(lfi: Callable[..., Any], scenes_root: Path, tmp_path: Path) -> None:
+    words = ("plan", "--dataset", "scenes", "--data-root", scenes_root, "--out", tmp_path / "shards", *FEW)
+    named = ("--student", "resnet10t", "--image-size", 32, "--student-batch", 2, "--epochs", 50, "--students", 3)
+    found = lfi(*words, *named, "--json").json
+    training, images = found["training"], found["images"]
+    assert training["hours"] == pytest.approx(training["trial"]["seconds"] * images * 50 / 3600)
+    assert training["hours_all"] == pytest.approx(3 * training["hours"])
+    assert found["trial"]["operations"] > 0
+    shown = lfi(*words, *named)
+    assert "resnet10t at 32x32" in shown.out
+    assert "training" not in lfi(*words, "--json").json

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
+
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 VLCS_DOMAINS = {"Caltech101": "CALTECH", "LabelMe": "LABELME", "SUN09": "SUN", "VOC2007": "PASCAL"}
@@ -87,6 +89,22 @@ def make_vlcs(root: Path, *, official: bool = False, folder: str = "VLCS") -> Pa
             for number, part in enumerate(("train", "crossval", "test")):
                 write(root / folder / f"{name}/{part}/{label}/imgs_{number}.jpg")
                 write(root / folder / f"{name}/full/{label}/imgs_{number}.jpg")
+    return root
+
+
+def make_coco(root: Path, *, train: int = 12, val: int = 6) -> Path:
+    """Copy COCO 2017: scenes under its names of folders and files, with captions, boxes and masks, without domains."""
+    write_scenes(root, ScenesConfig(train=train, val=val))
+    (root / "scenes.json").unlink()
+    for split in ("train", "val"):
+        (root / split).rename(root / f"{split}2017")
+        for kind in ("captions", "instances"):
+            path = root / f"annotations/{kind}_{split}.json"
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for image in content["images"]:
+                del image["domain"]
+            path.with_name(f"{kind}_{split}2017.json").write_text(json.dumps(content), encoding="utf-8")
+            path.unlink()
     return root
 
 

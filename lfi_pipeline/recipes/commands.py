@@ -1,0 +1,265 @@
+"""A recipe as the list of public `lfi` commands that carry it out, and the files that it leaves beside its results."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from lfi_pipeline.data import Dataset
+from lfi_pipeline.errors import ConfigError, OutputExistsError, OutputWriteError
+from lfi_pipeline.recipes.recipe import Evaluation, Recipe, Splits
+from lfi_pipeline.targets.files import write_atomic
+from lfi_pipeline.training.config_file import read_toml
+from lfi_pipeline.training.settings import default_settings
+from lfi_pipeline.training.sweep import PlannedRun, plan_sweep, read_sweep
+
+RECIPE, SWEEP, COMMANDS = "recipe.toml", "sweep.toml", "commands.sh"
+_SHARD = 1024  # samples, where a recipe does not say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One public command.
+
+    Attributes:
+        title: what it is for.
+        words: after `lfi`.
+        once: it would do its work again, so whoever runs the recipe keeps note of it.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    once: bool = False
+
+    @property
+    def line(self) -> str:
+        """As it is typed."""
+        return shlex.join(["lfi", *self.words])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a recipe runs.
+
+    Attributes:
+        data_root: of the data set.
+        out: directory of everything that is made.
+        zero_shot: data set -> data root of those that students are scored on without training.
+        device: as for every command.
+        workers: loader processes.
+        together: runs fed from one read.
+    """
+
+    data_root: Path
+    out: Path
+    zero_shot: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "auto"
+    workers: int = 0
+    together: int = 1
+
+    @property
+    def shards(self) -> Path:
+        """Cache of the training split."""
+        return self.out / "shards"
+
+    def val_shards(self, splits: Splits) -> Path:
+        """Cache of the split that is scored on."""
+        return self.shards if splits.val == splits.train else self.out / "shards-val"
+
+
+def sweep_table(recipe: Recipe, place: Place, splits: Splits, train: Dataset) -> dict[str, Any]:
+    """Return the sweep of a recipe, as `lfi sweep` reads it; its targets are those of `place`.
+
+    Raises:
+        ConfigError: a value of `hold_out` leaves nothing to train on.
+    """
+    base = {"targets": str(place.shards.resolve()), "val_split": splits.val, **recipe.base}
+    grid = {name: list(values) for name, values in recipe.grid.items()}
+    where = [*recipe.where, *_budgets(recipe, train)]
+    return {"out": str((place.out / "runs").resolve()), "base": base, "grid": grid, "where": where}
+
+
+def _budgets(recipe: Recipe, train: Dataset) -> list[dict[str, Any]]:
+    """Epochs that come to `recipe.steps` steps, for each choice of domains that are left out."""
+    if not recipe.steps:
+        return []
+    batch = int(recipe.base.get("batch_size", default_settings()["batch_size"]))
+    domains = Counter(sample.domain for sample in train.samples)
+    choices = recipe.grid.get("hold_out") or [recipe.base.get("hold_out", [])]
+    budgets = []
+    for left_out in choices:
+        images = sum(count for domain, count in domains.items() if domain not in left_out)
+        if not images:
+            raise ConfigError(
+                f"Without {', '.join(left_out)} there must be images left to train on, found none among the domains "
+                f"{', '.join(sorted(domains))}."
+            )
+        epochs = max(1, round(recipe.steps / math.ceil(images / batch)))
+        budgets.append({"match": {"hold_out": list(left_out)}, "set": {"epochs": epochs}})
+    return budgets
+
+
+def planned_runs(sweep: Mapping[str, Any], out: Path) -> list[PlannedRun]:
+    """Return the runs of a sweep, each with the directory below `out` that it will have or has.
+
+    Raises:
+        LFIError: as `read_sweep` and `plan_sweep`.
+    """
+    with tempfile.TemporaryDirectory(prefix="lfi-recipe-") as scratch:
+        path = Path(scratch) / SWEEP
+        path.write_text(tomli_w.dumps(sweep), encoding="utf-8")
+        return plan_sweep(read_sweep(path), out / "runs")
+
+
+def commands_of(
+    recipe: Recipe, place: Place, splits: Splits, runs: Iterable[PlannedRun], sizes: Mapping[str, int]
+) -> list[Command]:
+    """Return the commands, in order.
+
+    Args:
+        recipe: what to run.
+        place: where.
+        splits: one of the recipe's.
+        runs: of its sweep.
+        sizes: images of each split that is extracted, by split; of a zero-shot data set by its name.
+    """
+    runs = list(runs)
+    commands = [
+        _extract(recipe, place, recipe.dataset, place.data_root, splits.train, place.shards, sizes[splits.train])
+    ]
+    val = place.val_shards(splits)
+    if val != place.shards:
+        commands.append(
+            _extract(recipe, place, recipe.dataset, place.data_root, splits.val, val, sizes[splits.val], views="full")
+        )
+    for name, root in place.zero_shot.items():
+        commands.append(
+            _extract(recipe, place, name, root, "all", place.out / f"shards-{name}", sizes[name], views="full")
+        )
+    grounded = any(each.protocol == "grounding" for each in recipe.evaluate)
+    commands.append(
+        Command(title="what the teacher sees", words=("inspect", str(val), *(("--pointing",) if grounded else ())))
+    )
+    machine = ("--workers", str(place.workers), "--device", place.device)
+    sweep = ("sweep", str(place.out / SWEEP), "--together", str(place.together), *machine)
+    commands.append(Command(title=f"{len(runs)} students", words=sweep))
+    for each in recipe.evaluate:
+        commands += _evaluations(each, place, splits, runs, val)
+    folders = [str(run.folder) for run in runs]
+    tables = ("--markdown", str(place.out / "results.md"), "--csv", str(place.out / "results.csv"))
+    commands.append(Command(title="the table", words=("compare", *folders, *tables)))
+    page = str(place.out / "report.html")
+    commands.append(
+        Command(title="the page", words=("report", *folders, "--out", page, "--title", f"Recipe {recipe.name}"))
+    )
+    return commands
+
+
+def _extract(
+    recipe: Recipe, place: Place, dataset: str, root: Path, split: str, out: Path, images: int, views: str = ""
+) -> Command:
+    options = dict(recipe.extract) | ({"views": views} if views else {})
+    words = ["extract-teacher", "--dataset", dataset, "--data-root", str(root), "--split", split, "--out", str(out)]
+    if recipe.teacher:
+        words += ["--teacher", recipe.teacher]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    if 0 < recipe.most_images < images:
+        shard = int(options.get("samples_per_shard", _SHARD))
+        words += ["--shards", f"0:{math.ceil(recipe.most_images / shard)}"]
+    return Command(title=f"maps of {dataset}, {split}", words=(*words, "--device", place.device))
+
+
+def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path) -> list[Command]:
+    scored = [run for run in runs if not asked.objectives or run.config.objective in asked.objectives]
+    scored = [run for run in scored if run.config.objective != asked.references]
+    caches: list[Path | None] = [None]
+    if asked.targets == "val":
+        caches = [val]
+    elif asked.targets == "zero-shot":
+        caches = [place.out / f"shards-{name}" for name in place.zero_shot]
+    options: list[str] = []
+    for name, value in asked.options.items():
+        flag = f"--{name.replace('_', '-')}"
+        options += [flag] if value is True else [] if value is False else [flag, str(value)]
+    groups = [scored]
+    if asked.one_by_one:
+        groups = [[run] for run in scored]
+    elif asked.references:
+        choices = dict.fromkeys(run.config.stream.hold_out for run in scored)
+        groups = [[run for run in scored if run.config.stream.hold_out == left_out] for left_out in choices]
+    return [
+        Command(
+            title=asked.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
+            words=(
+                *("evaluate", *(str(run.folder) for run in group)),
+                *("--protocol", asked.protocol, "--weights", splits.weights),
+                *(() if cache is None else ("--targets", str(cache))),
+                *_references(asked, runs, group),
+                *options,
+                *("--workers", str(place.workers), "--device", place.device),
+            ),
+            once=True,
+        )
+        for cache in caches
+        for group in groups
+        if group
+    ]
+
+
+def _references(asked: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> list[str]:
+    """The runs that those of `group` are held against, as options."""
+    left_out = {run.config.stream.hold_out for run in group}
+    fit = [run for run in runs if run.config.objective == asked.references and run.config.stream.hold_out in left_out]
+    return [word for run in fit for word in ("--reference", str(run.folder))]
+
+
+def require_place(place: Place, recipe: Recipe) -> None:
+    """Check that `place.out` is free, or holds this recipe already.
+
+    Raises:
+        OutputExistsError: it holds something else.
+    """
+    out, held = place.out, place.out / RECIPE
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} must be a directory, found a file.")
+    if held.is_file():
+        there = read_toml(held)
+        for name in ("name", "dataset", "teacher", "most_images"):
+            wanted = recipe.to_plain().get(name)
+            if there.get(name) != wanted:
+                raise OutputExistsError(
+                    f"{out} holds another recipe ({name}: {there.get(name)!r} there, {wanted!r} asked); choose another "
+                    "--out, or move it away."
+                )
+    elif out.is_dir() and any(out.iterdir()):
+        raise OutputExistsError(f"{out} must be empty or hold {RECIPE}, found other files; choose another --out.")
+
+
+def write_files(place: Place, recipe: Recipe, sweep: Mapping[str, Any], commands: Iterable[Command]) -> None:
+    """Write `recipe.toml`, `sweep.toml` and `commands.sh` to `place.out`.
+
+    Raises:
+        OutputWriteError: they cannot be written.
+    """
+    told = f"# As it runs here; lfi reproduce {place.out / RECIPE} --data-root DIR runs it again elsewhere.\n\n"
+    script = "".join(f"\n# {command.title}\n{command.line}\n" for command in commands)
+    texts = {
+        RECIPE: told + tomli_w.dumps(recipe.to_plain()),
+        SWEEP: f"# Recipe {recipe.name}: {recipe.title}.\n\n{tomli_w.dumps(sweep)}",
+        COMMANDS: f"#!/bin/sh\n# Recipe {recipe.name}, command by command.\nset -e\n{script}",
+    }
+    try:
+        place.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_atomic(place.out / name, text.encode())
+    except OSError as error:
+        raise OutputWriteError(f"{place.out} cannot be written: {error.strerror or error}.") from error
