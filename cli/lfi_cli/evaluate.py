@@ -18,6 +18,7 @@ from lfi_pipeline.errors import ConfigError
 MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 CONVERGENCE = "Protocol convergence"
+CLASSIFICATION = "Protocol classification"
 _NO_OPTIONS = ("runs", "protocol", "as_json")
 
 
@@ -42,6 +43,25 @@ def evaluate(
         str | None, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes.", rich_help_panel=MACHINE)] = None,
+    probes: Annotated[
+        bool | None,
+        typer.Option(
+            "--probes/--no-probes",
+            help="k-NN and linear probe on frozen features: a pass over the training images.",
+            rich_help_panel=CLASSIFICATION,
+        ),
+    ] = None,
+    probe_limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Training images for the probes at most, evenly spaced; left out: all.",
+            rich_help_panel=CLASSIFICATION,
+        ),
+    ] = None,
+    knn_k: Annotated[int | None, typer.Option(help="Neighbours that vote.", rich_help_panel=CLASSIFICATION)] = None,
+    knn_temperature: Annotated[
+        float | None, typer.Option(help="Of a neighbour's vote.", rich_help_panel=CLASSIFICATION)
+    ] = None,
     targets: Annotated[
         Path | None,
         typer.Option(

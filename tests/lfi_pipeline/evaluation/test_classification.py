@@ -1,26 +1,37 @@
-"""Protocol classification: the scores of a run's own head."""
+"""Protocol classification: a run's own head, k-NN and the linear probe, and the images that they are fitted on."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
-from lfi_pipeline.data import images
-from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
+from lfi_pipeline.data import Dataset, images, read_dataset
+from lfi_pipeline.errors import ConfigError, DatasetError
+from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs, loading, probes
 from lfi_pipeline.evaluation.classification import ClassificationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report import load_run as read_run
+from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.validate import mean_average_precision
 
 CPU = EvaluationConfig(device="cpu")
 
 
-def classification_of(run: Path, common: EvaluationConfig = CPU) -> ProtocolResult:
-    return evaluate_runs([run], {"classification": ClassificationConfig()}, common)[run]["classification"]
+def classification_of(run: Path, common: EvaluationConfig = CPU, **options: Any) -> ProtocolResult:
+    config = ClassificationConfig(**{"probes": False, **options})
+    return evaluate_runs([run], {"classification": config}, common)[run]["classification"]
 
 
 def test_the_head_scores_as_at_the_end_of_training(run_of: dict[str, Path]) -> None:
@@ -32,7 +43,7 @@ def test_the_head_scores_as_at_the_end_of_training(run_of: dict[str, Path]) -> N
     assert set(domains) == {"colour", "grey", "outline", "photo"}
     assert domains["photo"] == found.scores["map_heldout"]
     assert all(0 <= value <= 1 for value in domains.values())
-    assert found.settings == {"dataset": "scenes", "split": "val", "weights": "last"}
+    assert found.settings == {"dataset": "scenes", "split": "val", "weights": "last", "probes": False}
     assert read_run(run_of["lfi"]).map_seen == found.scores["map_seen"]
 
 
@@ -63,9 +74,135 @@ def test_best_weights_and_moved_images_on_request(
     assert classification_of(run).scores == best.scores
 
 
-def test_a_run_without_a_task_has_no_heads_scores(run_of: dict[str, Path]) -> None:
+@pytest.fixture
+def without_task(run_of: dict[str, Path]) -> Path:
+    """The run of objective `none`, made one of pure distillation."""
     path = run_of["none"] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "none"}))
     weights = run_of["none"] / "checkpoints/last.safetensors"
     save_file({n: v for n, v in load_file(weights).items() if not n.startswith("head.")}, weights)
-    assert not {name for name in classification_of(run_of["none"]).scores if name.startswith(("map_", "top"))}
+    return run_of["none"]
+
+
+def test_a_run_without_a_task_has_no_heads_scores(without_task: Path) -> None:
+    assert classification_of(without_task).scores == {}
+
+
+def test_the_probes_are_those_of_the_students_features(run_of: dict[str, Path], scenes_root: Path) -> None:
+    """Against scikit-learn's k-NN and regression on features taken one image at a time."""
+    found = classification_of(run_of["lfi"], probes=True)
+    student = load_run(run_of["lfi"], device="cpu").student
+    features, labels, domains = {}, {}, []
+    for split in ("train", "val"):
+        dataset = read_dataset("scenes", scenes_root, split)
+        images = PlainImages(dataset, [student.size])
+        with torch.no_grad():
+            features[split] = np.concatenate(
+                [student(images[i][0][student.size][None]).pooled for i in range(len(images))]
+            )
+        labels[split] = torch.stack([images[i][1] for i in range(len(images))])
+        domains = [sample.domain for sample in dataset.samples]
+    voters = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
+    voters.fit(features["train"], labels["train"].long().numpy())
+    votes = voters.predict_proba(features["val"])
+    known = labels["train"].bool().any(0) & ~labels["train"].bool().all(0)
+    scaler = StandardScaler().fit(features["train"])
+    told = found.details["probes"]
+    model = LogisticRegression(C=1 / (told["l2"] * len(labels["train"])), tol=1e-9, max_iter=3000)
+    scores = {name: torch.zeros_like(labels["val"]) for name in ("knn", "linear")}
+    for each in range(len(known)):
+        if known[each]:
+            scores["knn"][:, each] = torch.from_numpy(votes[each][:, 1])
+            model.fit(scaler.transform(features["train"]), labels["train"][:, each].numpy())
+            scores["linear"][:, each] = torch.from_numpy(model.predict_proba(scaler.transform(features["val"]))[:, 1])
+    for part, rows in (("heldout", [d == "photo" for d in domains]), ("seen", [d != "photo" for d in domains])):
+        for name, tolerance in (("knn", 1e-6), ("linear", 0.01)):
+            again = mean_average_precision(scores[name][rows], labels["val"][rows])
+            assert found.scores[f"{name}_map_{part}"] == pytest.approx(again, abs=tolerance)
+    assert told["training_images"] == len(labels["train"])
+    assert told["validation_images"] == len(labels["val"])
+    assert told["held_back"] == len(labels["train"]) // 5
+    assert told["l2"] in [l2 for l2, _ in told["l2_grid"]]
+    assert told["knn_map_per_domain"]["photo"] == found.scores["knn_map_heldout"]
+    assert found.settings == {
+        **{"dataset": "scenes", "split": "val", "weights": "last"},
+        **{"probes": True, "probe_limit": None, "knn_k": 20, "knn_temperature": 0.07},
+    }
+
+
+def test_probes_see_no_held_out_domain_and_no_more_images_than_asked_for(
+    run_of: dict[str, Path], scenes_root: Path
+) -> None:
+    training = read_dataset("scenes", scenes_root, "train")
+    path = run_of["none"] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seen_domains": ["grey"]}))
+    found = classification_of(run_of["none"], probes=True, knn_k=3)
+    grey = [sample.domain for sample in training.samples].count("grey")
+    assert 5 <= found.details["probes"]["training_images"] == grey < len(training)
+    limited = classification_of(run_of["none"], probes=True, knn_k=3, probe_limit=5)
+    assert limited.details["probes"]["training_images"] == 5
+    assert limited.settings["probe_limit"] == 5
+
+
+def test_a_run_without_a_task_is_probed_by_the_labels_there_are(without_task: Path) -> None:
+    scores = classification_of(without_task, probes=True).scores
+    assert {name.split("_")[0] for name in scores} == {"knn", "linear"}
+    assert scores["linear_map_seen"] is not None
+
+
+def test_one_label_an_image_is_scored_by_top_1_too(run_of: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_label(*names: Any) -> Dataset:
+        dataset = read_dataset(*names)
+        return replace(dataset, samples=[replace(s, labels=s.labels[:1]) for s in dataset.samples])
+
+    for module in (loading, probes):
+        monkeypatch.setattr(module, "read_dataset", first_label)
+    path = run_of["none"] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "classification"}))
+    scores = classification_of(run_of["none"], probes=True).scores
+    for prefix in ("", "knn_", "linear_"):
+        for part in ("seen", "heldout"):
+            assert 0 <= (scores[f"{prefix}top1_{part}"] or 0.0) <= 1
+            assert f"{prefix}map_{part}" in scores
+
+
+def test_unreadable_images_neither_vote_nor_count(run_of: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"train": 0, "val": 0}
+    plain = PlainImages.__getitem__
+
+    def item(self: PlainImages, position: int) -> Any:
+        views, labels, _ = plain(self, position)
+        broken[self.dataset.split] += position % 4 == 0
+        return views, labels, position % 4 != 0
+
+    monkeypatch.setattr(PlainImages, "__getitem__", item)
+    found = classification_of(run_of["none"], probes=True, knn_k=3)
+    assert found.details["unreadable"] == broken["val"] > 0
+    assert found.details["probes"]["training_images"] == 3 * broken["train"]
+    assert found.details["probes"]["validation_images"] == 3 * broken["val"]
+
+
+def test_what_cannot_be_probed_is_refused(run_of: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of["none"]
+    with pytest.raises(ConfigError, match=r"k = 500 of \d+ images"):
+        classification_of(run, probes=True, knn_k=500)
+    for name, value in (("probe_limit", 0), ("knn_k", 0), ("knn_temperature", 0.0)):
+        with pytest.raises(ConfigError, match=f"{name} must be"):
+            ClassificationConfig(**{name: value})
+    path = run / "config.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"seen_domains": ["photo"]}))
+    with pytest.raises(DatasetError, match=r"trained on \(photo\); it has none"):
+        classification_of(run, probes=True)
+    path.write_text(json.dumps(record))
+    plain = loading.read_dataset
+    monkeypatch.setattr(probes, "read_dataset", lambda *names: replace(plain(*names), classes=("cat",)))
+    with pytest.raises(DatasetError, match="must have the same classes"):
+        classification_of(run, probes=True)
+    bare = lambda *names: replace(d := plain(*names), samples=[replace(s, labels=()) for s in d.samples])  # noqa: E731
+    monkeypatch.setattr(probes, "read_dataset", bare)
+    with pytest.raises(ConfigError, match="need training images with labels"):
+        classification_of(run, probes=True)
+    monkeypatch.setattr(loading, "read_dataset", bare)
+    with pytest.raises(ConfigError, match="classification needs labels; split val"):
+        classification_of(run)

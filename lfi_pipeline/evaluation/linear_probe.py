@@ -1,0 +1,182 @@
+"""Linear probe: logistic regression on frozen features, its regularisation chosen on training images held back.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (CLIP), ICML 2021, appendix A.3:
+L-BFGS, and an L2 penalty from a logarithmic sweep on held-out data, then a fit on all training images. Multinomial
+where every image has one label, else one binary regression a class, all with one penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.training.tasks import CLASSIFICATION
+
+L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(2, -13, -1))
+"""10 to 1e-6 in half decades, strongest first: each fit starts from the one before it."""
+HELD_BACK = 5
+"""One image of so many is held back to choose the penalty."""
+_PATIENCE = 4  # penalties in a row that are worse than the best end the sweep: the weakest take longest to fit
+_ROWS = 65536
+_ITERATIONS = 300
+_LEAST_VARIATION = 1e-6  # of a feature against its mean: below it is rounding, not variation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearProbe:
+    """A fitted probe.
+
+    Attributes:
+        mean, scale: of the features it was fitted on, [D]; a feature that never varied has scale 1.
+        weight: [C, D], of standardised features; zero for a class that could not be fitted.
+        bias: [C].
+        known: bool [C], classes with positives (and, of several labels, negatives) among the images it was fitted on.
+        always: bool [C], classes that every one of those images has.
+        task: `classification` or `multi-label`.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    known: Tensor
+    always: Tensor
+    task: str
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the probability of each class, [Q, C]; 0 for a class that the training images lack."""
+        logits = (features - self.mean) / self.scale @ self.weight.T + self.bias
+        logits = logits.masked_fill(~self.known, -torch.inf)
+        found = logits.softmax(1) if self.task == CLASSIFICATION else logits.sigmoid()
+        return torch.where(self.always, 1.0, found.nan_to_num(0.0))  # a softmax over no class at all is not a number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenProbe:
+    """A probe fitted on all images, and how its penalty was chosen.
+
+    Attributes:
+        probe: the probe.
+        l2: its penalty.
+        held_back: images on which penalties were compared.
+        grid: penalty that was tried -> score on the images held back.
+    """
+
+    probe: LinearProbe
+    l2: float
+    held_back: int
+    grid: dict[float, float]
+
+
+def choose_probe(
+    features: Tensor,
+    labels: Tensor,
+    task: str,
+    metric: Callable[[Tensor, Tensor], float],
+    *,
+    grid: Sequence[float] = L2_GRID,
+    seed: int = 0,
+) -> ChosenProbe:
+    """Fit a probe for each penalty on four fifths of the images, and with the best one on all.
+
+    Args:
+        features: [N, D].
+        labels: [N, C], 0 or 1.
+        task: `classification` or `multi-label`.
+        metric: of scores and labels [R, C]; higher is better. Among equals the strongest penalty is taken.
+        grid: penalties, the strongest first; weak ones are left out once several in a row were worse.
+        seed: which images are held back.
+
+    Raises:
+        ConfigError: fewer than `HELD_BACK` images.
+    """
+    if len(features) < HELD_BACK:
+        raise ConfigError(
+            f"The linear probe needs {HELD_BACK} training images at least, found {len(features)}. Raise --probe-limit, "
+            "or give --no-probes."
+        )
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).to(features.device)
+    count = len(features) // HELD_BACK
+    held, kept = order[:count], order[count:]
+    found: dict[float, float] = {}
+    probe: LinearProbe | None = None
+    for l2 in tqdm(grid, desc="linear probe", unit="fit", leave=False):
+        probe = fit_probe(features[kept], labels[kept], task, l2, start=probe)
+        found[l2] = metric(probe.scores(features[held]), labels[held])
+        best = max(found, key=lambda tried: (found[tried], tried))
+        if len(found) > _PATIENCE and all(score < found[best] for score in list(found.values())[-_PATIENCE:]):
+            break
+    return ChosenProbe(probe=fit_probe(features, labels, task, best), l2=best, held_back=count, grid=found)
+
+
+def fit_probe(
+    features: Tensor, labels: Tensor, task: str, l2: float, *, start: LinearProbe | None = None
+) -> LinearProbe:
+    """Minimise the mean loss of the images plus l2/2 times the squared weights; biases are free.
+
+    The loss is the cross-entropy, or the sum over classes of the binary one. With N images, `l2` is scikit-learn's
+    1 / (C N).
+
+    Args:
+        features: [N, D]; standardised here.
+        labels: [N, C], 0 or 1.
+        task: `classification` or `multi-label`.
+        l2: the penalty, positive.
+        start: a probe fitted on the same images, to start from.
+    """
+    positives = labels.sum(0)
+    always = positives == len(labels)
+    known = (positives > 0) & ~always
+    mean = features.double().mean(0)
+    scale = features.double().std(0, correction=0)
+    scale = torch.where(scale > _LEAST_VARIATION * mean.abs(), scale, 1.0)
+    x, targets = ((features - mean) / scale).to(features.dtype), labels[:, known].to(features.dtype)
+    classes, width = labels.shape[1], features.shape[1]
+    weight, bias = features.new_zeros(classes, width), features.new_zeros(classes)
+    if known.any():
+        initial = torch.zeros_like(bias) if start is None else start.bias
+        solved = _minimise(
+            x, targets, task, l2, (weight if start is None else start.weight)[known].clone(), initial[known].clone()
+        )
+        weight[known], bias[known] = solved
+    return LinearProbe(
+        mean=mean.to(features.dtype),
+        scale=scale.to(features.dtype),
+        weight=weight,
+        bias=bias,
+        known=known,
+        always=always,
+        task=task,
+    )
+
+
+def _minimise(x: Tensor, targets: Tensor, task: str, l2: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    weight.requires_grad_()
+    bias.requires_grad_()
+    loss_of = F.cross_entropy if task == CLASSIFICATION else F.binary_cross_entropy_with_logits
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=_ITERATIONS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        total = l2 / 2 * weight.square().sum()
+        torch.autograd.backward(total)
+        for rows, wanted in zip(torch.split(x, _ROWS), torch.split(targets, _ROWS), strict=True):
+            loss = loss_of(F.linear(rows, weight, bias), wanted, reduction="sum") / len(x)
+            torch.autograd.backward(loss)
+            total = total.detach() + loss.detach()
+        return total.detach()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
