@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lfi_pipeline.evaluation.results import ProtocolResult
     from lfi_pipeline.report.seed_tables import SeedRow
 
-_DECIMALS = {"nats": 3, "steps": 0, "seconds": 1, "ratio": 2}
+_SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}
+_UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
 
 
 def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult]) -> None:
@@ -25,7 +26,7 @@ def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult])
 
     for protocol, result in results.items():
         rows = [
-            (measure.heading, _value(measure, score))
+            (measure.heading, _value(measure, score) + _UNITS.get(measure.unit, ""))
             for measure in MEASURES[protocol]
             if (score := result.scores.get(measure.name)) is not None
         ]
@@ -48,7 +49,7 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
             ]
             table.add_row(row.label, str(len(row.seeds)), *cells)
         console.print(table)
-    console.print("mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
+    console.print("shares in per cent; mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
     for note in notes:
         console.print(note, markup=False, style="dim", soft_wrap=True)
 
@@ -59,9 +60,8 @@ def _of(count: int, seeds: int) -> str:
 
 
 def _value(measure: Measure, value: float, half: float | None = None) -> str:
-    factor, decimals, unit = (100, 1, " %") if measure.unit == "share" else (1, _DECIMALS[measure.unit], "")
-    interval = f" ± {factor * half:.{decimals}f}" if half is not None else ""
-    return f"{factor * value:.{decimals}f}{interval}{unit or (' s' if measure.unit == 'seconds' else '')}"
+    factor, decimals = _SHOWN[measure.unit]
+    return f"{factor * value:.{decimals}f}" + (f" ± {factor * half:.{decimals}f}" if half is not None else "")
 
 
 def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -19,7 +19,7 @@ Fails = Callable[..., str]
 
 
 def test_scores(lfi: Callable[..., Any], trained: Path, tiny_val_targets: Path) -> None:
-    words = ("evaluate", trained, "--targets", tiny_val_targets, "--device", "cpu")
+    words = ("evaluate", trained, "--targets", tiny_val_targets, "--no-probes", "--device", "cpu")
     result = lfi(*words, "--json").json
     assert list(result) == ["runs", "tables"]
     assert result["tables"] == {}
@@ -37,10 +37,13 @@ def test_scores(lfi: Callable[..., Any], trained: Path, tiny_val_targets: Path) 
         assert name in shown.out
 
 
-def test_without_targets(lfi: Callable[..., Any], trained: Path) -> None:
-    ended = lfi("evaluate", trained, "--device", "cpu", "--json")
+def test_probes_without_targets(lfi: Callable[..., Any], trained: Path) -> None:
+    ended = lfi("evaluate", trained, "--probe-limit", 20, "--knn-k", 5, "--device", "cpu", "--json")
     assert ended.code == 0
     assert list(ended.json["runs"][str(trained)]) == ["classification"]
+    found = ended.json["runs"][str(trained)]["classification"]
+    assert found["scores"].keys() >= {"knn_map_seen", "linear_map_heldout"}
+    assert (found["settings"]["probe_limit"], found["settings"]["knn_k"]) == (20, 5)
 
 
 def test_targets_without_masks_are_told_and_the_rest_is_scored(
@@ -48,7 +51,8 @@ def test_targets_without_masks_are_told_and_the_rest_is_scored(
 ) -> None:
     read = run.read_dataset
     monkeypatch.setattr(run, "read_dataset", lambda *names: dataclasses.replace(read(*names), instances={}))
-    ended = lfi("evaluate", trained, "--targets", tiny_val_targets, "--device", "cpu", "--json")
+    words = ("evaluate", trained, "--targets", tiny_val_targets, "--no-probes", "--device", "cpu")
+    ended = lfi(*words, "--json")
     assert list(ended.json["runs"][str(trained)]) == ["classification"]
     assert "no masks, so grounding is not scored" in ended.err
 
@@ -58,7 +62,7 @@ def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_p
     record = json.loads((other / "config.json").read_text())
     record["settings"]["seed"] = record["seed"] = 1
     (other / "config.json").write_text(json.dumps(record))
-    words = ("evaluate", trained, other, "--protocol", "classification", "--device", "cpu")
+    words = ("evaluate", trained, other, "--protocol", "classification", "--no-probes", "--device", "cpu")
     result = lfi(*words, "--json").json
     (row,) = result["tables"]["classification"]
     assert (row["label"], row["seeds"]) == ("lfi", [0, 1])
@@ -66,7 +70,7 @@ def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_p
     assert row["scores"]["map_seen"] == {"mean": pytest.approx(mean), "half": 0.0, "count": 2}
     shown = lfi(*words)
     assert shown.code == 0
-    assert "± 0.0 %" in shown.out
+    assert f"{100 * mean:.1f} ± 0.0" in " ".join(shown.out.split())
 
 
 def test_seeds_that_never_reached_the_reference_do_not_vanish_in_a_mean(

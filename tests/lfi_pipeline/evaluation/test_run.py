@@ -20,7 +20,7 @@ from lfi_pipeline.evaluation.run import default_protocols
 from lfi_pipeline.score_names import HEAD_SCORES
 
 CPU = EvaluationConfig(device="cpu")
-CLASSES = {"classification": ClassificationConfig()}
+CLASSES = {"classification": ClassificationConfig(probes=False)}
 
 
 def test_every_run_is_scored_by_every_protocol_and_keeps_the_results(
