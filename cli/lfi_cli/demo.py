@@ -51,7 +51,7 @@ def demo(
             *("--learning-rate", LEARNING_RATES[objective]),
             *("--epochs", epochs, "--seed", seed, "--out", run),
         )
-        scores[objective] = _run("evaluate", run, "--targets", shards_val)["runs"][str(run)]
+        scores[objective] = _run("evaluate", run, "--targets", shards_val, "--no-probes")["runs"][str(run)]
     page = _run("report", *runs.values(), "--out", out / "report.html", "--title", "LFI demo")["report"]
 
     grounding = inspected["pointing"][-1]

@@ -96,7 +96,9 @@ def _task(loaded: LoadedRun, dataset: Dataset) -> str:
 
 def _head_scores(loaded: LoadedRun, dataset: Dataset, found: FrozenFeatures) -> tuple[dict[str, Any], dict[str, Any]]:
     assert found.logits is not None  # a run with a task has a head
-    predictions = Predictions(probabilities(loaded.task, found.logits) * found.read[:, None], found.labels, found.read)
+    predictions = Predictions(
+        probabilities(loaded.task, found.logits) * found.read[:, None], found.labels.float(), found.read
+    )
     domains = [sample.domain for sample in dataset.samples]
     scored = score_domains(predictions, loaded.task, domains, frozenset(loaded.record["seen_domains"]))
     scores = {name: value for name, value in scored.items() if name in HEAD_SCORES}

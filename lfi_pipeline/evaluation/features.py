@@ -24,7 +24,7 @@ class FrozenFeatures:
     Attributes:
         pooled: fp32 [S, D].
         logits: fp32 [S, C]; None for a student without a head.
-        labels: fp32 [S, C], 0 or 1.
+        labels: bool [S, C].
         read: bool [S]; False where an image could not be read: what is said of it does not count.
     """
 
@@ -63,7 +63,7 @@ def frozen_features(
         for views, labels, read in DataLoader(images, batch_size=_BATCH, num_workers=workers):
             features = student(views[student.size].to(device))
             logits = features.logits.float().cpu() if features.logits is not None else None
-            parts.append((features.pooled.float().cpu(), logits, labels, read))
+            parts.append((features.pooled.float().cpu(), logits, labels.bool(), read))
             bar.update(len(labels))
     pooled, logits_of, labels_of, read_of = zip(*parts, strict=True)
     return FrozenFeatures(

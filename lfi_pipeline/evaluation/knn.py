@@ -8,6 +8,8 @@ A class's score is its share of the votes, so that images with several labels ar
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +33,7 @@ def knn_scores(
 
     Args:
         reference: features [N, D] of the images that vote; all tensors on one device.
-        labels: [N, C], 0 or 1.
+        labels: bool [N, C].
         queries: features [Q, D] of the images to classify.
         k: neighbours that vote.
         temperature: of the votes.
@@ -48,12 +50,14 @@ def knn_scores(
     if temperature <= 0:
         raise ConfigError(f"knn_temperature must be positive, got {temperature}.")
     reference = F.normalize(reference, dim=1)
-    scores = []
+    scores: list[Tensor] = []
     for part in torch.split(F.normalize(queries, dim=1), chunks[0]):
         similarity, neighbour = _nearest(part, reference, k, chunks[1])
         votes = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1, whatever the temperature
         votes = votes / votes.sum(1, keepdim=True)
-        scores.append(torch.einsum("qk,qkc->qc", votes, labels[neighbour].to(votes.dtype)))
+        # one neighbour at a time: the labels of all would be [Q, k, C]
+        voted = (vote[:, None] * labels[voter] for vote, voter in zip(votes.T, neighbour.T, strict=True))
+        scores.append(functools.reduce(torch.add, voted))
     return torch.cat(scores)
 
 

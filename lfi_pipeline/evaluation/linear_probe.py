@@ -87,7 +87,7 @@ def choose_probe(
 
     Args:
         features: [N, D].
-        labels: [N, C], 0 or 1.
+        labels: bool [N, C].
         task: `classification` or `multi-label`.
         metric: of scores and labels [R, C]; higher is better. Among equals the strongest penalty is taken.
         grid: penalties, the strongest first; weak ones are left out once several in a row were worse.
@@ -104,11 +104,12 @@ def choose_probe(
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).to(features.device)
     count = len(features) // HELD_BACK
     held, kept = order[:count], order[count:]
+    fitted, compared = (features[kept], labels[kept]), (features[held], labels[held])
     found: dict[float, float] = {}
     probe: LinearProbe | None = None
     for l2 in tqdm(grid, desc="linear probe", unit="fit", leave=False):
-        probe = fit_probe(features[kept], labels[kept], task, l2, start=probe)
-        found[l2] = metric(probe.scores(features[held]), labels[held])
+        probe = fit_probe(*fitted, task, l2, start=probe)
+        found[l2] = metric(probe.scores(compared[0]), compared[1])
         best = max(found, key=lambda tried: (found[tried], tried))
         if len(found) > _PATIENCE and all(score < found[best] for score in list(found.values())[-_PATIENCE:]):
             break
@@ -125,7 +126,7 @@ def fit_probe(
 
     Args:
         features: [N, D]; standardised here.
-        labels: [N, C], 0 or 1.
+        labels: bool [N, C].
         task: `classification` or `multi-label`.
         l2: the penalty, positive.
         start: a probe fitted on the same images, to start from.
@@ -133,21 +134,28 @@ def fit_probe(
     positives = labels.sum(0)
     always = positives == len(labels)
     known = (positives > 0) & ~always
-    mean = features.double().mean(0)
-    scale = features.double().std(0, correction=0)
+    parts = torch.split(features, _ROWS)  # a copy of all in double precision might not fit
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(features)
+    squares = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0)
+    scale = (squares / len(features)).sqrt()
     scale = torch.where(scale > _LEAST_VARIATION * mean.abs(), scale, 1.0)
-    x, targets = ((features - mean) / scale).to(features.dtype), labels[:, known].to(features.dtype)
+    mean, scale = mean.to(features.dtype), scale.to(features.dtype)
     classes, width = labels.shape[1], features.shape[1]
     weight, bias = features.new_zeros(classes, width), features.new_zeros(classes)
     if known.any():
         initial = torch.zeros_like(bias) if start is None else start.bias
         solved = _minimise(
-            x, targets, task, l2, (weight if start is None else start.weight)[known].clone(), initial[known].clone()
+            (features - mean) / scale,
+            labels[:, known],
+            task,
+            l2,
+            (weight if start is None else start.weight)[known].clone(),
+            initial[known].clone(),
         )
         weight[known], bias[known] = solved
     return LinearProbe(
-        mean=mean.to(features.dtype),
-        scale=scale.to(features.dtype),
+        mean=mean,
+        scale=scale,
         weight=weight,
         bias=bias,
         known=known,
@@ -173,7 +181,7 @@ def _minimise(x: Tensor, targets: Tensor, task: str, l2: float, weight: Tensor, 
         total = l2 / 2 * weight.square().sum()
         torch.autograd.backward(total)
         for rows, wanted in zip(torch.split(x, _ROWS), torch.split(targets, _ROWS), strict=True):
-            loss = loss_of(F.linear(rows, weight, bias), wanted, reduction="sum") / len(x)
+            loss = loss_of(F.linear(rows, weight, bias), wanted.to(x.dtype), reduction="sum") / len(x)
             torch.autograd.backward(loss)
             total = total.detach() + loss.detach()
         return total.detach()

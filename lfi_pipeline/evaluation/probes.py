@@ -52,7 +52,7 @@ def probe_scores(
         raise ConfigError(f"The probes need {asked}; the run's data set does not have them. Give --no-probes.")
     queries = validation.pooled.to(device)
     neighbours = knn_scores(features, labels, queries, k=config.knn_k, temperature=config.knn_temperature)
-    chosen = choose_probe(features, labels, task, lambda scores, truth: _metric(scores, truth, task))
+    chosen = choose_probe(features, labels, task, lambda scores, truth: _metric(scores, truth.float(), task))
     seen = frozenset(loaded.record["seen_domains"])
     domains = [sample.domain for sample in dataset.samples]
     details: dict[str, Any] = {
@@ -65,7 +65,7 @@ def probe_scores(
     }
     scores: dict[str, float | None] = {}
     for prefix, found in (("knn", neighbours), ("linear", chosen.probe.scores(queries))):
-        predictions = Predictions(found.cpu() * validation.read[:, None], validation.labels, validation.read)
+        predictions = Predictions(found.cpu() * validation.read[:, None], validation.labels.float(), validation.read)
         scored = score_domains(predictions, task, domains, seen)
         names = [f"{measure}_{part}" for measure in ("top1", "map") for part in ("seen", "heldout")]
         scores |= {f"{prefix}_{name}": scored[name] for name in names if name in scored}  # type: ignore[misc]

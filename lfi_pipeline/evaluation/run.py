@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.evaluation.config import EvaluationConfig
@@ -39,13 +41,14 @@ def evaluate_runs(
     functions = {name: load_protocol(name).run for name in configs}
     for run in runs:
         recorded_config(run)
-    results: dict[Path, dict[str, ProtocolResult]] = {}
-    for run in dict.fromkeys(runs):
-        results[run] = {}
-        for name, function in functions.items():
-            result = function(run, common or EvaluationConfig(), configs[name])
-            write_result(run, result)
-            results[run][name] = result
+    results: dict[Path, dict[str, ProtocolResult]] = {run: {} for run in runs}
+    work = [(run, name) for run in results for name in functions]
+    with tqdm(total=len(work), unit="result", leave=False, disable=len(work) == 1) as bar:
+        for run, name in work:
+            bar.set_description(f"{run.name}: {name}")
+            results[run][name] = functions[name](run, common or EvaluationConfig(), configs[name])
+            write_result(run, results[run][name])
+            bar.update()
     return results
 
 

@@ -22,7 +22,7 @@ def drawn(seed: int, count: int = 60, width: int = 7, classes: int = 4) -> tuple
     centres = torch.randn(classes, width, generator=generator)
     named = torch.randint(classes, (count,), generator=generator)
     features = centres[named] + torch.randn(count, width, generator=generator)
-    return features, F.one_hot(named, classes).float(), torch.randn(25, width, generator=generator)
+    return features, F.one_hot(named, classes).bool(), torch.randn(25, width, generator=generator)
 
 
 def reference(features: Tensor, target: npt.NDArray[np.int64], queries: Tensor, k: int) -> KNeighborsClassifier:
@@ -35,13 +35,13 @@ def reference(features: Tensor, target: npt.NDArray[np.int64], queries: Tensor, 
 @pytest.mark.parametrize("k", [1, 5, 20, 60])
 def test_one_label_an_image_as_scikit_learn_scores_it(k: int) -> None:
     features, labels, queries = drawn(k)
-    expected = reference(features, labels.argmax(1).numpy(), queries, k)
+    expected = reference(features, labels.int().argmax(1).numpy(), queries, k)
     np.testing.assert_allclose(knn_scores(features, labels, queries, k=k), expected, atol=2e-5)
 
 
 def test_several_labels_an_image_as_scikit_learn_scores_them() -> None:
     features, _, queries = drawn(3)
-    labels = (torch.rand(60, 5, generator=torch.Generator().manual_seed(3)) < 0.4).float()
+    labels = torch.rand(60, 5, generator=torch.Generator().manual_seed(3)) < 0.4
     expected = reference(features, labels.long().numpy(), queries, 20)
     positives = np.stack([each[:, 1] for each in expected], 1)
     np.testing.assert_allclose(knn_scores(features, labels, queries, k=20), positives, atol=2e-5)
@@ -65,7 +65,7 @@ def test_neither_chunks_nor_scale_nor_order_matter(seed: int, k: int, chunks: tu
 
 def test_a_nearer_neighbour_has_more_to_say() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    labels = torch.eye(2)
+    labels = torch.eye(2).bool()
     ((near, far),) = knn_scores(features, labels, torch.tensor([[2.0, 1.0]]), k=2).tolist()
     assert near / far == pytest.approx(np.exp((2 - 1) / np.sqrt(5) / TEMPERATURE), rel=1e-4)
     even = knn_scores(features, labels, torch.tensor([[2.0, 1.0]]), k=2, temperature=1e6)

@@ -25,14 +25,14 @@ def single(count: int = 150, width: int = 6, classes: int = 4) -> tuple[Tensor, 
     centres = torch.randn(classes, width, generator=generator)
     named = torch.randint(classes, (count,), generator=generator)
     features = centres[named] + 1.5 * torch.randn(count, width, generator=generator)
-    return features * torch.tensor([1e3, 1.0, 1e-3, 1.0, 7.0, 1.0]) + 5.0, F.one_hot(named, classes).float()
+    return features * torch.tensor([1e3, 1.0, 1e-3, 1.0, 7.0, 1.0]) + 5.0, F.one_hot(named, classes).bool()
 
 
 def several(count: int = 150, width: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(count, width, generator=generator)
     logits = features @ torch.randn(width, classes, generator=generator) - 1
-    return 1e3 * features, (torch.rand(count, classes, generator=generator) < logits.sigmoid()).float()
+    return 1e3 * features, (torch.rand(count, classes, generator=generator) < logits.sigmoid())
 
 
 def standardised(features: Tensor) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_one_label_an_image_as_scikit_learn_fits_it(dtype: torch.dtype, toleranc
     features, labels = single()
     probe = fit_probe(features.to(dtype), labels, CLASSIFICATION, l2)
     model = LogisticRegression(C=1 / (l2 * len(features)), tol=1e-10, max_iter=5000)
-    expected = model.fit(standardised(features), labels.argmax(1).numpy()).predict_proba(standardised(features))
+    expected = model.fit(standardised(features), labels.int().argmax(1).numpy()).predict_proba(standardised(features))
     np.testing.assert_allclose(probe.scores(features.to(dtype)), expected, atol=tolerance)
     # the softmax leaves a constant free, which the penalty fixes for weights
     np.testing.assert_allclose(probe.weight, model.coef_, atol=10 * tolerance)
@@ -82,7 +82,7 @@ def test_neither_scale_nor_order_of_the_features_matters(task: str) -> None:
 @pytest.mark.parametrize("task", [CLASSIFICATION, MULTI_LABEL])
 def test_a_class_without_images_scores_nothing_and_changes_nothing(task: str) -> None:
     features, labels = single() if task == CLASSIFICATION else several()
-    wider = torch.cat([labels[:, :2], torch.zeros(len(labels), 1), labels[:, 2:]], 1)
+    wider = torch.cat([labels[:, :2], torch.zeros(len(labels), 1, dtype=torch.bool), labels[:, 2:]], 1)
     scores = fit_probe(features, wider, task, L2).scores(features)
     assert (scores[:, 2] == 0).all()
     kept = scores[:, [i for i in range(wider.shape[1]) if i != 2]]
@@ -91,11 +91,13 @@ def test_a_class_without_images_scores_nothing_and_changes_nothing(task: str) ->
 
 def test_a_class_that_every_image_has_is_certain() -> None:
     features, labels = several()
-    scores = fit_probe(features, torch.cat([labels, torch.ones(len(labels), 1)], 1), MULTI_LABEL, L2).scores(features)
+    scores = fit_probe(
+        features, torch.cat([labels, torch.ones(len(labels), 1, dtype=torch.bool)], 1), MULTI_LABEL, L2
+    ).scores(features)
     assert (scores[:, -1] == 1).all()
     torch.testing.assert_close(scores[:, :-1], fit_probe(features, labels, MULTI_LABEL, L2).scores(features))
-    only = F.one_hot(torch.ones(len(labels), dtype=torch.long), 3).float()
-    assert fit_probe(features, only, CLASSIFICATION, L2).scores(features).tolist() == only.tolist()
+    only = F.one_hot(torch.ones(len(labels), dtype=torch.long), 3).bool()
+    assert fit_probe(features, only, CLASSIFICATION, L2).scores(features).tolist() == only.float().tolist()
 
 
 def test_a_feature_that_never_varies_is_ignored() -> None:
@@ -114,7 +116,7 @@ def test_the_penalty_is_the_best_on_images_held_back_and_the_fit_is_of_all() -> 
 
     def metric(scores: Tensor, truth: Tensor) -> float:
         tried.append((len(scores), len(truth)))
-        return top_k_accuracy(scores, truth, 1)
+        return top_k_accuracy(scores, truth.float(), 1)
 
     chosen = choose_probe(features, labels, CLASSIFICATION, metric)
     assert set(tried) == {(30, 30)}
@@ -131,8 +133,10 @@ def test_the_images_held_back_take_no_part_in_the_fits() -> None:
     """Labels of noise can be learned by heart, and that must not look like skill."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 150, generator=generator)
-    labels = F.one_hot(torch.randint(2, (200,), generator=generator), 2).float()
-    chosen = choose_probe(features, labels, CLASSIFICATION, lambda scores, truth: top_k_accuracy(scores, truth, 1))
+    labels = F.one_hot(torch.randint(2, (200,), generator=generator), 2).bool()
+    chosen = choose_probe(
+        features, labels, CLASSIFICATION, lambda scores, truth: top_k_accuracy(scores, truth.float(), 1)
+    )
     assert max(chosen.grid.values()) < 0.75
 
 
