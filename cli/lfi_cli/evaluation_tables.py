@@ -65,7 +65,14 @@ def _value(measure: Measure, value: float, half: float | None = None) -> str:
 
 
 def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
-    return [(f"mAP, {domain}", percent(value)) for domain, value in details.get("map_per_domain", {}).items()]
+    domains = details.get("map_per_domain", {}).items()
+    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains]
+    if (probes := details.get("probes")) is not None:
+        fitted = (
+            f"{probes['training_images']:,} training images; L2 {probes['l2']:.1e} by {probes['held_back']:,} of them"
+        )
+        rows.append(("probes fitted on", fitted))
+    return rows
 
 
 def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -44,6 +44,8 @@ def test_probes_without_targets(lfi: Callable[..., Any], trained: Path) -> None:
     found = ended.json["runs"][str(trained)]["classification"]
     assert found["scores"].keys() >= {"knn_map_seen", "linear_map_heldout"}
     assert (found["settings"]["probe_limit"], found["settings"]["knn_k"]) == (20, 5)
+    shown = lfi("evaluate", trained, "--probe-limit", 20, "--knn-k", 5, "--device", "cpu").out
+    assert "20 training images; L2" in shown
 
 
 def test_targets_without_masks_are_told_and_the_rest_is_scored(
