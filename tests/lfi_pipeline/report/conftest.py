@@ -129,12 +129,12 @@ def write_run(
     """Write one run directory and return it."""
     key = "shuffled" if maps != "teacher" else objective
     rng = np.random.default_rng(zlib.crc32(f"{key}{seed}".encode()))
-    final = np.array(FINAL[key]) + rng.normal(0, [0.006, 0.008])
+    final = np.array(FINAL[key.split("+")[0]]) + rng.normal(0, [0.006, 0.008])
     if seen is not None:
         final[0] = seen
     path = root / name
     path.mkdir(parents=True)
-    queries = objective == "lfi"
+    queries = "lfi" in objective.split("+")
     fields: dict[str, Any] = {
         "name": name,
         "student": "vit_tiny_patch16_224",
@@ -192,6 +192,7 @@ def write_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if summary:
         parameters = {"backbone": 5_524_416, "head": 11_580, "queries": 412_160 if queries else 0}
+        parameters |= {"kept_queries": 0, "terms": 0}
         took = {
             "steps": steps,
             "seconds": 66.0,
