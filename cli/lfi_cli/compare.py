@@ -84,7 +84,8 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
 def _draw(console: Console, table: TextTable, lines: bool = False) -> None:
     drawn = Table(title=table.title, title_justify="left", show_lines=lines)
     for place, heading in enumerate(table.headings):
-        drawn.add_column(heading, justify="right" if place else "left")
+        needed = max((len(line) for row in table.rows for line in row[place].split("\n")), default=0)
+        drawn.add_column(heading, justify="right" if place else "left", min_width=needed)  # only headings wrap
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)

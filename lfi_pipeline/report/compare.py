@@ -18,7 +18,7 @@ from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.report.controls import choose_controls, rivals
 from lfi_pipeline.report.costs import Cost, costs_of
 from lfi_pipeline.report.groups import Group, gather
-from lfi_pipeline.report.missing_results import Missing, missing_results
+from lfi_pipeline.report.missing_results import Missing, applies, missing_results
 from lfi_pipeline.report.protocol_tables import RawTable, protocol_tables
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Difference, Estimate, difference, estimate, holm
@@ -148,6 +148,7 @@ def compare_groups(
         f"{block.title}: nothing is compared, since there are no results of {asked}."
         for block in blocks
         if all(row.control is None for row in block.rows)
+        and (control or any(applies(block.protocol, c) for c in configs.values() if c.objective == "none"))
     ]
     return Comparison(
         blocks=tuple(blocks),

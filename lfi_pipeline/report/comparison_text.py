@@ -11,10 +11,11 @@ from typing import Any
 from lfi_pipeline.evaluation.measures import Unit
 from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap
 from lfi_pipeline.report.costs import Cost
+from lfi_pipeline.report.leaderboard import millions
 from lfi_pipeline.report.statistics import Estimate
 
 MISSING = "–"
-TEACHER = "teacher, for reference"
+TEACHER = "(teacher)"
 _SHOWN: Mapping[Unit, tuple[float, str]] = {
     "share": (100, ".1f"),
     "nats": (1, ".3f"),
@@ -97,12 +98,12 @@ def settings_text(block: Block) -> str:
 def block_tables(block: Block, width: int) -> list[TextTable]:
     """A block in tables of at most `width` characters: value, difference and p values under one another."""
     lines = [[_lines(cell, c.unit) for cell, c in zip(row.cells, block.columns, strict=True)] for row in block.rows]
-    labels = [[row.label, str(len(row.seeds))] for row in block.rows]
+    labels = [[f"{r.label}\n  − {r.control}" if r.control else r.label, str(len(r.seeds))] for r in block.rows]
     rows: list[list[str]] = []
     for row, label, cells in zip(block.rows, labels, lines, strict=True):
         rows.append([*label, *cells])
         if others := _best_lines(block, row.cells, row.control):
-            rows.append(["  against the best control", "", *others])
+            rows.append(["  − best control", "", *others])
     if any(value is not None for value in block.teacher):
         known = zip(block.teacher, block.columns, strict=True)
         rows.append([TEACHER, "", *(MISSING if v is None else number(v, c.unit) for v, c in known)])
@@ -156,7 +157,7 @@ def cost_table(costs: Sequence[Cost]) -> TextTable:
     rows = [
         [
             cost.label,
-            *(MISSING if n is None else f"{n:,}" for n in (cost.backbone, cost.head, cost.kept, cost.added)),
+            *(MISSING if n is None else millions(n) for n in (cost.backbone, cost.head, cost.kept, cost.added)),
             MISSING if cost.step_ms is None else f"{cost.step_ms.mean:,.1f}",
             "" if cost.ratio is None else f"{cost.ratio:.2f}× {cost.control}",
             value_text(cost.seconds, "seconds"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from lfi_pipeline.evaluation.measures import PROTOCOLS
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report.groups import Group
-from lfi_pipeline.report.runs import Run
+from lfi_pipeline.report.runs import RunConfig
 
 _NEEDS = {
     "grounding": "--targets TARGETS",
@@ -46,7 +46,7 @@ def missing_results(
             (group, run)
             for group in groups
             for run in group.runs
-            if _applies(protocol, run) and all(result.protocol != protocol for result in results[run.path])
+            if applies(protocol, run.config) and all(result.protocol != protocol for result in results[run.path])
         ]
         if not lacking:
             continue
@@ -60,9 +60,8 @@ def missing_results(
     return found
 
 
-def _applies(protocol: str, run: Run) -> bool:
+def applies(protocol: str, config: RunConfig) -> bool:
     """Whether the protocol can score such a run at all; in doubt, it can."""
-    config = run.config
     if protocol == "zero-shot":
         return "presence" in config.objective.split("+") and config.mode == "text"
     if protocol == "convergence":  # its reference is the control

@@ -70,7 +70,7 @@ def protocol_tables(groups: Sequence[Group], results: Results, only: Sequence[st
         differing = tuple(
             name for name in names if len({json.dumps(s.get(name), sort_keys=True) for s in variants.values()}) > 1
         )
-        for key, settings in sorted(variants.items()) if not only or protocol in only else ():
+        for key, settings in sorted(variants.items(), key=_order) if not only or protocol in only else ():
             own = {path: [r for r in rs if r.protocol == protocol and _key(r) == key] for path, rs in results.items()}
             make = _cross_domain if protocol == "cross-domain" else _plain
             columns, rows = make(protocol, groups, own)
@@ -93,6 +93,14 @@ def protocol_tables(groups: Sequence[Group], results: Results, only: Sequence[st
 
 def _shared(result: ProtocolResult) -> dict[str, Any]:
     return {k: value for k, value in result.settings.items() if result.protocol not in _OF_A_RUN.get(k, ())}
+
+
+def _order(variant: tuple[str, Mapping[str, Any]]) -> list[tuple[str, float, str]]:
+    """Numbers by their size, all else as text."""
+    return [
+        (name, value, "") if isinstance(value, int | float) else (name, 0.0, json.dumps(value))
+        for name, value in sorted(variant[1].items())
+    ]
 
 
 def _key(result: ProtocolResult) -> str:
