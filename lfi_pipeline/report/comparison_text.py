@@ -69,7 +69,7 @@ def gap_text(gap: Gap, unit: Unit) -> str:
 def heading(block: Block, column: int) -> str:
     """Heading of a column with its unit."""
     measure = block.columns[column]
-    arrow = {True: " ↑", False: " ↓", None: ""}[measure.higher_is_better]
+    arrow = {True: "\u00a0↑", False: "\u00a0↓", None: ""}[measure.higher_is_better]
     return f"{measure.heading}, {_UNITS[measure.unit]}{arrow}"
 
 
@@ -139,7 +139,7 @@ def _split(headings: list[str], rows: list[list[str]], width: int) -> list[tuple
 
     def needed(column: int) -> int:
         cells = [max(map(len, row[column].split("\n"))) for row in rows]
-        return max([*cells, *map(len, headings[column].split())]) + frame
+        return max([*cells, *map(len, headings[column].split(" "))]) + frame
 
     fixed, parts, used = needed(0) + needed(1) + 1, [[0, 1]], 0
     for column in range(2, len(headings)):
