@@ -70,7 +70,8 @@ def heading(block: Block, column: int) -> str:
     """Heading of a column with its unit."""
     measure = block.columns[column]
     arrow = {True: "\u00a0↑", False: "\u00a0↓", None: ""}[measure.higher_is_better]
-    return f"{measure.heading}, {_UNITS[measure.unit]}{arrow}"
+    unit = "" if measure.heading == _UNITS[measure.unit] else f", {_UNITS[measure.unit]}"
+    return f"{measure.heading}{unit}{arrow}"
 
 
 def legend(comparison: Comparison) -> list[str]:

@@ -31,6 +31,7 @@ Scores = Mapping[str, float | None]
 @pytest.fixture
 def scored(make_run: Any) -> Callable[..., Path]:
     """Make a run with results: protocol -> scores, or a list of (settings, scores)."""
+    details = {"grounding": {"taps": [], "teacher": None, "area": None}}
     numbers = itertools.count()
 
     def build(objective: str, seed: int, results: Mapping[str, Any], **options: Any) -> Path:
@@ -40,7 +41,11 @@ def scored(make_run: Any) -> Callable[..., Path]:
                 write_result(
                     run,
                     ProtocolResult(
-                        protocol=protocol, settings=SETTINGS | settings, scores=scores, details={}, seconds=1.0
+                        protocol=protocol,
+                        settings=SETTINGS | settings,
+                        scores=scores,
+                        details=details.get(protocol, {}),
+                        seconds=1.0,
                     ),
                 )
         return run
@@ -249,8 +254,8 @@ def test_what_is_missing_comes_with_its_command(scored: Any) -> None:
     runs = [scored("lfi+presence", 0, queries), scored("lfi+presence", 1, {}), scored("none", 0, {})]
     missing = {m.what.split(":")[0]: m for m in compare(runs).missing}
     assert missing["zero-shot"].command == f"lfi evaluate {runs[1]} --protocol zero-shot --targets TARGETS"
-    assert missing["classification"].command == f"lfi evaluate {runs[1]} {runs[2]} --protocol classification"
-    assert "lfi+presence (seed 1); none (seed 0)" in missing["classification"].what
+    assert missing["classification"].command == f"lfi evaluate {runs[2]} {runs[1]} --protocol classification"
+    assert "none (seed 0); lfi+presence (seed 1)" in missing["classification"].what
     assert str(runs[2]) not in missing["convergence"].command
 
 

@@ -1,0 +1,58 @@
+// Uses the report as a reader would and leaves what it saw in <html data-found>; `wrong` is of the page.
+const found = {};
+const done = () => { document.documentElement.dataset.found = JSON.stringify({ ...found, wrong }); };
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const card = () => [...document.querySelectorAll(".card")].find((one) => !one.hidden);
+const look = (one) => {
+  const picture = one.querySelector('[data-role="student"] canvas').toDataURL();
+  const ring = one.querySelector('[data-role="student"] .peak');
+  const who = one.querySelector('[data-role="student"] .who').textContent;
+  return { picture, who, ring: ring.style.left + ring.style.top };
+};
+(async () => {
+  const slider = document.querySelector('input[name="tap"]'), first = card();
+  found.last = look(first);
+  slider.value = "0";
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  await wait(225);
+  found.between = look(first);
+  await wait(800);
+  found.first = look(first);
+  found.spoken = slider.getAttribute("aria-valuetext");
+  slider.value = slider.max;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  await wait(1000);
+  found.again = look(first);
+  const words = [...first.querySelectorAll(".word")];
+  const pressed = () => words.findIndex((word) => word.getAttribute("aria-pressed") === "true");
+  const at = pressed();
+  words[at].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true, cancelable: true }));
+  found.words = words.length;
+  found.moved = (pressed() - at + words.length) % words.length;
+  found.other = look(first);
+  const count = (one, kind) => one.querySelectorAll(`.word.${kind}`).length;
+  const hits = (one) => count(one, "hit") - count(one, "miss");
+  const order = () => [...document.querySelectorAll(".card")].filter((one) => !one.hidden).map(hits);
+  found.mixed = order();
+  for (const kind of ["worst", "miss"]) {
+    document.querySelector(`input[name="order"][value="${kind}"]`).click();
+    found[kind] = order();
+  }
+  document.querySelector(".play").click();
+  await wait(100);
+  found.playing = slider.value;
+  await wait(1500);
+  found.played = slider.value;
+  document.querySelector(".play").click();
+  document.querySelector(".theme").click();
+  found.theme = document.documentElement.dataset.theme;
+  const frames = [...document.querySelectorAll(".framed")];
+  found.overflow = document.documentElement.scrollWidth - innerWidth;
+  const frame = frames.reduce((a, b) => (a.scrollWidth >= b.scrollWidth ? a : b));
+  frame.style.maxHeight = "9rem";
+  frame.scrollTop = 30; frame.scrollLeft = 60;
+  const outer = frame.getBoundingClientRect(), box = (selector) => frame.querySelector(selector).getBoundingClientRect();
+  found.sticky = [box("thead th").top - outer.top, box("tbody th").left - outer.left];
+  found.scrolled = [frame.scrollTop, frame.scrollLeft];
+  done();
+})().catch((error) => { wrong.push(String(error)); done(); });
