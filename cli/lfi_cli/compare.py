@@ -82,10 +82,12 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
 
 
 def _draw(console: Console, table: TextTable, lines: bool = False) -> None:
+    from lfi_pipeline.report.comparison_text import column_width
+
     drawn = Table(title=table.title, title_justify="left", show_lines=lines)
     for place, heading in enumerate(table.headings):
-        needed = max((len(line) for row in table.rows for line in row[place].split("\n")), default=0)
-        drawn.add_column(heading, justify="right" if place else "left", min_width=needed)  # only headings wrap
+        width = column_width(heading, [row[place] for row in table.rows])
+        drawn.add_column(heading, justify="right" if place else "left", width=width)
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)

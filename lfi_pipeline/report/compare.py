@@ -7,6 +7,7 @@ comparison by Holm's method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +227,7 @@ class _Draft:
             )
             for row in table.rows
         ]
-        apart = ", ".join(f"{name.replace('_', ' ')} {_shown(table.settings.get(name))}" for name in table.differing)
+        apart = ", ".join(f"{name.replace('_', ' ')} {shown(table.settings.get(name))}" for name in table.differing)
         return Block(
             protocol=table.protocol,
             title=f"{table.protocol} ({apart})" if apart else table.protocol,
@@ -237,7 +238,10 @@ class _Draft:
         )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as people read it; a digest by its first characters."""
     if isinstance(value, list | tuple):
         return "+".join(map(str, value)) or "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
+        return value[:8]
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,13 +9,15 @@ from io import StringIO
 from typing import Any
 
 from lfi_pipeline.evaluation.measures import Unit
-from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap
+from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap, shown
 from lfi_pipeline.report.costs import Cost
 from lfi_pipeline.report.leaderboard import millions
 from lfi_pipeline.report.statistics import Estimate
 
 MISSING = "–"
 TEACHER = "(teacher)"
+FRAME = 3
+"""Characters that a terminal table adds to each column."""
 _SHOWN: Mapping[Unit, tuple[float, str]] = {
     "share": (100, ".1f"),
     "nats": (1, ".3f"),
@@ -90,10 +92,7 @@ def legend(comparison: Comparison) -> list[str]:
 
 def settings_text(block: Block) -> str:
     """What was scored and how, on one line."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {'+'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in block.settings.items()
-    )
+    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in block.settings.items())
 
 
 def block_tables(block: Block, width: int) -> list[TextTable]:
@@ -134,13 +133,17 @@ def _best_lines(block: Block, cells: Sequence[Cell], control: str | None) -> lis
     return texts
 
 
+def column_width(heading: str, cells: Sequence[str]) -> int:
+    """Characters of a column whose cells are not wrapped, and whose heading is where it is long."""
+    lines = [len(line) for cell in cells for line in cell.split("\n")]
+    return max([*lines, *map(len, heading.split(" ")), min(len(heading), 10)])
+
+
 def _split(headings: list[str], rows: list[list[str]], width: int) -> list[tuple[list[str], list[list[str]]]]:
     """Columns that fit side by side, the first two repeated. A heading may wrap, a cell may not."""
-    frame = 3
 
     def needed(column: int) -> int:
-        cells = [max(map(len, row[column].split("\n"))) for row in rows]
-        return max([*cells, *map(len, headings[column].split(" "))]) + frame
+        return column_width(headings[column], [row[column] for row in rows]) + FRAME
 
     fixed, parts, used = needed(0) + needed(1) + 1, [[0, 1]], 0
     for column in range(2, len(headings)):
@@ -154,13 +157,22 @@ def _split(headings: list[str], rows: list[list[str]], width: int) -> list[tuple
 
 def cost_table(costs: Sequence[Cost]) -> TextTable:
     """Parameters and time of every group."""
-    headings = ["objective", "backbone", "head", "queries kept", "only in training", "step, ms", "ratio", "training, s"]
+    headings = [
+        "objective",
+        "backbone",
+        "head",
+        "queries kept",
+        "only in training",
+        "step, ms",
+        "to control",
+        "training, s",
+    ]
     rows = [
         [
             cost.label,
             *(MISSING if n is None else millions(n) for n in (cost.backbone, cost.head, cost.kept, cost.added)),
             MISSING if cost.step_ms is None else f"{cost.step_ms.mean:,.1f}",
-            "" if cost.ratio is None else f"{cost.ratio:.2f}× {cost.control}",
+            "" if cost.ratio is None else f"{cost.ratio:.2f}×",
             value_text(cost.seconds, "seconds"),
         ]
         for cost in costs

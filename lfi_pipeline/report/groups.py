@@ -209,6 +209,8 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
     """Settings that differ between labels: whoever compares them should know."""
     notes = []
     for name, read in _SETTINGS.items():
+        if name == "weight":  # of a term that others do not have
+            continue
         values: dict[str, list[str]] = {}
         for group in groups:
             if _matters(name, group.config):

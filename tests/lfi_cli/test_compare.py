@@ -26,7 +26,7 @@ def test_a_directory_of_runs(lfi: Callable[..., Any], runs: Path, tmp_path: Path
     monkeypatch.setenv("COLUMNS", "100")
     shown = lfi("compare", runs, "--markdown", tmp_path / "deep" / "c.md", "--csv", tmp_path / "c.csv")
     assert shown.code == 0
-    for word in ("classification", "grounding", "embedding", "− none", "− best", "(teacher)", "1.16× none", "Holm"):
+    for word in ("classification", "grounding", "embedding", "− none", "− best", "(teacher)", "1.16×", "Holm"):
         assert word in shown.out
     assert max(map(len, shown.out.splitlines())) <= 100 + len(str(tmp_path))  # only paths are longer
     assert "| lfi − none |" in (tmp_path / "deep" / "c.md").read_text()

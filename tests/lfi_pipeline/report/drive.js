@@ -1,5 +1,5 @@
 // Uses the report as a reader would and leaves what it saw in <html data-found>; `wrong` is of the page.
-const found = {};
+const found = { width: innerWidth };
 const done = () => { document.documentElement.dataset.found = JSON.stringify({ ...found, wrong }); };
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const card = () => [...document.querySelectorAll(".card")].find((one) => !one.hidden);
@@ -12,16 +12,15 @@ const look = (one) => {
 (async () => {
   const slider = document.querySelector('input[name="tap"]'), first = card();
   found.last = look(first);
-  slider.value = "0";
-  slider.dispatchEvent(new Event("input", { bubbles: true }));
-  await wait(225);
-  found.between = look(first);
-  await wait(800);
+  const slide = async (to) => {
+    slider.value = to;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    await wait(50);
+  };
+  await slide("0");
   found.first = look(first);
   found.spoken = slider.getAttribute("aria-valuetext");
-  slider.value = slider.max;
-  slider.dispatchEvent(new Event("input", { bubbles: true }));
-  await wait(1000);
+  await slide(slider.max);
   found.again = look(first);
   const words = [...first.querySelectorAll(".word")];
   const pressed = () => words.findIndex((word) => word.getAttribute("aria-pressed") === "true");
