@@ -87,6 +87,11 @@ def legend(comparison: Comparison) -> list[str]:
             f"* p < {LEVEL} alone, which chance alone gives about once in {1 / LEVEL:.0f} tests; "
             f"** p < {LEVEL} after correction. No mark does not show that there is no difference.",
         ]
+    if any(cell.best for block in comparison.blocks for row in block.rows for cell in row.cells):
+        lines.append(
+            "Best control: of the groups that do not learn the teacher's maps (those with shuffled or uniform maps are "
+            "among them), the one with the best mean in that measure. It is chosen after the fact, in its favour."
+        )
     return lines
 
 

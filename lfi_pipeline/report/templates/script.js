@@ -111,6 +111,7 @@
     return { grid: all.subarray(place * cells, (place + 1) * cells), rows, columns, peak: peaks[place] };
   };
   const studentOf = (sample) => sample.students.find((s) => s.run === state.run);
+  const camOf = (sample) => sample.cams.find((s) => s.run === state.run);
   const tapOf = (student, tap) => Math.min(tap, student.shape[0] - 1);
   // A map between two depths: what both say, in shares. The ring and the verdict are of the nearer one.
   const between = (maps, at, word) => {
@@ -121,7 +122,8 @@
   };
   const marksOf = (sample, tap) => {
     const student = studentOf(sample);
-    return student ? student.correct[tapOf(student, tap)] || [] : sample.students.length ? [] : sample.teacher.correct;
+    if (student) return student.correct[tapOf(student, tap)] || [];
+    return camOf(sample)?.correct || (sample.students.length ? [] : sample.teacher.correct);
   };
   const kind = (correct) => (correct === true ? "hit" : correct === false ? "miss" : "");
   const TEXT = { hit: "✓ hit", miss: "✗ miss", "": "no mask" };
@@ -153,6 +155,13 @@
       if (button.getAttribute("aria-pressed") === "true") word = Number(button.dataset.word);
     }
     if (!moving) fill(card.querySelector('[data-role="teacher"]'), mapOf(sample.teacher, 0, word), sample.teacher.correct[word], "Teacher");
+    const cam = card.querySelector('[data-role="cam"]'), classMap = camOf(sample);
+    if (cam && !moving) {
+      cam.hidden = !classMap;
+      if (classMap) fill(cam, mapOf(classMap, 0, word), classMap.correct[word], "Class map");
+      cam.classList.toggle("nothing", !!classMap && !classMap.named[word]);
+      if (classMap && !classMap.named[word]) cam.querySelector(".verdict").textContent = "no class";
+    }
     const student = studentOf(sample);
     const views = [...card.querySelectorAll('[data-role="student"]')];
     if (!views.length) return;
@@ -165,7 +174,7 @@
       copy.querySelector("canvas")?.remove();
       views.at(-1).after(copy); views.push(copy);
     }
-    views[0].style.visibility = student ? "" : "hidden";
+    views[0].hidden = !student;
     taps.forEach((at, i) => {
       const tap = Math.round(at);
       fill(views[i], between(student, at, word), student.correct[tap]?.[word], `Student, ${depthName(tap)}`);
@@ -179,7 +188,7 @@
     const ranked = [];
     for (const card of cards) {
       const sample = samples[card.dataset.sample], marks = marksOf(sample, last), missed = marks.indexOf(false);
-      card.hidden = (state.order === "miss" && missed < 0) || (sample.students.length > 0 && !studentOf(sample));
+      card.hidden = (state.order === "miss" && missed < 0) || (sample.students.length + sample.cams.length > 0 && !studentOf(sample) && !camOf(sample));
       if (pickMisses && state.order !== "mixed" && missed >= 0) press(card, missed);
       ranked.push([marks.filter((m) => m === true).length - marks.filter((m) => m === false).length, Number(card.dataset.sample), card]);
     }

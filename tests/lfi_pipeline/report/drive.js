@@ -37,6 +37,19 @@ const look = (one) => {
     document.querySelector(`input[name="order"][value="${kind}"]`).click();
     found[kind] = order();
   }
+  const run = document.querySelector('select[name="run"]');
+  found.runs = run.options.length;
+  run.value = String(run.options.length - 1);
+  run.dispatchEvent(new Event("change", { bubbles: true }));
+  document.querySelector('input[name="order"][value="mixed"]').click();
+  const other = card(), seen = (role) => other.querySelector(`[data-role="${role}"]`).offsetWidth > 0;
+  const named = [...other.querySelectorAll(".word")].sort((a, b) => a.dataset.word - b.dataset.word).map((word) => {
+    word.click();
+    return other.querySelector('[data-role="cam"] .verdict').textContent;
+  });
+  found.control = { student: seen("student"), cam: seen("cam"), named };
+  run.value = "0";
+  run.dispatchEvent(new Event("change", { bubbles: true }));
   document.querySelector(".play").click();
   await wait(100);
   found.playing = slider.value;

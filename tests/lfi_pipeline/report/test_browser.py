@@ -65,7 +65,9 @@ def page(tmp_path: Path, make_run: Any) -> str:
     names = [f"{what}_{part}" for what in ("map", "knn_map", "linear_map") for part in ("seen", "heldout")]
     runs = []
     for seed, objective in [(seed, objective) for seed in range(2) for objective in ("none", "embedding", "lfi")]:
-        run = make_run(f"{objective}-{seed}", objective, seed=seed, gallery=6 if objective == "lfi" else 0)
+        run = make_run(
+            f"{objective}-{seed}", objective, seed=seed, gallery=0 if objective == "embedding" else 6, classes=True
+        )
         scores = dict.fromkeys(names, 0.3 + 0.01 * seed + 0.1 * (objective == "lfi"))
         settings = {"dataset": "scenes", "split": "val", "weights": "last", "k": 20}
         write_result(
@@ -95,6 +97,9 @@ def test_the_script_does_what_the_page_says(page: str, tmp_path: Path) -> None:
     assert found["mixed"][1] == max(found["mixed"])
     assert 0 < len(found["miss"]) <= len(found["worst"])
     assert max(found["miss"]) < found["words"]
+    # a run without queries shows its class maps alone
+    assert found["runs"] == 3
+    assert found["control"] == {"student": False, "cam": True, "named": ["✓ hit", "✓ hit", "no class"]}
     # play begins again at the first depth and goes on by itself
     assert (found["playing"], found["played"]) == ("0", "1")
     assert found["theme"] == "dark"
