@@ -62,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One group: its label, colour, seeds, its control's label, and one cell a column."""
+    """One group: its label, colour, the seeds that were scored, its control's label, and one cell a column."""
 
     label: str
     slot: int
@@ -214,7 +214,7 @@ class _Draft:
             Row(
                 label=row.label,
                 slot=row.slot,
-                seeds=tuple(sorted({seed for values in row.values for seed in values})),
+                seeds=row.seeds,
                 control=self._controls.get(row.label),
                 cells=tuple(
                     Cell(

@@ -9,7 +9,7 @@ from io import StringIO
 from typing import Any
 
 from lfi_pipeline.evaluation.measures import Unit
-from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap, shown
+from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap, Row, shown
 from lfi_pipeline.report.costs import Cost
 from lfi_pipeline.report.leaderboard import millions
 from lfi_pipeline.report.statistics import Estimate
@@ -51,6 +51,13 @@ def value_text(value: Estimate | None, unit: Unit, signed: bool = False) -> str:
     return number(value.mean, unit, signed) + (f" ± {number(value.half, unit)}" if value.half is not None else "")
 
 
+def cell_text(row: Row, column: int, unit: Unit) -> str:
+    """The value of a cell, and of how many seeds it is where not all of the row's have one."""
+    value = row.cells[column].value
+    some = value is not None and value.count < len(row.seeds)
+    return value_text(value, unit) + (f" (n={value.count})" if some and value else "")
+
+
 def p_text(p: float) -> str:
     """A p value with three decimals and no zero before the point: ".004", "<.001", "1"."""
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0").replace("1.000", "1")
@@ -79,6 +86,9 @@ def heading(block: Block, column: int) -> str:
 def legend(comparison: Comparison) -> list[str]:
     """What the numbers and marks mean."""
     lines = ["Mean over seeds ± half of the 95 % interval (Student's t). ↑: more is better, ↓: less is."]
+    rows = [row for block in comparison.blocks for row in block.rows]
+    if any(cell.value is None or cell.value.count < len(row.seeds) for row in rows for cell in row.cells):
+        lines.append(f"{MISSING} and n: no seed, or n of them, have a value; a run may never reach a score, say.")
     if comparison.tests:
         lines += [
             "Under it the difference to the control ± half of its 95 % interval, paired by seed where both have the "
@@ -102,7 +112,7 @@ def settings_text(block: Block) -> str:
 
 def block_tables(block: Block, width: int) -> list[TextTable]:
     """A block in tables of at most `width` characters: value, difference and p values under one another."""
-    lines = [[_lines(cell, c.unit) for cell, c in zip(row.cells, block.columns, strict=True)] for row in block.rows]
+    lines = [[_lines(row, number, c.unit) for number, c in enumerate(block.columns)] for row in block.rows]
     labels = [[f"{r.label}\n  − {r.control}" if r.control else r.label, str(len(r.seeds))] for r in block.rows]
     rows: list[list[str]] = []
     for row, label, cells in zip(block.rows, labels, lines, strict=True):
@@ -116,8 +126,8 @@ def block_tables(block: Block, width: int) -> list[TextTable]:
     return [TextTable(title=block.title, headings=h, rows=r) for h, r in _split(headings, rows, width)]
 
 
-def _lines(cell: Cell, unit: Unit) -> str:
-    parts = [value_text(cell.value, unit)]
+def _lines(row: Row, column: int, unit: Unit) -> str:
+    parts, cell = [cell_text(row, column, unit)], row.cells[column]
     if cell.gap is not None:
         parts += [gap_text(cell.gap, unit), p_texts(cell.gap)]
     return "\n".join(part for part in parts if part)
@@ -193,7 +203,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         heads = [heading(block, column) for column in range(len(block.columns))]
         parts += [f"### {block.title}", f"{settings_text(block)}."]
         rows = [
-            [row.label, str(len(row.seeds)), *(value_text(c.value, u) for c, u in zip(row.cells, units, strict=True))]
+            [row.label, str(len(row.seeds)), *(cell_text(row, column, unit) for column, unit in enumerate(units))]
             for row in block.rows
         ]
         if any(value is not None for value in block.teacher):

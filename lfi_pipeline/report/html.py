@@ -19,6 +19,7 @@ from lfi_pipeline import __version__
 from lfi_pipeline.errors import OutputExistsError, RunError
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.comparison_text import (
+    cell_text,
     cost_table,
     gap_text,
     heading,
@@ -26,7 +27,6 @@ from lfi_pipeline.report.comparison_text import (
     number,
     p_texts,
     settings_text,
-    value_text,
 )
 from lfi_pipeline.report.figures import domain_bars, learning_curves, loss_charts, map_charts
 from lfi_pipeline.report.gallery import build_gallery
@@ -116,7 +116,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"points": points, "millions": millions, "prose": prose, "has_rival": _has_rival}
-    texts = (gap_text, heading, number, p_texts, settings_text, value_text)
+    texts = (gap_text, heading, number, p_texts, settings_text, cell_text)
     environment.filters |= {text.__name__: text for text in texts}
     return environment
 

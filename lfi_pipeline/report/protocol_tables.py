@@ -26,11 +26,12 @@ Values = Mapping[int, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawRow:
-    """One group: label, colour, settings, and for each column its values by seed."""
+    """One group: label, colour, settings, the seeds that were scored, and for each column its values by seed."""
 
     label: str
     slot: int
     config: RunConfig
+    seeds: tuple[int, ...]
     values: tuple[Values, ...]
 
 
@@ -42,7 +43,7 @@ class RawTable:
         settings: of the protocol.
         differing: names of those in which this protocol's tables differ.
         columns: what was measured, main ones first.
-        rows: groups with at least one value.
+        rows: groups with at least one run that was scored, be it without a value: it may never have got there.
         teacher: for each column the teacher's own value, None where there is none.
     """
 
@@ -82,9 +83,7 @@ def protocol_tables(groups: Sequence[Group], results: Results, only: Sequence[st
                     settings=settings,
                     differing=differing,
                     columns=tuple(columns[i] for i in kept),
-                    rows=tuple(
-                        replace(row, values=tuple(row.values[i] for i in kept)) for row in rows if any(row.values)
-                    ),
+                    rows=tuple(replace(row, values=tuple(row.values[i] for i in kept)) for row in rows if row.seeds),
                     teacher=tuple(teacher.get(columns[i].name) for i in kept),
                 )
             )
@@ -125,7 +124,8 @@ def _plain(protocol: str, groups: Sequence[Group], results: Results) -> tuple[li
             group.by_seed(lambda run, name=measure.name: _mean([r.scores.get(name) for r in results[run.path]]))  # type: ignore[misc]
             for measure in columns
         )
-        rows.append(RawRow(label=group.label, slot=group.slot, config=group.config, values=values))
+        seeds = tuple(run.config.seed for run in group.runs if results[run.path])
+        rows.append(RawRow(label=group.label, slot=group.slot, config=group.config, seeds=seeds, values=values))
     return columns, rows
 
 
@@ -153,7 +153,8 @@ def _cross_domain(protocol: str, groups: Sequence[Group], results: Results) -> t
             values.append({s: math.fsum(of[s] for of in by_domain) / len(domains) for s in sorted(whole)})
             values += by_domain if len(domains) > 1 else []
         first = min(runs, key=lambda run: run.config.hold_out)
-        rows.append(RawRow(label=label, slot=slots[first.path], config=first.config, values=tuple(values)))
+        seeds = tuple(sorted({run.config.seed for run in runs}))
+        rows.append(RawRow(label=label, slot=slots[first.path], config=first.config, seeds=seeds, values=tuple(values)))
     return columns, rows
 
 

@@ -137,6 +137,17 @@ def test_where_less_is_better_the_best_control_has_least(scored: Any) -> None:
     assert cell.best.control == "embedding"
 
 
+def test_runs_that_never_got_there_are_told_and_not_left_out(scored: Any) -> None:
+    runs = [scored("lfi", s, {"convergence": {"steps": v}}) for s, v in enumerate((300.0, None, 320.0))]
+    runs += [scored("embedding", s, {"convergence": {"steps": None}}) for s in range(3)]
+    made = compare(runs)
+    (table,) = block_tables(made.blocks[0], 100)
+    assert [cells[1] for cells in table.rows] == ["3", "3"]
+    assert table.rows[0][2] == "–"
+    assert table.rows[1][2].startswith("310 ± 127 (n=2)")
+    assert any(line.startswith("– and n") for line in legend(made))
+
+
 def test_marks_follow_the_p_values(scored: Any) -> None:
     steady = several(scored, "none", [0.30, 0.31, 0.32]) + several(scored, "lfi", [0.401, 0.41, 0.419])
     (cell,) = row(compare(steady).blocks[0], "lfi").cells
