@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from lfi_cli.bench import app as bench
+from lfi_cli.compare import compare
 from lfi_cli.datasets import datasets
 from lfi_cli.demo import demo
 from lfi_cli.evaluate import evaluate
@@ -45,6 +46,7 @@ for name, function in (
     ("sweep", sweep),
     ("evaluate", evaluate),
     ("export", export),
+    ("compare", compare),
     ("report", report),
     ("reproduce", reproduce),
 ):

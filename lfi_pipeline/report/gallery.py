@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lfi_pipeline.report.groups import Group
+from lfi_pipeline.report.groups import Group, is_control
 from lfi_pipeline.report.samples import GallerySample
 
 FULL_AT = 4.0
@@ -129,7 +129,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One sample as the page first shows it; `student` is None where no run has student maps of it."""
+    """One sample as the page first shows it; `student` and `cam` are None where no run has such maps of it."""
 
     number: int
     key: str
@@ -143,6 +143,7 @@ class Card:
     marks: tuple[bool | None, ...]
     teacher: Panel
     student: Panel | None
+    cam: Panel | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,13 +160,16 @@ class Gallery:
 def build_gallery(groups: Sequence[Group]) -> Gallery | None:
     """Merge the galleries of all runs: one card a sample, its image and teacher maps once; None without any.
 
-    The first run shown is lfi's (the teacher's maps) where there is one.
+    The first run shown is lfi's (the teacher's maps) where there is one. Of runs without queries, which have class maps
+    alone, the first seed is shown.
     """
     runs = [(group, run) for group in groups for run in group.runs if run.gallery]
     if not runs:
         return None
-    drawn = [(g, r) for g, r in runs if any(s.student is not None for s in r.gallery)]
-    drawn.sort(key=lambda pair: pair[0].config.maps != "teacher")
+    own = [(g, r) for g, r in runs if any(s.student is not None for s in r.gallery)]
+    own.sort(key=lambda pair: is_control(pair[0].config))
+    first_seeds = {group.label: (group, run) for group, run in reversed(runs)}
+    drawn = [*own, *(p for p in first_seeds.values() if p not in own and any(s.cam is not None for s in p[1].gallery))]
     merged: dict[tuple[Any, ...], dict[int, GallerySample]] = {}
     for place, (_, run) in enumerate(drawn):
         for sample in run.gallery:
@@ -183,11 +187,17 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
             for place, sample in owners.items()
             if sample.student is not None
         ]
+        cams = [
+            _packed(sample.cam) | {"run": place, "correct": sample.cam_correct, "named": _named(sample.cam)}
+            for place, sample in owners.items()
+            if sample.cam is not None
+        ]
         data.append(
             {
                 "words": first.words,
                 "teacher": _packed(first.teacher) | {"correct": first.teacher_correct},
                 "students": students,
+                "cams": cams,
             }
         )
     configs = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
@@ -200,6 +210,11 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
         depths=depths,
         data={"ramp": base64.b64encode(ramp().tobytes()).decode(), "samples": data},
     )
+
+
+def _named(cam: npt.NDArray[np.float32]) -> list[bool]:
+    """Which words name a class: those whose map is not empty."""
+    return [bool(one.any()) for one in cam]
 
 
 def _identity(sample: GallerySample) -> tuple[Any, ...]:
@@ -216,7 +231,7 @@ def _packed(maps: npt.NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) -> Card:
-    marks = sample.student_correct[-1] if sample.student_correct else sample.teacher_correct
+    marks = sample.student_correct[-1] if sample.student_correct else sample.cam_correct or sample.teacher_correct
     word = next((i for i, mark in enumerate(marks) if mark is not None), 0)
     caption, others = caption_parts(sample.caption, sample.words)
     student = None
@@ -225,6 +240,11 @@ def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) ->
             heat=still(quantise(sample.student)[-1, word]),
             peak=peak(sample.student[-1, word]),
             correct=sample.student_correct[-1][word] if sample.student_correct else None,
+        )
+    cam = None
+    if sample.cam is not None:
+        cam = Panel(
+            heat=still(quantise(sample.cam)[word]), peak=peak(sample.cam[word]), correct=sample.cam_correct[word]
         )
     return Card(
         number=number,
@@ -239,4 +259,5 @@ def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) ->
         marks=marks,
         teacher=Panel(heat=still(teacher[word]), peak=peak(sample.teacher[word]), correct=sample.teacher_correct[word]),
         student=student,
+        cam=cam,
     )

@@ -26,6 +26,7 @@ SLOTS = {
     "lfi · reset": 6,
     "lfi · learned": 7,
     "lfi · learned · reset": 8,
+    "lfi+presence": 9,
 }
 """Colour of a label, the same on every page; a label split by its settings takes a free one."""
 SLOT_COUNT = 10
@@ -73,6 +74,13 @@ def _setting(name: str) -> Callable[[RunConfig], object]:
     return read
 
 
+def _other_weights(config: RunConfig) -> str:
+    weights = _setting("weight")(config)
+    found = json.loads(weights) if isinstance(weights, str) else {}
+    return " ".join(f"{term} {value}" for term, value in sorted(found.items()) if term != "lfi") or "default"
+
+
+_SETTINGS["weight"] = _other_weights
 _SETTINGS |= {name.replace("_", " "): _setting(name) for name in FIELDS if name not in _NAMED_OTHERWISE}
 
 
@@ -109,14 +117,24 @@ def validation_curve(run: Run, heldout: bool = False) -> list[tuple[float, float
     return [(float(step), value) for step, value in points if value is not None]
 
 
+def learns_maps(config: RunConfig) -> bool:
+    """Whether interaction maps, of whatever kind, are among what the run learns."""
+    return "lfi" in config.objective.split("+")
+
+
+def is_control(config: RunConfig) -> bool:
+    """Whether a run learns something else than the teacher's interaction maps: it is what lfi must beat."""
+    return not learns_maps(config) or config.maps != "teacher"
+
+
 def base_label(config: RunConfig) -> str:
     """Objective, plus maps when not the teacher's, plus mode when learned, plus state when reset."""
     parts = [config.objective]
-    if config.objective == "lfi" and config.maps != "teacher":
+    if learns_maps(config) and config.maps != "teacher":
         parts.append(f"{config.maps} maps")
     if config.mode != "text":
         parts.append(config.mode)
-    if config.objective == "lfi" and config.state != "persistent":
+    if learns_maps(config) and config.state != "persistent":
         parts.append(config.state)
     return " · ".join(parts)
 
@@ -124,8 +142,17 @@ def base_label(config: RunConfig) -> str:
 def _matters(name: str, config: RunConfig) -> bool:
     """Whether a setting touches this objective at all: a lambda means nothing to a run without the term."""
     if name in ("λ", "maps kind"):
-        return config.objective == "lfi"
+        return learns_maps(config)
+    if name == "weight":
+        return bool({*config.objective.split("+")} - {"none", "lfi"})
     return name != "targets" or config.objective != "none"
+
+
+def unequal_settings(first: RunConfig, second: RunConfig) -> list[str]:
+    """Names of the settings that matter to both and differ, objective, maps and seed aside."""
+    both = (first, second)
+    names = [n for n, read in _SETTINGS.items() if all(_matters(n, c) for c in both) and read(first) != read(second)]
+    return [*names, "queries"] if first.mode != second.mode else names
 
 
 def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:
@@ -143,7 +170,9 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
         for run in family:
             suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
-    return labelled
+    order = {name: place for place, name in enumerate(SLOTS)}
+    names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
+    return {name: labelled[name] for name in names}
 
 
 def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
@@ -154,8 +183,7 @@ def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """
     notes: list[str] = []
     labelled = label_runs(runs)
-    order = {name: place for place, name in enumerate(SLOTS)}
-    names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
+    names = list(labelled)
     free = [slot for slot in range(SLOT_COUNT) if slot not in {SLOTS[n] for n in names if n in SLOTS}]
     free.sort(key=lambda slot: slot < len(SLOTS))
     groups: list[Group] = []
@@ -181,6 +209,8 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
     """Settings that differ between labels: whoever compares them should know."""
     notes = []
     for name, read in _SETTINGS.items():
+        if name == "weight":  # of a term that others do not have
+            continue
         values: dict[str, list[str]] = {}
         for group in groups:
             if _matters(name, group.config):

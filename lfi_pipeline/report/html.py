@@ -17,6 +17,17 @@ from markupsafe import Markup, escape
 
 from lfi_pipeline import __version__
 from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.report.compare import Row, compare_groups
+from lfi_pipeline.report.comparison_text import (
+    cell_text,
+    cost_table,
+    gap_text,
+    heading,
+    legend,
+    number,
+    p_texts,
+    settings_text,
+)
 from lfi_pipeline.report.figures import domain_bars, learning_curves, loss_charts, map_charts
 from lfi_pipeline.report.gallery import build_gallery
 from lfi_pipeline.report.groups import Group, gather
@@ -64,6 +75,7 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
     groups, notes = gather(runs)
     verdict = conclude(groups)
     gallery = build_gallery(groups)
+    comparison = compare_groups(groups)
     script = _asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -76,6 +88,9 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
             notes=notes,
             groups=groups,
             columns=leaderboard(groups),
+            comparison=comparison,
+            legend=legend(comparison),
+            costs=cost_table(comparison.costs),
             curves=learning_curves(groups, verdict.crossing),
             losses=loss_charts(groups),
             domains=domain_bars(groups),
@@ -100,7 +115,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": points, "millions": millions, "prose": prose}
+    environment.filters |= {"points": points, "millions": millions, "prose": prose, "has_rival": _has_rival}
+    texts = (gap_text, heading, number, p_texts, settings_text, cell_text)
+    environment.filters |= {text.__name__: text for text in texts}
     return environment
 
 
@@ -114,6 +131,11 @@ def prose(text: str) -> Markup:
     if len(parts) % 2 == 0:  # an unpaired backtick is only a character
         return escape(text)
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _has_rival(row: Row) -> bool:
+    """Whether another control than the row's own is the best in some measure."""
+    return any(cell.best is not None and cell.best.control != row.control for cell in row.cells)
 
 
 def _stylesheet() -> str:

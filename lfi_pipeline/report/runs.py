@@ -79,6 +79,8 @@ class Summary:
     backbone: int
     head: int
     queries: int
+    kept_queries: int
+    terms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +250,8 @@ def _summary(fields: Fields) -> Summary:
         backbone=parameters.integer("backbone"),
         head=parameters.integer("head"),
         queries=parameters.integer("queries"),
+        kept_queries=parameters.integer("kept_queries"),
+        terms=parameters.integer("terms"),
     )
 
 

@@ -26,6 +26,9 @@ class GallerySample:
         student: float32 [T, M, gh', gw'], None for a run without queries.
         teacher_correct: per word, whether the teacher's peak lies in the object's mask; None without a mask.
         student_correct: the same per tap and word; empty for a run without queries.
+        cam: float32 [M, gh'', gw''], class maps (Grad-CAM) of the words that name a class, zeros for others; None for a
+            student without class scores.
+        cam_correct: as `teacher_correct`, None for a word that names no class; empty where there is no `cam`.
     """
 
     key: str
@@ -37,6 +40,8 @@ class GallerySample:
     student: npt.NDArray[np.float32] | None
     teacher_correct: tuple[bool | None, ...]
     student_correct: tuple[tuple[bool | None, ...], ...]
+    cam: npt.NDArray[np.float32] | None = None
+    cam_correct: tuple[bool | None, ...] = ()
 
 
 def load_samples(path: Path) -> tuple[GallerySample, ...]:
@@ -71,6 +76,9 @@ def load_samples(path: Path) -> tuple[GallerySample, ...]:
         if f"student_{i}" in tensors:
             shape = (len(student_correct) or None, len(words), None, None)
             student = take(f"student_{i}", np.floating, shape).astype(np.float32)
+        cam, cam_correct = None, fields.verdicts("cam_correct", len(words)) if f"cam_{i}" in tensors else ()
+        if f"cam_{i}" in tensors:
+            cam = take(f"cam_{i}", np.floating, (len(words), None, None)).astype(np.float32)
         samples.append(
             GallerySample(
                 key=fields.text("key"),
@@ -82,6 +90,11 @@ def load_samples(path: Path) -> tuple[GallerySample, ...]:
                 student=student,
                 teacher_correct=fields.verdicts("teacher_correct", len(words)),
                 student_correct=student_correct if student is not None else (),
+                cam=cam,
+                # A class map of nothing points nowhere.
+                cam_correct=tuple(
+                    mark if cam is not None and cam[word].any() else None for word, mark in enumerate(cam_correct)
+                ),
             )
         )
     return tuple(samples)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.curves import steps_to_reach
-from lfi_pipeline.report.groups import Group, validation_curve
+from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
 from lfi_pipeline.report.runs import Run
 from lfi_pipeline.report.statistics import Estimate, difference
 
@@ -50,9 +50,9 @@ def _best(groups: Sequence[Group]) -> Group | None:
 
 def conclude(groups: Sequence[Group]) -> Verdict:
     """Compare lfi (the teacher's maps) with the best control, and say how sure the seeds make it."""
-    own = [g for g in groups if g.config.objective == "lfi" and g.config.maps == "teacher"]
+    own = [g for g in groups if not is_control(g.config)]
     persistent = [g for g in own if g.config.state == "persistent"]
-    control_groups = [g for g in groups if g.config.objective != "lfi"]
+    control_groups = [g for g in groups if is_control(g.config)]
     lfi, control = _best(persistent or own), _best(control_groups)
     if lfi is None:
         return Verdict(headline="No lfi run to judge", sentences=(_no_lfi(own),), crossing=None)
@@ -145,7 +145,7 @@ def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
 
 
 def _shuffled(lfi: Group, groups: Sequence[Group]) -> list[str]:
-    shuffled = [g for g in groups if g.config.objective == "lfi" and g.config.maps == "shuffled"]
+    shuffled = [g for g in groups if learns_maps(g.config) and g.config.maps == "shuffled"]
     other = _best(shuffled)
     gap = difference(lfi.by_seed(_seen), other.by_seed(_seen)) if other else None
     score = other.estimate(_seen) if other else None

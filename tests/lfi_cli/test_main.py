@@ -24,6 +24,7 @@ COMMANDS = (
     "verify",
     "train",
     "evaluate",
+    "compare",
     "export",
     "report",
 )

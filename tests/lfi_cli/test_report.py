@@ -13,7 +13,7 @@ def test_a_page_of_a_real_run(lfi: Callable[..., Any], trained: Path, tiny_val_t
     lfi("evaluate", trained, "--targets", tiny_val_targets, "--device", "cpu")
     ended = lfi("report", trained, "--out", tmp_path / "deep" / "page.html", "--title", "A title", "--json")
     assert ended.code == 0
-    assert ended.json == {"report": str(tmp_path / "deep" / "page.html")}
+    assert ended.json == {"report": str(tmp_path / "deep" / "page.html"), "notes": []}
     page = (tmp_path / "deep" / "page.html").read_text()
     assert "A title" in page
     assert "vit_tiny_patch16_224" in page

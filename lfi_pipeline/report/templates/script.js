@@ -75,7 +75,9 @@
   const tools = document.querySelector(".tools");
   const holder = document.querySelector(".cards");
   const cards = [...holder.querySelectorAll(".card")];
-  const state = { run: 0, tap: -1, overlay: "heat", show: "all", order: "drawn" };
+  const last = Math.max(0, ...samples.flatMap((s) => s.students.map((one) => one.shape[0] - 1)));
+  // `tap` is the depth that was chosen, `at` the place between two depths that is drawn on the way there.
+  const state = { run: 0, tap: last, at: last, overlay: "heat", order: "mixed" };
   const SIZE = 112;
 
   // Cubic (Catmull-Rom) enlargement of one grid to SIZE x SIZE, one axis at a time, clamped to [0, 255].
@@ -109,17 +111,26 @@
     return { grid: all.subarray(place * cells, (place + 1) * cells), rows, columns, peak: peaks[place] };
   };
   const studentOf = (sample) => sample.students.find((s) => s.run === state.run);
-  const tapOf = (student, tap) => (tap < 0 ? student.shape[0] - 1 : Math.min(tap, student.shape[0] - 1));
-  const marksOf = (sample) => {
+  const camOf = (sample) => sample.cams.find((s) => s.run === state.run);
+  const tapOf = (student, tap) => Math.min(tap, student.shape[0] - 1);
+  // A map between two depths: what both say, in shares. The ring and the verdict are of the nearer one.
+  const between = (maps, at, word) => {
+    const low = Math.floor(at), share = at - low, near = mapOf(maps, Math.round(at), word);
+    if (!share) return near;
+    const first = mapOf(maps, low, word).grid, second = mapOf(maps, low + 1, word).grid;
+    return { ...near, grid: Float32Array.from(first, (value, i) => value + share * (second[i] - value)) };
+  };
+  const marksOf = (sample, tap) => {
     const student = studentOf(sample);
-    return student ? student.correct[tapOf(student, state.tap)] || [] : sample.students.length ? [] : sample.teacher.correct;
+    if (student) return student.correct[tapOf(student, tap)] || [];
+    return camOf(sample)?.correct || (sample.students.length ? [] : sample.teacher.correct);
   };
   const kind = (correct) => (correct === true ? "hit" : correct === false ? "miss" : "");
   const TEXT = { hit: "✓ hit", miss: "✗ miss", "": "no mask" };
   const depthName = (tap) => depths[tap] || `tap ${tap + 1}`;
 
-  const fill = (view, maps, tap, word, correct, who) => {
-    const stage = view.querySelector(".stage"), { grid, rows, columns, peak } = mapOf(maps, tap, word);
+  const fill = (view, { grid, rows, columns, peak }, correct, who) => {
+    const stage = view.querySelector(".stage");
     let canvas = stage.querySelector("canvas");
     if (!canvas) {
       canvas = Object.assign(document.createElement("canvas"), { width: SIZE, height: SIZE, className: "heat" });
@@ -135,59 +146,110 @@
     verdict.className = `verdict ${kind(correct) || "unknown"}`;
     verdict.textContent = TEXT[kind(correct)];
   };
-  const draw = (card) => {
-    const sample = samples[card.dataset.sample], marks = marksOf(sample);
+  const draw = (card, moving = false) => {
+    const sample = samples[card.dataset.sample], marks = marksOf(sample, state.tap);
     let word = 0;
     for (const button of card.querySelectorAll(".word")) {
       const mark = kind(marks[button.dataset.word]);
       button.className = `word ${mark}`;
       if (button.getAttribute("aria-pressed") === "true") word = Number(button.dataset.word);
     }
-    fill(card.querySelector('[data-role="teacher"]'), sample.teacher, 0, word, sample.teacher.correct[word], "Teacher");
+    if (!moving) fill(card.querySelector('[data-role="teacher"]'), mapOf(sample.teacher, 0, word), sample.teacher.correct[word], "Teacher");
+    const cam = card.querySelector('[data-role="cam"]'), classMap = camOf(sample);
+    if (cam && !moving) {
+      cam.hidden = !classMap;
+      if (classMap) fill(cam, mapOf(classMap, 0, word), classMap.correct[word], "Class map");
+      cam.classList.toggle("nothing", !!classMap && !classMap.named[word]);
+      if (classMap && !classMap.named[word]) cam.querySelector(".verdict").textContent = "no class";
+    }
     const student = studentOf(sample);
     const views = [...card.querySelectorAll('[data-role="student"]')];
     if (!views.length) return;
     const wide = card.classList.contains("wide") && student;
-    const taps = wide ? [...Array(student.shape[0]).keys()] : student ? [tapOf(student, state.tap)] : [];
+    if (wide && moving) return;
+    const taps = wide ? [...Array(student.shape[0]).keys()] : student ? [tapOf(student, state.at)] : [];
     while (views.length > Math.max(1, taps.length)) views.pop().remove();
     while (views.length < taps.length) {
       const copy = views[0].cloneNode(true);
       copy.querySelector("canvas")?.remove();
       views.at(-1).after(copy); views.push(copy);
     }
-    views[0].style.visibility = student ? "" : "hidden";
-    taps.forEach((tap, i) => fill(views[i], student, tap, word, student.correct[tap]?.[word], `Student, ${depthName(tap)}`));
+    views[0].hidden = !student;
+    taps.forEach((at, i) => {
+      const tap = Math.round(at);
+      fill(views[i], between(student, at, word), student.correct[tap]?.[word], `Student, ${depthName(tap)}`);
+    });
   };
   const press = (card, word) => {
     for (const button of card.querySelectorAll(".word")) button.setAttribute("aria-pressed", String(Number(button.dataset.word) === word));
   };
-  const update = (pickMisses) => {
-    holder.dataset.overlay = state.overlay;
-    let shown = 0, hits = 0, known = 0;
+  // Order and filter follow the last depth, so that no card jumps away while the slider moves.
+  const arrange = (pickMisses) => {
     const ranked = [];
     for (const card of cards) {
-      const sample = samples[card.dataset.sample], marks = marksOf(sample);
-      const missed = marks.indexOf(false);
-      hits += marks.filter((m) => m === true).length;
-      known += marks.filter((m) => m !== null).length;
-      card.hidden = (state.show === "miss" && missed < 0) || (sample.students.length > 0 && !studentOf(sample));
-      shown += !card.hidden;
-      if (pickMisses && state.show === "miss" && missed >= 0) press(card, missed);
-      const rate = marks.filter((m) => m === false).length - marks.filter((m) => m === true).length;
-      ranked.push([state.order === "drawn" ? 0 : state.order === "worst" ? -rate : rate, Number(card.dataset.sample), card]);
-      if (!card.hidden) draw(card);
+      const sample = samples[card.dataset.sample], marks = marksOf(sample, last), missed = marks.indexOf(false);
+      card.hidden = (state.order === "miss" && missed < 0) || (sample.students.length + sample.cams.length > 0 && !studentOf(sample) && !camOf(sample));
+      if (pickMisses && state.order !== "mixed" && missed >= 0) press(card, missed);
+      ranked.push([marks.filter((m) => m === true).length - marks.filter((m) => m === false).length, Number(card.dataset.sample), card]);
     }
     ranked.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    if (state.order === "mixed") { // the worst, the best, the second worst, ...
+      for (let i = 1; i < ranked.length; i += 2) ranked.splice(i, 0, ranked.pop());
+    }
     holder.append(...ranked.map((r) => r[2]));
-    document.querySelector(".empty").hidden = shown > 0;
-    document.querySelector(".count").textContent = `${shown} of ${cards.length} images` + (known ? `, ${hits} of ${known} words hit` : "");
+    document.querySelector(".empty").hidden = cards.some((card) => !card.hidden);
   };
+  const update = () => {
+    holder.dataset.overlay = state.overlay;
+    let hits = 0, known = 0;
+    const shown = cards.filter((card) => !card.hidden);
+    for (const card of shown) {
+      const marks = marksOf(samples[card.dataset.sample], state.tap);
+      hits += marks.filter((m) => m === true).length;
+      known += marks.filter((m) => m !== null).length;
+      draw(card);
+    }
+    document.querySelector(".count").textContent = `${shown.length} of ${cards.length} images` + (known ? `, ${hits} of ${known} words hit` : "");
+  };
+
+  // The slider over the depths: maps travel to the depth that was chosen.
+  const slider = document.querySelector('input[name="tap"]'), play = document.querySelector(".play");
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  let frame = 0, timer = 0;
+  const travel = (tap) => {
+    cancelAnimationFrame(frame);
+    const from = state.at, began = performance.now(), lasts = still.matches ? 0 : 450;
+    state.tap = tap;
+    slider.value = String(tap);
+    slider.setAttribute("aria-valuetext", depthName(tap));
+    const step = () => {
+      const t = lasts ? Math.min(1, (performance.now() - began) / lasts) : 1;
+      state.at = t < 1 ? from + (tap - from) * t * t * (3 - 2 * t) : tap;
+      if (t === 1) return update();
+      for (const card of cards) if (!card.hidden) draw(card, true);
+      frame = requestAnimationFrame(step);
+    };
+    step();
+  };
+  const pause = () => { clearInterval(timer); timer = 0; play.setAttribute("aria-pressed", "false"); };
+  if (slider) {
+    slider.setAttribute("aria-valuetext", depthName(last));
+    slider.addEventListener("input", () => { pause(); travel(Number(slider.value)); });
+    play.addEventListener("click", () => {
+      if (timer) return pause();
+      const next = () => travel(state.tap === last ? 0 : state.tap + 1);
+      play.setAttribute("aria-pressed", "true");
+      next();
+      timer = setInterval(next, 1300);
+    });
+  }
 
   tools.addEventListener("submit", (event) => event.preventDefault());
   tools.addEventListener("change", (event) => {
     const { name, value } = event.target;
-    state[name] = name === "run" || name === "tap" ? Number(value) : value;
-    update(name === "show");
+    state[name] = name === "run" ? Number(value) : value;
+    if (name !== "overlay") arrange(name === "order");
+    update();
   });
   holder.addEventListener("click", (event) => {
     const card = event.target.closest(".card");
@@ -200,6 +262,19 @@
     }
     if (word || more) draw(card);
   });
+  // Arrow keys move through the words of a caption.
+  holder.addEventListener("keydown", (event) => {
+    const word = event.target.closest(".word"), move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!word || !move) return;
+    event.preventDefault();
+    const card = word.closest(".card"), words = [...card.querySelectorAll(".word")];
+    const next = words[(words.indexOf(word) + move + words.length) % words.length];
+    press(card, Number(next.dataset.word));
+    next.focus();
+    draw(card);
+  });
   tools.reset();
-  update(false);
+  if (slider) slider.value = String(last);
+  arrange(false);
+  update();
 })();

@@ -75,7 +75,7 @@ def inside(found: npt.NDArray[np.float32], target: tuple[float, float, float] | 
 
 
 def write_gallery(
-    path: Path, scene: Scene, samples: int, queries: bool, skill: float, rng: np.random.Generator
+    path: Path, scene: Scene, samples: int, queries: bool, skill: float, rng: np.random.Generator, classes: bool
 ) -> None:
     """gallery.json and gallery.safetensors; `skill` in [0, 1] is how often the last tap points right."""
     listed, tensors = [], {}
@@ -95,6 +95,9 @@ def write_gallery(
         tensors[f"teacher_{i}"] = teacher.astype(np.float16)
         if queries:
             tensors[f"student_{i}"] = np.stack(taps).astype(np.float16)
+        cams = np.stack([bump(*o[:2], 0.2, 0.5, rng) if o else np.zeros((GRID, GRID), np.float32) for o in objects])
+        if classes:
+            tensors[f"cam_{i}"] = cams.astype(np.float16)
         listed.append(
             {
                 "key": f"val/{i:06d}",
@@ -105,6 +108,8 @@ def write_gallery(
                 "student_correct": [[inside(m, o) for m, o in zip(t, objects, strict=True)] for t in taps]
                 if queries
                 else [],
+                "classes": [None if o is None else 0 for o in objects],
+                "cam_correct": [inside(m, o) for m, o in zip(cams, objects, strict=True)] if classes else [],
             }
         )
     (path / "gallery.json").write_text(json.dumps({"samples": listed}), encoding="utf-8")
@@ -122,6 +127,7 @@ def write_run(
     held_out: bool = True,
     scores: bool = True,
     gallery: int = 0,
+    classes: bool = False,
     summary: bool = True,
     scene: Scene = plain_scene,
     **config: Any,
@@ -129,12 +135,12 @@ def write_run(
     """Write one run directory and return it."""
     key = "shuffled" if maps != "teacher" else objective
     rng = np.random.default_rng(zlib.crc32(f"{key}{seed}".encode()))
-    final = np.array(FINAL[key]) + rng.normal(0, [0.006, 0.008])
+    final = np.array(FINAL[key.split("+")[0]]) + rng.normal(0, [0.006, 0.008])
     if seen is not None:
         final[0] = seen
     path = root / name
     path.mkdir(parents=True)
-    queries = objective == "lfi"
+    queries = "lfi" in objective.split("+")
     fields: dict[str, Any] = {
         "name": name,
         "student": "vit_tiny_patch16_224",
@@ -192,6 +198,7 @@ def write_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if summary:
         parameters = {"backbone": 5_524_416, "head": 11_580, "queries": 412_160 if queries else 0}
+        parameters |= {"kept_queries": 0, "terms": 0}
         took = {
             "steps": steps,
             "seconds": 66.0,
@@ -216,7 +223,7 @@ def write_run(
         ]
         _write_results(path, (float(final[0]), float(final[1]) if held_out else None), domains, taps)
     if gallery:
-        write_gallery(path, scene, gallery, queries, 0.25 if maps != "teacher" else 0.9, rng)
+        write_gallery(path, scene, gallery, queries, 0.25 if maps != "teacher" else 0.9, rng, classes)
     return path
 
 

@@ -99,3 +99,19 @@ def test_runs_share_images_and_keep_their_own_maps(make_run: Any) -> None:
 
 def test_no_gallery(make_run: Any) -> None:
     assert build_gallery(gather([load_run(make_run("a"))])[0]) is None
+
+
+def test_class_maps_show_runs_without_queries_after_lfi(make_run: Any) -> None:
+    runs = [make_run(f"none-{seed}", "none", seed=seed, gallery=2, classes=True) for seed in range(2)]
+    runs += [make_run("embedding", "embedding", gallery=2), make_run("lfi", gallery=2, classes=True)]
+    gallery = build_gallery(gather([load_run(run) for run in runs])[0])
+    assert gallery is not None
+    assert gallery.runs == ("lfi, seed 0", "none, seed 0")  # one seed of a control; embedding has nothing to show
+    assert len(gallery.cards) == 2
+    card, sample = gallery.cards[0], gallery.data["samples"][0]
+    assert card.cam is not None
+    assert card.student is not None
+    assert [cam["run"] for cam in sample["cams"]] == [0, 1]
+    assert [student["run"] for student in sample["students"]] == [0]
+    assert sample["cams"][1]["named"] == [True, True, False]  # "beside" is no class
+    assert sample["cams"][1]["correct"][2] is None

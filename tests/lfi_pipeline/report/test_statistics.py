@@ -1,42 +1,25 @@
-"""Intervals against published quantiles, and properties of the curve functions."""
+"""Intervals and tests against scipy's own and by hand, and properties of the curve functions."""
 
 from __future__ import annotations
 
 import math
+from random import Random
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy import stats
 
 from lfi_pipeline.report.statistics import (
     difference,
     estimate,
+    holm,
     mean_curve,
-    t_coverage,
-    t_quantile,
     thin,
 )
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
-)
-def test_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(quantile, abs=1e-4)
-
-
-@given(st.integers(1, 40), st.floats(0.05, 0.99))
-def test_the_quantile_inverts_the_coverage(degrees: int, coverage: float) -> None:
-    assert t_coverage(t_quantile(degrees, coverage), degrees) == pytest.approx(coverage, abs=1e-9)
-
-
-def test_impossible_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="degrees"):
-        t_coverage(1.0, 0)
-    with pytest.raises(ValueError, match="coverage"):
-        t_quantile(2, 1.0)
 
 
 def test_three_seeds_by_hand() -> None:
@@ -79,17 +62,61 @@ def test_the_same_seeds_are_paired() -> None:
     assert gap.sign == 1
 
 
-def test_other_seeds_add_their_variances() -> None:
-    gap = difference({0: 0.30, 1: 0.50}, {0: 0.20, 1: 0.40, 2: 0.30})
+@given(values, values)
+def test_other_seeds_are_compared_as_scipy_does(first: list[float], second: list[float]) -> None:
+    assume(np.ptp(first) > 1e-3)
+    assume(np.ptp(second) > 1e-3)
+    gap = difference(dict(enumerate(first)), dict(enumerate(second, start=1)))
+    expected = stats.ttest_ind(first, second, equal_var=False)
+    low, high = expected.confidence_interval()
     assert gap is not None
-    assert gap.half == pytest.approx(12.7062 * math.sqrt(0.02 / 2 + 0.01 / 3), abs=1e-4)
-    assert gap.sign == 0
+    assert not gap.paired
+    assert (gap.low, gap.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert gap.p == pytest.approx(expected.pvalue, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.floats(-100, 100), st.floats(-100, 100)), min_size=2, max_size=8), st.randoms())
+def test_the_same_seeds_are_compared_as_scipy_does(pairs: list[tuple[float, float]], random: Random) -> None:
+    first, second = zip(*pairs, strict=True)
+    assume(np.ptp(np.subtract(first, second)) > 1e-3)
+    shuffled = random.sample(range(len(pairs)), len(pairs))
+    gap = difference(dict(enumerate(first)), {seed: second[seed] for seed in shuffled})
+    expected = stats.ttest_rel(first, second)
+    low, high = expected.confidence_interval()
+    assert gap is not None
+    assert gap.paired
+    assert (gap.low, gap.high) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert gap.p == pytest.approx(expected.pvalue, abs=1e-9)
+
+
+def test_values_that_do_not_vary() -> None:
+    same = difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})
+    apart = difference({0: 0.5, 1: 0.5}, {1: 0.25, 2: 0.25})
+    assert same is not None
+    assert apart is not None
+    assert (same.half, same.p, same.sign) == (0, 1, 0)
+    assert (apart.half, apart.p, apart.sign) == (0, 0, 1)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_between_no_correction_and_bonferroni_and_keeps_the_order(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for p, more in zip(p_values, corrected, strict=True):
+        assert p <= more <= min(1.0, p * len(p_values)) or more == p
+    ranked = sorted(zip(p_values, corrected, strict=True))
+    assert [more for _, more in ranked] == sorted(corrected)
 
 
 def test_a_single_seed_leaves_a_difference_without_interval() -> None:
     gap = difference({0: 0.3}, {0: 0.2, 1: 0.4})
     assert gap is not None
-    assert gap.half is None
+    assert (gap.half, gap.p) == (None, None)
     assert difference({}, {0: 1.0}) is None
 
 

@@ -1,0 +1,290 @@
+"""A comparison as text: tables of cells for the terminal, Markdown, and tidy CSV. Numbers as people read them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from lfi_pipeline.evaluation.measures import Unit
+from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap, Row, shown
+from lfi_pipeline.report.costs import Cost
+from lfi_pipeline.report.leaderboard import millions
+from lfi_pipeline.report.statistics import Estimate
+
+MISSING = "–"
+TEACHER = "(teacher)"
+FRAME = 3
+"""Characters that a terminal table adds to each column."""
+_SHOWN: Mapping[Unit, tuple[float, str]] = {
+    "share": (100, ".1f"),
+    "nats": (1, ".3f"),
+    "steps": (1, ",.0f"),
+    "seconds": (1, ",.0f"),
+    "ratio": (1, ".2f"),
+}
+"""Unit -> factor and format."""
+_UNITS: Mapping[Unit, str] = {"share": "%", "nats": "nats", "steps": "steps", "seconds": "s", "ratio": "×"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTable:
+    """A title, headings and rows; a cell may have several lines."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+def number(value: float, unit: Unit, signed: bool = False) -> str:
+    """A value in its unit, without the unit: a share in per cent, a true minus sign."""
+    factor, form = _SHOWN[unit]
+    return f"{value * factor:{'+' if signed else ''}{form}}".replace("-", "−")
+
+
+def value_text(value: Estimate | None, unit: Unit, signed: bool = False) -> str:
+    """Mean ± half of the interval; the mean alone for a single seed."""
+    if value is None:
+        return MISSING
+    return number(value.mean, unit, signed) + (f" ± {number(value.half, unit)}" if value.half is not None else "")
+
+
+def cell_text(row: Row, column: int, unit: Unit) -> str:
+    """The value of a cell, and of how many seeds it is where not all of the row's have one."""
+    value = row.cells[column].value
+    some = value is not None and value.count < len(row.seeds)
+    return value_text(value, unit) + (f" (n={value.count})" if some and value else "")
+
+
+def p_text(p: float) -> str:
+    """A p value with three decimals and no zero before the point: ".004", "<.001", "1"."""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0").replace("1.000", "1")
+
+
+def p_texts(gap: Gap) -> str:
+    """Both p values of a gap, alone and corrected; empty without a test."""
+    if gap.gap.p is None or gap.p_holm is None:
+        return ""
+    return f"p {p_text(gap.gap.p)} / {p_text(gap.p_holm)}"
+
+
+def gap_text(gap: Gap, unit: Unit) -> str:
+    """A difference with its interval and its mark."""
+    return f"{value_text(gap.gap, unit, signed=True)} {gap.mark}".rstrip()
+
+
+def heading(block: Block, column: int) -> str:
+    """Heading of a column with its unit."""
+    measure = block.columns[column]
+    arrow = {True: "\u00a0↑", False: "\u00a0↓", None: ""}[measure.higher_is_better]
+    unit = "" if measure.heading == _UNITS[measure.unit] else f", {_UNITS[measure.unit]}"
+    return f"{measure.heading}{unit}{arrow}"
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """What the numbers and marks mean."""
+    lines = ["Mean over seeds ± half of the 95 % interval (Student's t). ↑: more is better, ↓: less is."]
+    rows = [row for block in comparison.blocks for row in block.rows]
+    if any(cell.value is None or cell.value.count < len(row.seeds) for row in rows for cell in row.cells):
+        lines.append(f"{MISSING} and n: no seed, or n of them, have a value; a run may never reach a score, say.")
+    if comparison.tests:
+        lines += [
+            "Under it the difference to the control ± half of its 95 % interval, paired by seed where both have the "
+            "same seeds, else Welch's; then p of a two-sided t test, alone / after Holm's correction for all "
+            f"{comparison.tests} tests of this comparison.",
+            f"* p < {LEVEL} alone, which chance alone gives about once in {1 / LEVEL:.0f} tests; "
+            f"** p < {LEVEL} after correction. No mark does not show that there is no difference.",
+        ]
+    if any(cell.best for block in comparison.blocks for row in block.rows for cell in row.cells):
+        lines.append(
+            "Best control: of the groups that do not learn the teacher's maps (those with shuffled or uniform maps are "
+            "among them), the one with the best mean in that measure. It is chosen after the fact, in its favour."
+        )
+    return lines
+
+
+def settings_text(block: Block) -> str:
+    """What was scored and how, on one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in block.settings.items())
+
+
+def block_tables(block: Block, width: int) -> list[TextTable]:
+    """A block in tables of at most `width` characters: value, difference and p values under one another."""
+    lines = [[_lines(row, number, c.unit) for number, c in enumerate(block.columns)] for row in block.rows]
+    labels = [[f"{r.label}\n  − {r.control}" if r.control else r.label, str(len(r.seeds))] for r in block.rows]
+    rows: list[list[str]] = []
+    for row, label, cells in zip(block.rows, labels, lines, strict=True):
+        rows.append([*label, *cells])
+        if others := _best_lines(block, row.cells, row.control):
+            rows.append(["  − best control", "", *others])
+    if any(value is not None for value in block.teacher):
+        known = zip(block.teacher, block.columns, strict=True)
+        rows.append([TEACHER, "", *(MISSING if v is None else number(v, c.unit) for v, c in known)])
+    headings = ["objective", "seeds", *(heading(block, column) for column in range(len(block.columns)))]
+    return [TextTable(title=block.title, headings=h, rows=r) for h, r in _split(headings, rows, width)]
+
+
+def _lines(row: Row, column: int, unit: Unit) -> str:
+    parts, cell = [cell_text(row, column, unit)], row.cells[column]
+    if cell.gap is not None:
+        parts += [gap_text(cell.gap, unit), p_texts(cell.gap)]
+    return "\n".join(part for part in parts if part)
+
+
+def _best_lines(block: Block, cells: Sequence[Cell], control: str | None) -> list[str]:
+    """Cells of the row against the best control; none where that is the control of the row in every column."""
+    if all(cell.best is None or cell.best.control == control for cell in cells):
+        return []
+    texts = []
+    for cell, column in zip(cells, block.columns, strict=True):
+        if cell.best is None:
+            texts.append(MISSING)
+        elif cell.best.control == control:
+            texts.append(f"{control}, as above")
+        else:
+            texts.append("\n".join([cell.best.control, gap_text(cell.best, column.unit), p_texts(cell.best)]).rstrip())
+    return texts
+
+
+def column_width(heading: str, cells: Sequence[str]) -> int:
+    """Characters of a column whose cells are not wrapped, and whose heading is where it is long."""
+    lines = [len(line) for cell in cells for line in cell.split("\n")]
+    return max([*lines, *map(len, heading.split(" ")), min(len(heading), 10)])
+
+
+def _split(headings: list[str], rows: list[list[str]], width: int) -> list[tuple[list[str], list[list[str]]]]:
+    """Columns that fit side by side, the first two repeated. A heading may wrap, a cell may not."""
+
+    def needed(column: int) -> int:
+        return column_width(headings[column], [row[column] for row in rows]) + FRAME
+
+    fixed, parts, used = needed(0) + needed(1) + 1, [[0, 1]], 0
+    for column in range(2, len(headings)):
+        if used and fixed + used + needed(column) > width:
+            parts.append([0, 1])
+            used = 0
+        parts[-1].append(column)
+        used += needed(column)
+    return [([headings[c] for c in part], [[row[c] for c in part] for row in rows]) for part in parts]
+
+
+def cost_table(costs: Sequence[Cost]) -> TextTable:
+    """Parameters and time of every group."""
+    headings = [
+        "objective",
+        "backbone",
+        "head",
+        "queries kept",
+        "only in training",
+        "step, ms",
+        "to control",
+        "training, s",
+    ]
+    rows = [
+        [
+            cost.label,
+            *(MISSING if n is None else millions(n) for n in (cost.backbone, cost.head, cost.kept, cost.added)),
+            MISSING if cost.step_ms is None else f"{cost.step_ms.mean:,.1f}",
+            "" if cost.ratio is None else f"{cost.ratio:.2f}×",
+            value_text(cost.seconds, "seconds"),
+        ]
+        for cost in costs
+    ]
+    return TextTable(title="Cost: parameters and time", headings=headings, rows=rows)
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Everything in Markdown: for each block the scores, the differences, and lfi against the best control."""
+    parts = []
+    for block in comparison.blocks:
+        units = [column.unit for column in block.columns]
+        heads = [heading(block, column) for column in range(len(block.columns))]
+        parts += [f"### {block.title}", f"{settings_text(block)}."]
+        rows = [
+            [row.label, str(len(row.seeds)), *(cell_text(row, column, unit) for column, unit in enumerate(units))]
+            for row in block.rows
+        ]
+        if any(value is not None for value in block.teacher):
+            known = zip(block.teacher, units, strict=True)
+            rows.append([TEACHER, "", *(MISSING if v is None else number(v, u) for v, u in known)])
+        parts.append(_markdown(["objective", "seeds", *heads], rows))
+        for name, pick in (("difference", "gap"), ("difference to the best control of each measure", "best")):
+            rows = []
+            for row in block.rows:
+                gaps: list[Gap | None] = [getattr(cell, pick) for cell in row.cells]
+                if all(gap is None or (pick == "best" and gap.control == row.control) for gap in gaps):
+                    continue
+                told = [_told(gap, unit, pick == "best") for gap, unit in zip(gaps, units, strict=True)]
+                rows.append([f"{row.label} − {row.control if pick == 'gap' else 'best control'}", *told])
+            parts += [_markdown([name, *heads], rows)] if rows else []
+    table = cost_table(comparison.costs)
+    parts += [f"### {table.title}", _markdown(table.headings, table.rows)]
+    parts.append("\n".join(f"- {line}" for line in _remarks(comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    lines = [line.replace("*", r"\*").replace("Under it the", "The") for line in legend(comparison)]
+    return [*lines, *comparison.notes, *(f"{missing.what} `{missing.command}`" for missing in comparison.missing)]
+
+
+def _told(gap: Gap | None, unit: Unit, named: bool) -> str:
+    if gap is None:
+        return MISSING
+    tests = f" ({p_texts(gap)})" if p_texts(gap) else ""
+    told = gap_text(gap, unit).replace("*", r"\*") + tests
+    return f"{told}, {gap.control}" if named else told
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def tidy(comparison: Comparison) -> list[dict[str, Any]]:
+    """One entry for each block, group and measure; values in the measure's unit, None where there is none."""
+    return [
+        {
+            "protocol": block.protocol,
+            "settings": settings_text(block),
+            "objective": row.label,
+            "measure": measure.name,
+            "unit": measure.unit,
+            "n": cell.value.count,
+            "mean": cell.value.mean,
+            "low": cell.value.low,
+            "high": cell.value.high,
+            "control": cell.gap.control if cell.gap else None,
+            **_numbers(cell.gap, ""),
+            "best_control": cell.best.control if cell.best else None,
+            **_numbers(cell.best, "best_"),
+            "teacher": teacher,
+        }
+        for block in comparison.blocks
+        for row in block.rows
+        for cell, measure, teacher in zip(row.cells, block.columns, block.teacher, strict=True)
+        if cell.value is not None
+    ]
+
+
+def _numbers(gap: Gap | None, prefix: str) -> dict[str, float | None]:
+    found = gap.gap if gap else None
+    return {
+        f"{prefix}diff": found.mean if found else None,
+        f"{prefix}diff_low": found.low if found else None,
+        f"{prefix}diff_high": found.high if found else None,
+        f"{prefix}p": found.p if found else None,
+        f"{prefix}p_holm": gap.p_holm if gap else None,
+    }
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """The entries of `tidy` as CSV."""
+    rows = tidy(comparison)
+    text = StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["protocol"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

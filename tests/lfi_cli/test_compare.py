@@ -1,0 +1,56 @@
+"""lfi compare"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lfi_pipeline.report.conftest import write_run
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in range(3):
+        for objective in ("none", "embedding", "lfi"):
+            write_run(tmp_path / "runs", f"{objective}-{seed}", objective, seed=seed)
+    return tmp_path / "runs"
+
+
+def test_a_directory_of_runs(lfi: Callable[..., Any], runs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = lfi("compare", runs, "--markdown", tmp_path / "deep" / "c.md", "--csv", tmp_path / "c.csv")
+    assert shown.code == 0
+    for word in ("classification", "grounding", "embedding", "− none", "− best", "(teacher)", "1.16×", "Holm"):
+        assert word in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 100 + len(str(tmp_path))  # only paths are longer
+    assert "| lfi − none |" in (tmp_path / "deep" / "c.md").read_text()
+    with (tmp_path / "c.csv").open() as stream:
+        assert {row["objective"] for row in csv.DictReader(stream)} == {"none", "embedding", "lfi"}
+
+
+def test_json_and_options(lfi: Callable[..., Any], runs: Path) -> None:
+    (runs / "leaderboard.md").write_text("")
+    told = lfi(
+        "compare", *sorted(runs.iterdir()), "--control", "embedding", "--protocol", "classification", "--json"
+    ).json
+    assert len(told["runs"]) == 9
+    assert {result["protocol"] for result in told["results"]} == {"classification"}
+    assert {result["control"] for result in told["results"]} == {None, "embedding"}
+    lfi_row = next(r for r in told["results"] if (r["objective"], r["measure"]) == ("lfi", "map_seen"))
+    assert lfi_row["diff_low"] < lfi_row["diff"] < lfi_row["diff_high"]
+    assert 0 < lfi_row["p"] <= lfi_row["p_holm"] <= 1
+    assert {cost["label"] for cost in told["costs"]} == {"none", "embedding", "lfi"}
+
+
+def test_what_cannot_be_compared(fails: Fails, runs: Path, tmp_path: Path) -> None:
+    assert "Choices: embedding, lfi, none" in fails("UnknownNameError", "compare", runs, "--control", "nothing")
+    assert "Unknown protocol" in fails("UnknownNameError", "compare", runs, "--protocol", "detections")
+    assert "is not there" in fails("RunError", "compare", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "lfi train" in fails("RunError", "compare", tmp_path / "empty")
