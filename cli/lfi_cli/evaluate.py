@@ -97,6 +97,14 @@ def evaluate(
     detection_val: Annotated[
         str | None, typer.Option(help="Split to score. Default: val.", rich_help_panel=DETECTION)
     ] = None,
+    class_agnostic: Annotated[
+        bool | None,
+        typer.Option(
+            "--class-agnostic",
+            help="Take all objects as of one category: for data too small to learn to name them.",
+            rich_help_panel=DETECTION,
+        ),
+    ] = None,
     iterations: Annotated[
         int | None,
         typer.Option(

@@ -14,6 +14,15 @@ import typer
 from lfi_cli.main import app
 from tests.lfi_pipeline.data import layouts
 
+RECIPES = ("coco", "pacs", "scenes", "tiny-imagenet", "vlcs")
+PROTOCOLS = {
+    "coco": {"grounding", "detection"},
+    "pacs": {"cross-domain"},
+    "scenes": {"cross-domain", "grounding", "detection"},
+    "vlcs": {"cross-domain"},
+}
+"""Beside classification, which all have."""
+
 
 def data_of(name: str, root: Path) -> Path:
     """A copy of the layout, of the fewest images that a recipe can train on."""
@@ -22,6 +31,8 @@ def data_of(name: str, root: Path) -> Path:
             return layouts.make_coco(root, train=12, val=6)
         case "pacs":
             return layouts.make_pacs(root, per_class=2)
+        case "scenes":
+            return layouts.make_scenes(root, train=12, val=6)
         case "vlcs":
             return layouts.make_vlcs(root, official=True)
     return layouts.make_tiny_imagenet(root, per_class=4)
@@ -30,9 +41,9 @@ def data_of(name: str, root: Path) -> Path:
 def test_without_a_name_the_recipes_are_listed(lfi: Callable[..., Any]) -> None:
     shown = lfi("reproduce")
     assert shown.code == 0
-    for name in ("coco", "pacs", "tiny-imagenet", "vlcs"):
+    for name in RECIPES:
         assert f"\n{name} " in shown.out
-    assert set(lfi("reproduce", "--json").json["recipes"]) == {"coco", "pacs", "tiny-imagenet", "vlcs"}
+    assert set(lfi("reproduce", "--json").json["recipes"]) == set(RECIPES)
 
 
 def test_a_dry_run_only_writes_the_files_and_tells_the_plan(lfi: Callable[..., Any], tmp_path: Path) -> None:
@@ -52,7 +63,7 @@ def test_a_dry_run_only_writes_the_files_and_tells_the_plan(lfi: Callable[..., A
         assert f"\n{line}\n" in shown.out
 
 
-@pytest.mark.parametrize("name", ["coco", "pacs", "tiny-imagenet", "vlcs"])
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("scale", [(), ("--small",)])
 def test_every_command_of_a_plan_is_one_that_there_is(
     name: str, scale: tuple[str, ...], lfi: Callable[..., Any], tmp_path: Path
@@ -67,7 +78,7 @@ def test_every_command_of_a_plan_is_one_that_there_is(
         commands[command].make_context(command, rest)  # raises for an option that there is not
 
 
-@pytest.mark.parametrize("name", ["coco", "pacs", "tiny-imagenet", "vlcs"])
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_from_images_to_the_page(name: str, lfi: Callable[..., Any], tmp_path: Path) -> None:
     data, out = data_of(name, tmp_path / "data"), tmp_path / "out"
     zero_shot = ("--zero-shot", f"pacs={layouts.make_pacs(tmp_path / 'other', per_class=1)}") if name == "coco" else ()
@@ -77,9 +88,7 @@ def test_a_recipe_runs_from_images_to_the_page(name: str, lfi: Callable[..., Any
     found = ended.json
     assert [each["command"] for each in found["results"]] == found["commands"]
     assert f"Recipe {name}" in (out / "report.html").read_text(encoding="utf-8")
-    protocols = {"pacs": {"cross-domain"}, "vlcs": {"cross-domain"}, "coco": {"grounding", "detection"}}.get(
-        name, set()
-    )
+    protocols = PROTOCOLS.get(name, set())
     for run in found["runs"]:
         assert (Path(run) / "summary.json").is_file()
         scored = {json.loads(path.read_text())["protocol"] for path in (Path(run) / "evaluation").glob("*.json")}

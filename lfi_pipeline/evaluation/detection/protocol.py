@@ -24,6 +24,7 @@ from lfi_pipeline.evaluation.detection.coco_data import (
     CocoSplit,
     DetectionImages,
     find_instances,
+    one_category,
     read_split,
     training_draws,
 )
@@ -49,6 +50,7 @@ class DetectionConfig:
         detection_train: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own
             data set the split that the run was trained on.
         detection_val: the same for scoring; None takes `val`, or the run's own.
+        class_agnostic: take all objects as of one category, where the data are too few to learn to name them.
         iterations: steps of the fine-tuning.
         batch_size: images a step.
         learning_rate: highest of the schedule.
@@ -63,6 +65,7 @@ class DetectionConfig:
     detection_data: Path | None = None
     detection_train: str | None = None
     detection_val: str | None = None
+    class_agnostic: bool = False
     iterations: int = 90_000
     batch_size: int = 16
     learning_rate: float = 1e-4
@@ -122,6 +125,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "dataset": _name(loaded, config),
             "train_split": train.file.stem.removeprefix("instances_"),
             "split": val.file.stem.removeprefix("instances_"),
+            "class_agnostic": config.class_agnostic,
             "weights": common.weights if config.source == "run" else None,
             "source": config.source,
             **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate")},
@@ -169,7 +173,7 @@ def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, Coco
     names = [[category["name"] for category in split.categories] for split in (train, val)]
     if names[0] != names[1] or [c["id"] for c in train.categories] != [c["id"] for c in val.categories]:
         raise ConfigError(f"{train.file} and {val.file} must list the same categories with the same ids.")
-    return train, val
+    return (one_category(train), one_category(val)) if config.class_agnostic else (train, val)
 
 
 def _asked(config: DetectionConfig, train: str, val: str) -> tuple[tuple[str | None, str], tuple[str | None, str]]:

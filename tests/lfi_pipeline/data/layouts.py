@@ -108,6 +108,12 @@ def make_coco(root: Path, *, train: int = 12, val: int = 6) -> Path:
     return root
 
 
+def make_scenes(root: Path, *, train: int = 12, val: int = 6) -> Path:
+    """Render scenes as `lfi make-scenes` does."""
+    write_scenes(root, ScenesConfig(train=train, val=val))
+    return root
+
+
 def make_imagefolder(root: Path, splits: Mapping[str, Mapping[str, int]]) -> Path:
     """Write split -> class -> number of images; split "" is the root itself."""
     for split, classes in splits.items():

@@ -19,10 +19,11 @@ from lfi_pipeline.recipes.commands import planned_runs, sweep_table, write_files
 from lfi_pipeline.recipes.prepare import Prepared, prepare
 from tests.lfi_pipeline.data import layouts
 
-NAMES = ("coco", "pacs", "tiny-imagenet", "vlcs")
+NAMES = ("coco", "pacs", "scenes", "tiny-imagenet", "vlcs")
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda root: layouts.make_coco(root, train=4, val=2),
     "pacs": layouts.make_pacs,
+    "scenes": lambda root: layouts.make_scenes(root, train=4, val=2),
     "tiny-imagenet": layouts.make_tiny_imagenet,
     "vlcs": lambda root: layouts.make_vlcs(root, official=True),
 }
@@ -60,10 +61,11 @@ def test_full_scale_compares_every_objective_over_three_seeds(name: str, tmp_pat
         "vlcs": [(domain,) for domain in layouts.VLCS_DOMAINS],
     }.get(name, [()])
     wanted = [(each, "teacher") for each in ("none", "embedding", "logits", "lfi")] + [("lfi", "shuffled")]
-    if name == "coco":
+    if name in ("coco", "scenes"):
         wanted.append(("lfi+presence", "teacher"))
     assert set(kinds) == {(*each, seed, domain) for each in wanted for seed in SEEDS for domain in domains}
-    assert not any(run.config.student.name == "vit_tiny_patch16_224" for run in found.runs)
+    small = [run.config.student.name == "vit_tiny_patch16_224" for run in found.runs]
+    assert all(small) if name == "scenes" else not any(small)
 
 
 def test_a_budget_of_steps_is_kept_whatever_is_left_out(tmp_path: Path) -> None:
@@ -210,5 +212,5 @@ def test_small_needs_its_table(tmp_path: Path) -> None:
     path.write_text(content().partition("[small]")[0])
     with pytest.raises(ConfigError, match=r"\[small\]"):
         load_recipe(str(path), small=True)
-    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, tiny-imagenet, vlcs"):
+    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, scenes, tiny-imagenet, vlcs"):
         load_recipe("cocoo")

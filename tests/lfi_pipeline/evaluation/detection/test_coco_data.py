@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from lfi_pipeline.errors import DatasetError, ImageReadError
-from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
+from lfi_pipeline.evaluation.detection.coco_data import (
+    DetectionImages,
+    find_instances,
+    one_category,
+    read_split,
+    training_draws,
+)
+from lfi_pipeline.evaluation.detection.coco_score import coco_truth
 
 
 def test_training_takes_whole_objects_with_boxes_cut_at_the_edge(coco_root: Path) -> None:
@@ -106,3 +113,18 @@ def test_files_that_contradict_each_other_are_told(coco_root: Path) -> None:
     file.write_text(json.dumps(record | {"images": [], "annotations": []}))
     with pytest.raises(DatasetError, match="must list images and categories"):
         read_split(file)
+
+
+def test_objects_of_one_category_keep_all_but_their_names(coco_root: Path) -> None:
+    split = read_split(coco_root / "annotations/instances_val.json")
+    merged = one_category(split)
+    assert [each["name"] for each in merged.categories] == ["object"]
+    assert {each["category_id"] for of in merged.annotations.values() for each in of} == {1}
+    assert {each.label for of in merged.usable.values() for each in of} == {0}
+    assert {each.label for of in split.usable.values() for each in of} == {0, 1}
+    for image, of in split.usable.items():
+        assert [each.bbox_xywh for each in merged.usable[image]] == [each.bbox_xywh for each in of]
+    truth = coco_truth(merged)
+    assert [each["iscrowd"] for each in truth["annotations"]] == [
+        e["iscrowd"] for e in coco_truth(split)["annotations"]
+    ]

@@ -27,6 +27,7 @@ def test_the_runs_own_data_set_is_the_default(run_of: dict[str, Path], scenes_ro
         "dataset": "scenes",
         "train_split": "train",
         "split": "val",
+        "class_agnostic": False,
         "weights": "last",
         "source": "run",
         "iterations": 2,
