@@ -30,7 +30,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def test_they_match_the_reference_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "--noconftest"]
+    command += ["-q", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(
         [*command, str(Path(__file__).parent / "interpreted")],
         env=environment(TRITON_INTERPRET="1"),
