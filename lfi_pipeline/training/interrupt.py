@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step."""
+"""Stops of a run: Ctrl-C and SIGTERM as a request after the step, a dead loader process as an error of the next read."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ class StopRequest:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+
+def leave_deaths_to_reads() -> None:
+    """Take back the signal handler by which a torch loader, once started, tells that one of its processes died.
+
+    It raises from within whatever runs at that moment, be it a checkpoint that is being written. Without it, the next
+    read of the loader finds the process dead.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -24,7 +24,7 @@ from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages, whole_batch
-from lfi_pipeline.training.interrupt import StopRequest
+from lfi_pipeline.training.interrupt import StopRequest, leave_deaths_to_reads
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.processes import make_accelerator
 from lfi_pipeline.training.progress import epoch_line, introduction, tell
@@ -202,7 +202,10 @@ class _Loop:
             num_workers=self.machine.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for item in loader:
+        batches = iter(loader)
+        if self.machine.workers:
+            leave_deaths_to_reads()
+        for item in batches:
             if isinstance(item, LFIError):
                 raise item
             yield item
