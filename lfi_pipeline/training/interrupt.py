@@ -1,4 +1,4 @@
-"""Stops of a run: Ctrl-C and SIGTERM as a request after the step, a dead loader process as an error of the next read."""
+"""Stops of a run: Ctrl-C and SIGTERM as a request after the step, a dead loader process as an error of a read."""
 
 from __future__ import annotations
 
