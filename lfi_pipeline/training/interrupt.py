@@ -1,4 +1,4 @@
-"""Stops of a run: Ctrl-C and SIGTERM as a request after the step, a dead loader process as an error of a read."""
+"""Ctrl-C and SIGTERM as a request to stop after the step; and quiet about a loader's process that died."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def leave_deaths_to_reads() -> None:
-    """Take back the signal handler by which a torch loader, once started, tells that one of its processes died.
+def forget_dead_loaders() -> None:
+    """Take back the signal handler by which torch tells that a loader's process died, once that is known.
 
-    It raises from within whatever runs at that moment, be it a checkpoint that is being written. Without it, the next
-    read of the loader finds the process dead.
+    It raises from within whatever runs when the signal is seen, be it the checkpoint that is written for that very
+    reason: the read from the process may have failed before.
     """
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -24,7 +24,7 @@ from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.cut import CutTargets
 from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages, whole_batch
-from lfi_pipeline.training.interrupt import StopRequest, leave_deaths_to_reads
+from lfi_pipeline.training.interrupt import StopRequest, forget_dead_loaders
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.processes import make_accelerator
 from lfi_pipeline.training.progress import epoch_line, introduction, tell
@@ -182,6 +182,7 @@ class _Loop:
             # With workers nothing else happens here but talking to them; what they raise comes as "Caught ...".
             if isinstance(error, LFIError) or not self.machine.workers or str(error).startswith("Caught"):
                 raise
+            forget_dead_loaders()
             self._checkpoint(clock)
             if stop.asked:
                 raise KeyboardInterrupt from error
@@ -202,10 +203,7 @@ class _Loop:
             num_workers=self.machine.workers,
             pin_memory=self.device.type == "cuda",
         )
-        batches = iter(loader)
-        if self.machine.workers:
-            leave_deaths_to_reads()
-        for item in batches:
+        for item in loader:
             if isinstance(item, LFIError):
                 raise item
             yield item
