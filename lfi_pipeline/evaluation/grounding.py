@@ -9,7 +9,7 @@ Mass in mask: the share of the map's mass on the mask, a grid cell counting by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,11 +105,11 @@ def word_classes(store: TargetStore, dataset: Dataset) -> list[int | None]:
     return [label_of.get(word) for word in store.vocabulary.words]
 
 
-def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 2) -> list[GroundedWord]:
-    """Return every word of the cache that names a class with masks, of images with `least_labels` classes or more.
+def class_words(store: TargetStore, dataset: Dataset) -> Iterator[tuple[int, int, int, int]]:
+    """Yield position, row, place of the sample in `dataset`, and class of every word that names one, in cache order.
 
     Raises:
-        DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
+        DatasetError: the cache and the data set do not belong together.
     """
     recorded = (store.spec.dataset.name, store.spec.dataset.split)
     if recorded != (dataset.name, dataset.split):
@@ -117,31 +117,40 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
             f"{store.path} must hold targets of {dataset.name}, split {dataset.split}; it holds {recorded[0]}, split "
             f"{recorded[1]}. Give the targets of this split."
         )
-    samples = {sample.key: sample for sample in dataset.samples}
+    places = {sample.key: place for place, sample in enumerate(dataset.samples)}
     class_of = word_classes(store, dataset)
     keys = store.index.keys
-    words = store.read_many(store.usable).words
-    found = []
-    for position, ids in zip(store.usable.tolist(), words, strict=True):
-        sample = samples.get(keys[position])
-        if sample is None:
+    for position, ids in zip(store.usable.tolist(), store.read_many(store.usable).words, strict=True):
+        place = places.get(keys[position])
+        if place is None:
             raise DatasetError(
                 f"{store.path} holds sample {keys[position]}, which split {dataset.split} of {dataset.root} lacks. "
                 "Give the targets of this split."
             )
-        if len(sample.labels) < least_labels:
-            continue
         for row, word in enumerate(ids.tolist()):
             label = class_of[word] if word >= 0 else None
-            if label is None:
-                continue
-            masks = [
-                instance.mask(sample.height, sample.width)
-                for instance in dataset.instances[sample.key]
-                if instance.label == label
-            ]
-            if masks:
-                found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks)), label))
+            if label is not None:
+                yield position, row, place, label
+
+
+def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 2) -> list[GroundedWord]:
+    """Return every word of the cache that names a class with masks, of images with `least_labels` classes or more.
+
+    Raises:
+        DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
+    """
+    found = []
+    for position, row, place, label in class_words(store, dataset):
+        sample = dataset.samples[place]
+        if len(sample.labels) < least_labels:
+            continue
+        masks = [
+            instance.mask(sample.height, sample.width)
+            for instance in dataset.instances[sample.key]
+            if instance.label == label
+        ]
+        if masks:
+            found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks)), label))
     if not found:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,11 +29,10 @@ def student_maps(
     """
     device, learned = next(student.parameters()).device, isinstance(student.queries, LearnedQueries)
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
-    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
-    images, keys = PlainImages(dataset, [student.size]), store.index.keys
+    images = _CachedSamples(student, store, dataset)
     for first in tqdm(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
         chunk = list(positions[first : first + _BATCH])
-        pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in chunk])
+        pixels = images.read(chunk)
         read = store.read_many(chunk)
         words = vocabulary[torch.from_numpy(read.words).long().clamp_min(0)].to(device)
         told = Supervision(words, *_teacher_maps(student.taps, store.spec, read, device)) if learned else None
@@ -60,17 +59,29 @@ def student_class_maps(
         ConfigError: as `class_maps`.
     """
     device = next(student.parameters()).device
-    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
-    images, keys = PlainImages(dataset, [student.size]), store.index.keys
+    images = _CachedSamples(student, store, dataset)
     positions = sorted({position for position, _ in pairs})
     found: dict[tuple[int, int], Tensor] = {}
     for first in tqdm(range(0, len(positions), _GRADIENT_BATCH), desc="class maps", unit="batch", leave=False):
         row = {position: i for i, position in enumerate(positions[first : first + _GRADIENT_BATCH])}
         chosen = sorted({pair for pair in pairs if pair[0] in row})
-        pixels = torch.stack([images[place[keys[position]]][0][student.size] for position in row]).to(device)
+        pixels = images.read(row).to(device)
         image_of, labels = torch.tensor([(row[position], label) for position, label in chosen], device=device).unbind(1)
         found |= dict(zip(chosen, class_maps(student, pixels, image_of, labels).cpu(), strict=True))
     return [found[pair] for pair in pairs]
+
+
+class _CachedSamples:
+    """Images of a cache's samples as the student takes them."""
+
+    def __init__(self, student: Student, store: TargetStore, dataset: Dataset) -> None:
+        self._images, self._size = PlainImages(dataset, [student.size]), student.size
+        self._place = {sample.key: i for i, sample in enumerate(dataset.samples)}
+        self._keys = store.index.keys
+
+    def read(self, positions: Iterable[int]) -> Tensor:
+        """Return uint8 [B, 3, H, W] of samples by their position in the cache."""
+        return torch.stack([self._images[self._place[self._keys[position]]][0][self._size] for position in positions])
 
 
 def _teacher_maps(

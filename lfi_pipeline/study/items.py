@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.evaluation.grounding import class_words
 from lfi_pipeline.targets import TargetStore
 
 
@@ -41,38 +42,21 @@ def named_words(store: TargetStore, dataset: Dataset) -> list[NamedWord]:
     Raises:
         DatasetError: the cache and the data set do not belong together, or no word names a class.
     """
-    recorded = (store.spec.dataset.name, store.spec.dataset.split)
-    if recorded != (dataset.name, dataset.split):
-        raise DatasetError(
-            f"{store.path} must hold targets of {dataset.name}, split {dataset.split}; it holds {recorded[0]}, split "
-            f"{recorded[1]}. Give the targets of this split."
-        )
-    places = {sample.key: place for place, sample in enumerate(dataset.samples)}
-    label_of = {name: label for label, name in enumerate(dataset.classes)}
-    names, keys = store.vocabulary.words, store.index.keys
     found = []
-    for position, ids in zip(store.usable.tolist(), store.read_many(store.usable).words, strict=True):
-        place = places.get(keys[position])
-        if place is None:
-            raise DatasetError(
-                f"{store.path} holds sample {keys[position]}, which split {dataset.split} of {dataset.root} lacks. "
-                "Give the targets of this split."
-            )
+    for position, row, place, label in class_words(store, dataset):
         sample = dataset.samples[place]
-        for row, word in enumerate(ids.tolist()):
-            label = label_of.get(names[word]) if word >= 0 else None
-            if label is not None and label in sample.labels:
-                found.append(
-                    NamedWord(
-                        position=position,
-                        row=row,
-                        place=place,
-                        key=sample.key,
-                        word=names[word],
-                        label=label,
-                        domain=sample.domain,
-                    )
+        if label in sample.labels:
+            found.append(
+                NamedWord(
+                    position=position,
+                    row=row,
+                    place=place,
+                    key=sample.key,
+                    word=dataset.classes[label],
+                    label=label,
+                    domain=sample.domain,
                 )
+            )
     if not found:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} that its image is labelled with; a study needs "
