@@ -25,6 +25,7 @@ def interaction_costs(
     target_scale: Tensor | None = None,
     companding: Companding = "sqrt",
     key_padding_mask: Tensor | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from folded queries to patches, and measure how far every query's attention is from every map.
 
@@ -36,9 +37,9 @@ def interaction_costs(
 
     Args:
         u: [B, H, K, D] and x [B, N, D]: as in `interaction_attention`.
-        target: [B, M, N]; M need not be K. With it row_weight [B, M], target_scale [B, M], companding and
-            key_padding_mask [B, N]: as there. Where a word's weight or its map is 0, its whole column is exactly 0
-            and passes exactly no gradient.
+        target: [B, M, N]; M need not be K. With it row_weight [B, M], target_scale [B, M], companding,
+            key_padding_mask [B, N] and layer_norm_eps: as there. Where a word's weight or its map is 0, its whole
+            column is exactly 0 and passes exactly no gradient.
 
     Returns:
         z [B, H, K, D] in u's dtype, and cost [B, K, M] in fp32 (fp64 for fp64 input), in nats.
@@ -47,9 +48,9 @@ def interaction_costs(
         ValueError: a shape, dtype or device that does not fit.
     """
     words = target.shape[1] if target.ndim == 3 else 0
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, words=words)
+    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps, words=words)
     with torch.autocast(u.device.type, enabled=False):
-        s_BRN, x_BND = masked_scores(u, x, key_padding_mask)
+        s_BRN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
         log_p_BRN = s_BRN.log_softmax(-1)
         z = torch.bmm(log_p_BRN.exp(), x_BND).view(u.shape).to(u.dtype)
 

@@ -36,6 +36,7 @@ def interaction_attention(
     target_scale: Tensor | None = None,
     companding: Companding = "sqrt",
     key_padding_mask: Tensor | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     if resolve(u) == "reference":
         return reference.interaction_attention(
@@ -46,9 +47,12 @@ def interaction_attention(
             target_scale=target_scale,
             companding=companding,
             key_padding_mask=key_padding_mask,
+            layer_norm_eps=layer_norm_eps,
         )
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask)
-    z, kl, _, _ = fused_forward(u, x, target, row_weight, target_scale, key_padding_mask, companding)
+    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps)
+    z, kl, *_ = fused_forward(
+        u, x, target, row_weight, target_scale, key_padding_mask, companding, layer_norm_eps
+    )
     return z, kl
 
 

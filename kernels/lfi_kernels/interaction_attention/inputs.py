@@ -6,6 +6,7 @@ words. Only shapes, dtypes and devices are looked at; looking at values would wa
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -43,8 +44,12 @@ def decode_target(target: Tensor, target_scale: Tensor | None, companding: Compa
     return maps.mul_(target_scale.to(dtype)[..., None])
 
 
-def check_scores_inputs(u: Tensor, x: Tensor, key_padding_mask: Tensor | None) -> None:
+def check_scores_inputs(
+    u: Tensor, x: Tensor, key_padding_mask: Tensor | None, layer_norm_eps: float | None
+) -> None:
     """Raise ValueError unless u [B, H, M, D], x [B, N, D] and key_padding_mask [B, N] belong together."""
+    if layer_norm_eps is not None and not 0 < layer_norm_eps < math.inf:
+        raise ValueError(f"layer_norm_eps must be above 0, or None for no layer norm, got {layer_norm_eps}.")
     if u.ndim != 4:
         raise ValueError(f"u must be [B, H, M, D], got shape {_shape(u)}.")
     if x.ndim != 3:
@@ -74,6 +79,7 @@ def check_inputs(
     target_scale: Tensor | None,
     companding: str,
     key_padding_mask: Tensor | None,
+    layer_norm_eps: float | None,
     *,
     words: int | None = None,
 ) -> None:
@@ -81,7 +87,7 @@ def check_inputs(
 
     `words` is the number of maps where it is not that of the queries, as in `interaction_costs`.
     """
-    check_scores_inputs(u, x, key_padding_mask)
+    check_scores_inputs(u, x, key_padding_mask, layer_norm_eps)
     batch = u.shape[0]
     rows = u.shape[2] if words is None else words
     if companding not in get_args(Companding):

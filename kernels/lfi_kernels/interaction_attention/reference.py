@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lfi_kernels.interaction_attention.inputs import (
     Companding,
@@ -31,6 +32,7 @@ def interaction_attention(
     target_scale: Tensor | None = None,
     companding: Companding = "sqrt",
     key_padding_mask: Tensor | None = None,
+    layer_norm_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from folded queries to patches, and measure how far the attention is from a target map.
 
@@ -52,6 +54,7 @@ def interaction_attention(
         companding: the curve of uint8 codes, see `Companding`.
         key_padding_mask: [B, N], True = ignore: the patch gets no attention and no gradient, and what x and
             the target hold there is left out. A sample with every patch ignored gives z = 0 and kl = 0.
+        layer_norm_eps: X = LN(x), layer norm over the channels without affine, with this eps; None: X = x.
 
     Returns:
         z [B, H, M, D] in u's dtype, and kl [B, H, M] in fp32 (fp64 for fp64 input), in nats. Scores, softmax
@@ -60,9 +63,9 @@ def interaction_attention(
     Raises:
         ValueError: a shape, dtype or device that does not fit.
     """
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask)
+    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps)
     with torch.autocast(u.device.type, enabled=False):
-        s_BRN, x_BND = masked_scores(u, x, key_padding_mask)
+        s_BRN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
         if target is None:
             p_BRN = s_BRN.softmax(-1)
             kl_BHM = s_BRN.new_zeros(u.shape[:3])
@@ -86,7 +89,9 @@ def interaction_attention(
     return z, kl_BHM
 
 
-def attention_map(u: Tensor, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+def attention_map(
+    u: Tensor, x: Tensor, *, key_padding_mask: Tensor | None = None, layer_norm_eps: float | None = None
+) -> Tensor:
     """Write out the map that `interaction_attention` never returns: P = softmax_N(u X^T).
 
     For evaluation and pictures. Arguments as there.
@@ -97,24 +102,29 @@ def attention_map(u: Tensor, x: Tensor, *, key_padding_mask: Tensor | None = Non
     Raises:
         ValueError: a shape, dtype or device that does not fit.
     """
-    check_scores_inputs(u, x, key_padding_mask)
+    check_scores_inputs(u, x, key_padding_mask, layer_norm_eps)
     with torch.autocast(u.device.type, enabled=False):
-        p_BRN = masked_scores(u, x, key_padding_mask)[0].softmax(-1)
+        p_BRN = masked_scores(u, x, key_padding_mask, layer_norm_eps)[0].softmax(-1)
     if key_padding_mask is not None:
         p_BRN = p_BRN.masked_fill(key_padding_mask[:, None], 0.0)
     return p_BRN.view(*u.shape[:3], x.shape[1])
 
 
-def masked_scores(u: Tensor, x: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def masked_scores(
+    u: Tensor, x: Tensor, key_padding_mask: Tensor | None, layer_norm_eps: float | None
+) -> tuple[Tensor, Tensor]:
     """S [B, R, N], and X [B, N, D] as the scores read it, both in the accumulation dtype.
 
     An ignored patch scores the lowest finite number, whose softmax is 0 beside any other patch, and is zero
-    in X: so it may hold NaN, and a sample with every patch ignored has z = 0 with no NaN on the way.
+    in X: so it may hold NaN, and a sample with every patch ignored has z = 0 with no NaN on the way. Zeros stay
+    zeros in the layer norm.
     """
     dtype = accumulation_dtype(u.dtype)
     x_BND = x.to(dtype)
     if key_padding_mask is not None:
         x_BND = x_BND.masked_fill(key_padding_mask[..., None], 0.0)
+    if layer_norm_eps is not None:
+        x_BND = F.layer_norm(x_BND, x_BND.shape[-1:], eps=layer_norm_eps)
     s_BRN = torch.bmm(u.flatten(1, 2).to(dtype), x_BND.mT)
     if key_padding_mask is not None:
         s_BRN = s_BRN.masked_fill(key_padding_mask[:, None], torch.finfo(dtype).min)

@@ -14,6 +14,11 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def processors(tensor: Tensor) -> int:
+    """How many programs the tensor's device runs side by side, at least; 1 under the interpreter."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
 def pointer(mask: Tensor | None) -> Tensor | None:
     """A bool tensor as bytes."""
     return None if mask is None else mask.view(torch.uint8)
@@ -36,13 +41,13 @@ def precision(tensor: Tensor) -> str:
 
 
 def alignment(target: Tensor | None) -> int:
-    """The power of two, 16 at most, that divides the strides and the address of a target's rows, in elements.
+    """The power of two, 16 at most, that divides a target's rows: their length, strides and address, in elements.
 
-    Triton by itself tells only multiples of 16 from others; 196 patches have rows that begin at multiples of 4.
+    Triton by itself tells only multiples of 16 from others; rows of 196 patches begin and end at multiples of 4.
     """
     if target is None:
         return 1
-    found = math.gcd(16, *target.stride()[:2])
+    found = math.gcd(16, target.shape[2], *target.stride()[:2])
     while target.data_ptr() % (found * target.element_size()):
         found //= 2
     return found

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lfi_kernels.interaction_attention.blocks import Blocks, backward_blocks, forward_blocks, tiles
+from lfi_kernels.interaction_attention.blocks import Blocks, backward_blocks, forward_blocks, split, tiles
 from lfi_kernels.interaction_attention.triton_backward import backward_kernel
 from lfi_kernels.interaction_attention.triton_forward import forward_kernel
 
@@ -42,6 +42,7 @@ class Report:
         target: dtype of the target.
         words: M, beside four heads.
         patches: N.
+        layer_norm: whether it is folded in.
         registers: of a thread.
         stack_bytes: of a thread: what did not fit into registers.
         shared_kib: of a program.
@@ -55,6 +56,7 @@ class Report:
     target: str
     words: int
     patches: int
+    layer_norm: bool
     registers: int
     stack_bytes: int
     shared_kib: float
@@ -62,16 +64,30 @@ class Report:
     older_products: int
 
 
-def report(model: str, kernel: str, dtype: str, target: str, words: int, patches: int, capability: int = 90) -> Report:
-    """Compile one kernel for the strides of contiguous inputs and read what it takes."""
+def report(
+    model: str,
+    kernel: str,
+    dtype: str,
+    target: str,
+    words: int,
+    patches: int,
+    *,
+    layer_norm: bool = True,
+    blocks: Blocks | None = None,
+    capability: int = 90,
+) -> Report:
+    """Compile one kernel for the strides of contiguous inputs of a batch that fills the GPU, and read what it takes.
+
+    `blocks` are those of its tiles, if not the usual ones.
+    """
     rows, dim = HEADS * words, WIDTHS[model]
     choose, function = {
         "forward": (forward_blocks, forward_kernel),
         "backward": (backward_blocks, backward_kernel),
     }[kernel]
-    blocks = choose(rows, patches, dim, SIZES[dtype])
+    blocks = blocks or choose(rows, patches, dim, SIZES[dtype])
     compiled = triton.compile(
-        _source(function, blocks, dtype, target, words, patches, dim),
+        _source(function, blocks, dtype, target, words, patches, dim, layer_norm),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": blocks.warps, "num_stages": blocks.stages},
     )
@@ -84,6 +100,7 @@ def report(model: str, kernel: str, dtype: str, target: str, words: int, patches
         target=target,
         words=words,
         patches=patches,
+        layer_norm=layer_norm,
         registers=registers,
         stack_bytes=stack,
         shared_kib=compiled.metadata.shared / 1024,
@@ -92,26 +109,33 @@ def report(model: str, kernel: str, dtype: str, target: str, words: int, patches
     )
 
 
-def _source(function: Any, blocks: Blocks, dtype: str, target: str, words: int, patches: int, dim: int) -> Any:
+def _source(
+    function: Any, blocks: Blocks, dtype: str, target: str, words: int, patches: int, dim: int, layer_norm: bool
+) -> Any:
     """The kernel with the arguments that its launcher would give it."""
-    rows, parts = HEADS * words, tiles(patches, blocks.patches)
-    is_split, is_coded = parts > 1, target == "u8"
+    rows = HEADS * words
+    turns, parts = split(tiles(patches, blocks.patches), samples=1, processors=1)
+    is_coded = target == "u8"
     own, wide = dtype, "fp32"
     pointers = {
         **dict.fromkeys(("p_u", "p_x", "p_dz"), own),
         **dict.fromkeys(("p_kl", "p_lse", "p_sum", "p_dkl", "p_weight"), wide),
-        "p_z": wide if is_split and function is forward_kernel else own,
-        "p_du": wide if is_split else own,
-        "p_dx": wide if rows > blocks.rows else own,
+        **dict.fromkeys(("p_z", "p_du"), own),
+        **dict.fromkeys(("p_wide", "p_du_wide"), wide if turns > 1 else None),
+        **dict.fromkeys(("p_mean", "p_rstd"), wide if layer_norm else None),
+        "p_dx": own,
+        "p_dx_wide": wide if rows > blocks.rows else None,
         "p_target": target,
         "p_scale": wide if is_coded else None,
         "p_pad": None,
+        "p_h": wide,
     }
     constants: dict[str, Any] = {
         "SQRT": True,
         "ALIGN": math.gcd(16, patches),
-        "SPLIT": is_split,
-        "ADD": False,
+        "SPLIT": False,
+        "TILES": turns,
+        **({"ROW_TILES": tiles(rows, blocks.rows)} if function is backward_kernel else {}),
         "PRECISION": "tf32x3" if dtype == "fp32" else "ieee",
         "BLOCK_R": blocks.rows,
         "BLOCK_N": blocks.patches,
@@ -120,7 +144,7 @@ def _source(function: Any, blocks: Blocks, dtype: str, target: str, words: int, 
     matrix = {"b": rows * dim, "h": words * dim, "m": dim, "d": 1}
     integers = {
         **{"M": words, "N": patches, "D": dim, "R": rows, "J": parts},
-        **{"FIRST_ROW": 0, "ROW_TILES": tiles(rows, blocks.rows)},
+        **({"ROW_TILES": tiles(rows, blocks.rows)} if function is forward_kernel else {}),
         **{f"s_u_{axis}": stride for axis, stride in matrix.items()},
         **{f"s_dz_{axis}": stride for axis, stride in matrix.items()},
         **{"s_x_b": patches * dim, "s_x_n": dim, "s_x_d": 1},
@@ -136,6 +160,8 @@ def _source(function: Any, blocks: Blocks, dtype: str, target: str, words: int, 
         if name in pointers and pointers[name] is not None:
             signature[name] = f"*{pointers[name]}"
             attributes[(place,)] = [["tt.divisibility", 16]]
+        elif name == "EPS":
+            signature[name] = "fp32"
         elif name in integers and integers[name] != 1:
             signature[name] = "i32"
             if integers[name] % 16 == 0:
@@ -160,12 +186,13 @@ def _usage(binary: bytes) -> tuple[int, int]:
 
 
 def reports() -> Iterator[Report]:
-    """The shapes that students have: each model at 196 patches; other sizes and dtypes once."""
+    """The shapes that students have: each model at 196 patches; other sizes, dtypes and no layer norm once."""
     for kernel in ("forward", "backward"):
         for model in WIDTHS:
             yield report(model, kernel, "bf16", "u8", 16, 196)
-        for words, patches in ((32, 196), (64, 196), (16, 256), (16, 1024)):
+        for words, patches in ((32, 196), (64, 196), (16, 256), (16, 1024), (32, 1024)):
             yield report("ViT-S", kernel, "bf16", "u8", words, patches)
+        yield report("ViT-S", kernel, "bf16", "u8", 16, 196, layer_norm=False)
         yield report("ViT-S", kernel, "bf16", "fp16", 16, 196)
         yield report("ViT-S", kernel, "bf16", "fp32", 16, 196)
         yield report("ViT-S", kernel, "fp32", "u8", 16, 196)

@@ -13,9 +13,15 @@ BLOCK_M = tl.constexpr(16)
 
 
 @triton.jit
-def patch_mask(p_pad, i_b, o_n, s_pad_b, s_pad_n, N):
+def aligned(n, ALIGN: tl.constexpr):
+    """A multiple of ALIGN, written so that the compiler sees it: a hint does not reach a kernel's own argument."""
+    return n // ALIGN * ALIGN
+
+
+@triton.jit
+def patch_mask(p_pad, i_b, o_n, s_pad_b, s_pad_n, N, ALIGN: tl.constexpr):
     """Which patches of the tile count, [BLOCK_N]: those that exist and are not ignored."""
-    m_n = o_n < N
+    m_n = o_n < aligned(N, ALIGN)
     if p_pad is not None:
         b_pad = tl.load(p_pad + i_b * s_pad_b + o_n * s_pad_n, mask=m_n, other=1)
         m_n = m_n & (b_pad == 0)
@@ -60,46 +66,33 @@ def target_tile(
     M,
     SQRT: tl.constexpr,
     ALIGN: tl.constexpr,
-    WITH_SUMS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Maps T of the tile in fp32, as T = unit * shape, and their sums over it.
+    """Maps T of the tile in fp32, as T = unit * shape.
 
     Words of weight 0 and patches outside `m_n` are never read. A word is read once, and spread over its heads by a
     product with a matrix of ones and zeros. It is exact, for each sum has one term (an fp32 target keeps 22 bits), and
-    its result lies in registers as the scores do: a plain load would have to be rearranged through shared memory, and
-    spilled 1.4 kB a thread in the compiler's report.
+    its result lies in registers as the scores do: a plain load would have to be rearranged through shared memory.
 
     Returns:
         shape [BLOCK_R, BLOCK_N] and unit [BLOCK_R]: (q/255)^2 or q/255 and the scale for codes, else T and 1.
-        With WITH_SUMS, sum T log T and sum T, each [BLOCK_R]; without, zeros.
     """
-    p_sample = p_target + i_b * tl.multiple_of(s_t_b, ALIGN)
-    s_row = tl.multiple_of(s_t_m, ALIGN)
+    p_sample = p_target + i_b * aligned(s_t_b, ALIGN)
+    s_row = aligned(s_t_m, ALIGN)
     b_t = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
-    b_h = tl.zeros([BLOCK_R], dtype=tl.float32)
-    b_sum = tl.zeros([BLOCK_R], dtype=tl.float32)
-    for i_m in tl.range(0, M, BLOCK_M, num_stages=1):
+    for i_m in tl.range(0, M, BLOCK_M, num_stages=1, disable_licm=True):
         o_word = i_m + tl.arange(0, BLOCK_M)
         m_word = row_weights(p_weight, i_b, o_word, o_word < M, s_w_b, s_w_m) != 0.0
-        p_t = p_sample + o_word[:, None] * s_row + o_n[None, :] * s_t_n
+        p_t = p_sample + (o_word[:, None] * s_row + o_n[None, :] * s_t_n)
         b_codes = tl.load(p_t, mask=m_word[:, None] & m_n[None, :], other=0)  # [BLOCK_M, BLOCK_N]
         m_spread = o_m[:, None] == o_word[None, :]  # [BLOCK_R, BLOCK_M]
         if p_scale is not None:
-            b_scale = tl.load(p_scale + i_b * s_scale_b + o_word * s_scale_m, mask=m_word, other=0.0).to(tl.float32)
             b_codes = b_codes.to(tl.float16)  # holds 0 to 255
-            b_word = curve(b_codes.to(tl.float32), SQRT) * b_scale[:, None]
-        else:
-            b_word = b_codes.to(tl.float32)
-        if WITH_SUMS:
-            b_word_h = tl.sum(b_word * tl.log(tl.where(b_word == 0.0, 1.0, b_word)), 1)  # 0 log 0 = 0
-            b_h += tl.sum(tl.where(m_spread, b_word_h[None, :], 0.0), 1)
-            b_sum += tl.sum(tl.where(m_spread, tl.sum(b_word, 1)[None, :], 0.0), 1)
         b_t = tl.dot(m_spread.to(b_codes.dtype), b_codes, b_t, input_precision="tf32x3")
     b_unit = tl.full([BLOCK_R], 1.0, dtype=tl.float32)
     if p_scale is not None:
         m_row = row_weights(p_weight, i_b, o_m, o_m < M, s_w_b, s_w_m) != 0.0
         b_unit = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_row, other=0.0).to(tl.float32)
         b_t = curve(b_t, SQRT)
-    return b_t, b_unit, b_h, b_sum
+    return b_t, b_unit

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_kernels.interaction_attention import dispatch, reference, triton_forward
+from lfi_kernels.interaction_attention import dispatch, reference, triton_backward, triton_forward
 from lfi_kernels.interaction_attention.blocks import backward_blocks, forward_blocks
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -35,6 +35,13 @@ def fused_and_poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poisoned)
 
 
+@pytest.fixture(params=["one program", "several programs"])
+def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of a sample's patches are taken in turn, or by programs side by side."""
+    for module in (triton_forward, triton_backward):
+        monkeypatch.setattr(module, "processors", lambda _: {"one program": 1, "several programs": 6}[request.param])
+
+
 def make(
     heads: int,
     words: int,
@@ -45,12 +52,18 @@ def make(
     dtype: torch.dtype = F32,
     kind: str = "u8",
     masked: bool = False,
+    eps: float | None = None,
     seed: int = 0,
 ) -> Case:
-    """Arguments of the op: scores with a spread of 2, peaked maps, weights in (0, 1], some patches ignored."""
+    """Arguments of the op: scores with a spread of 2, peaked maps, weights in (0, 1], some patches ignored.
+
+    With layer norm, `eps`, patches of deviations from 0.1 to 10 around means of the same size.
+    """
     g = torch.Generator().manual_seed(seed)
     u = 2 * torch.randn(batch, heads, words, dim, generator=g) / dim**0.5
     x = torch.randn(batch, patches, dim, generator=g)
+    if eps is not None:
+        x = (x + torch.randn(batch, patches, 1, generator=g)) * 10 ** (2 * torch.rand(batch, patches, 1, generator=g) - 1)
     target: Tensor | None = (2 * torch.randn(batch, words, patches, generator=g)).softmax(-1)
     assert target is not None
     scale = None
@@ -73,7 +86,7 @@ def make(
         "target_scale": scale,
         "key_padding_mask": mask,
     }
-    return {name: None if value is None else value.to(DEVICE) for name, value in case.items()}
+    return {name: None if value is None else value.to(DEVICE) for name, value in case.items()} | {"layer_norm_eps": eps}
 
 
 def run(op: Callable[..., tuple[Tensor, Tensor]], case: Case, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -133,11 +146,55 @@ def test_outputs_and_gradients(
     check(make(heads, words, patches, dim, dtype=dtype, kind=kind, masked=masked), dtype)
 
 
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "words", "patches", "dim", "kind", "masked"),
+    [
+        (3, 1, 3, 48, "f16", False),
+        (2, 3, 49, 192, "u8", True),
+        (4, 16, 196, 48, "u8", False),
+        (2, 17, 257, 32, "u8", True),
+        (1, 3, 520, 80, "none", True),
+        (2, 3, 1100, 32, "u8", True),
+    ],
+)
+def test_layer_norm_is_part_of_it(
+    heads: int, words: int, patches: int, dim: int, kind: str, masked: bool, dtype: torch.dtype
+) -> None:
+    check(make(heads, words, patches, dim, dtype=dtype, kind=kind, masked=masked, eps=1e-5), dtype)
+
+
+def test_layer_norm_bears_features_far_from_zero() -> None:
+    case = make(2, 3, 49, 64, eps=1e-5)
+    case["x"] = case["x"] + 100.0  # a thousand deviations of the quietest patch
+    found, truth = dispatch.interaction_attention(**case), run(reference.interaction_attention, case, torch.float64)
+    for a, name in zip(found, ("z", "kl"), strict=True):
+        assert (a - truth[name]).abs().max() <= 3e-3
+    case["x"][..., 0] = -100.0  # the channel that the sums start from lies far from all others
+    found, truth = dispatch.interaction_attention(**case), run(reference.interaction_attention, case, torch.float64)
+    assert (found[1] - truth["kl"]).abs().max() <= 3e-3
+
+
+def test_fp16_layer_norm_keeps_what_large_features_make_small() -> None:
+    case = make(2, 3, 196, 48, dtype=F16, eps=1e-5)
+    case["x"] = torch.randn(case["x"].shape, generator=torch.Generator().manual_seed(3)).to(case["x"]) * 3e3
+    check(case, F16)
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("patches", [257, 1100])
+def test_several_tiles_of_patches(patches: int, dtype: torch.dtype) -> None:
+    check(make(4, 16, patches, 48, dtype=dtype, masked=True), dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_rows_than_a_tile_of_the_backward_pass(dtype: torch.dtype) -> None:
     heads, words = 5, 60
     assert heads * words > backward_blocks(heads * words, 40, 32, dtype.itemsize).rows
-    check(make(heads, words, 40, 32, batch=1, dtype=dtype), dtype)
+    for eps in (None, 1e-5):
+        check(make(heads, words, 40, 32, batch=1, dtype=dtype, eps=eps), dtype)
 
 
 def test_linear_codes() -> None:
@@ -194,10 +251,13 @@ def test_rows_with_an_empty_target_are_exactly_silent(patches: int) -> None:
     assert (dx[0] != 0).any()
 
 
+@pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("patches", [49, 300])
-def test_ignored_patches_may_hold_nan_and_empty_samples_give_zeros(patches: int, dtype: torch.dtype) -> None:
-    case = make(2, 3, patches, 32, kind="f16", masked=True, dtype=dtype)
+@pytest.mark.parametrize(("patches", "eps"), [(49, None), (300, None), (300, 1e-5)])
+def test_ignored_patches_may_hold_nan_and_empty_samples_give_zeros(
+    patches: int, eps: float | None, dtype: torch.dtype
+) -> None:
+    case = make(2, 3, patches, 32, kind="f16", masked=True, dtype=dtype, eps=eps)
     mask = case["key_padding_mask"]
     mask[0, patches // 2 :] = True  # with 300 patches, a whole tile without any
     mask[1] = True
@@ -220,7 +280,7 @@ def test_strided_inputs_give_the_same_bits() -> None:
         "target_scale": case["target_scale"].T.contiguous().T,
         "key_padding_mask": case["key_padding_mask"].T.contiguous().T,
     }
-    assert not any(value.is_contiguous() for value in strided.values())
+    assert not any(value.is_contiguous() for value in strided.values() if isinstance(value, Tensor))
     found, truth = run(dispatch.interaction_attention, strided), run(dispatch.interaction_attention, case)
     assert all(torch.equal(found[name], truth[name]) for name in truth)
 
@@ -272,7 +332,7 @@ def test_no_map_is_ever_in_memory(patches: int, monkeypatch: pytest.MonkeyPatch)
 def test_no_samples_and_no_words() -> None:
     for batch, words in ((0, 3), (2, 0)):
         case = make(2, 3, 7, 32, batch=2, kind="f32")
-        case = {name: value if value is None else value[:batch] for name, value in case.items()}
+        case = {name: value[:batch] if isinstance(value, Tensor) else value for name, value in case.items()}
         case |= {"u": case["u"][:, :, :words], "target": case["target"][:, :words]}
         case |= {"row_weight": case["row_weight"][:, :words]}
         found = run(dispatch.interaction_attention, case)
