@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, interaction_costs
 
+LAYER_NORM_EPS = 1e-5
+
 
 class InteractionQueryBlock(nn.Module):
     """Cross-attention from queries to patch tokens that also returns its divergence from target maps.
@@ -21,7 +23,8 @@ class InteractionQueryBlock(nn.Module):
         Q'  = Q + concat_h(P_h X (W_v)_h) W_o             kl = w KL(T || P_h)
 
     The key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d) (section 6), so that scores
-    and values both read X itself: K and V are never built.
+    and values both read X itself: K and V are never built. The layer norm of the features is left to the op, whose
+    fused kernels never write X either.
 
     These equations, the number of queries and the form of the loss are this project's choice: those of the
     paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) are not public.
@@ -122,8 +125,8 @@ class InteractionQueryBlock(nn.Module):
 
     def attention(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Write out P [B, H, M, N], which `forward` compares with the target; for evaluation and pictures."""
-        u, x = self._fold_keys(queries, features)
-        return attention_map(u, x, key_padding_mask=key_padding_mask)
+        u, x, eps = self._fold_keys(queries, features)
+        return attention_map(u, x, key_padding_mask=key_padding_mask, layer_norm_eps=eps)
 
     def _answer(
         self,
@@ -137,7 +140,7 @@ class InteractionQueryBlock(nn.Module):
         key_padding_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The new queries, and what `op` says of their maps."""
-        u, x = self._fold_keys(queries, features)
+        u, x, eps = self._fold_keys(queries, features)
         z, divergence = op(
             u,
             x,
@@ -146,22 +149,33 @@ class InteractionQueryBlock(nn.Module):
             target_scale=target_scale,
             companding=companding,
             key_padding_mask=key_padding_mask,
+            layer_norm_eps=eps,
         )
         return queries + self._values(z), divergence
 
-    def _fold_keys(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """u [B, H, M, D] and x [B, N, D] of one dtype (under autocast the layer norm's may be the wider)."""
+    def _fold_keys(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor, float | None]:
+        """u [B, H, M, D] and x [B, N, D] of one dtype, and the eps of the layer norm that x still needs, if any.
+
+        Autocast makes u narrower than features may be. To bf16 they are rounded as they are, and normalised by the op;
+        fp16 may not hold what they were before the layer norm, so there it comes first.
+        """
         if queries.ndim != 3 or queries.shape[2] != self.query_dim:
             raise ValueError(f"queries must be [B, M, Dq] with Dq={self.query_dim}, got shape {list(queries.shape)}.")
         if features.ndim != 3 or features.shape[2] != self.feature_dim:
             raise ValueError(f"features must be [B, N, D] with D={self.feature_dim}, got shape {list(features.shape)}.")
-        x = F.layer_norm(features, (self.feature_dim,))
-        q = F.layer_norm(queries, (self.query_dim,)) @ self.w_q * (1 / math.sqrt(self.query_dim // self.heads))
+        q = (
+            F.layer_norm(queries, (self.query_dim,), eps=LAYER_NORM_EPS)
+            @ self.w_q
+            * (1 / math.sqrt(self.query_dim // self.heads))
+        )
         # [H, B*M, d] @ [H, d, D] -> [H, B*M, D] -> [B, H, M, D]
         batch, words, _ = queries.shape
         q_heads = q.view(batch * words, self.heads, -1).transpose(0, 1)
         u = torch.bmm(q_heads, self._per_head(self.w_k).mT).view(self.heads, batch, words, self.feature_dim)
-        return u.transpose(0, 1), x.to(u.dtype)
+        eps: float | None = LAYER_NORM_EPS
+        if u.dtype == torch.float16 and features.dtype != torch.float16:
+            features, eps = F.layer_norm(features, (self.feature_dim,), eps=LAYER_NORM_EPS), None
+        return u.transpose(0, 1), features.to(u.dtype), eps
 
     def _values(self, z: Tensor) -> Tensor:
         """What patches add to the state: z [B, H, M, D] -> concat_h(z_h (W_v)_h) W_o, [B, M, Dq]."""

@@ -38,7 +38,7 @@ def forward_blocks(rows: int, patches: int, dim: int, itemsize: int) -> Blocks:
     """Tile of the forward kernel for R = `rows`, N = `patches`, D = `dim` and `itemsize` bytes a number."""
     if itemsize == 4:
         block_r, block_n = _clamp(rows, 16, 64), _clamp(patches, 16, 128)
-        return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 32), warps=8, stages=2)
+        return Blocks(rows=block_r, patches=block_n, channels=_clamp(dim, 16, 32), warps=8, stages=3)
     # 64 rows are the least that the matrix units of sm_90 take at once.
     return Blocks(rows=64, patches=_clamp(patches, 16, 256), channels=_clamp(dim, 16, 64), warps=16, stages=3)
 
@@ -48,7 +48,7 @@ def backward_blocks(rows: int, patches: int, dim: int, itemsize: int) -> Blocks:
     if itemsize == 4:
         block_r, block_n = _clamp(rows, 16, 64), _clamp(patches, 16, 64)
         return Blocks(rows=block_r, patches=block_n, channels=16, warps=8, stages=2)
-    return Blocks(rows=64, patches=_clamp(patches, 16, 256), channels=_clamp(dim, 16, 32), warps=8, stages=2)
+    return Blocks(rows=64, patches=_clamp(patches, 16, 256), channels=_clamp(dim, 16, 32), warps=8, stages=3)
 
 
 def tiles(size: int, block: int) -> int:

@@ -50,9 +50,7 @@ def interaction_attention(
             layer_norm_eps=layer_norm_eps,
         )
     check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps)
-    z, kl, *_ = fused_forward(
-        u, x, target, row_weight, target_scale, key_padding_mask, companding, layer_norm_eps
-    )
+    z, kl, *_ = fused_forward(u, x, target, row_weight, target_scale, key_padding_mask, companding, layer_norm_eps)
     return z, kl
 
 

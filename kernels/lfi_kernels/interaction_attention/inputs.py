@@ -44,9 +44,7 @@ def decode_target(target: Tensor, target_scale: Tensor | None, companding: Compa
     return maps.mul_(target_scale.to(dtype)[..., None])
 
 
-def check_scores_inputs(
-    u: Tensor, x: Tensor, key_padding_mask: Tensor | None, layer_norm_eps: float | None
-) -> None:
+def check_scores_inputs(u: Tensor, x: Tensor, key_padding_mask: Tensor | None, layer_norm_eps: float | None) -> None:
     """Raise ValueError unless u [B, H, M, D], x [B, N, D] and key_padding_mask [B, N] belong together."""
     if layer_norm_eps is not None and not 0 < layer_norm_eps < math.inf:
         raise ValueError(f"layer_norm_eps must be above 0, or None for no layer norm, got {layer_norm_eps}.")

@@ -13,7 +13,9 @@ order and without atomics: the same bits every time.
 Layer norm's own gradient needs no pass either: X = rho (F - mu), and both means that it takes over the channels are
 sums over rows, of numbers that the tile holds:
 
-    dF = rho (dX - a - c X)    a = mean_D(dX) = sum_R (dS sum_D(u) + P sum_D(dZ)) / D    c = mean_D(dX*X) = sum_R (dS*S + P*dP) / D
+    dF = rho (dX - a - c X)
+    a = mean_D(dX) = sum_R (dS sum_D(u) + P sum_D(dZ)) / D
+    c = mean_D(dX*X) = sum_R (dS*S + P*dP) / D
 
 Letters of the suffixes: B sample, J part, R = H*M row, N patch, D channel.
 """
@@ -160,8 +162,8 @@ def backward_kernel(
                 b_t *= (b_gw * b_unit)[:, None]
             else:
                 b_t = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
-            # Only now, and from a new read that keeps the compiler from holding the first one's: P beside the target's tile
-            # would not fit into the registers.
+            # Only now, and from a new read that keeps the compiler from holding the first one's: P beside the target's
+            # tile would not fit into the registers.
             b_lse = tl.load(p_lse + i_b * R + o_r, mask=m_r, other=float("inf"), volatile=True)
             b_p = tl.where(m_n[None, :], tl.exp(b_s - b_lse[:, None]), 0.0)
             b_ds = b_p * (b_dp - b_delta[:, None]) - b_t
@@ -171,7 +173,8 @@ def backward_kernel(
                 # P*dP = dS + P*delta + g w T
                 b_c = tl.sum(b_ds * (b_s + 1.0) + b_p * b_delta[:, None] + b_t, 0) / D
                 b_a = tl.sum(b_ds * b_sum_u[:, None] + b_p * b_sum_dz[:, None], 0) / D
-                # From here on dS and P carry rho, as a share of the largest: fp16 would lose what large features make small.
+                # From here on dS and P carry rho, as a share of the largest: fp16 would lose what large features
+                # make small.
                 b_most = tl.maximum(tl.max(b_rstd, 0), 1e-30)
                 b_p *= (b_rstd / b_most)[None, :]
                 b_ds *= (b_rstd / b_most)[None, :]

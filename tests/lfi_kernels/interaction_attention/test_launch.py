@@ -21,6 +21,7 @@ def test_alignment_is_of_rows_and_of_the_address() -> None:
     assert alignment(torch.zeros(2, 3, 196, dtype=torch.uint8)) == 4
     assert alignment(torch.zeros(2, 3, 197, dtype=torch.uint8)) == 1
     assert alignment(torch.zeros(2, 3, 1024, dtype=torch.float16)) == 16
+    assert alignment(torch.zeros(2, 3, 1024, dtype=torch.float16)[..., :1022]) == 2  # rows that end at no multiple
     shifted = torch.zeros(2 * 3 * 64 + 2, dtype=torch.uint8)[2:].view(2, 3, 64)
     assert alignment(shifted) == 2
 

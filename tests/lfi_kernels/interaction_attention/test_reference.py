@@ -73,9 +73,10 @@ def assert_close(found: Tensor, truth: Tensor, dtype: torch.dtype, what: str) ->
     assert rms <= rms_bound * size, f"{what}: RMS error {rms:.2e}, truth up to {size:.2e}"
 
 
+@pytest.mark.parametrize("eps", [None, 1e-5])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("with_target", [False, True])
-def test_gradients_are_those_of_finite_differences(masked: bool, with_target: bool) -> None:
+def test_gradients_are_those_of_finite_differences(masked: bool, with_target: bool, eps: float | None) -> None:
     u, x, target, weight = draw()
     weight[0, 1] = 0.0
     mask = None
@@ -85,7 +86,8 @@ def test_gradients_are_those_of_finite_differences(masked: bool, with_target: bo
         mask[1] = True
 
     def op(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return interaction_attention(u, x, target if with_target else None, weight, key_padding_mask=mask)
+        maps = target if with_target else None
+        return interaction_attention(u, x, maps, weight, key_padding_mask=mask, layer_norm_eps=eps)
 
     assert torch.autograd.gradcheck(op, (u, x))
 
@@ -174,6 +176,20 @@ def test_attention_map_is_what_z_was_read_with() -> None:
     maps = attention_map(u, x)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 4, dtype=torch.float64))
     torch.testing.assert_close(maps @ x[:, None], interaction_attention(u, x)[0])
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_layer_norm_within_is_layer_norm_before(eps: float) -> None:
+    u, x, target, weight = draw()
+    mask = torch.zeros(2, 7, dtype=torch.bool)
+    mask[0, 2:4] = True
+    normed = F.layer_norm(x, x.shape[-1:], eps=eps)
+    found = interaction_attention(u, x, target, weight, key_padding_mask=mask, layer_norm_eps=eps)
+    truth = interaction_attention(u, normed, target, weight, key_padding_mask=mask)
+    for a, b in zip((*found, *gradients(found, (u, x))), (*truth, *gradients(truth, (u, x))), strict=True):
+        torch.testing.assert_close(a, b)
+    maps = attention_map(u, x, key_padding_mask=mask, layer_norm_eps=eps)
+    torch.testing.assert_close(maps, attention_map(u, normed, key_padding_mask=mask))
 
 
 # --- properties of the divergence --------------------------------------------------------------------------
@@ -285,14 +301,15 @@ def test_rows_with_an_empty_target_are_exactly_silent() -> None:
     assert (dx[1] == 0).all()
 
 
-def test_ignored_patches_are_as_if_they_were_not_there() -> None:
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_ignored_patches_are_as_if_they_were_not_there(eps: float | None) -> None:
     u, x, target, weight = draw()
     mask = torch.tensor([[False, False, True, False, True, False, True]]).expand(2, -1)
     keep = ~mask[0]
     dirty_x = x.detach().masked_fill(mask[..., None], float("nan")).requires_grad_()
     dirty_target = target.masked_fill(mask[:, None], float("nan"))
-    found = interaction_attention(u, dirty_x, dirty_target, weight, key_padding_mask=mask)
-    truth = interaction_attention(u, x[:, keep], target[..., keep], weight)
+    found = interaction_attention(u, dirty_x, dirty_target, weight, key_padding_mask=mask, layer_norm_eps=eps)
+    truth = interaction_attention(u, x[:, keep], target[..., keep], weight, layer_norm_eps=eps)
     for a, b in zip(found, truth, strict=True):
         torch.testing.assert_close(a, b)
     (du, dx), (true_du, true_dx) = gradients(found, (u, dirty_x)), gradients(truth, (u, x))
@@ -365,6 +382,8 @@ def test_sqrt_is_the_default_curve() -> None:
         ({"row_weight": torch.ones(2, 4, requires_grad=True)}, r"row_weight must be a constant, got"),
         ({"target_scale": torch.ones(2, 4)}, r"target_scale must be None unless target is uint8, got"),
         ({"target_scale": torch.ones(2, 4), "target": None}, r"target_scale must be None .* no target"),
+        ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be above 0, or None for no layer norm, got 0.0"),
+        ({"layer_norm_eps": float("nan")}, r"layer_norm_eps must be above 0, .* got nan"),
         ({"companding": "log"}, r'companding must be "linear" or "sqrt", got \'log\''),
         ({"key_padding_mask": torch.zeros(2, 6, dtype=torch.bool)}, r"key_padding_mask must be \[B, N\] = "),
         ({"key_padding_mask": torch.zeros(2, 7)}, r"key_padding_mask must be bool \(True = ignore\), got"),

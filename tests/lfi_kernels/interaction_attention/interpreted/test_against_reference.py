@@ -63,7 +63,9 @@ def make(
     u = 2 * torch.randn(batch, heads, words, dim, generator=g) / dim**0.5
     x = torch.randn(batch, patches, dim, generator=g)
     if eps is not None:
-        x = (x + torch.randn(batch, patches, 1, generator=g)) * 10 ** (2 * torch.rand(batch, patches, 1, generator=g) - 1)
+        x = (x + torch.randn(batch, patches, 1, generator=g)) * 10 ** (
+            2 * torch.rand(batch, patches, 1, generator=g) - 1
+        )
     target: Tensor | None = (2 * torch.randn(batch, words, patches, generator=g)).softmax(-1)
     assert target is not None
     scale = None
