@@ -236,19 +236,34 @@ def train(
 @app.command("kernel")
 @command
 def kernel(
-    device: DeviceOption = "auto",
+    models: Annotated[str, typer.Option(help="ViT-T/16, ViT-S/16, ViT-B/16, ViT-L/16. Default: by device.")] = "",
+    patches: Annotated[str, typer.Option(help="Numbers of patches, such as 196,1024. Default: by device.")] = "",
+    words: Annotated[str, typer.Option(help="Numbers of words, such as 16,32. Default: by device.")] = "",
+    query_dims: Annotated[str, typer.Option(help="Channels of a query; D: as many as a patch has.")] = "128,D",
+    cases: Annotated[str, typer.Option(help="What to compare, such as folded,projected. Default: all.")] = "",
     rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 20,
+    device: DeviceOption = "auto",
     csv: CsvOption = None,
     quick: QuickFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
-    """The interaction-query block against projected keys and values, forward and backward.
+    """The interaction-query block against projected keys and values: time, memory and error.
 
-    Example: lfi bench kernel --device cuda --csv bench.csv
+    Example: lfi bench kernel --models ViT-S/16 --words 16 --csv bench.csv
     """
     from lfi_pipeline.benchmarks.kernel import KernelConfig, bench_kernel
 
-    return _show(bench_kernel(KernelConfig(device=device, rounds=rounds, quick=quick)), csv, as_json, device)
+    config = KernelConfig(
+        models=names(models),
+        patches=names(patches),
+        words=names(words),
+        query_dims=names(query_dims),
+        cases=names(cases),
+        rounds=rounds,
+        device=device,
+        quick=quick,
+    )
+    return _show(bench_kernel(config), csv, as_json, device)
 
 
 def _whole_number(name: str, text: str) -> int:
@@ -266,7 +281,7 @@ def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu"
     from lfi_pipeline.benchmarks import Environment, append_csv
     from lfi_pipeline.device import resolve_device
 
-    environment = Environment.here(str(resolve_device(device)))
+    environment = Environment.here(str(resolve_device(device)), outcome.threads)
     if csv is not None:
         append_csv(csv, environment, outcome)
     result: Result = outcome.to_plain() | {"environment": asdict(environment)}

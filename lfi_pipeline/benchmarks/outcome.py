@@ -66,6 +66,7 @@ class Outcome:
         measurements: in the order in which they are shown.
         asked: limits on some of them.
         notes: what a reader must know to judge the numbers.
+        threads: of torch while it measured; None: as they are.
     """
 
     benchmark: str
@@ -73,6 +74,7 @@ class Outcome:
     measurements: tuple[Measurement, ...]
     asked: tuple[Asked, ...] = ()
     notes: tuple[str, ...] = ()
+    threads: int | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """The outcome as dicts, lists, strings and numbers."""
@@ -85,13 +87,19 @@ class Outcome:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row a case and a column a metric: head and cells, empty where a case lacks a metric."""
+        """A row a case and a column a metric: head and cells, empty where a case lacks a metric.
+
+        Where a metric of one case was measured in several shapes, each has a row of its own, and a column names it.
+        """
         metrics = list(dict.fromkeys((each.metric, each.unit) for each in self.measurements))
-        cases: dict[str, dict[tuple[str, str], float]] = {}
+        named = [(each.case, each.metric, each.unit) for each in self.measurements]
+        by_shape = len(set(named)) < len(named)
+        rows: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
         for each in self.measurements:
-            cases.setdefault(each.case, {})[each.metric, each.unit] = each.value
-        head = ["case", *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics)]
-        return head, [[case, *_cells(values, metrics)] for case, values in cases.items()]
+            key = (each.case, each.shape) if by_shape else (each.case,)
+            rows.setdefault(key, {})[each.metric, each.unit] = each.value
+        head = ["case", *["shape"] * by_shape, *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics)]
+        return head, [[*key, *_cells(values, metrics)] for key, values in rows.items()]
 
 
 def require(holds: bool, message: str) -> None:
