@@ -266,6 +266,23 @@ def kernel(
     return _show(bench_kernel(config), csv, as_json, device)
 
 
+@app.command("plot-kernel")
+@command
+def plot_kernel(
+    csv: Annotated[Path, typer.Argument(help="What --csv of the kernel benchmark wrote.")],
+    out: Annotated[Path, typer.Argument(help="The SVG file to write; an older one is replaced.")],
+    as_json: JsonFlag = False,
+) -> Result:
+    """Draw the kernel benchmark's ratios from its CSV, the last run of each device.
+
+    Example: lfi bench plot-kernel bench.csv kernel.svg
+    """
+    from lfi_pipeline.benchmarks.kernel_plot import plot_kernel as draw
+
+    result: Result = {"plot": str(draw(csv, out))}
+    return finish(result, as_json, lambda console: console.print(result["plot"], markup=False, soft_wrap=True))
+
+
 def _whole_number(name: str, text: str) -> int:
     if not text.isdecimal():
         from lfi_pipeline.errors import ConfigError
@@ -289,8 +306,8 @@ def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu"
     def render(console: Console) -> None:
         head, rows = outcome.table()
         table = Table(*head, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        for column in table.columns:
+            column.justify = "left" if column.header in ("case", "shape") else "right"
         for row in rows:
             table.add_row(*row)
         wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped

@@ -55,9 +55,7 @@ class KernelConfig:
 
     def sizes(self) -> bench.Sizes:
         """The sizes as `lfi_kernels.bench` takes them."""
-        return bench.Sizes(
-            models=self.models, patches=self.patches, words=self.words, query_dims=self.query_dims
-        )
+        return bench.Sizes(models=self.models, patches=self.patches, words=self.words, query_dims=self.query_dims)
 
 
 def bench_kernel(config: KernelConfig) -> Outcome:
@@ -86,7 +84,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         checked="outputs and every gradient against the folded reference in float64",
         measurements=tuple(Measurement(**asdict(row)) for row in rows),
         asked=() if config.quick else tuple(_asked(rows, is_cuda=is_cuda)),
-        notes=tuple(_notes(shapes, is_cuda=is_cuda)),
+        notes=tuple(_notes(is_cuda=is_cuda)),
         threads=None if is_cuda else 1,
     )
 
@@ -120,7 +118,7 @@ def _cpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
     return None, None
 
 
-def _notes(shapes: Sequence[bench.Shape], *, is_cuda: bool) -> Iterator[str]:
+def _notes(*, is_cuda: bool) -> Iterator[str]:
     yield "Gradients go to every parameter and to both inputs. Dq: channels of a query, which its heads share."
     if is_cuda:
         yield (
@@ -128,10 +126,7 @@ def _notes(shapes: Sequence[bench.Shape], *, is_cuda: bool) -> Iterator[str]:
             " checked in the dtype that is timed alone. Floor and fused-op are the op without its projections."
         )
         return
-    yield "One thread."
-    bounds = sorted({(shape.model, shape.words, shape.query_dim, round(bench.gain_bound(shape), 1)) for shape in shapes})
-    told = ", ".join(f"{model} M{words} Dq{dim} {bound:g}x" for model, words, dim, bound in bounds)
     yield (
-        f"By operations of the matrix products, folding can gain: {told}. 2.5x is asked where Dq = D, as an attention"
-        " layer has it; with fewer channels of a query there is less to fold."
+        "One thread. Operations over folded: of the matrix products, which bound what folding can gain. 2.5x is asked"
+        " where Dq = D, as an attention layer has it; a query with fewer channels leaves less to fold."
     )

@@ -17,6 +17,9 @@ from lfi_kernels.interaction_attention import interaction_attention
 from lfi_kernels.interaction_query import InteractionQueryBlock
 
 ON_CPU = ("folded", "projected", "sdpa")
+FUSED = "triton"
+"""The value of LFI_KERNELS for the fused cases."""
+
 ON_GPU = ("fused", "fused-op", *ON_CPU, "compiled-folded", "compiled-projected")
 
 
@@ -51,7 +54,7 @@ def make_cases(shape: Shape, device: str, names: Sequence[str]) -> dict[str, Cas
         way = folded if kind == "fused" else WAYS[kind]
         if kind != name:
             way = torch.compile(way, dynamic=False)
-        choice = "triton" if name == "fused" else "reference"
+        choice = FUSED if name == "fused" else "reference"
         cases[name] = Case(work=_block_work(way, block, given, choice), exact=_exact_block(block, given))
     return cases
 
@@ -116,7 +119,7 @@ def _op_case(shape: Shape, given: Inputs) -> Case:
         some = given.target[picked], given.scale[picked], given.weight[picked]
         return _op_work(_exact(u, picked), _exact(x, picked), *some, "reference")
 
-    return Case(work=_op_work(u, x, given.target, given.scale, given.weight, "triton"), exact=exact)
+    return Case(work=_op_work(u, x, given.target, given.scale, given.weight, FUSED), exact=exact)
 
 
 def _op_work(u: Tensor, x: Tensor, target: Tensor, scale: Tensor, weight: Tensor, choice: str) -> Work:

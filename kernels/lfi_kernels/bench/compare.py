@@ -45,6 +45,7 @@ def compare(
     """
     is_cuda = device.startswith("cuda")
     rows = Rows(str(shape))
+    torch.compiler.reset()  # what was compiled for another shape does not serve this one
     if is_cuda:
         for dtype in [each for each in DTYPES if each != shape.dtype]:
             small = replace(shape, batch=min(shape.batch, SAMPLES), dtype=dtype)
@@ -63,16 +64,14 @@ def compare(
         if is_cuda:
             rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
     _relate(rows, seconds, "fused" if is_cuda else "folded")
+    if not is_cuda and "projected" in names:
+        rows.add("projected", "operations over folded", gain_bound(shape), "x")
     if ceilings is not None:
         least = ceilings.least_seconds(shape)
         for part in PASSES:
             rows.add("floor", part, 1e3 * least[part], "ms")
             if "fused-op" in seconds:
                 rows.add("fused-op", f"{part} over floor", seconds["fused-op"].medians()[part] / least[part], "x")
-    if is_cuda:
-        del passes
-        torch.compiler.reset()  # what was compiled for this shape serves no other
-        torch.cuda.empty_cache()
     return rows.found
 
 

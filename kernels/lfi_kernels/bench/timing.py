@@ -51,7 +51,7 @@ class Replayed:
 
     def __init__(self, work: Work) -> None:
         called = Called(work)
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # handles, workspaces and tuning come before a capture
             for _ in range(3):
