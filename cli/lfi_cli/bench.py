@@ -239,7 +239,7 @@ def kernel(
     models: Annotated[str, typer.Option(help="ViT-T/16, ViT-S/16, ViT-B/16, ViT-L/16. Default: by device.")] = "",
     patches: Annotated[str, typer.Option(help="Numbers of patches, such as 196,1024. Default: by device.")] = "",
     words: Annotated[str, typer.Option(help="Numbers of words, such as 16,32. Default: by device.")] = "",
-    query_dims: Annotated[str, typer.Option(help="Channels of a query; D: as many as a patch has.")] = "128,D",
+    query_dims: Annotated[str, typer.Option(help="Channels of a query; D: those of a patch. Default: 128,D.")] = "",
     cases: Annotated[str, typer.Option(help="What to compare, such as folded,projected. Default: all.")] = "",
     rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 20,
     device: DeviceOption = "auto",

@@ -86,6 +86,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         asked=() if config.quick else tuple(_asked(rows, is_cuda=is_cuda)),
         notes=tuple(_notes(is_cuda=is_cuda)),
         threads=None if is_cuda else 1,
+        by_shape=True,
     )
 
 

@@ -67,6 +67,7 @@ class Outcome:
         asked: limits on some of them.
         notes: what a reader must know to judge the numbers.
         threads: of torch while it measured; None: as they are.
+        by_shape: whether a case was measured in several shapes, so that the table has a row for each.
     """
 
     benchmark: str
@@ -75,6 +76,7 @@ class Outcome:
     asked: tuple[Asked, ...] = ()
     notes: tuple[str, ...] = ()
     threads: int | None = None
+    by_shape: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """The outcome as dicts, lists, strings and numbers."""
@@ -87,18 +89,17 @@ class Outcome:
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row a case and a column a metric: head and cells, empty where a case lacks a metric.
-
-        Where a metric of one case was measured in several shapes, each has a row of its own, and a column names it.
-        """
+        """A row a case, or a case and shape, and a column a metric: head and cells, empty where one is lacking."""
         metrics = list(dict.fromkeys((each.metric, each.unit) for each in self.measurements))
-        named = [(each.case, each.metric, each.unit) for each in self.measurements]
-        by_shape = len(set(named)) < len(named)
         rows: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
         for each in self.measurements:
-            key = (each.case, each.shape) if by_shape else (each.case,)
+            key = (each.case, each.shape) if self.by_shape else (each.case,)
             rows.setdefault(key, {})[each.metric, each.unit] = each.value
-        head = ["case", *["shape"] * by_shape, *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics)]
+        head = [
+            "case",
+            *["shape"] * self.by_shape,
+            *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics),
+        ]
         return head, [[*key, *_cells(values, metrics)] for key, values in rows.items()]
 
 

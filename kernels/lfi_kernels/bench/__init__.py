@@ -13,8 +13,8 @@ one map a head; `sdpa` leaves the values to scaled_dot_product_attention and bui
 around it, and `floor` the least time that it could take by rates that are measured once a run: see `ceilings`. All but
 `folded`, `projected` and `sdpa` need a GPU.
 
-A full run on a GPU is 48 shapes. Without the compiled cases a shape should take seconds; compiling adds most of a minute
-to each, so choose some with --models, --patches, --words and --query-dims. (Estimates: no GPU has run it yet.)
+A full run on a GPU is 48 shapes. Without the compiled cases a shape should take seconds; compiling adds most of a
+minute to each, so choose some with --models, --patches, --words and --query-dims. (Estimates: no GPU has run it yet.)
 """
 
 from __future__ import annotations

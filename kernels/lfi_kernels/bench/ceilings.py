@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -62,4 +63,4 @@ def _median_seconds(run: Callable[[], object]) -> float:
     for _ in range(_ROUNDS):
         run()
         marks.append(mark(True))
-    return statistics.median(between(*pair) for pair in zip(marks, marks[1:], strict=False))
+    return statistics.median(between(*pair) for pair in pairwise(marks))
