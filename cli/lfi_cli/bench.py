@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -305,7 +306,8 @@ def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu"
 
     def render(console: Console) -> None:
         head, rows = outcome.table()
-        table = Table(*head, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
+        folded = ["\n".join(textwrap.wrap(text, 14)) for text in head]
+        table = Table(*folded, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
         for column in table.columns:
             column.justify = "left" if column.header in ("case", "shape") else "right"
         for row in rows:

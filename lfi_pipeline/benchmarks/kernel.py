@@ -71,7 +71,8 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         cases = bench.case_names(device, config.cases)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    ceilings = bench.measure_ceilings(device) if is_cuda else None
+    with bench.settled(device):
+        ceilings = bench.measure_ceilings(device) if is_cuda else None
     shapes = bench.shapes(device, config.sizes(), quick=config.quick)
     rows = bench.ceiling_rows(ceilings) if ceilings else []
     for shape in tqdm(shapes, desc="kernel", unit="shape", leave=False):

@@ -2,10 +2,10 @@
 
     python -m lfi_kernels.bench [--quick] [--models ViT-S/16] [--cases fused,projected] [--csv bench.csv]
 
-prints one JSON object a line. The cases of a shape compute the same thing from the same parameters and inputs, and are
-compared with the folded reference in float64 before anything is timed. Timed are the forward pass alone, the backward
-pass alone, to every parameter and both inputs, and both: on a GPU in bf16 as replays of CUDA graphs, on the CPU in fp32
-on one thread (see `timing`).
+prints one JSON object a line, and on stderr a short line a shape. The cases of a shape compute the same thing from the
+same parameters and inputs, and are compared with the folded reference in float64 before anything is timed. Timed are
+the forward pass alone, the backward pass alone, to every parameter and both inputs, and both: on a GPU in bf16 as
+replays of CUDA graphs, on the CPU in fp32 on one thread (see `timing`).
 
 Cases: `folded` is InteractionQueryBlock on the reference, `fused` on the Triton kernels; `projected` builds K and V and
 one map a head; `sdpa` leaves the values to scaled_dot_product_attention and builds the map apart, for the loss;
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from lfi_kernels.bench.cases import ON_CPU, ON_GPU, case_names
 from lfi_kernels.bench.ceilings import Ceilings, measure_ceilings
-from lfi_kernels.bench.compare import Row, ceiling_rows, compare, gain_bound, one_thread
+from lfi_kernels.bench.compare import Row, ceiling_rows, compare, gain_bound, in_short, settled
 from lfi_kernels.bench.shapes import WIDTHS, Shape, Sizes, shapes
 
 __all__ = [
@@ -36,7 +36,8 @@ __all__ = [
     "ceiling_rows",
     "compare",
     "gain_bound",
+    "in_short",
     "measure_ceilings",
-    "one_thread",
+    "settled",
     "shapes",
 ]

@@ -18,8 +18,9 @@ from lfi_kernels.bench import (
     case_names,
     ceiling_rows,
     compare,
+    in_short,
     measure_ceilings,
-    one_thread,
+    settled,
     shapes,
 )
 from lfi_kernels.bench.record import append_csv, environment, records, start_csv
@@ -38,14 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start_csv(asked.csv)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    with one_thread(asked.device):
+    with settled(asked.device):
         around = environment(asked.device, asked.commit)
-    ceilings = measure_ceilings(asked.device) if is_cuda else None
+        ceilings = measure_ceilings(asked.device) if is_cuda else None
     refused = 0
     found = ceiling_rows(ceilings) if ceilings else []
     for shape in todo:
         try:
-            found += compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings)
+            rows = compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings)
+            sys.stderr.write(in_short(rows) + "\n")
+            found += rows
         except ValueError as error:
             refused = 1
             sys.stderr.write(f"{shape}: {error}\n")

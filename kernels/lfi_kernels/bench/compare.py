@@ -43,8 +43,16 @@ def compare(
     Raises:
         ValueError: a case computes something else. Nothing of the shape is timed then.
     """
-    is_cuda = device.startswith("cuda")
     rows = Rows(str(shape))
+    with settled(device):
+        _compare(rows, shape, device, rounds, names, ceilings)
+    return rows.found
+
+
+def _compare(
+    rows: Rows, shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None
+) -> None:
+    is_cuda = device.startswith("cuda")
     torch.compiler.reset()  # what was compiled for another shape does not serve this one
     if is_cuda:
         for dtype in [each for each in DTYPES if each != shape.dtype]:
@@ -55,9 +63,8 @@ def compare(
     cases = make_cases(shape, device, names)
     _check(rows, cases, shape.dtype)
     _weigh(rows, cases, shape, is_cuda)
-    with one_thread(device):
-        passes = {name: passes_of(name, case.work, is_cuda) for name, case in cases.items()}
-        seconds = take_turns(passes, rounds, is_cuda)
+    passes = {name: passes_of(name, case.work, is_cuda) for name, case in cases.items()}
+    seconds = take_turns(passes, rounds, is_cuda)
     for name in cases:
         for part, median in seconds[name].medians().items():
             rows.add(name, part, 1e3 * median, "ms")
@@ -72,7 +79,13 @@ def compare(
             rows.add("floor", part, 1e3 * least[part], "ms")
             if "fused-op" in seconds:
                 rows.add("fused-op", f"{part} over floor", seconds["fused-op"].medians()[part] / least[part], "x")
-    return rows.found
+
+
+def in_short(rows: Sequence[Row]) -> str:
+    """One line of a shape: time of both passes by case, and of the op over its floor."""
+    told = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == "both"]
+    told += [f"{row.metric} {row.value:.3g}{row.unit}" for row in rows if row.metric.endswith(" over floor")]
+    return f"{rows[0].shape}: {', '.join(told)}"
 
 
 def ceiling_rows(ceilings: Ceilings) -> list[Row]:
@@ -98,11 +111,14 @@ def gain_bound(shape: Shape) -> float:
 
 
 @contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """On the CPU let torch use one thread, and put its number back; a GPU's work does not depend on it."""
+def settled(device: str) -> Iterator[None]:
+    """Let torch use one thread on the CPU, or make a GPU the current one; afterwards all is as it was."""
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            yield
+        return
     before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

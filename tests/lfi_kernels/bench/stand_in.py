@@ -71,6 +71,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> list[str]:
         "graph": capture,
         "Event": Event,
         "Stream": Stream,
+        "device": lambda device: nullcontext(),
         "stream": lambda stream: nullcontext(),
         "current_stream": Stream,
         "synchronize": lambda: None,

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, __main__, case_names, compare, maths, one_thread
+from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, __main__, case_names, compare, maths, settled
 from lfi_kernels.bench.memory import kept_bytes
 from lfi_kernels.bench.record import COLUMNS
 from tests.lfi_kernels.bench.stand_in import on_stand_in, tiny_work
@@ -88,15 +89,18 @@ def test_what_is_kept_does_not_count_inputs() -> None:
     assert kept_bytes(kept) == 4 * 3 * 4
 
 
-def test_one_thread_on_the_cpu_and_back() -> None:
+def test_one_thread_on_the_cpu_and_the_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with one_thread("cpu"):
+        with settled("cpu"):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
-        with one_thread("cuda"):
+        monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+        with settled("cuda:1"):
             assert torch.get_num_threads() == 2
+        assert entered == ["cuda:1"]
     finally:
         torch.set_num_threads(before)
 
@@ -133,7 +137,10 @@ def test_a_refused_shape_does_not_end_the_script(
     monkeypatch.setattr(__main__, "compare", one_fails)
     assert __main__.main(["--quick", "--device", "cpu", "--words", "1,2"]) == 1
     shown = capsys.readouterr()
-    assert shown.err == "ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32: folded is wrong.\n"
+    assert shown.err.splitlines() == [
+        "ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32: folded is wrong.",
+        "ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32: folded 1 ms",
+    ]
     assert [json.loads(line)["shape"] for line in shown.out.splitlines()] == ["ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32"]
 
 
