@@ -305,15 +305,16 @@ def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu"
     result: Result = outcome.to_plain() | {"environment": asdict(environment)}
 
     def render(console: Console) -> None:
-        head, rows = outcome.table()
-        folded = ["\n".join(textwrap.wrap(text, 14)) for text in head]
-        table = Table(*folded, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
-        for column in table.columns:
-            column.justify = "left" if column.header in ("case", "shape") else "right"
-        for row in rows:
-            table.add_row(*row)
-        wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped
-        Console(width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
+        for topic, head, rows in outcome.tables():
+            folded = ["\n".join(textwrap.wrap(text, 14)) for text in head]
+            title = f"lfi bench {outcome.benchmark}" + f": {topic}" * bool(topic)
+            table = Table(*folded, title=title, title_style="italic", box=SIMPLE_HEAD)
+            for column in table.columns:
+                column.justify = "left" if column.header in ("case", "shape") else "right"
+            for row in rows:
+                table.add_row(*row)
+            wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped
+            Console(width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
         console.print(f"checked first: {outcome.checked}", markup=False, soft_wrap=True)
         for each in outcome.asked:
             verdict = "holds" if each.met else "FAILS"

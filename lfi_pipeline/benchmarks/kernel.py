@@ -88,7 +88,16 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         notes=tuple(_notes(is_cuda=is_cuda)),
         threads=None if is_cuda else 1,
         by_shape=True,
+        topics=_topics(rows),
     )
+
+
+def _topics(rows: Sequence[bench.Row]) -> dict[str, str]:
+    """Which table shows a metric; what is time comes last, near the limits."""
+    words = {"rate": "ceilings", "error": "error against float64", "kept": "memory", "peak": "memory", "": "time"}
+    metrics = {row.metric for row in rows}
+    topics = {metric: next(words[word] for word in words if word in metric) for metric in metrics}
+    return {metric: topic for word in words.values() for metric, topic in topics.items() if topic == word}
 
 
 def _asked(rows: Sequence[bench.Row], *, is_cuda: bool) -> Iterator[Asked]:
@@ -124,8 +133,9 @@ def _notes(*, is_cuda: bool) -> Iterator[str]:
     yield "Gradients go to every parameter and to both inputs. Dq: channels of a query, which its heads share."
     if is_cuda:
         yield (
-            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Compiled cases are"
-            " checked in the dtype that is timed alone. Floor and fused-op are the op without its projections."
+            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor and fused-op:"
+            " the op without its projections. One map in fp32: what a tensor [B, H, M, N] would take. Errors are those of"
+            " 8 samples, out of the whole batch in the dtype that is timed; compiled cases are not checked in another."
         )
         return
     yield (

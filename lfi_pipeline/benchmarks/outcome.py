@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lfi_pipeline.errors import BenchmarkError
@@ -67,7 +67,8 @@ class Outcome:
         asked: limits on some of them.
         notes: what a reader must know to judge the numbers.
         threads: of torch while it measured; None: as they are.
-        by_shape: whether a case was measured in several shapes, so that the table has a row for each.
+        by_shape: whether a case was measured in several shapes, so that tables have a row for each.
+        topics: the title of the table that shows a metric, by metric; none: all are shown in one.
     """
 
     benchmark: str
@@ -77,6 +78,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     threads: int | None = None
     by_shape: bool = False
+    topics: Mapping[str, str] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """The outcome as dicts, lists, strings and numbers."""
@@ -87,6 +89,17 @@ class Outcome:
             "asked": [asdict(each) | {"met": each.met} for each in self.asked],
             "notes": list(self.notes),
         }
+
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Title, head and cells of a table for each topic, or of the one table."""
+        if not self.topics:
+            return [("", *self.table())]
+        found = []
+        for topic in dict.fromkeys(self.topics.values()):
+            own = tuple(each for each in self.measurements if self.topics[each.metric] == topic)
+            if own:
+                found.append((topic, *replace(self, measurements=own).table()))
+        return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """A row a case, or a case and shape, and a column a metric: head and cells, empty where one is lacking."""

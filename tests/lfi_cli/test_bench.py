@@ -62,7 +62,8 @@ def test_the_kernel_benchmark_can_be_run_in_parts_and_plotted(lfi: Callable[...,
     assert {each["shape"] for each in result["measurements"]} == {"ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32"}
     assert result["environment"]["threads"] == 1
     shown = lfi("bench", "kernel", *asked, "--words", "2,4")
-    assert shown.out.count("\n  projected  ") == 2
+    assert shown.out.count("\n  projected  ") == 2 * 3
+    assert "lfi bench kernel: memory" in shown.out
     assert "ViT-T/16 B2 H4 M4 N16 D192 Dq128 fp32" in shown.out
     assert lfi("bench", "plot-kernel", path, plot, "--json").json == {"plot": str(plot)}
     drawn = plot.read_text()

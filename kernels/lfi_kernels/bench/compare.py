@@ -68,10 +68,11 @@ def _compare(
     for name in cases:
         for part, median in seconds[name].medians().items():
             rows.add(name, part, 1e3 * median, "ms")
-        if is_cuda:
-            rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
     _relate(rows, seconds, "fused" if is_cuda else "folded")
-    if not is_cuda and "projected" in names:
+    if is_cuda:
+        for name in cases:
+            rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
+    elif "projected" in names:
         rows.add("projected", "operations over folded", gain_bound(shape), "x")
     if ceilings is not None:
         least = ceilings.least_seconds(shape)

@@ -48,6 +48,14 @@ def test_ceilings_have_no_shape_and_no_limit() -> None:
     assert list(_asked(rows, is_cuda=True)) == []
 
 
+def test_every_metric_has_its_table() -> None:
+    outcome = bench_kernel(KernelConfig(device="cpu", quick=True))
+    assert [title for title, _, _ in outcome.tables()] == ["error against float64", "memory", "time"]
+    assert outcome.tables()[2][1][:5] == ["case", "shape", "forward, ms", "backward, ms", "both, ms"]
+    assert outcome.threads == 1
+    assert outcome.asked == ()
+
+
 def test_a_refused_case_names_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> list[bench.Row]:
         raise ValueError("folded must be right.")
