@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from lfi_cli.bench_output import CsvOption, QuickFlag, show_outcome
 from lfi_cli.output import DeviceOption, JsonFlag, Result, command, finish, names
-
-if TYPE_CHECKING:
-    from lfi_pipeline.benchmarks import Outcome
 
 app = typer.Typer(
     help="Time and weigh the parts, each behind a check.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-CsvOption = Annotated[
-    Path | None, typer.Option("--csv", help="Append one row a measurement to this file (made where absent).")
-]
-QuickFlag = Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, measures nothing.")]
 
 
 @app.command("codec")
@@ -48,7 +37,7 @@ def codec(
     from lfi_pipeline.benchmarks.codec import CodecConfig, bench_codec
 
     config = CodecConfig(samples=2 if quick else samples, forms=names(forms), rounds=1 if quick else rounds)
-    return _show(bench_codec(config), csv, as_json)
+    return show_outcome(bench_codec(config), csv, as_json)
 
 
 @app.command("reads")
@@ -70,7 +59,7 @@ def reads(
     config = ReadsConfig(targets=targets, samples=samples, rounds=rounds)
     if quick:
         config = ReadsConfig(targets=targets, samples=24, samples_per_shard=16, reads=10, batch=4, rounds=1)
-    return _show(bench_reads(config), csv, as_json)
+    return show_outcome(bench_reads(config), csv, as_json)
 
 
 @app.command("loader")
@@ -94,7 +83,7 @@ def loader(
     config = LoaderConfig(images=images, batch_size=batch_size, workers=counts, rounds=rounds)
     if quick:
         config = LoaderConfig(images=12, batch_size=4, workers=counts, rounds=1)
-    return _show(bench_loader(config), csv, as_json)
+    return show_outcome(bench_loader(config), csv, as_json)
 
 
 @app.command("index")
@@ -113,7 +102,7 @@ def index(
     from lfi_pipeline.benchmarks.index import IndexConfig, bench_index
 
     config = IndexConfig(samples=samples, rounds=rounds)
-    return _show(bench_index(IndexConfig(samples=3000, rounds=1) if quick else config), csv, as_json)
+    return show_outcome(bench_index(IndexConfig(samples=3000, rounds=1) if quick else config), csv, as_json)
 
 
 @app.command("maps")
@@ -145,7 +134,7 @@ def maps(
         rounds=1 if quick else rounds,
         device=device,
     )
-    return _show(bench_maps(config), csv, as_json, device)
+    return show_outcome(bench_maps(config), csv, as_json, device)
 
 
 @app.command("extract")
@@ -175,7 +164,7 @@ def extract(
         rounds=1 if quick else rounds,
         device=device,
     )
-    return _show(bench_extraction(config), csv, as_json, device)
+    return show_outcome(bench_extraction(config), csv, as_json, device)
 
 
 @app.command("train")
@@ -231,7 +220,7 @@ def train(
     )
     if quick:
         config = config.tiny()
-    return _show(bench_train(config), csv, as_json, device)
+    return show_outcome(bench_train(config), csv, as_json, device)
 
 
 @app.command("kernel")
@@ -264,7 +253,7 @@ def kernel(
         device=device,
         quick=quick,
     )
-    return _show(bench_kernel(config), csv, as_json, device)
+    return show_outcome(bench_kernel(config), csv, as_json, device)
 
 
 @app.command("plot-kernel")
@@ -290,36 +279,3 @@ def _whole_number(name: str, text: str) -> int:
 
         raise ConfigError(f"{name} must be whole numbers of 0 or more, got {text!r}.")
     return int(text)
-
-
-def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu") -> Result:
-    """Append the rows, and print the outcome as a table or as JSON."""
-    from dataclasses import asdict
-
-    from lfi_pipeline.benchmarks import Environment, append_csv
-    from lfi_pipeline.device import resolve_device
-
-    environment = Environment.here(str(resolve_device(device)), outcome.threads)
-    if csv is not None:
-        append_csv(csv, environment, outcome)
-    result: Result = outcome.to_plain() | {"environment": asdict(environment)}
-
-    def render(console: Console) -> None:
-        for topic, head, rows in outcome.tables():
-            folded = ["\n".join(textwrap.wrap(text, 14)) for text in head]
-            title = f"lfi bench {outcome.benchmark}" + f": {topic}" * bool(topic)
-            table = Table(*folded, title=title, title_style="italic", box=SIMPLE_HEAD)
-            for column in table.columns:
-                column.justify = "left" if column.header in ("case", "shape") else "right"
-            for row in rows:
-                table.add_row(*row)
-            wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped
-            Console(width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
-        console.print(f"checked first: {outcome.checked}", markup=False, soft_wrap=True)
-        for each in outcome.asked:
-            verdict = "holds" if each.met else "FAILS"
-            console.print(f"{verdict}: {each.what} {each.value:.4g} (asked {each.limit})", markup=False, soft_wrap=True)
-        for note in outcome.notes:
-            console.print(f"note: {note}", markup=False, soft_wrap=True)
-
-    return finish(result, as_json, render)

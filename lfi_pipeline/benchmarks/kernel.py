@@ -133,12 +133,12 @@ def _notes(*, is_cuda: bool) -> Iterator[str]:
     yield "Gradients go to every parameter and to both inputs. Dq: channels of a query, which its heads share."
     if is_cuda:
         yield (
-            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor and fused-op:"
-            " the op without its projections. One map in fp32: what a tensor [B, H, M, N] would take. Errors are those of"
-            " 8 samples, out of the whole batch in the dtype that is timed; compiled cases are not checked in another."
+            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor and fused-op"
+            " are the op without its projections. One map in fp32: what a tensor [B, H, M, N] would take. Errors are of"
+            " 8 samples, out of the whole batch in the dtype that is timed; compiled cases are checked in no other."
         )
         return
     yield (
-        "One thread. Operations over folded: of the matrix products, which bound what folding can gain. 2.5x is asked"
+        "One thread. Operations over folded: those of the matrix products, about what folding can gain. 2.5x is asked"
         " where Dq = D, as an attention layer has it; a query with fewer channels leaves less to fold."
     )

@@ -81,6 +81,16 @@ def test_on_a_gpu_three_dtypes_are_checked_graphs_replayed_and_the_op_set_beside
     assert {row.shape for row in rows} == {str(shape)}
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_case_that_needs_no_compiler_is_captured_on_a_gpu() -> None:
+    shape = Shape(model="ViT-T/16", batch=9, words=3, patches=49, dtype="bf16")
+    names = [name for name in ON_GPU if not name.startswith("compiled-")]
+    rows = compare(shape, "cuda", 2, names, Ceilings(copied=1e12, products=1e14))
+    assert values(rows, "CUDA graph") == dict.fromkeys(names, 1.0)
+    for part in TIMES:
+        assert all(value > 0 for value in values(rows, part).values())
+
+
 def test_what_is_kept_does_not_count_inputs() -> None:
     work = tiny_work()
     assert kept_bytes(work) == 0  # products keep their factors, which are leaves
