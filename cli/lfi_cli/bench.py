@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from lfi_cli.bench_output import CsvOption, QuickFlag, show_outcome
 from lfi_cli.output import DeviceOption, JsonFlag, Result, command, finish, names
-
-if TYPE_CHECKING:
-    from lfi_pipeline.benchmarks import Outcome
 
 app = typer.Typer(
     help="Time and weigh the parts, each behind a check.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-CsvOption = Annotated[
-    Path | None, typer.Option("--csv", help="Append one row a measurement to this file (made where absent).")
-]
-QuickFlag = Annotated[bool, typer.Option("--quick", help="Tiny sizes: shows that it runs, measures nothing.")]
 
 
 @app.command("codec")
@@ -47,7 +37,7 @@ def codec(
     from lfi_pipeline.benchmarks.codec import CodecConfig, bench_codec
 
     config = CodecConfig(samples=2 if quick else samples, forms=names(forms), rounds=1 if quick else rounds)
-    return _show(bench_codec(config), csv, as_json)
+    return show_outcome(bench_codec(config), csv, as_json)
 
 
 @app.command("reads")
@@ -69,7 +59,7 @@ def reads(
     config = ReadsConfig(targets=targets, samples=samples, rounds=rounds)
     if quick:
         config = ReadsConfig(targets=targets, samples=24, samples_per_shard=16, reads=10, batch=4, rounds=1)
-    return _show(bench_reads(config), csv, as_json)
+    return show_outcome(bench_reads(config), csv, as_json)
 
 
 @app.command("loader")
@@ -93,7 +83,7 @@ def loader(
     config = LoaderConfig(images=images, batch_size=batch_size, workers=counts, rounds=rounds)
     if quick:
         config = LoaderConfig(images=12, batch_size=4, workers=counts, rounds=1)
-    return _show(bench_loader(config), csv, as_json)
+    return show_outcome(bench_loader(config), csv, as_json)
 
 
 @app.command("index")
@@ -112,7 +102,7 @@ def index(
     from lfi_pipeline.benchmarks.index import IndexConfig, bench_index
 
     config = IndexConfig(samples=samples, rounds=rounds)
-    return _show(bench_index(IndexConfig(samples=3000, rounds=1) if quick else config), csv, as_json)
+    return show_outcome(bench_index(IndexConfig(samples=3000, rounds=1) if quick else config), csv, as_json)
 
 
 @app.command("maps")
@@ -144,7 +134,7 @@ def maps(
         rounds=1 if quick else rounds,
         device=device,
     )
-    return _show(bench_maps(config), csv, as_json, device)
+    return show_outcome(bench_maps(config), csv, as_json, device)
 
 
 @app.command("extract")
@@ -174,7 +164,7 @@ def extract(
         rounds=1 if quick else rounds,
         device=device,
     )
-    return _show(bench_extraction(config), csv, as_json, device)
+    return show_outcome(bench_extraction(config), csv, as_json, device)
 
 
 @app.command("train")
@@ -230,25 +220,57 @@ def train(
     )
     if quick:
         config = config.tiny()
-    return _show(bench_train(config), csv, as_json, device)
+    return show_outcome(bench_train(config), csv, as_json, device)
 
 
 @app.command("kernel")
 @command
 def kernel(
-    device: DeviceOption = "auto",
+    models: Annotated[str, typer.Option(help="ViT-T/16, ViT-S/16, ViT-B/16, ViT-L/16. Default: by device.")] = "",
+    patches: Annotated[str, typer.Option(help="Numbers of patches, such as 196,1024. Default: by device.")] = "",
+    words: Annotated[str, typer.Option(help="Numbers of words, such as 16,32. Default: by device.")] = "",
+    query_dims: Annotated[str, typer.Option(help="Channels of a query; D: those of a patch. Default: 128,D.")] = "",
+    cases: Annotated[str, typer.Option(help="What to compare, such as folded,projected. Default: all.")] = "",
     rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 20,
+    device: DeviceOption = "auto",
     csv: CsvOption = None,
     quick: QuickFlag = False,
     as_json: JsonFlag = False,
 ) -> Result:
-    """The interaction-query block against projected keys and values, forward and backward.
+    """The interaction-query block against projected keys and values: time, memory and error.
 
-    Example: lfi bench kernel --device cuda --csv bench.csv
+    Example: lfi bench kernel --models ViT-S/16 --words 16 --csv bench.csv
     """
     from lfi_pipeline.benchmarks.kernel import KernelConfig, bench_kernel
 
-    return _show(bench_kernel(KernelConfig(device=device, rounds=rounds, quick=quick)), csv, as_json, device)
+    config = KernelConfig(
+        models=names(models),
+        patches=names(patches),
+        words=names(words),
+        query_dims=names(query_dims),
+        cases=names(cases),
+        rounds=rounds,
+        device=device,
+        quick=quick,
+    )
+    return show_outcome(bench_kernel(config), csv, as_json, device)
+
+
+@app.command("plot-kernel")
+@command
+def plot_kernel(
+    csv: Annotated[Path, typer.Argument(help="What --csv of the kernel benchmark wrote.")],
+    out: Annotated[Path, typer.Argument(help="The SVG file to write; an older one is replaced.")],
+    as_json: JsonFlag = False,
+) -> Result:
+    """Draw the kernel benchmark's ratios from its CSV, the last run of each device.
+
+    Example: lfi bench plot-kernel bench.csv kernel.svg
+    """
+    from lfi_pipeline.benchmarks.kernel_plot import plot_kernel as draw
+
+    result: Result = {"plot": str(draw(csv, out))}
+    return finish(result, as_json, lambda console: console.print(result["plot"], markup=False, soft_wrap=True))
 
 
 def _whole_number(name: str, text: str) -> int:
@@ -257,34 +279,3 @@ def _whole_number(name: str, text: str) -> int:
 
         raise ConfigError(f"{name} must be whole numbers of 0 or more, got {text!r}.")
     return int(text)
-
-
-def _show(outcome: Outcome, csv: Path | None, as_json: bool, device: str = "cpu") -> Result:
-    """Append the rows, and print the outcome as a table or as JSON."""
-    from dataclasses import asdict
-
-    from lfi_pipeline.benchmarks import Environment, append_csv
-    from lfi_pipeline.device import resolve_device
-
-    environment = Environment.here(str(resolve_device(device)))
-    if csv is not None:
-        append_csv(csv, environment, outcome)
-    result: Result = outcome.to_plain() | {"environment": asdict(environment)}
-
-    def render(console: Console) -> None:
-        head, rows = outcome.table()
-        table = Table(*head, title=f"lfi bench {outcome.benchmark}", title_style="italic", box=SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        wide = console.options.update(max_width=1000)  # a cell is never cut or wrapped
-        Console(width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
-        console.print(f"checked first: {outcome.checked}", markup=False, soft_wrap=True)
-        for each in outcome.asked:
-            verdict = "holds" if each.met else "FAILS"
-            console.print(f"{verdict}: {each.what} {each.value:.4g} (asked {each.limit})", markup=False, soft_wrap=True)
-        for note in outcome.notes:
-            console.print(f"note: {note}", markup=False, soft_wrap=True)
-
-    return finish(result, as_json, render)

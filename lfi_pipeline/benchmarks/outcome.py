@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lfi_pipeline.errors import BenchmarkError
@@ -66,6 +66,9 @@ class Outcome:
         measurements: in the order in which they are shown.
         asked: limits on some of them.
         notes: what a reader must know to judge the numbers.
+        threads: of torch while it measured; None: as they are.
+        by_shape: whether a case was measured in several shapes, so that tables have a row for each.
+        topics: the title of the table that shows a metric, by metric; none: all are shown in one.
     """
 
     benchmark: str
@@ -73,6 +76,9 @@ class Outcome:
     measurements: tuple[Measurement, ...]
     asked: tuple[Asked, ...] = ()
     notes: tuple[str, ...] = ()
+    threads: int | None = None
+    by_shape: bool = False
+    topics: Mapping[str, str] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """The outcome as dicts, lists, strings and numbers."""
@@ -84,14 +90,30 @@ class Outcome:
             "notes": list(self.notes),
         }
 
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Title, head and cells of a table for each topic, or of the one table."""
+        if not self.topics:
+            return [("", *self.table())]
+        found = []
+        for topic in dict.fromkeys(self.topics.values()):
+            own = tuple(each for each in self.measurements if self.topics[each.metric] == topic)
+            if own:
+                found.append((topic, *replace(self, measurements=own).table()))
+        return found
+
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row a case and a column a metric: head and cells, empty where a case lacks a metric."""
+        """A row a case, or a case and shape, and a column a metric: head and cells, empty where one is lacking."""
         metrics = list(dict.fromkeys((each.metric, each.unit) for each in self.measurements))
-        cases: dict[str, dict[tuple[str, str], float]] = {}
+        rows: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
         for each in self.measurements:
-            cases.setdefault(each.case, {})[each.metric, each.unit] = each.value
-        head = ["case", *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics)]
-        return head, [[case, *_cells(values, metrics)] for case, values in cases.items()]
+            key = (each.case, each.shape) if self.by_shape else (each.case,)
+            rows.setdefault(key, {})[each.metric, each.unit] = each.value
+        head = [
+            "case",
+            *["shape"] * self.by_shape,
+            *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics),
+        ]
+        return head, [[*key, *_cells(values, metrics)] for key, values in rows.items()]
 
 
 def require(holds: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -27,7 +28,7 @@ class Environment:
         dirty: whether that checkout has uncommitted changes.
         device: name of the processor or accelerator.
         threads: of torch within one operation.
-        torch: version.
+        torch: version, and triton's where it is installed.
     """
 
     commit: str
@@ -37,8 +38,8 @@ class Environment:
     torch: str
 
     @classmethod
-    def here(cls, device: str = "cpu") -> Environment:
-        """Describe this process on a torch device."""
+    def here(cls, device: str = "cpu", threads: int | None = None) -> Environment:
+        """Describe this process on a torch device; `threads` where it measured with another number than it has now."""
         import torch
 
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
@@ -47,8 +48,8 @@ class Environment:
             commit=commit,
             dirty=bool(commit and _git("status", "--porcelain")),
             device=name,
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
+            threads=threads or torch.get_num_threads(),
+            torch=versions(),
         )
 
 
@@ -94,6 +95,16 @@ def cpu_name() -> str:
         name = next((value.strip() for field, _, value in lines if field.strip() == "model name"), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name} x{cores}"
+
+
+def versions() -> str:
+    """torch's version, and triton's where it is installed."""
+    import torch
+
+    try:
+        return f"{torch.__version__}, triton {importlib.metadata.version('triton')}"
+    except importlib.metadata.PackageNotFoundError:
+        return str(torch.__version__)
 
 
 def _git(*words: str) -> str:

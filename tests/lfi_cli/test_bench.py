@@ -11,7 +11,8 @@ import pytest
 
 from lfi_cli.bench import app
 
-NAMES = sorted(command.name or "" for command in app.registered_commands)
+PLOTS = ["plot-kernel"]
+NAMES = sorted({command.name or "" for command in app.registered_commands} - {*PLOTS})
 Fails = Callable[..., str]
 
 
@@ -51,6 +52,32 @@ def test_a_quick_run_gives_json_and_csv(lfi: Callable[..., Any], tmp_path: Path,
     assert [(row["case"], row["metric"]) for row in rows] == [
         (each["case"], each["metric"]) for each in result["measurements"]
     ]
+
+
+def test_the_kernel_benchmark_can_be_run_in_parts_and_plotted(lfi: Callable[..., Any], tmp_path: Path) -> None:
+    path, plot = tmp_path / "bench.csv", tmp_path / "new" / "kernel.svg"
+    asked = ("--device", "cpu", "--quick", "--csv", path)
+    result = lfi("bench", "kernel", *asked, "--words", "1", "--cases", "folded,sdpa", "--json").json
+    assert {each["case"] for each in result["measurements"]} == {"folded", "sdpa"}
+    assert {each["shape"] for each in result["measurements"]} == {"ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32"}
+    assert result["environment"]["threads"] == 1
+    shown = lfi("bench", "kernel", *asked, "--words", "2,4")
+    assert shown.out.count("\n  projected  ") == 2 * 3
+    assert "lfi bench kernel: memory" in shown.out
+    assert "ViT-T/16 B2 H4 M4 N16 D192 Dq128 fp32" in shown.out
+    assert lfi("bench", "plot-kernel", path, plot, "--json").json == {"plot": str(plot)}
+    drawn = plot.read_text()
+    for words in (1, 2, 4):
+        assert f"ViT-T/16 N16 M{words} Dq128, sdpa" in drawn
+
+
+def test_the_kernel_benchmark_names_the_choices(fails: Fails, tmp_path: Path) -> None:
+    assert "Choices: ViT-B/16, ViT-L/16" in fails("UnknownNameError", "bench", "kernel", "--models", "ViT-X/16")
+    assert "Choices: compiled-folded" in fails("UnknownNameError", "bench", "kernel", "--cases", "eager")
+    here = ("bench", "kernel", "--device", "cpu", "--quick")
+    assert "on cpu. Choices: folded, projected, sdpa" in fails("ConfigError", *here, "--cases", "fused")
+    assert "words must be whole numbers from 1 to 64" in fails("ConfigError", *here, "--words", "many")
+    assert "cannot be read" in fails("ConfigError", "bench", "plot-kernel", tmp_path / "none.csv", tmp_path / "a.svg")
 
 
 def test_codec_shows_a_table_that_is_not_cut(lfi: Callable[..., Any], fails: Fails) -> None:

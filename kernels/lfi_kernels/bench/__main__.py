@@ -1,4 +1,4 @@
-"""python -m lfi_kernels.bench [--quick]: one JSON object a line."""
+"""python -m lfi_kernels.bench: one JSON object a line."""
 
 from __future__ import annotations
 
@@ -6,26 +6,88 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
-from lfi_kernels.bench import compare, shapes
+from lfi_kernels.bench import (
+    ON_CPU,
+    ON_GPU,
+    WIDTHS,
+    Sizes,
+    case_names,
+    ceiling_rows,
+    compare,
+    in_short,
+    measure_ceilings,
+    settled,
+    shapes,
+)
+from lfi_kernels.bench.record import append_csv, environment, records, start_csv
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it. Returns 1 if a case was refused, after all other shapes were timed; argparse ends with 2."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    is_cuda = asked.device.startswith("cuda")
+    try:
+        names = case_names(asked.device, asked.cases)
+        sizes = Sizes(models=asked.models, patches=asked.patches, words=asked.words, query_dims=asked.query_dims)
+        todo = shapes(asked.device, sizes, quick=asked.quick)
+        if asked.csv:
+            start_csv(asked.csv)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    with settled(asked.device):
+        around = environment(asked.device, asked.commit)
+        ceilings = measure_ceilings(asked.device) if is_cuda else None
+    refused = 0
+    found = ceiling_rows(ceilings) if ceilings else []
+    for shape in todo:
+        try:
+            rows = compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings)
+            sys.stderr.write(in_short(rows) + "\n")
+            found += rows
+        except ValueError as error:
+            refused = 1
+            sys.stderr.write(f"{shape}: {error}\n")
+        lines = records(around, found)
+        sys.stdout.writelines(json.dumps(line) + "\n" for line in lines)
+        sys.stdout.flush()
+        if asked.csv:
+            append_csv(asked.csv, lines)
+        found = []
+    return refused
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lfi_kernels.bench", description="Time the interaction-query block."
+        prog="python -m lfi_kernels.bench", description="Check and time the interaction-query block."
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=_positive, default=20, help="in which the cases take turns; default 20")
+    cases = f"of {', '.join(ON_GPU)}; on the CPU of {', '.join(ON_CPU)}"
+    parser.add_argument("--cases", type=_names, default=(), help=cases)
+    parser.add_argument("--models", type=_names, default=(), help=f"of {', '.join(WIDTHS)}")
+    parser.add_argument("--patches", type=_names, default=(), help="numbers of patches, such as 196,1024")
+    parser.add_argument("--words", type=_names, default=(), help="numbers of words, such as 16,32")
+    parser.add_argument("--query-dims", type=_names, default=(), help="channels of a query, such as 128,D (a patch's)")
+    parser.add_argument("--csv", type=Path, help="append the rows to this file as well")
+    parser.add_argument("--commit", default="", help="to record where the code does not lie in a checkout")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    asked = parser.parse_args(arguments)
-    for shape in shapes(asked.device, asked.quick):
-        for row in compare(shape, asked.device, 1 if asked.quick else asked.rounds):
-            sys.stdout.write(json.dumps(asdict(row)) + "\n")
-        sys.stdout.flush()
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

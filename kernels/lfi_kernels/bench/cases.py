@@ -1,137 +1,135 @@
-"""The same block computed in several ways, on the same parameters and inputs."""
+"""The cases of a shape: each a work to be timed, and the exact one that it is compared with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfi_kernels.interaction_attention.inputs import decode_target
+from lfi_kernels.bench.maths import WAYS, Inputs, Way, folded
+from lfi_kernels.bench.shapes import DTYPES, Shape, known
+from lfi_kernels.bench.work import Work
+from lfi_kernels.interaction_attention import interaction_attention
 from lfi_kernels.interaction_query import InteractionQueryBlock
 
-WIDTHS = {"ViT-T/16": 192, "ViT-S/16": 384, "ViT-B/16": 768, "ViT-L/16": 1024}
-Outputs = tuple[Tensor, Tensor]
-Case = Callable[[InteractionQueryBlock, "Inputs"], Outputs]
+ON_CPU = ("folded", "projected", "sdpa")
+FUSED = "triton"
+"""The value of LFI_KERNELS for the fused cases."""
+
+ON_GPU = ("fused", "fused-op", *ON_CPU, "compiled-folded", "compiled-projected")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """Sizes of one comparison; D is that of `model`."""
+class Case:
+    """A work, and what makes the same of some samples, by their numbers, on the reference in float64."""
 
-    model: str = "ViT-S/16"
-    batch: int = 8
-    words: int = 16
-    patches: int = 196
-    heads: int = 4
-    query_dim: int = 128
-
-    def __str__(self) -> str:
-        return f"{self.model} B{self.batch} M{self.words} N{self.patches} H{self.heads} Dq{self.query_dim}"
+    work: Work
+    exact: Callable[[Tensor], Work]
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """queries [B, M, Dq], features [B, N, D], target [B, M, N] uint8 with scale [B, M], weight [B, M]."""
+def case_names(device: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The cases that are asked for, in the order in which they are shown; all of the device's where none is.
 
-    queries: Tensor
-    features: Tensor
-    target: Tensor
-    scale: Tensor
-    weight: Tensor
-
-
-def folded(block: InteractionQueryBlock, given: Inputs) -> Outputs:
-    out: Outputs = block(given.queries, given.features, given.target, given.weight, given.scale)
-    return out
+    Raises:
+        ValueError: the device has no such case.
+    """
+    choices = ON_GPU if device.startswith("cuda") else ON_CPU
+    known("case", asked, choices, f" on {device}")
+    return tuple(each for each in choices if each in asked or not asked)
 
 
-def projected(block: InteractionQueryBlock, given: Inputs) -> Outputs:
-    q, k, v, maps = _projections(block, given)
-    scores = q @ k.mT
-    kl = F.kl_div(scores.float().log_softmax(-1), maps[:, None].expand(scores.shape), reduction="none").sum(-1)
-    values = scores.softmax(-1) @ v
-    return given.queries + values.transpose(1, 2).flatten(2) @ block.w_o, kl * given.weight[:, None]
+def make_cases(shape: Shape, device: str, names: Sequence[str]) -> dict[str, Case]:
+    """Bind the named cases to the same parameters and inputs."""
+    block, given = make(shape, device)
+    cases = {}
+    for name in names:
+        if name == "fused-op":
+            cases[name] = _op_case(shape, given)
+            continue
+        kind = name.removeprefix("compiled-")
+        way = folded if kind == "fused" else WAYS[kind]
+        if kind != name:
+            way = torch.compile(way, dynamic=False)
+        choice = FUSED if name == "fused" else "reference"
+        cases[name] = Case(work=_block_work(way, block, given, choice), exact=_exact_block(block, given))
+    return cases
 
 
-def sdpa(block: InteractionQueryBlock, given: Inputs) -> Outputs:
-    q, k, v, maps = _projections(block, given)
-    values = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    scores = (q @ k.mT).float()
-    kl = F.kl_div(scores.log_softmax(-1), maps[:, None].expand(scores.shape), reduction="none").sum(-1)
-    return given.queries + values.transpose(1, 2).flatten(2) @ block.w_o, kl * given.weight[:, None]
+def make(shape: Shape, device: str) -> tuple[InteractionQueryBlock, Inputs]:
+    """A block whose every path carries something, and random inputs; drawn on the device, for they are large."""
+    g = torch.Generator(device).manual_seed(0)
+    dtype = DTYPES[shape.dtype]
 
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g, device=device)
 
-def _projections(block: InteractionQueryBlock, given: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q [B, H, M, d], k and v [B, H, N, d], and the decoded maps [B, M, N] in fp32."""
-
-    def split(rows: Tensor) -> Tensor:
-        return rows.view(*rows.shape[:2], block.heads, -1).transpose(1, 2)
-
-    x = F.layer_norm(given.features, (block.feature_dim,))
-    q = F.layer_norm(given.queries, (block.query_dim,)) @ block.w_q * (block.query_dim // block.heads) ** -0.5
-    return (
-        split(q),
-        split(x @ block.w_k),
-        split(x @ block.w_v),
-        decode_target(given.target, given.scale, "sqrt", torch.float32),
-    )
-
-
-def make(shape: Shape, device: str, dtype: torch.dtype) -> tuple[InteractionQueryBlock, Inputs]:
-    """A block whose every path carries something, and random inputs."""
-    g = torch.Generator().manual_seed(0)
-    block = InteractionQueryBlock(shape.query_dim, WIDTHS[shape.model], shape.heads)
+    block = InteractionQueryBlock(shape.query_dim, shape.dim, shape.heads).to(device)
     with torch.no_grad():
         for weight in block.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=g) / math.sqrt(weight.shape[0]))
-    maps = (2 * torch.randn(shape.batch, shape.words, shape.patches, generator=g)).softmax(-1)
+            weight.copy_(normal(*weight.shape) / math.sqrt(weight.shape[0]))
+    maps = (2 * normal(shape.batch, shape.words, shape.patches)).softmax(-1)
     scale = maps.amax(-1).half()
     given = Inputs(
-        torch.randn(shape.batch, shape.words, shape.query_dim, generator=g).to(device, dtype).requires_grad_(),
-        torch.randn(shape.batch, shape.patches, WIDTHS[shape.model], generator=g).to(device, dtype).requires_grad_(),
-        (maps / scale.float()[..., None]).clamp(max=1).sqrt().mul(255).round().to(device, torch.uint8),
-        scale.to(device),
-        (1 - torch.rand(shape.batch, shape.words, generator=g)).to(device),
+        normal(shape.batch, shape.words, shape.query_dim).to(dtype).requires_grad_(),
+        normal(shape.batch, shape.patches, shape.dim).to(dtype).requires_grad_(),
+        (maps / scale.float()[..., None]).clamp(max=1).sqrt().mul(255).round().to(torch.uint8),
+        scale,
+        1 - torch.rand(shape.batch, shape.words, generator=g, device=device),
     )
-    return block.to(device, dtype), given
+    return block.to(dtype), given
 
 
-def step(case: Case, block: InteractionQueryBlock, given: Inputs) -> list[Tensor]:
-    """Both outputs, and the gradients of queries, features and parameters for gradients of 1."""
-    out, kl = case(block, given)
-    leaves = [given.queries, given.features, *block.parameters()]
-    gradients = torch.autograd.grad((out, kl), leaves, (torch.ones_like(out), torch.ones_like(kl)))
-    return [out.detach(), kl.detach(), *gradients]
+def _block_work(way: Way, block: InteractionQueryBlock, given: Inputs, choice: str) -> Work:
+    return Work(
+        run=lambda: way(block, given),
+        leaves=(given.queries, given.features, *block.parameters()),
+        constants=(given.target, given.scale, given.weight),
+        choice=choice,
+    )
 
 
-PLAIN: dict[str, Case] = {"folded": folded, "projected": projected, "sdpa": sdpa}
-
-
-def shapes(device: str, quick: bool = False) -> list[Shape]:
-    """What is compared, with the 128 channels that a query has by default and with as many as a patch has.
-
-    On a GPU every model, with batches that fill it; on the CPU the two small ones.
-    """
-    if quick:
-        return [Shape(model="ViT-T/16", batch=2, words=3, patches=16)]
-    if device.startswith("cuda"):
-        sizes = [(n, m, q) for n in (196, 256, 1024) for m in (16, 32) for q in (128, None)]
-        models = list(WIDTHS)
-    else:
-        sizes = [(196, m, q) for m in (8, 16) for q in (128, None)]
-        models = ["ViT-T/16", "ViT-S/16"]
-    return [
-        Shape(
-            model=model,
-            batch=65536 // n if device.startswith("cuda") else 8,
-            words=m,
-            patches=n,
-            query_dim=q or WIDTHS[model],
+def _exact_block(block: InteractionQueryBlock, given: Inputs) -> Callable[[Tensor], Work]:
+    def exact(picked: Tensor) -> Work:
+        wide = InteractionQueryBlock(block.query_dim, block.feature_dim, block.heads)
+        wide.load_state_dict(block.state_dict())
+        some = Inputs(
+            _exact(given.queries, picked),
+            _exact(given.features, picked),
+            given.target[picked],
+            given.scale[picked],
+            given.weight[picked],
         )
-        for model in models
-        for n, m, q in sizes
-    ]
+        return _block_work(folded, wide.to(picked.device, torch.float64), some, "reference")
+
+    return exact
+
+
+def _op_case(shape: Shape, given: Inputs) -> Case:
+    """The op without the projections around it, on features that are normalised already."""
+    x = F.layer_norm(given.features.detach(), (shape.dim,)).requires_grad_()
+    size = (shape.batch, shape.heads, shape.words, shape.dim)
+    g = torch.Generator(x.device).manual_seed(2)
+    u = (torch.randn(size, generator=g, device=x.device) / math.sqrt(shape.dim)).to(x.dtype).requires_grad_()
+
+    def exact(picked: Tensor) -> Work:
+        some = given.target[picked], given.scale[picked], given.weight[picked]
+        return _op_work(_exact(u, picked), _exact(x, picked), *some, "reference")
+
+    return Case(work=_op_work(u, x, given.target, given.scale, given.weight, FUSED), exact=exact)
+
+
+def _op_work(u: Tensor, x: Tensor, target: Tensor, scale: Tensor, weight: Tensor, choice: str) -> Work:
+    return Work(
+        run=lambda: interaction_attention(u, x, target, weight, target_scale=scale),
+        leaves=(u, x),
+        constants=(target, scale, weight),
+        choice=choice,
+    )
+
+
+def _exact(tensor: Tensor, picked: Tensor) -> Tensor:
+    return tensor.detach()[picked].double().requires_grad_()

@@ -1,25 +1,20 @@
-"""Check every case against the reference in float64, then time them in turns."""
+"""Check every case of one shape against float64, then weigh and time them."""
 
 from __future__ import annotations
 
-import math
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from lfi_kernels.bench.cases import PLAIN, WIDTHS, Case, Inputs, Shape, folded, make, step
-from lfi_kernels.interaction_attention import interaction_attention
-from lfi_kernels.interaction_query import InteractionQueryBlock
-
-GATE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-"""Largest ‖found - truth‖ / ‖truth‖ of an output or gradient that is still timed."""
+from lfi_kernels.bench.cases import Case, make_cases
+from lfi_kernels.bench.ceilings import COPY_BYTES, PRODUCT_SIZE, Ceilings
+from lfi_kernels.bench.errors import SAMPLES, check
+from lfi_kernels.bench.memory import kept_bytes, peak_bytes
+from lfi_kernels.bench.shapes import DTYPES, Shape
+from lfi_kernels.bench.timing import PASSES, Replayed, Seconds, passes_of, take_turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,167 +28,141 @@ class Row:
     unit: str
 
 
-@contextmanager
-def kernels(choice: str) -> Iterator[None]:
-    """Set LFI_KERNELS for a while."""
-    before = os.environ.get("LFI_KERNELS")
-    os.environ["LFI_KERNELS"] = choice
-    try:
-        yield
-    finally:
-        os.environ.pop("LFI_KERNELS")
-        if before is not None:
-            os.environ["LFI_KERNELS"] = before
+def compare(
+    shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None = None
+) -> list[Row]:
+    """Check and time cases on one shape.
 
-
-def check(name: str, found: Sequence[Tensor], truth: Sequence[Tensor], dtype: torch.dtype) -> float:
-    """Return the largest relative error.
+    Args:
+        shape: its dtype is the one that is timed; on a GPU fp32 and fp16 are checked as well, on at most 8 samples.
+        device: of torch.
+        rounds: in which the cases take turns; the median counts.
+        names: which cases, as `case_names` gives them.
+        ceilings: of the GPU; with them the op is set beside the least time it could take.
 
     Raises:
-        ValueError: it is above what is allowed for `dtype`: wrong results have no speed.
+        ValueError: a case computes something else. Nothing of the shape is timed then.
     """
-    worst = max(float((a.double() - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found, truth, strict=True))
-    if not worst <= GATE[dtype]:
-        raise ValueError(f"{name} must be within {GATE[dtype]:g} of the float64 reference, got {worst:g}: not timed.")
-    return worst
+    rows = Rows(str(shape))
+    with settled(device):
+        _compare(rows, shape, device, rounds, names, ceilings)
+    return rows.found
 
 
-def compare(shape: Shape, device: str, rounds: int) -> list[Row]:
-    """Check and time every case on one shape; the cases take turns, and the median counts.
-
-    Raises:
-        ValueError: a case computes something else.
-    """
+def _compare(
+    rows: Rows, shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None
+) -> None:
     is_cuda = device.startswith("cuda")
-    dtype = torch.bfloat16 if is_cuda else torch.float32
-    block, given = make(shape, device, dtype)
-    wide = replace(
-        given,
-        queries=given.queries.detach().double().requires_grad_(),
-        features=given.features.detach().double().requires_grad_(),
-    )
-    with kernels("reference"):
-        truth = step(folded, _widened(block), wide)
-    cases: dict[str, tuple[Case, str]] = {name: (case, "reference") for name, case in PLAIN.items()}
+    torch.compiler.reset()  # what was compiled for another shape does not serve this one
     if is_cuda:
-        cases |= {f"compiled {name}": (torch.compile(PLAIN[name]), "reference") for name in ("folded", "projected")}
-        cases["fused"] = (folded, "triton")
-
-    rows = []
-    for name, (case, choice) in cases.items():
-        with kernels(choice):
-            error = check(name, step(case, block, given), truth, dtype)
-        rows.append(Row(case=name, shape=str(shape), metric="largest relative error", value=error, unit=""))
-        with kernels(choice):
-            kept = kept_bytes(case, block, given) / 2**20
-        rows.append(Row(case=name, shape=str(shape), metric="kept for the gradient", value=kept, unit="MiB"))
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, (case, choice) in cases.items():
-            with kernels(choice):
-                taken = _seconds(lambda case=case: step(case, block, given), is_cuda)  # type: ignore[misc]
-            if turn:
-                seconds[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        rows.append(Row(case=name, shape=str(shape), metric="forward and backward", value=1e3 * median, unit="ms"))
-    best = "fused" if is_cuda else "folded"
-    for name in medians:
-        if name != best:
-            share = statistics.median(a / b for a, b in zip(seconds[name], seconds[best], strict=True))
-            rows.append(Row(case=name, shape=str(shape), metric=f"time over {best}", value=share, unit="x"))
+        for dtype in [each for each in DTYPES if each != shape.dtype]:
+            small = replace(shape, batch=min(shape.batch, SAMPLES), dtype=dtype)
+            # A compiled case would be compiled anew for each of these.
+            plain = [name for name in names if not name.startswith("compiled-")]
+            _check(rows, make_cases(small, device, plain), dtype)
+    cases = make_cases(shape, device, names)
+    _check(rows, cases, shape.dtype)
+    _weigh(rows, cases, shape, is_cuda)
+    passes = {name: passes_of(name, case.work, is_cuda) for name, case in cases.items()}
+    seconds = take_turns(passes, rounds, is_cuda)
+    for name in cases:
+        for part, median in seconds[name].medians().items():
+            rows.add(name, part, 1e3 * median, "ms")
+    _relate(rows, seconds, "fused" if is_cuda else "folded")
     if is_cuda:
-        rows += [_peak(name, case, choice, shape, block, given) for name, (case, choice) in cases.items()]
-        rows += _against_floor(shape, given, rounds)
-    return rows
+        for name in cases:
+            rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
+    elif "projected" in names:
+        rows.add("projected", "operations over folded", gain_bound(shape), "x")
+    if ceilings is not None:
+        least = ceilings.least_seconds(shape)
+        for part in PASSES:
+            rows.add("floor", part, 1e3 * least[part], "ms")
+            if "fused-op" in seconds:
+                rows.add("fused-op", f"{part} over floor", seconds["fused-op"].medians()[part] / least[part], "x")
 
 
-def floor_seconds(shape: Shape) -> float:
-    """Least time of the op, forward and backward, in bf16 on this GPU (DESIGN.md, section 6).
-
-    The larger of its bytes over the bandwidth of a large copy, and its operations over the rate of a large matrix
-    product, both measured here: X read twice and dX written, u, z, dz, du and the codes read or written once a pass;
-    two products forward and five backward.
-    """
-    dim, rows = WIDTHS[shape.model], shape.heads * shape.words
-    moved = shape.batch * (3 * 2 * shape.patches * dim + 6 * 2 * rows * dim + 2 * shape.words * shape.patches)
-    operations = shape.batch * 7 * 2 * rows * shape.patches * dim
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        target.copy_(source)
-        torch.mm(left, right)
-    copy = statistics.median(_seconds(lambda: target.copy_(source), True) for _ in range(10))
-    product = statistics.median(_seconds(lambda: torch.mm(left, right), True) for _ in range(10))
-    return max(moved * copy / (2 * 4 * 2**28), operations * product / (2 * 8192**3))
+def in_short(rows: Sequence[Row]) -> str:
+    """One line of a shape: time of both passes by case, and of the op over its floor."""
+    told = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == "both"]
+    told += [f"{row.metric} {row.value:.3g}{row.unit}" for row in rows if row.metric.endswith(" over floor")]
+    return f"{rows[0].shape}: {', '.join(told)}"
 
 
-def _against_floor(shape: Shape, given: Inputs, rounds: int) -> list[Row]:
-    """The fused op alone, without the projections around it, beside the floor."""
-    rows, width = shape.heads * shape.words, WIDTHS[shape.model]
-    u = torch.randn(shape.batch, rows, width, device="cuda", dtype=torch.bfloat16) / math.sqrt(width)
-    u = u.view(shape.batch, shape.heads, shape.words, width).requires_grad_()
-    x = F.layer_norm(given.features.detach(), (width,)).requires_grad_()
-
-    def run() -> None:
-        z, kl = interaction_attention(u, x, given.target, given.weight, target_scale=given.scale)
-        torch.autograd.grad((z, kl), (u, x), (torch.ones_like(z), torch.ones_like(kl)))
-
-    with kernels("triton"):
-        taken = statistics.median([_seconds(run, True) for _ in range(rounds + 3)][3:])
-    floor = floor_seconds(shape)
+def ceiling_rows(ceilings: Ceilings) -> list[Row]:
+    """The ceilings as rows of their own."""
+    size = f"{PRODUCT_SIZE} x {PRODUCT_SIZE} x {PRODUCT_SIZE} bf16"
+    copied, products = ceilings.copied / 1e9, ceilings.products / 1e12
     return [
-        Row(case="floor", shape=str(shape), metric="forward and backward", value=1e3 * floor, unit="ms"),
-        Row(case="fused op", shape=str(shape), metric="forward and backward", value=1e3 * taken, unit="ms"),
-        Row(case="fused op", shape=str(shape), metric="time over floor", value=taken / floor, unit="x"),
+        Row(case="ceiling: copy", shape=f"{COPY_BYTES // 2**20} MiB", metric="rate", value=copied, unit="GB/s"),
+        Row(case="ceiling: product", shape=size, metric="rate", value=products, unit="TFLOP/s"),
     ]
 
 
-def _peak(name: str, case: Case, choice: str, shape: Shape, block: InteractionQueryBlock, given: Inputs) -> Row:
-    """Peak of the allocator above what was there before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    with kernels(choice):
-        step(case, block, given)
-    extra = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return Row(case=name, shape=str(shape), metric="peak extra memory", value=extra, unit="MiB")
+def gain_bound(shape: Shape) -> float:
+    """Operations of `projected` over those of `folded`, in matrix products alone: what folding can gain by them.
+
+    Forward; backward has twice as many of each. Both have W_q and W_o, [M, Dq] @ [Dq, Dq].
+    """
+    rows, n, d, q = shape.words, shape.patches, shape.dim, shape.query_dim
+    shared = 2 * rows * q * q
+    keys_and_values, scores = 2 * n * d * q, 2 * rows * n * q
+    folds, folded_scores = 2 * rows * d * q, 2 * shape.heads * rows * n * d
+    return (keys_and_values + scores + shared) / (folds + folded_scores + shared)
 
 
-def kept_bytes(case: Case, block: InteractionQueryBlock, given: Inputs) -> int:
-    """Bytes that the forward pass keeps for the backward pass, beside inputs and parameters."""
-    own = {each.untyped_storage().data_ptr() for each in (*_tensors(given), *block.parameters())}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        results = case(block, given)
-    del results
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
-
-
-def _tensors(given: Inputs) -> tuple[Tensor, ...]:
-    return given.queries, given.features, given.target, given.scale, given.weight
+@contextmanager
+def settled(device: str) -> Iterator[None]:
+    """Let torch use one thread on the CPU, or make a GPU the current one; afterwards all is as it was."""
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _seconds(run: Callable[[], object], is_cuda: bool) -> float:
-    if is_cuda:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+class Rows:
+    """Collects rows of one shape."""
+
+    def __init__(self, shape: str) -> None:
+        self._shape = shape
+        self.found: list[Row] = []
+
+    def add(self, case: str, metric: str, value: float, unit: str = "") -> None:
+        self.found.append(Row(case=case, shape=self._shape, metric=metric, value=float(value), unit=unit))
 
 
-def _widened(block: InteractionQueryBlock) -> InteractionQueryBlock:
-    wide = InteractionQueryBlock(block.query_dim, block.feature_dim, block.heads)
-    wide.load_state_dict(block.state_dict())
-    return wide.to(block.w_q.device, torch.float64)
+def _check(rows: Rows, cases: Mapping[str, Case], dtype: str) -> None:
+    for name, case in cases.items():
+        errors = check(name, case.work, case.exact, dtype)
+        rows.add(name, f"RMS error {dtype}", errors.rms)
+        rows.add(name, f"max error {dtype}", errors.largest)
+
+
+def _weigh(rows: Rows, cases: Mapping[str, Case], shape: Shape, is_cuda: bool) -> None:
+    """Memory by case; for the op also in sizes of u [B, H, M, D], beside one map of fp32 [B, H, M, N]."""
+    for name, case in cases.items():
+        rows.add(name, "kept for the gradient", kept_bytes(case.work) / 2**20, "MiB")
+        if not is_cuda:
+            continue
+        peak = peak_bytes(case.work)
+        rows.add(name, "peak extra memory", peak / 2**20, "MiB")
+        if name == "fused-op":
+            u, x = (each.untyped_storage().nbytes() for each in case.work.leaves)
+            one_map = 4 * shape.batch * shape.heads * shape.words * shape.patches
+            rows.add(name, "peak without dX over [B, H, M, D]", (peak - x) / u, "x")
+            rows.add("one map in fp32", "peak extra memory", one_map / 2**20, "MiB")
+            rows.add("one map in fp32", "peak without dX over [B, H, M, D]", one_map / u, "x")
+
+
+def _relate(rows: Rows, seconds: Mapping[str, Seconds], best: str) -> None:
+    """Time of both passes over that of the best case, by round; the op alone does less and is not compared."""
+    for name, taken in seconds.items():
+        if best in seconds and name not in (best, "fused-op"):
+            ratio = statistics.median(a / b for a, b in zip(taken.both, seconds[best].both, strict=True))
+            rows.add(name, f"both over {best}", ratio, "x")

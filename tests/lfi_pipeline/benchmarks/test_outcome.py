@@ -36,6 +36,23 @@ def test_a_table_has_a_row_a_case_and_a_column_a_metric() -> None:
     assert format_number(12345.6) == "12,346"
 
 
+def test_a_table_by_shape_has_a_row_for_each() -> None:
+    rows = tuple(Measurement(case="a", shape=shape, metric="t", value=i, unit="s") for i, shape in enumerate("xy"))
+    outcome = Outcome(benchmark="b", checked="all", by_shape=True, measurements=rows)
+    assert outcome.table() == (["case", "shape", "t, s"], [["a", "x", "0"], ["a", "y", "1"]])
+
+
+def test_a_topic_has_a_table_of_its_own() -> None:
+    rows = (of("a", "t", 1), of("a", "n", 2, ""), of("c", "t", 3), of("c", "u", 4))
+    outcome = Outcome(benchmark="b", checked="all", measurements=rows)
+    assert outcome.tables() == [("", *outcome.table())]
+    outcome = Outcome(benchmark="b", checked="all", measurements=rows, topics={"x": "z", "n": "y", "t": "w", "u": "w"})
+    assert outcome.tables() == [
+        ("y", ["case", "n"], [["a", "2"]]),
+        ("w", ["case", "t, s", "u, s"], [["a", "1", ""], ["c", "3", "4"]]),
+    ]
+
+
 def test_an_outcome_as_plain_values_says_whether_its_limits_hold() -> None:
     asked = Asked(what="x", value=2, most=1)
     plain = Outcome(benchmark="b", checked="c", measurements=(of("a", "t", 1),), asked=(asked,)).to_plain()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from lfi_kernels.bench import Row
+from lfi_kernels.bench import record as kernel_record
 from lfi_pipeline.benchmarks import COLUMNS, Environment, Measurement, Outcome, append_csv
 from lfi_pipeline.errors import ConfigError, LFIError
 
@@ -42,6 +45,22 @@ def test_another_csv_is_left_alone(tmp_path: Path) -> None:
 def test_the_environment_names_commit_processor_and_versions() -> None:
     here = Environment.here()
     assert here.commit == "" or len(here.commit) == 40
-    assert here.torch == torch.__version__
+    assert here.torch.split(", triton ")[0] == torch.__version__
     assert here.threads == torch.get_num_threads()
+    assert Environment.here(threads=7).threads == 7
     assert " x" in here.device
+
+
+def test_the_script_of_the_kernels_writes_the_same_columns(tmp_path: Path) -> None:
+    assert kernel_record.COLUMNS == COLUMNS
+    own, around = asdict(Environment.here()), kernel_record.environment("cpu")
+    assert around == own | {"dirty": str(own["dirty"]).lower()}
+
+    path = tmp_path / "bench.csv"
+    append_csv(path, HERE, Outcome(benchmark="kernel", checked="", measurements=ROWS))
+    kernel_record.start_csv(path)
+    kernel_record.append_csv(path, kernel_record.records(around, [Row(**asdict(row)) for row in ROWS]))
+    with path.open(newline="") as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    assert [row[5:] for row in rows[:2]] == [row[5:] for row in rows[2:]]
+    assert rows[2][:5] == [str(value) for value in around.values()]

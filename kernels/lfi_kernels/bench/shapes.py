@@ -1,0 +1,151 @@
+"""What is compared: sizes, and the names they go by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields
+
+import torch
+
+WIDTHS = {"ViT-T/16": 192, "ViT-S/16": 384, "ViT-B/16": 768, "ViT-L/16": 1024}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HEADS = 4
+TOKENS = 262_144
+"""Patch tokens of a batch on a GPU: they fill the chip."""
+_WRITTEN = re.compile(r"(\S+) B(\d+) H(\d+) M(\d+) N(\d+) D(\d+) Dq(\d+) (fp32|fp16|bf16)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of one comparison, and the dtype it is timed in."""
+
+    model: str = "ViT-S/16"
+    batch: int = 8
+    heads: int = HEADS
+    words: int = 16
+    patches: int = 196
+    query_dim: int = 128
+    dtype: str = "fp32"
+
+    @property
+    def dim(self) -> int:
+        """D, the width of a patch token of `model`."""
+        return WIDTHS[self.model]
+
+    def __str__(self) -> str:
+        sizes = f"B{self.batch} H{self.heads} M{self.words} N{self.patches} D{self.dim} Dq{self.query_dim}"
+        return f"{self.model} {sizes} {self.dtype}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Read back what `str` wrote.
+
+        Raises:
+            ValueError: it is not the text of a shape.
+        """
+        found = _WRITTEN.fullmatch(text)
+        if found is None or WIDTHS.get(found[1]) != int(found[6]):
+            raise ValueError(f"A shape must read like {cls()}, got {text!r}.")
+        batch, heads, words, patches, _, query_dim = map(int, found.groups()[1:7])
+        return cls(
+            model=found[1],
+            batch=batch,
+            heads=heads,
+            words=words,
+            patches=patches,
+            query_dim=query_dim,
+            dtype=found[8],
+        )
+
+
+def known(kind: str, names: Iterable[str], choices: Collection[str], where: str = "") -> None:
+    """Refuse a name that is not among the choices, which are those `where` it is.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"Unknown {kind} {name!r}{where}. Choices: {', '.join(choices)}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Which shapes to compare, every combination; empty: what `shapes` chooses for the device.
+
+    Attributes:
+        models: names in WIDTHS.
+        patches: numbers N of patches.
+        words: numbers M of words.
+        query_dims: channels Dq of a query, multiples of the 4 heads; D: as many as a patch has.
+
+    Raises:
+        ValueError: a name or number that is none.
+    """
+
+    models: tuple[str, ...] = ()
+    patches: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    query_dims: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known("model", self.models, WIDTHS)
+        for field, most in (("patches", 4096), ("words", 64)):
+            for text in getattr(self, field):
+                if not (text.isdecimal() and 1 <= int(text) <= most):
+                    raise ValueError(f"{field} must be whole numbers from 1 to {most}, got {text!r}.")
+        for text in self.query_dims:
+            if text != "D" and not (text.isdecimal() and int(text) and int(text) % HEADS == 0):
+                raise ValueError(f"query-dims must be D (that of a patch) or multiples of {HEADS}, got {text!r}.")
+
+    def named(self, other: Sizes) -> Sizes:
+        """These sizes, and those of `other` where nothing is named."""
+        return Sizes(**{each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(self)})
+
+
+_ON_GPU = Sizes(models=tuple(WIDTHS), patches=("196", "256", "1024"), words=("16", "32"), query_dims=("128", "D"))
+_ON_CPU = Sizes(models=("ViT-T/16", "ViT-S/16"), patches=("196",), words=("8", "16"), query_dims=("128", "D"))
+
+
+def shapes(device: str, asked: Sizes | None = None, *, quick: bool = False) -> list[Shape]:
+    """List the shapes.
+
+    On a GPU every model in bf16, with batches that fill it and whose features are at least four times its L2 cache;
+    on the CPU the two small models in fp32, 8 images at a time.
+    """
+    asked = asked or Sizes()
+    is_cuda = device.startswith("cuda")
+    dtype = "bf16" if is_cuda else "fp32"
+    if quick:
+        tiny = Sizes(models=("ViT-T/16",), patches=("16",), words=("3",), query_dims=("128",))
+        sizes, cache = asked.named(tiny), 0
+    else:
+        sizes = asked.named(_ON_GPU if is_cuda else _ON_CPU)
+        cache = torch.cuda.get_device_properties(device).L2_cache_size if is_cuda else 0
+
+    def batch(model: str, patches: int) -> int:
+        if quick:
+            return 2
+        return batch_beyond(cache, WIDTHS[model], patches) if is_cuda else 8
+
+    return [
+        Shape(
+            model=model,
+            batch=batch(model, int(patches)),
+            words=int(words),
+            patches=int(patches),
+            query_dim=WIDTHS[model] if query_dim == "D" else int(query_dim),
+            dtype=dtype,
+        )
+        for model in sizes.models
+        for patches in sizes.patches
+        for words in sizes.words
+        for query_dim in sizes.query_dims
+    ]
+
+
+def batch_beyond(cache: int, dim: int, patches: int) -> int:
+    """Samples that make TOKENS tokens, and 16-bit features of four times `cache` bytes or more."""
+    tokens = max(TOKENS, -(-4 * cache // (2 * dim)))
+    return -(-tokens // patches)

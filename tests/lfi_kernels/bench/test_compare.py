@@ -1,0 +1,177 @@
+"""The whole comparison: on the CPU, on a stand-in for a GPU, and as a script."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, __main__, case_names, compare, maths, settled
+from lfi_kernels.bench.memory import kept_bytes
+from lfi_kernels.bench.record import COLUMNS
+from tests.lfi_kernels.bench.stand_in import on_stand_in, tiny_work
+
+TINY = Shape(model="ViT-T/16", batch=2, words=3, patches=16)
+WEIGHT = {"kept for the gradient", "peak extra memory"}
+TIMES = {"forward", "backward", "both"}
+
+
+def metrics(rows: list[Row], case: str) -> set[str]:
+    return {row.metric for row in rows if row.case == case}
+
+
+def values(rows: list[Row], metric: str) -> dict[str, float]:
+    return {row.case: row.value for row in rows if row.metric == metric}
+
+
+def test_on_the_cpu_every_case_has_its_errors_and_each_pass() -> None:
+    rows = compare(TINY, "cpu", 1, case_names("cpu"))
+    own = {"RMS error fp32", "max error fp32", "kept for the gradient", *TIMES}
+    assert metrics(rows, "folded") == own
+    assert metrics(rows, "sdpa") == own | {"both over folded"}
+    assert metrics(rows, "projected") == own | {"both over folded", "operations over folded"}
+    both = values(rows, "both")
+    assert values(rows, "both over folded")["sdpa"] == pytest.approx(both["sdpa"] / both["folded"])
+
+
+def test_a_wrong_case_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object) -> maths.Outputs:
+        out, kl = maths.projected(*args)  # type: ignore[arg-type]
+        return out, kl * 1.001
+
+    monkeypatch.setitem(maths.WAYS, "projected", wrong)
+    with pytest.raises(ValueError, match="projected must be within"):
+        compare(TINY, "cpu", 1, case_names("cpu"))
+
+
+def test_on_a_gpu_three_dtypes_are_checked_graphs_replayed_and_the_op_set_beside_its_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = on_stand_in(monkeypatch)
+    monkeypatch.setattr("statistics.median", lambda values: 2.0)
+    shape = Shape(model="ViT-T/16", batch=2, words=3, patches=16, dtype="bf16")
+    ceilings = Ceilings(copied=1e9, products=1e12)
+    rows = compare(shape, "cuda", 1, ON_GPU, ceilings)
+    every = {f"{kind} error {dtype}" for kind in ("RMS", "max") for dtype in ("fp32", "fp16", "bf16")}
+    compiled = {"RMS error bf16", "max error bf16"}
+    own = {*WEIGHT, *TIMES, "CUDA graph"}
+    assert metrics(rows, "fused") == every | own
+    assert metrics(rows, "folded") == metrics(rows, "projected") == every | own | {"both over fused"}
+    assert metrics(rows, "compiled-folded") == compiled | own | {"both over fused"}
+    over_floor = {f"{part} over floor" for part in TIMES}
+    assert metrics(rows, "fused-op") == every | own | over_floor | {"peak without dX over [B, H, M, D]"}
+    assert metrics(rows, "floor") == TIMES
+    assert set(values(rows, "CUDA graph").values()) == {1.0}
+    assert sum(line.startswith("capture ") for line in log) == 2 * len(ON_GPU)
+
+    least = ceilings.least_seconds(shape)
+    assert values(rows, "both over floor")["fused-op"] == pytest.approx(2 / least["both"])
+    assert values(rows, "both")["floor"] == pytest.approx(1e3 * least["both"])
+    u, x = 2 * 4 * 3 * 192 * 2, 2 * 16 * 192 * 2
+    sizes = values(rows, "peak without dX over [B, H, M, D]")
+    assert sizes["fused-op"] == pytest.approx((2**21 - x) / u)  # the stand-in's peak is 2 MiB
+    assert sizes["one map in fp32"] == pytest.approx(2 * 4 * 3 * 16 * 4 / u)
+    assert {row.shape for row in rows} == {str(shape)}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_case_that_needs_no_compiler_is_captured_on_a_gpu() -> None:
+    shape = Shape(model="ViT-T/16", batch=9, words=3, patches=49, dtype="bf16")
+    names = [name for name in ON_GPU if not name.startswith("compiled-")]
+    rows = compare(shape, "cuda", 2, names, Ceilings(copied=1e12, products=1e14))
+    assert values(rows, "CUDA graph") == dict.fromkeys(names, 1.0)
+    for part in TIMES:
+        assert all(value > 0 for value in values(rows, part).values())
+
+
+def test_what_is_kept_does_not_count_inputs() -> None:
+    work = tiny_work()
+    assert kept_bytes(work) == 0  # products keep their factors, which are leaves
+    x = work.leaves[0]
+    kept = type(work)(run=lambda: (x.exp(), x.sum(-1)), leaves=work.leaves, constants=(), choice="reference")
+    assert kept_bytes(kept) == 4 * 3 * 4
+
+
+def test_one_thread_on_the_cpu_and_the_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with settled("cpu"):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+        with settled("cuda:1"):
+            assert torch.get_num_threads() == 2
+        assert entered == ["cuda:1"]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_it_runs_as_a_script_with_torch_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bench.csv"
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_module('lfi_kernels.bench', run_name='__main__')\n"
+        "finally: assert not {'lfi_pipeline', 'lfi_cli'} & set(sys.modules)"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, "bench", "--quick", "--device", "cpu", "--csv", str(path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["case"] for line in lines} == {"folded", "projected", "sdpa"}
+    assert {line["threads"] for line in lines} == {1}
+    assert all(Shape.parse(line["shape"]).patches == 16 for line in lines)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [tuple(row) for row in rows] == [COLUMNS] * len(lines)
+    assert [row["value"] for row in rows] == [f"{line['value']:.6g}" for line in lines]
+
+
+def test_a_refused_shape_does_not_end_the_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_fails(shape: Shape, *_: object) -> list[Row]:
+        if shape.words == 1:
+            raise ValueError("folded is wrong.")
+        return [Row(case="folded", shape=str(shape), metric="both", value=1.0, unit="ms")]
+
+    monkeypatch.setattr(__main__, "compare", one_fails)
+    assert __main__.main(["--quick", "--device", "cpu", "--words", "1,2"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        "ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32: folded is wrong.",
+        "ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32: folded 1 ms",
+    ]
+    assert [json.loads(line)["shape"] for line in shown.out.splitlines()] == ["ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "ViT-H"], "Unknown model 'ViT-H'. Choices: ViT-T/16"),
+        (["--cases", "fused"], "Unknown case 'fused' on cpu. Choices: folded"),
+        (["--rounds", "0"], "must be a whole number of 1 or more, got '0'"),
+    ],
+)
+def test_the_script_names_the_choices(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        __main__.main(["--device", "cpu", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_the_script_leaves_another_csv_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("a,b\n")
+    with pytest.raises(SystemExit):
+        __main__.main(["--device", "cpu", "--quick", "--csv", str(path)])
+    assert "must have the columns commit, dirty" in capsys.readouterr().err
+    assert path.read_text() == "a,b\n"
