@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lfi_kernels.bench.maths import WAYS, Inputs, Way, folded
 from lfi_kernels.bench.shapes import DTYPES, Shape, known
 from lfi_kernels.bench.work import Work
 from lfi_kernels.interaction_attention import interaction_attention
-from lfi_kernels.interaction_query import InteractionQueryBlock
+from lfi_kernels.interaction_query import LAYER_NORM_EPS, InteractionQueryBlock
 
 ON_CPU = ("folded", "projected", "sdpa")
 FUSED = "triton"
@@ -109,8 +108,8 @@ def _exact_block(block: InteractionQueryBlock, given: Inputs) -> Callable[[Tenso
 
 
 def _op_case(shape: Shape, given: Inputs) -> Case:
-    """The op without the projections around it, on features that are normalised already."""
-    x = F.layer_norm(given.features.detach(), (shape.dim,)).requires_grad_()
+    """The op without the projections around it, layer norm being part of it."""
+    x = given.features.detach().requires_grad_()
     size = (shape.batch, shape.heads, shape.words, shape.dim)
     g = torch.Generator(x.device).manual_seed(2)
     u = (torch.randn(size, generator=g, device=x.device) / math.sqrt(shape.dim)).to(x.dtype).requires_grad_()
@@ -124,7 +123,7 @@ def _op_case(shape: Shape, given: Inputs) -> Case:
 
 def _op_work(u: Tensor, x: Tensor, target: Tensor, scale: Tensor, weight: Tensor, choice: str) -> Work:
     return Work(
-        run=lambda: interaction_attention(u, x, target, weight, target_scale=scale),
+        run=lambda: interaction_attention(u, x, target, weight, target_scale=scale, layer_norm_eps=LAYER_NORM_EPS),
         leaves=(u, x),
         constants=(target, scale, weight),
         choice=choice,
