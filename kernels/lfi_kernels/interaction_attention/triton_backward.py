@@ -22,22 +22,24 @@ Letters of the suffixes: B sample, J part, R = H*M row, N patch, D channel.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lfi_kernels.interaction_attention.blocks import Blocks, backward_blocks, split, tiles
+from lfi_kernels.interaction_attention.blocks import Blocks, split, tiles
 from lfi_kernels.interaction_attention.triton_launch import (
     alignment,
+    allocator,
     device_of,
     pointer,
     precision,
+    problem_of,
     processors,
     strides,
     within_reach,
 )
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.tuning import choose
 
 
 @triton.jit
@@ -235,7 +237,6 @@ def launch_backward(
     target_scale: Tensor | None,
     key_padding_mask: Tensor | None,
     companding: str,
-    blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward kernel on what `launch_forward` was given and gave.
 
@@ -246,20 +247,17 @@ def launch_backward(
     target = None if target is None else within_reach(target)
     batch, heads, words, dim = u.shape
     rows, patches = heads * words, x.shape[1]
-    blocks = blocks or backward_blocks(rows, patches, dim, u.element_size())
-    row_tiles = tiles(rows, blocks.rows)
-    turns, parts = split(tiles(patches, blocks.patches), batch, processors(u))
     if u.numel() == 0:
         return u.new_zeros(u.shape), x.new_zeros(x.shape)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=u.device)
-
-    du_wide = empty(batch, parts, rows, dim) if max(turns, parts) > 1 else None
-    du = du_wide if du_wide is not None and parts > 1 else empty(batch, rows, dim, dtype=u.dtype)
+    empty = allocator(u)
     dx = empty(batch, patches, dim, dtype=x.dtype)
-    dx_wide = empty(batch, patches, dim) if row_tiles > 1 else None
-    with device_of(u):
+
+    def run(blocks: Blocks) -> tuple[Tensor, Tensor]:
+        row_tiles = tiles(rows, blocks.rows)
+        turns, parts = split(tiles(patches, blocks.patches), batch, processors(u))
+        du_wide = empty(batch, parts, rows, dim) if max(turns, parts) > 1 else None
+        du = du_wide if du_wide is not None and parts > 1 else empty(batch, rows, dim, dtype=u.dtype)
+        dx_wide = empty(batch, patches, dim) if row_tiles > 1 else None
         backward_kernel[(batch * parts,)](
             *(u, x, target, row_weight, target_scale, pointer(key_padding_mask), z, lse, target_sum),
             *((mean, rstd) if mean.numel() else (None, None)),
@@ -279,4 +277,7 @@ def launch_backward(
             num_warps=blocks.warps,
             num_stages=blocks.stages,
         )
-    return (du if parts == 1 else du.sum(1)).to(u.dtype).view(u.shape), dx
+        return (du if parts == 1 else du.sum(1)).to(u.dtype).view(u.shape), dx
+
+    with device_of(u):
+        return run(choose(problem_of("backward", u, x, target, mean.numel() > 0), u.device, run))

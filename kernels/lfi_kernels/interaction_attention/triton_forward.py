@@ -17,24 +17,26 @@ Letters of the suffixes: B sample, J part, R = H*M row, N patch, D channel.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lfi_kernels.interaction_attention.blocks import Blocks, forward_blocks, split, tiles
+from lfi_kernels.interaction_attention.blocks import Blocks, split, tiles
 from lfi_kernels.interaction_attention.triton_combine import combine
 from lfi_kernels.interaction_attention.triton_entropy import launch_entropy
 from lfi_kernels.interaction_attention.triton_launch import (
     alignment,
+    allocator,
     device_of,
     pointer,
     precision,
+    problem_of,
     processors,
     strides,
     within_reach,
 )
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.tuning import choose
 
 IGNORED = tl.constexpr(-1e38)
 """Score of a patch that does not count; no score reaches it."""
@@ -208,9 +210,8 @@ def launch_forward(
     key_padding_mask: Tensor | None,
     companding: str,
     layer_norm_eps: float | None,
-    blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run the forward kernel on checked arguments; `blocks` are those of its tiles, if not the usual ones.
+    """Run the forward kernel on checked arguments.
 
     Returns:
         z [B, H, M, D] in u's dtype; kl, lse (+inf where every patch is ignored) and the sum of the target, each
@@ -220,29 +221,20 @@ def launch_forward(
     target = None if target is None else within_reach(target)
     batch, heads, words, dim = u.shape
     rows, patches = heads * words, x.shape[1]
-    blocks = blocks or forward_blocks(rows, patches, dim, u.element_size())
-    row_tiles = tiles(rows, blocks.rows)
-    turns, parts = split(tiles(patches, blocks.patches), batch * row_tiles, processors(u))
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=u.device)
-
+    empty = allocator(u)
     z = empty(batch, heads, words, dim, dtype=u.dtype)
     kl, lse, target_sum = (empty(batch, heads, words) for _ in range(3))
     mean, rstd = (empty(batch, patches) if layer_norm_eps else empty(0) for _ in range(2))
     if z.numel() == 0:
         return z, kl, lse, target_sum, mean, rstd
-    wide = empty(batch, parts, rows, dim) if max(turns, parts) > 1 else None
-    out = (z, kl, lse, target_sum)
-    if parts > 1:
-        assert wide is not None
-        rest = [empty(batch, parts, rows) for _ in range(3)]
-        out = (wide, rest[0], rest[1], rest[2])
 
-    with device_of(u):
-        entropy = None
-        if target is not None:
-            entropy = launch_entropy(target, row_weight, target_scale, key_padding_mask, companding)
+    def run(blocks: Blocks) -> tuple[Tensor, Tensor]:
+        row_tiles = tiles(rows, blocks.rows)
+        turns, parts = split(tiles(patches, blocks.patches), batch * row_tiles, processors(u))
+        wide = empty(batch, parts, rows, dim) if max(turns, parts) > 1 else None
+        out = (z, kl, lse, target_sum)
+        if wide is not None and parts > 1:
+            out = (wide, empty(batch, parts, rows), empty(batch, parts, rows), empty(batch, parts, rows))
         forward_kernel[(batch * parts * row_tiles,)](
             *(u, x, target, row_weight, target_scale, pointer(key_padding_mask), entropy, out[0], wide, *out[1:]),
             *((mean, rstd) if layer_norm_eps else (None, None)),
@@ -262,4 +254,11 @@ def launch_forward(
         )
         if parts > 1:
             combine(out, row_weight, entropy, (z, kl, lse, target_sum))
+        return z, kl
+
+    with device_of(u):
+        entropy = None
+        if target is not None:
+            entropy = launch_entropy(target, row_weight, target_scale, key_padding_mask, companding)
+        run(choose(problem_of("forward", u, x, target, layer_norm_eps is not None), u.device, run))
     return z, kl, lse, target_sum, mean, rstd

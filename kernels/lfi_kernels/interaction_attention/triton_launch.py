@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from lfi_kernels.interaction_attention.blocks import Problem
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -14,9 +18,34 @@ def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def allocator(like: Tensor) -> Callable[..., Tensor]:
+    """torch.empty on the tensor's device, of fp32 unless told otherwise: empty(2, 3, dtype=...)."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    return empty
+
+
 def processors(tensor: Tensor) -> int:
     """How many programs the tensor's device runs side by side, at least; 1 under the interpreter."""
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def problem_of(
+    kernel: Literal["forward", "backward"], u: Tensor, x: Tensor, target: Tensor | None, layer_norm: bool
+) -> Problem:
+    """What decides about the tiles of a launch with u [B, H, M, D], x [B, N, D] and a target."""
+    return Problem(
+        kernel=kernel,
+        dtype=str(u.dtype).removeprefix("torch."),
+        target="none" if target is None else str(target.dtype).removeprefix("torch."),
+        rows=u.shape[1] * u.shape[2],
+        patches=x.shape[1],
+        dim=u.shape[3],
+        layer_norm=layer_norm,
+        fills=u.shape[0] >= processors(u),
+    )
 
 
 def pointer(mask: Tensor | None) -> Tensor | None:

@@ -16,19 +16,19 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lfi_kernels.interaction_attention.blocks import Blocks, backward_blocks, forward_blocks, split, tiles
+from lfi_kernels.interaction_attention.blocks import Blocks, Problem, split, tiles
 from lfi_kernels.interaction_attention.triton_backward import backward_kernel
 from lfi_kernels.interaction_attention.triton_forward import forward_kernel
 
 HEADS = 4
 WIDTHS = {"ViT-T": 192, "ViT-S": 384, "ViT-B": 768, "ViT-L": 1024}
-SIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Report:
 
 def report(
     model: str,
-    kernel: str,
+    kernel: Literal["forward", "backward"],
     dtype: str,
     target: str,
     words: int,
@@ -81,11 +81,11 @@ def report(
     `blocks` are those of its tiles, if not the usual ones.
     """
     rows, dim = HEADS * words, WIDTHS[model]
-    choose, function = {
-        "forward": (forward_blocks, forward_kernel),
-        "backward": (backward_blocks, backward_kernel),
-    }[kernel]
-    blocks = blocks or choose(rows, patches, dim, SIZES[dtype])
+    function = {"forward": forward_kernel, "backward": backward_kernel}[kernel]
+    if blocks is None:
+        sizes = {"rows": rows, "patches": patches, "dim": dim}
+        problem = Problem(kernel=kernel, dtype=DTYPES[dtype], target=target, **sizes, layer_norm=layer_norm, fills=True)
+        blocks = problem.usual()
     compiled = triton.compile(
         _source(function, blocks, dtype, target, words, patches, dim, layer_norm),
         target=GPUTarget("cuda", capability, 32),
@@ -187,7 +187,8 @@ def _usage(binary: bytes) -> tuple[int, int]:
 
 def reports() -> Iterator[Report]:
     """The shapes that students have: each model at 196 patches; other sizes, dtypes and no layer norm once."""
-    for kernel in ("forward", "backward"):
+    kernels: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
+    for kernel in kernels:
         for model in WIDTHS:
             yield report(model, kernel, "bf16", "u8", 16, 196)
         for words, patches in ((32, 196), (64, 196), (16, 256), (16, 1024), (32, 1024)):

@@ -1,0 +1,154 @@
+"""Measured tiles: only right and able ones compete, the fastest is kept, and a broken file costs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lfi_kernels.interaction_attention import tuning
+from lfi_kernels.interaction_attention.blocks import Blocks, Problem
+
+pytest.importorskip("triton")
+
+PROBLEM = Problem(
+    kernel="forward", dtype="bfloat16", target="uint8", rows=64, patches=196, dim=384, layer_norm=True, fills=True
+)
+GPU = torch.device("cuda:0")
+
+
+class Kernel:
+    """Stands for a launch: each tile takes its own time on a clock of its own, and some cannot run or are wrong."""
+
+    def __init__(self, milliseconds: dict[Blocks, float], wrong: Blocks | None = None, unable: Blocks | None = None):
+        self.milliseconds, self.wrong, self.unable = milliseconds, wrong, unable
+        self.clock = 0.0
+        self.runs = 0
+
+    def run(self, blocks: Blocks) -> tuple[Tensor, ...]:
+        from triton.runtime.errors import OutOfResources
+
+        if blocks == self.unable:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+        self.runs += 1
+        self.clock += self.milliseconds[blocks] / 1e3
+        return torch.full((4,), 1.1 if blocks == self.wrong else 1.0), torch.zeros(2)
+
+    def seconds(self, run: Any) -> float:
+        before = self.clock
+        run()
+        return self.clock - before
+
+
+@pytest.fixture
+def tiles_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "deep" / "tiles.json"
+    monkeypatch.setenv("LFI_KERNELS_TILES", str(path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    tuning._known.cache_clear()
+    yield path
+    tuning._known.cache_clear()
+
+
+def kernel_for(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """The fourth candidate is the fastest."""
+    candidates = PROBLEM.candidates()
+    kernel = Kernel({blocks: 1.0 if place == 3 else 2.0 for place, blocks in enumerate(candidates)})
+    monkeypatch.setattr(tuning, "_seconds_on_gpu", kernel.seconds)
+    return kernel
+
+
+def test_the_fastest_wins_among_those_that_run_and_are_right() -> None:
+    usual, fast, faster, fastest = PROBLEM.candidates()[:4]
+    kernel = Kernel({usual: 4.0, fast: 3.0, faster: 2.0, fastest: 1.0}, wrong=faster, unable=fastest)
+    with pytest.warns(UserWarning, match=r"are left out: their results differ from those of .* by 0.1"):
+        found = tuning.fastest([usual, fast, faster, fastest], kernel.run, kernel.seconds, 0.02)
+    assert found.blocks == fast
+    assert found.milliseconds == pytest.approx(3.0)
+
+
+def test_nothing_is_measured_unasked(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    monkeypatch.delenv("LFI_KERNELS_TUNE", raising=False)
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+    monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
+    assert tuning.choose(PROBLEM, torch.device("cpu"), kernel.run) == PROBLEM.usual()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+    assert kernel.runs == 0
+    assert not tiles_file.exists()
+
+
+def test_what_was_measured_serves_later_processes(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
+    best = PROBLEM.candidates()[3]
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
+    runs = kernel.runs
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
+    assert kernel.runs == runs  # measured once
+
+    tuning._known.cache_clear()  # another process
+    monkeypatch.delenv("LFI_KERNELS_TUNE")
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()  # another GPU's times say nothing
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
+    monkeypatch.setattr(tuning, "_code", lambda: "other kernels")
+    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+
+
+def test_two_processes_that_measure_keep_both(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
+    tuning.choose(PROBLEM, GPU, kernel.run)
+    plain = json.loads(tiles_file.read_text())
+    plain["tiles"]["of another process"] = next(iter(plain["tiles"].values()))
+    tiles_file.write_text(json.dumps(plain))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
+    tuning.choose(PROBLEM, GPU, kernel.run)
+    assert len(json.loads(tiles_file.read_text())["tiles"]) == 3
+    assert [path.name for path in tiles_file.parent.iterdir()] == ["tiles.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 9, "tiles": {}}',
+        '{"format": 1, "tiles": {"a": {"rows": 64}}}',
+        '{"format": 1, "tiles": []}',
+    ],
+)
+def test_a_broken_file_is_named_and_the_usual_tiles_run(
+    text: str, tiles_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = kernel_for(monkeypatch)
+    tiles_file.parent.mkdir()
+    tiles_file.write_text(text)
+    with pytest.warns(UserWarning, match=r"The measured tiles in .*tiles.json cannot be read .* Delete the file"):
+        assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_file(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
+    tiles_file.parent.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="cannot be kept in"):
+        assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.candidates()[3]
+
+
+def test_the_file_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LFI_KERNELS_TILES", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tuning.tiles_file() == tmp_path / "lfi_kernels" / "tiles.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert tuning.tiles_file() == Path.home() / ".cache" / "lfi_kernels" / "tiles.json"
