@@ -12,15 +12,12 @@ from torch import Tensor
 from lfi_kernels.interaction_attention import reference
 from lfi_kernels.interaction_attention.inputs import Companding, check_inputs
 from lfi_kernels.interaction_attention.op import fused_forward
+from lfi_kernels.interaction_attention.self_check import is_right
 
 Implementation = Literal["reference", "triton"]
 
 ENVIRONMENT_VARIABLE = "LFI_KERNELS"
-"""`reference` or `triton` force one implementation, `auto` (the default) leaves the choice to `resolve`."""
-
-AUTO_ON_CUDA: Implementation = "reference"
-"""What `auto` means on a GPU. The fused kernels are proven under Triton's interpreter, but no GPU has run or timed them
-yet: until one has, they run only where LFI_KERNELS=triton asks for them. Then this becomes "triton"."""
+"""`reference` or `triton` force one implementation; `auto`, the default, is triton on a GPU where it proves right."""
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -60,7 +57,8 @@ interaction_attention.__doc__ = reference.interaction_attention.__doc__
 def resolve(u: Tensor) -> Implementation:
     """Choose the implementation for inputs like `u`.
 
-    `auto` is the reference on the CPU, for float64, and where triton is not installed, and AUTO_ON_CUDA elsewhere.
+    `auto` is triton on a GPU, and the reference on the CPU, for float64, where triton is not installed, and where the
+    kernels do not pass their check on that GPU (`self_check`).
 
     Raises:
         ValueError: LFI_KERNELS is none of its three values, or it asks for triton where triton cannot run: without
@@ -71,7 +69,7 @@ def resolve(u: Tensor) -> Implementation:
         return "reference"
     if asked == "auto":
         can_run = u.is_cuda and u.dtype in FUSED_DTYPES and HAS_TRITON
-        return AUTO_ON_CUDA if can_run else "reference"
+        return "triton" if can_run and _is_right(u.device, u.dtype) else "reference"
     if asked != "triton":
         raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
     if not HAS_TRITON:
@@ -84,6 +82,12 @@ def resolve(u: Tensor) -> Implementation:
             "Choose auto, or set TRITON_INTERPRET=1 before the process starts."
         )
     return "triton"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Known when a graph is traced, and no part of it."""
+    return is_right(device, dtype)
 
 
 def _is_interpreted() -> bool:

@@ -39,7 +39,7 @@ from lfi_kernels.interaction_attention.triton_launch import (
     within_reach,
 )
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
-from lfi_kernels.interaction_attention.tuning import choose
+from lfi_kernels.interaction_attention.tuning import launch
 
 
 @triton.jit
@@ -280,4 +280,4 @@ def launch_backward(
         return (du if parts == 1 else du.sum(1)).to(u.dtype).view(u.shape), dx
 
     with device_of(u):
-        return run(choose(problem_of("backward", u, x, target, mean.numel() > 0), u.device, run))
+        return launch(problem_of("backward", u, x, target, mean.numel() > 0), u.device, run)

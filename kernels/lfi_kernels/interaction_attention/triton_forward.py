@@ -36,7 +36,7 @@ from lfi_kernels.interaction_attention.triton_launch import (
     within_reach,
 )
 from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
-from lfi_kernels.interaction_attention.tuning import choose
+from lfi_kernels.interaction_attention.tuning import launch
 
 IGNORED = tl.constexpr(-1e38)
 """Score of a patch that does not count; no score reaches it."""
@@ -260,5 +260,5 @@ def launch_forward(
         entropy = None
         if target is not None:
             entropy = launch_entropy(target, row_weight, target_scale, key_padding_mask, companding)
-        run(choose(problem_of("forward", u, x, target, layer_norm_eps is not None), u.device, run))
+        launch(problem_of("forward", u, x, target, layer_norm_eps is not None), u.device, run)
     return z, kl, lse, target_sum, mean, rstd

@@ -2,8 +2,9 @@
 
 Nothing is measured unless LFI_KERNELS_TUNE=1 asks for it: then the first call with a new problem times every candidate,
 in turns, on its own arguments, and keeps the fastest in a small file for all later processes. A candidate that gives
-something else than the usual tiles is never kept. The bits of a result depend on the tiles, so a run that is to be
-repeated exactly needs the same file, or none.
+something else than the usual tiles is never kept. Where the usual ones do not fit the GPU, the first that fit run.
+
+The bits of a result depend on the tiles, so a run that is to be repeated exactly needs the same file, or none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,8 @@ FILE_VARIABLE = "LFI_KERNELS_TILES"
 ROUNDS = 9
 FORMAT = 1
 
-Run = Callable[[Blocks], Sequence[Tensor]]
+Results = tuple[Tensor, Tensor]
+Run = Callable[[Blocks], Results]
 
 log = logging.getLogger(__name__)
 
@@ -57,46 +59,51 @@ def tiles_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfi_kernels" / "tiles.json"
 
 
-def choose(problem: Problem, device: torch.device, run: Run) -> Blocks:
-    """The tiles for a problem on a device; `run` launches the kernel with given ones, for the measurement."""
+def launch(problem: Problem, device: torch.device, run: Run) -> Results:
+    """Run a kernel with the tiles for its problem on a device.
+
+    Args:
+        run: launches the kernel with given tiles.
+
+    Raises:
+        RuntimeError: the GPU has too little shared memory for any of them.
+    """
     if device.type != "cuda":
-        return problem.usual()
+        return run(problem.usual())
     key = f"{torch.cuda.get_device_name(device)}; {_code()}; {problem}"
     known = _known(tiles_file())
-    if key not in known and os.environ.get(TUNE_VARIABLE) == "1" and not torch.cuda.is_current_stream_capturing():
-        found = fastest(problem.candidates(), run, _seconds_on_gpu, problem.tolerance())
-        log.info("tiles of %s: %s, %.3g ms a call", problem, found.blocks, found.milliseconds)
-        known[key] = found.blocks
-        _keep(tiles_file(), key, found)
-    return known.get(key) or problem.usual()
+    if key not in known:
+        if os.environ.get(TUNE_VARIABLE) == "1" and not torch.cuda.is_current_stream_capturing():
+            found = fastest(problem.candidates(), run, _seconds_on_gpu, problem.tolerance())
+            log.info("tiles of %s: %s, %.3g ms a call", problem, found.blocks, found.milliseconds)
+            _keep(tiles_file(), key, found)
+            known[key] = found.blocks
+        else:
+            known[key] = next(_able(problem.candidates(), run))[0]
+    return run(known[key])
 
 
 def fastest(
     candidates: Sequence[Blocks], run: Run, seconds: Callable[[Callable[[], object]], float], tolerance: float
 ) -> Timed:
-    """Time the candidates in turns, and return the one of the least median.
+    """Time the candidates that run in turns, and return the one of the least median.
 
-    The first must run. Another is left out where the GPU cannot hold it, or where a result differs from the first
-    one's by more than `tolerance`, as a share of its norm.
+    One whose results differ from those of the first by more than `tolerance`, as a share of their norm, is left out.
+
+    Raises:
+        RuntimeError: none runs.
     """
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    truth = [each.double() for each in run(candidates[0])]
-    able = [candidates[0]]
-    for blocks in candidates[1:]:
-        try:
-            found = run(blocks)
-        except (CompilationError, OutOfResources, PTXASError) as error:
-            log.info("tiles %s left out: %s", blocks, error)
-            continue
-        apart = max(_distance(a, b) for a, b in zip(found, truth, strict=True))
+    each_able = _able(candidates, run)
+    first, results = next(each_able)
+    truth = [each.double() for each in results]  # copies: the next run writes into the same memory
+    able = [first]
+    for blocks, results in each_able:
+        apart = max(_distance(a, b) for a, b in zip(results, truth, strict=True))
         if apart <= tolerance:
             able.append(blocks)
         else:
             warnings.warn(
-                f"tiles {blocks} are left out: their results differ from those of {candidates[0]} by {apart:g}.",
-                stacklevel=2,
+                f"tiles {blocks} are left out: their results differ from those of {first} by {apart:g}.", stacklevel=2
             )
     taken: dict[Blocks, list[float]] = {blocks: [] for blocks in able}
     for _ in range(ROUNDS):
@@ -105,6 +112,23 @@ def fastest(
     medians = {blocks: statistics.median(times) for blocks, times in taken.items()}
     best = min(able, key=lambda blocks: medians[blocks])
     return Timed(blocks=best, milliseconds=1e3 * medians[best])
+
+
+def _able(candidates: Sequence[Blocks], run: Run) -> Iterator[tuple[Blocks, Results]]:
+    """The candidates that the GPU has room for, and what they give."""
+    from triton.runtime.errors import OutOfResources
+
+    is_any = False
+    for blocks in candidates:
+        try:
+            results = run(blocks)
+        except OutOfResources as error:
+            log.info("tiles %s do not fit: %s", blocks, error)
+            continue
+        is_any = True
+        yield blocks, results
+    if not is_any:
+        raise RuntimeError("This GPU has too little shared memory for the fused kernels. Set LFI_KERNELS=reference.")
 
 
 def _distance(found: Tensor, truth: Tensor) -> float:

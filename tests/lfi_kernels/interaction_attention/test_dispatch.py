@@ -24,28 +24,35 @@ def tensor(*, is_cuda: bool = True, dtype: torch.dtype = torch.bfloat16) -> Any:
     return SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=torch.device("cuda:0" if is_cuda else "cpu"))
 
 
-def test_auto_on_a_gpu_is_the_one_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dispatch.resolve(tensor()) == dispatch.AUTO_ON_CUDA
-    for choice in ("triton", "reference"):
-        monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", choice)
-        assert dispatch.resolve(tensor()) == choice
-        monkeypatch.setenv("LFI_KERNELS", "auto")
-        assert dispatch.resolve(tensor()) == choice
+@pytest.mark.parametrize("is_right", [True, False])
+def test_auto_on_a_gpu_is_triton_where_it_proves_right(is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def check(*about: Any) -> bool:
+        asked.append(about)
+        return is_right
+
+    monkeypatch.setattr(dispatch, "is_right", check)
+    expected = "triton" if is_right else "reference"
+    assert dispatch.resolve(tensor()) == expected
+    monkeypatch.setenv("LFI_KERNELS", "auto")
+    assert dispatch.resolve(tensor(dtype=torch.float16)) == expected
+    gpu = torch.device("cuda:0")
+    assert asked == [(gpu, torch.bfloat16), (gpu, torch.float16)]
 
 
 def test_auto_is_the_reference_where_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "triton")
+    monkeypatch.setattr(dispatch, "is_right", lambda *_: pytest.fail("nothing to check"))
     assert dispatch.resolve(tensor(is_cuda=False)) == "reference"
     assert dispatch.resolve(tensor(dtype=torch.float64)) == "reference"
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     assert dispatch.resolve(tensor()) == "reference"
 
 
-def test_reference_and_triton_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "triton")
+def test_reference_and_triton_are_forced_without_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "is_right", lambda *_: pytest.fail("nothing to check"))
     monkeypatch.setenv("LFI_KERNELS", "reference")
     assert dispatch.resolve(tensor()) == "reference"
-    monkeypatch.setattr(dispatch, "AUTO_ON_CUDA", "reference")
     monkeypatch.setenv("LFI_KERNELS", "triton")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert dispatch.resolve(tensor(dtype=dtype)) == "triton"
@@ -85,3 +92,14 @@ def test_the_choice_does_not_break_a_compiled_graph() -> None:
     torch._dynamo.reset()
     found = torch.compile(interaction_attention, fullgraph=True, backend="eager")(u, x)
     assert torch.equal(found[0], interaction_attention(u, x)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+def test_the_check_is_no_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "is_right", lambda *_: bool(torch.ones(2).sum() == 2))  # depends on data
+
+    def either(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if dispatch._is_right(x.device, x.dtype) else x - 1
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(either, fullgraph=True, backend="eager")(torch.zeros(2)), torch.ones(2))

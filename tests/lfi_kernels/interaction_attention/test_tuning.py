@@ -25,17 +25,18 @@ GPU = torch.device("cuda:0")
 class Kernel:
     """Stands for a launch: each tile takes its own time on a clock of its own, and some cannot run or are wrong."""
 
-    def __init__(self, milliseconds: dict[Blocks, float], wrong: Blocks | None = None, unable: Blocks | None = None):
-        self.milliseconds, self.wrong, self.unable = milliseconds, wrong, unable
+    def __init__(self, milliseconds: dict[Blocks, float], wrong: Blocks | None = None) -> None:
+        self.milliseconds, self.wrong = milliseconds, wrong
+        self.unable: set[Blocks] = set()
         self.clock = 0.0
-        self.runs = 0
+        self.ran: list[Blocks] = []
 
-    def run(self, blocks: Blocks) -> tuple[Tensor, ...]:
+    def run(self, blocks: Blocks) -> tuple[Tensor, Tensor]:
         from triton.runtime.errors import OutOfResources
 
-        if blocks == self.unable:
+        if blocks in self.unable:
             raise OutOfResources(300_000, 232_448, "shared memory")
-        self.runs += 1
+        self.ran.append(blocks)
         self.clock += self.milliseconds[blocks] / 1e3
         return torch.full((4,), 1.1 if blocks == self.wrong else 1.0), torch.zeros(2)
 
@@ -43,6 +44,12 @@ class Kernel:
         before = self.clock
         run()
         return self.clock - before
+
+
+def chosen(kernel: Kernel, device: torch.device = GPU) -> Blocks:
+    """The tiles of a launch."""
+    tuning.launch(PROBLEM, device, kernel.run)
+    return kernel.ran[-1]
 
 
 @pytest.fixture
@@ -66,7 +73,8 @@ def kernel_for(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 def test_the_fastest_wins_among_those_that_run_and_are_right() -> None:
     usual, fast, faster, fastest = PROBLEM.candidates()[:4]
-    kernel = Kernel({usual: 4.0, fast: 3.0, faster: 2.0, fastest: 1.0}, wrong=faster, unable=fastest)
+    kernel = Kernel({usual: 4.0, fast: 3.0, faster: 2.0, fastest: 1.0}, wrong=faster)
+    kernel.unable = {fastest}
     with pytest.warns(UserWarning, match=r"are left out: their results differ from those of .* by 0.1"):
         found = tuning.fastest([usual, fast, faster, fastest], kernel.run, kernel.seconds, 0.02)
     assert found.blocks == fast
@@ -76,12 +84,24 @@ def test_the_fastest_wins_among_those_that_run_and_are_right() -> None:
 def test_nothing_is_measured_unasked(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernel_for(monkeypatch)
     monkeypatch.delenv("LFI_KERNELS_TUNE", raising=False)
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+    assert chosen(kernel) == PROBLEM.usual()
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
-    assert tuning.choose(PROBLEM, torch.device("cpu"), kernel.run) == PROBLEM.usual()
+    assert chosen(kernel, torch.device("cpu")) == PROBLEM.usual()
+    tuning._known.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
-    assert kernel.runs == 0
+    assert chosen(kernel) == PROBLEM.usual()
+    assert set(kernel.ran) == {PROBLEM.usual()}
+    assert not tiles_file.exists()
+
+
+def test_tiles_that_do_not_fit_the_gpu_give_way_to_the_next(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    kernel.unable = {PROBLEM.usual()}
+    assert chosen(kernel) == PROBLEM.candidates()[1]
+    kernel.unable = set(PROBLEM.candidates())
+    tuning._known.cache_clear()
+    with pytest.raises(RuntimeError, match=r"too little shared memory .* Set LFI_KERNELS=reference"):
+        chosen(kernel)
     assert not tiles_file.exists()
 
 
@@ -89,30 +109,30 @@ def test_what_was_measured_serves_later_processes(tiles_file: Path, monkeypatch:
     kernel = kernel_for(monkeypatch)
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
     best = PROBLEM.candidates()[3]
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
-    runs = kernel.runs
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
-    assert kernel.runs == runs  # measured once
+    assert chosen(kernel) == best
+    runs = len(kernel.ran)
+    assert chosen(kernel) == best
+    assert len(kernel.ran) == runs + 1  # measured once
 
     tuning._known.cache_clear()  # another process
     monkeypatch.delenv("LFI_KERNELS_TUNE")
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == best
+    assert chosen(kernel) == best
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()  # another GPU's times say nothing
+    assert chosen(kernel) == PROBLEM.usual()  # another GPU's times say nothing
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
     monkeypatch.setattr(tuning, "_code", lambda: "other kernels")
-    assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+    assert chosen(kernel) == PROBLEM.usual()
 
 
 def test_two_processes_that_measure_keep_both(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernel_for(monkeypatch)
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
-    tuning.choose(PROBLEM, GPU, kernel.run)
+    chosen(kernel)
     plain = json.loads(tiles_file.read_text())
     plain["tiles"]["of another process"] = next(iter(plain["tiles"].values()))
     tiles_file.write_text(json.dumps(plain))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
-    tuning.choose(PROBLEM, GPU, kernel.run)
+    chosen(kernel)
     assert len(json.loads(tiles_file.read_text())["tiles"]) == 3
     assert [path.name for path in tiles_file.parent.iterdir()] == ["tiles.json"]
 
@@ -135,7 +155,7 @@ def test_a_broken_file_is_named_and_the_usual_tiles_run(
     tiles_file.parent.mkdir()
     tiles_file.write_text(text)
     with pytest.warns(UserWarning, match=r"The measured tiles in .*tiles.json cannot be read .* Delete the file"):
-        assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.usual()
+        assert chosen(kernel) == PROBLEM.usual()
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_file(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +163,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_file(tiles_file: Path, m
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
     tiles_file.parent.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="cannot be kept in"):
-        assert tuning.choose(PROBLEM, GPU, kernel.run) == PROBLEM.candidates()[3]
+        assert chosen(kernel) == PROBLEM.candidates()[3]
 
 
 def test_the_file_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
