@@ -232,6 +232,7 @@ def kernel(
     query_dims: Annotated[str, typer.Option(help="Channels of a query; D: those of a patch. Default: 128,D.")] = "",
     cases: Annotated[str, typer.Option(help="What to compare, such as folded,projected. Default: all.")] = "",
     rounds: Annotated[int, typer.Option(help="Rounds, in which the cases take turns.")] = 20,
+    tune: Annotated[bool, typer.Option("--tune", help="First measure the kernels' tiles; training uses them.")] = False,
     device: DeviceOption = "auto",
     csv: CsvOption = None,
     quick: QuickFlag = False,
@@ -250,6 +251,7 @@ def kernel(
         query_dims=names(query_dims),
         cases=names(cases),
         rounds=rounds,
+        tune=tune,
         device=device,
         quick=quick,
     )

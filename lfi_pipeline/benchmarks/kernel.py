@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 
 from lfi_kernels import bench
+from lfi_kernels.interaction_attention.tuning import tiles_file
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome
 from lfi_pipeline.device import resolve_device
 from lfi_pipeline.errors import BenchmarkError, ConfigError, UnknownNameError
@@ -27,6 +28,7 @@ class KernelConfig:
         cases: see `lfi_kernels.bench`.
         device: `cpu`, `cuda` or `auto`.
         rounds: in which the cases take turns; the median counts.
+        tune: first measure which tiles the fused kernels should run with, and keep the fastest for later processes.
         quick: tiny sizes, which show that it runs and measure nothing.
     """
 
@@ -37,6 +39,7 @@ class KernelConfig:
     cases: tuple[str, ...] = ()
     device: str = "auto"
     rounds: int = 20
+    tune: bool = False
     quick: bool = False
 
     def __post_init__(self) -> None:
@@ -71,13 +74,16 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         cases = bench.case_names(device, config.cases)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.tune and not is_cuda:
+        raise ConfigError(f"tune needs a GPU, got device {device}.")
     with bench.settled(device):
         ceilings = bench.measure_ceilings(device) if is_cuda else None
     shapes = bench.shapes(device, config.sizes(), quick=config.quick)
     rows = bench.ceiling_rows(ceilings) if ceilings else []
     for shape in tqdm(shapes, desc="kernel", unit="shape", leave=False):
         try:
-            rows += bench.compare(shape, device, 1 if config.quick else config.rounds, cases, ceilings)
+            rounds = 1 if config.quick else config.rounds
+            rows += bench.compare(shape, device, rounds, cases, ceilings, tune=config.tune)
         except ValueError as error:
             raise BenchmarkError(f"{shape}: {error}") from error
     return Outcome(
@@ -85,7 +91,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         checked="outputs and every gradient against the folded reference in float64",
         measurements=tuple(Measurement(**asdict(row)) for row in rows),
         asked=() if config.quick else tuple(_asked(rows, is_cuda=is_cuda)),
-        notes=tuple(_notes(is_cuda=is_cuda)),
+        notes=tuple(_notes(is_cuda=is_cuda, tune=config.tune)),
         threads=None if is_cuda else 1,
         by_shape=True,
         topics=_topics(rows),
@@ -129,8 +135,10 @@ def _cpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
     return None, None
 
 
-def _notes(*, is_cuda: bool) -> Iterator[str]:
+def _notes(*, is_cuda: bool, tune: bool) -> Iterator[str]:
     yield "Gradients go to every parameter and to both inputs. Dq: channels of a query, which its heads share."
+    if tune:
+        yield f"Tiles of the fused kernels were measured, and serve later processes from {tiles_file()}."
     if is_cuda:
         yield (
             "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor and fused-op"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = case_names(asked.device, asked.cases)
         sizes = Sizes(models=asked.models, patches=asked.patches, words=asked.words, query_dims=asked.query_dims)
         todo = shapes(asked.device, sizes, quick=asked.quick)
+        if asked.tune and not is_cuda:
+            raise ValueError(f"--tune needs a GPU, got --device {asked.device}")
         if asked.csv:
             start_csv(asked.csv)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if asked.tune:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     with settled(asked.device):
         around = environment(asked.device, asked.commit)
         ceilings = measure_ceilings(asked.device) if is_cuda else None
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = ceiling_rows(ceilings) if ceilings else []
     for shape in todo:
         try:
-            rows = compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings)
+            rows = compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings, tune=asked.tune)
             sys.stderr.write(in_short(rows) + "\n")
             found += rows
         except ValueError as error:
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--query-dims", type=_names, default=(), help="channels of a query, such as 128,D (a patch's)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file as well")
     parser.add_argument("--commit", default="", help="to record where the code does not lie in a checkout")
+    parser.add_argument("--tune", action="store_true", help="first measure the kernels' tiles, and keep the fastest")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     return parser
 

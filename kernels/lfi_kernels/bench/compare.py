@@ -15,6 +15,8 @@ from lfi_kernels.bench.errors import SAMPLES, check
 from lfi_kernels.bench.memory import kept_bytes, peak_bytes
 from lfi_kernels.bench.shapes import DTYPES, Shape
 from lfi_kernels.bench.timing import PASSES, Replayed, Seconds, passes_of, take_turns
+from lfi_kernels.bench.work import variable
+from lfi_kernels.interaction_attention.tuning import TUNE_VARIABLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +31,13 @@ class Row:
 
 
 def compare(
-    shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None = None
+    shape: Shape,
+    device: str,
+    rounds: int,
+    names: Sequence[str],
+    ceilings: Ceilings | None = None,
+    *,
+    tune: bool = False,
 ) -> list[Row]:
     """Check and time cases on one shape.
 
@@ -39,12 +47,13 @@ def compare(
         rounds: in which the cases take turns; the median counts.
         names: which cases, as `case_names` gives them.
         ceilings: of the GPU; with them the op is set beside the least time it could take.
+        tune: first measure which tiles the fused kernels should run with, where that was not done before.
 
     Raises:
         ValueError: a case computes something else. Nothing of the shape is timed then.
     """
     rows = Rows(str(shape))
-    with settled(device):
+    with settled(device, tune):
         _compare(rows, shape, device, rounds, names, ceilings)
     return rows.found
 
@@ -112,10 +121,10 @@ def gain_bound(shape: Shape) -> float:
 
 
 @contextmanager
-def settled(device: str) -> Iterator[None]:
+def settled(device: str, tune: bool = False) -> Iterator[None]:
     """Let torch use one thread on the CPU, or make a GPU the current one; afterwards all is as it was."""
     if device.startswith("cuda"):
-        with torch.cuda.device(device):
+        with torch.cuda.device(device), variable(TUNE_VARIABLE, "1" if tune else "0"):
             yield
         return
     before = torch.get_num_threads()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE
+
 PER_SAMPLE = 4
 """Results that have the batch first: both outputs, and the gradients of the first two leaves."""
 
@@ -31,12 +33,12 @@ class Work:
     choice: str
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        with kernels(self.choice):
+        with variable(ENVIRONMENT_VARIABLE, self.choice):
             return self.run()
 
     def backward(self, outputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Gradients of the leaves; what the outputs kept for them is gone afterwards."""
-        with kernels(self.choice):
+        with variable(ENVIRONMENT_VARIABLE, self.choice):
             return torch.autograd.grad(outputs, self.leaves, upstream)
 
 
@@ -47,13 +49,13 @@ def upstream_of(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def kernels(choice: str) -> Iterator[None]:
-    """Set LFI_KERNELS for a while."""
-    before = os.environ.get("LFI_KERNELS")
-    os.environ["LFI_KERNELS"] = choice
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop("LFI_KERNELS")
+        os.environ.pop(name)
         if before is not None:
-            os.environ["LFI_KERNELS"] = before
+            os.environ[name] = before

@@ -108,11 +108,20 @@ def test_one_thread_on_the_cpu_and_the_gpu_that_was_asked_for(monkeypatch: pytes
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
         monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
-        with settled("cuda:1"):
-            assert torch.get_num_threads() == 2
-        assert entered == ["cuda:1"]
+        for tune, told in ((False, "0"), (True, "1")):
+            with settled("cuda:1", tune):
+                assert torch.get_num_threads() == 2
+                assert os.environ["LFI_KERNELS_TUNE"] == told
+        assert entered == ["cuda:1", "cuda:1"]
     finally:
         torch.set_num_threads(before)
+
+
+def test_tiles_are_not_measured_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["--quick", "--device", "cpu", "--tune"])
+    assert ended.value.code == 2
+    assert "--tune needs a GPU, got --device cpu" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_script_with_torch_alone(tmp_path: Path) -> None:
@@ -139,7 +148,7 @@ def test_it_runs_as_a_script_with_torch_alone(tmp_path: Path) -> None:
 def test_a_refused_shape_does_not_end_the_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def one_fails(shape: Shape, *_: object) -> list[Row]:
+    def one_fails(shape: Shape, *_: object, **__: object) -> list[Row]:
         if shape.words == 1:
             raise ValueError("folded is wrong.")
         return [Row(case="folded", shape=str(shape), metric="both", value=1.0, unit="ms")]

@@ -57,9 +57,11 @@ def test_every_metric_has_its_table() -> None:
 
 
 def test_a_refused_case_names_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> list[bench.Row]:
+    def refuse(*_: object, **__: object) -> list[bench.Row]:
         raise ValueError("folded must be right.")
 
+    with pytest.raises(ConfigError, match="tune needs a GPU, got device cpu"):
+        bench_kernel(KernelConfig(device="cpu", quick=True, tune=True))
     monkeypatch.setattr(bench, "compare", refuse)
     with pytest.raises(BenchmarkError, match=r"^ViT-T/16 B2 .* fp32: folded must be right\."):
         bench_kernel(KernelConfig(device="cpu", quick=True))
