@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lfi_kernels.interaction_attention import reference
+from lfi_kernels.interaction_attention.compiler import OLDEST_TRITON, has_triton, triton_version
 from lfi_kernels.interaction_attention.inputs import Companding, check_inputs
 from lfi_kernels.interaction_attention.op import fused_forward
 from lfi_kernels.interaction_attention.self_check import is_right
@@ -18,8 +18,6 @@ Implementation = Literal["reference", "triton"]
 
 ENVIRONMENT_VARIABLE = "LFI_KERNELS"
 """`reference` or `triton` force one implementation; `auto`, the default, is triton on a GPU where it proves right."""
-
-HAS_TRITON = find_spec("triton") is not None
 
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -57,7 +55,7 @@ interaction_attention.__doc__ = reference.interaction_attention.__doc__
 def resolve(u: Tensor) -> Implementation:
     """Choose the implementation for inputs like `u`.
 
-    `auto` is triton on a GPU, and the reference on the CPU, for float64, where triton is not installed, and where the
+    `auto` is triton on a GPU, and the reference on the CPU, for float64, without triton 3.5 or newer, and where the
     kernels do not pass their check on that GPU (`self_check`).
 
     Raises:
@@ -68,12 +66,16 @@ def resolve(u: Tensor) -> Implementation:
     if asked == "reference":
         return "reference"
     if asked == "auto":
-        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and HAS_TRITON
+        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and has_triton()
         return "triton" if can_run and _is_right(u.device, u.dtype) else "reference"
     if asked != "triton":
         raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
-    if not HAS_TRITON:
-        raise ValueError(f"{ENVIRONMENT_VARIABLE}=triton needs the package triton. Install it, or choose auto.")
+    if not has_triton():
+        found = triton_version() or "none"
+        raise ValueError(
+            f"{ENVIRONMENT_VARIABLE}=triton needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {found}. "
+            "Install it, or choose auto."
+        )
     if u.dtype not in FUSED_DTYPES:
         raise ValueError(f"u must be float16, bfloat16 or float32 under {ENVIRONMENT_VARIABLE}=triton, got {u.dtype}.")
     if not u.is_cuda and not _is_interpreted():
@@ -84,10 +86,13 @@ def resolve(u: Tensor) -> Implementation:
     return "triton"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Known when a graph is traced, and no part of it."""
     return is_right(device, dtype)
+
+
+# Known when a graph is traced, and no part of it: what torch.compiler.assume_constant_result sets, without the compiler
+# that it loads.
+_is_right._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_interpreted() -> bool:

@@ -128,7 +128,7 @@ def backward_kernel(
             if p_mean is not None:
                 b_sum_u = tl.zeros([BLOCK_R], dtype=tl.float32)
                 b_sum_dz = tl.zeros([BLOCK_R], dtype=tl.float32)
-            for i_d in tl.range(0, D, BLOCK_D, disable_licm=True):
+            for i_d in range(0, D, BLOCK_D):
                 o_k = i_d + o_d
                 m_k = o_k < D
                 m_rows = m_r[:, None] & m_k[None, :]

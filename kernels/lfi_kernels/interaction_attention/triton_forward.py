@@ -121,7 +121,7 @@ def forward_kernel(
             b_sum_x = tl.zeros([BLOCK_N], dtype=tl.float32)
             b_sum_xx = tl.zeros([BLOCK_N], dtype=tl.float32)
             b_sum_u = tl.zeros([BLOCK_R], dtype=tl.float32)
-        for i_d in tl.range(0, D, BLOCK_D, disable_licm=True):
+        for i_d in range(0, D, BLOCK_D):
             o_k = i_d + o_d
             m_k = o_k < D
             b_u = tl.load(p_u_rows[:, None] + o_k[None, :] * s_u_d, mask=m_r[:, None] & m_k[None, :], other=0.0)

@@ -19,7 +19,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.blocks import Blocks, Problem
+from lfi_kernels.interaction_attention.compiler import triton_version
 
 TUNE_VARIABLE = "LFI_KERNELS_TUNE"
 """1: measure problems that the file does not hold."""
@@ -150,7 +150,7 @@ def _seconds_on_gpu(run: Callable[[], object]) -> float:
 def _code() -> str:
     """What else the times depend on: the compiler, and the kernels' own source."""
     source = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("triton_*.py")))
-    return f"triton {version('triton')}; kernels {hashlib.sha256(source).hexdigest()[:12]}"
+    return f"triton {triton_version()}; kernels {hashlib.sha256(source).hexdigest()[:12]}"
 
 
 @functools.cache

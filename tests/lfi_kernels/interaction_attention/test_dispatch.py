@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lfi_kernels import interaction_attention
-from lfi_kernels.interaction_attention import dispatch, reference
+from lfi_kernels.interaction_attention import compiler, dispatch, reference
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LFI_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
 
 
 def tensor(*, is_cuda: bool = True, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -45,7 +45,7 @@ def test_auto_is_the_reference_where_triton_cannot_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(dispatch, "is_right", lambda *_: pytest.fail("nothing to check"))
     assert dispatch.resolve(tensor(is_cuda=False)) == "reference"
     assert dispatch.resolve(tensor(dtype=torch.float64)) == "reference"
-    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     assert dispatch.resolve(tensor()) == "reference"
 
 
@@ -69,9 +69,20 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         dispatch.resolve(tensor(dtype=torch.float64))
     with pytest.raises(ValueError, match=r"u must be on a CUDA device .* got one on cpu.*TRITON_INTERPRET=1"):
         dispatch.resolve(tensor(is_cuda=False))
-    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
-    with pytest.raises(ValueError, match="needs the package triton"):
-        dispatch.resolve(tensor())
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    for version, found in ((None, "none"), ("3.4.0", "3.4.0")):
+        monkeypatch.setattr(dispatch, "triton_version", lambda version=version: version)
+        with pytest.raises(ValueError, match=rf"LFI_KERNELS=triton needs triton 3.5 or newer, found {found}\."):
+            dispatch.resolve(tensor())
+
+
+@pytest.mark.parametrize(
+    ("version", "is_enough"),
+    [(None, False), ("3.4.0", False), ("3.5.0", True), ("3.10.1", True), ("4.0", True), ("unknown", True)],
+)
+def test_which_triton_is_enough(version: str | None, is_enough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "triton_version", lambda: version)
+    assert compiler.has_triton() is is_enough
 
 
 def test_the_public_op_is_the_reference_here_and_checks_its_inputs() -> None:

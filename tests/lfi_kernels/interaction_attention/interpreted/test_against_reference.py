@@ -104,8 +104,11 @@ def run(op: Callable[..., tuple[Tensor, Tensor]], case: Case, dtype: torch.dtype
 
 
 def assert_close(found: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.dtype) -> None:
+    dim = truth["z"].shape[3]
+    slack = max(1.0, dim / 192) if dtype == F32 else 1.0  # fp32 rounds once a channel that a sum runs over
     for name in truth:
-        max_bound, rms_bound = TOLERANCES[F32 if name == "kl" else dtype]  # kl is as exact as fp32 in every dtype
+        # kl is as exact as fp32 in every dtype.
+        max_bound, rms_bound = (slack * each for each in TOLERANCES[F32 if name == "kl" else dtype])
         error = (found[name].double() - truth[name].double()).abs()
         assert torch.isfinite(error).all(), f"{name}: not finite at {(~torch.isfinite(error)).nonzero()[0].tolist()}"
         size = truth[name].abs().max().clamp(min=1.0)
@@ -146,6 +149,18 @@ def test_outputs_and_gradients(
     heads: int, words: int, patches: int, dim: int, kind: str, masked: bool, dtype: torch.dtype
 ) -> None:
     check(make(heads, words, patches, dim, dtype=dtype, kind=kind, masked=masked), dtype)
+
+
+VITS = [(768, 196, 16), (1024, 256, 32), (1280, 1024, 16), (384, 4096, 64)] if DEVICE == "cuda" else []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dim", "patches", "words"), [(192, 196, 16), *VITS] if DEVICE == "cuda" else [(32, 2049, 64), (1280, 20, 1)]
+)
+def test_the_ends_of_what_is_accepted(dim: int, patches: int, words: int, dtype: torch.dtype) -> None:
+    batch = 150 if DEVICE == "cuda" else 1  # more than there are processors
+    check(make(4 if DEVICE == "cuda" else 1, words, patches, dim, batch=batch, dtype=dtype, eps=1e-5), dtype)
 
 
 @pytest.mark.usefixtures("programs")
