@@ -19,8 +19,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[3]
 FORWARD_BACKWARD = ("forward", "backward")
 SHARED_KIB_OF_SM_90 = 227
-# A thread has 255 registers at most; what does not fit goes to its stack, once a tile. Compilers differ: triton 3.5, 3.6
-# and 3.9 were seen. The forward kernel spills where tiles take turns. The backward one holds scores, their
+# A thread has 255 registers at most; what does not fit goes to its stack, once a tile. Compilers differ: 3.5, 3.6
+# and 3.9 of triton were seen. The forward kernel spills where tiles take turns. The backward one holds scores, their
 # gradient and the target at once, and with layer norm two more rows of sums. fp32 targets beside 16-bit features spill
 # most: the cache stores uint8.
 STACK_BYTES = {"forward": 32, "forward, tiles in turn": 256, "backward": 576}
