@@ -43,8 +43,8 @@ class Blocks:
 # rows, patches, channels, warps, stages, the usual first. 64 rows are the least that the matrix units of sm_90 take.
 _OF_16_BITS = {
     "forward": (
-        (64, 256, 64, 16, 3),
         (64, 256, 64, 8, 3),
+        (64, 256, 64, 16, 3),
         (64, 256, 32, 8, 4),
         (64, 128, 64, 8, 3),
         (64, 128, 64, 4, 3),
@@ -53,8 +53,8 @@ _OF_16_BITS = {
         (64, 64, 32, 4, 2),  # fits into the shared memory of small GPUs
     ),
     "backward": (
-        (64, 256, 32, 8, 3),
         (64, 256, 64, 8, 2),
+        (64, 256, 32, 8, 3),
         (64, 256, 32, 16, 3),
         (64, 128, 64, 8, 3),
         (64, 128, 32, 8, 4),

@@ -38,8 +38,23 @@ from lfi_kernels.interaction_attention.triton_launch import (
     strides,
     within_reach,
 )
-from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.triton_tiles import attention, channel_mask, eighths, patch_mask, row_weights, target_tile
 from lfi_kernels.interaction_attention.tuning import launch
+
+
+@triton.jit
+def column_sums(b_x, p_x, PRECISION: tl.constexpr):
+    """Sums over the rows, [BLOCK_R, BLOCK_N] -> [BLOCK_N], as a product: rows lie in different threads, and adding
+    them up by hand costs more than all else that is done with the tile."""
+    b_ones = tl.full([b_x.shape[0], 16], 1.0, dtype=p_x.dtype.element_ty)
+    b_sums = tl.dot(tl.trans(b_x.to(p_x.dtype.element_ty)), b_ones, input_precision=PRECISION)
+    return tl.sum(b_sums, 1) / 16
+
+
+@triton.jit
+def first_column(b_x, p_x):
+    """[BLOCK_R] -> [BLOCK_R, 16] with zeros beside it: a product takes no fewer columns."""
+    return tl.where(tl.arange(0, 16)[None, :] == 0, b_x[:, None], 0.0).to(p_x.dtype.element_ty)
 
 
 @triton.jit
@@ -91,6 +106,7 @@ def backward_kernel(
     J,
     TILES: tl.constexpr,
     ROW_TILES: tl.constexpr,
+    EVEN: tl.constexpr,
     SQRT: tl.constexpr,
     ALIGN: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -126,11 +142,11 @@ def backward_kernel(
             b_dp = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
             b_delta = tl.zeros([BLOCK_R], dtype=tl.float32)
             if p_mean is not None:
-                b_sum_u = tl.zeros([BLOCK_R], dtype=tl.float32)
-                b_sum_dz = tl.zeros([BLOCK_R], dtype=tl.float32)
+                b_sum_u = tl.zeros([BLOCK_R, BLOCK_D // 8], dtype=tl.float32)
+                b_sum_dz = tl.zeros([BLOCK_R, BLOCK_D // 8], dtype=tl.float32)
             for i_d in range(0, D, BLOCK_D):
                 o_k = i_d + o_d
-                m_k = o_k < D
+                m_k = channel_mask(o_k, D, EVEN)
                 m_rows = m_r[:, None] & m_k[None, :]
                 b_u = tl.load(p_u_rows[:, None] + o_k[None, :] * s_u_d, mask=m_rows, other=0.0)
                 b_dz = tl.load(p_dz_rows[:, None] + o_k[None, :] * s_dz_d, mask=m_rows, other=0.0)
@@ -141,17 +157,18 @@ def backward_kernel(
                     b_z = tl.load(p_z_rows[:, None] + o_k[None, :], mask=m_rows, other=0.0)
                     b_delta += tl.sum(b_z.to(tl.float32) * b_dz.to(tl.float32), 1)
                 if p_mean is not None:
-                    b_sum_u += tl.sum(b_u.to(tl.float32), 1)
-                    b_sum_dz += tl.sum(b_dz.to(tl.float32), 1)
+                    b_sum_u += eighths(b_u.to(tl.float32))
+                    b_sum_dz += eighths(b_dz.to(tl.float32))
 
             if p_mean is not None:
+                b_row_u, b_row_dz = tl.sum(b_sum_u, 1), tl.sum(b_sum_dz, 1)
                 b_mean = tl.load(p_mean + i_b * N + o_n, mask=m_n, other=0.0)
                 b_rstd = tl.load(p_rstd + i_b * N + o_n, mask=m_n, other=0.0)
-                b_s = b_s * b_rstd[None, :] - b_sum_u[:, None] * (b_mean * b_rstd)[None, :]
-                b_dp = b_dp * b_rstd[None, :] - b_sum_dz[:, None] * (b_mean * b_rstd)[None, :]
+                b_s = b_s * b_rstd[None, :] - b_row_u[:, None] * (b_mean * b_rstd)[None, :]
+                b_dp = b_dp * b_rstd[None, :] - b_row_dz[:, None] * (b_mean * b_rstd)[None, :]
             b_lse = tl.load(p_lse + i_b * R + o_r, mask=m_r, other=float("inf"))
             if IS_WHOLE:
-                b_delta = tl.sum(tl.where(m_n[None, :], tl.exp(b_s - b_lse[:, None]), 0.0) * b_dp, 1)
+                b_delta = tl.sum(attention(b_s, b_lse, m_n) * b_dp, 1)
             if p_target is not None:
                 b_w = row_weights(p_weight, i_b, o_m, m_r, s_w_b, s_w_m)
                 b_dkl = tl.load(p_dkl + i_b * s_dkl_b + o_h * s_dkl_h + o_m * s_dkl_m, mask=b_w != 0.0, other=0.0)
@@ -167,14 +184,13 @@ def backward_kernel(
             # Only now, and from a new read that keeps the compiler from holding the first one's: P beside the target's
             # tile would not fit into the registers.
             b_lse = tl.load(p_lse + i_b * R + o_r, mask=m_r, other=float("inf"), volatile=True)
-            b_p = tl.where(m_n[None, :], tl.exp(b_s - b_lse[:, None]), 0.0)
+            b_p = attention(b_s, b_lse, m_n)
             b_ds = b_p * (b_dp - b_delta[:, None]) - b_t
             if p_mean is not None:
                 b_mean = tl.load(p_mean + i_b * N + o_n, mask=m_n, other=0.0, volatile=True)
                 b_rstd = tl.load(p_rstd + i_b * N + o_n, mask=m_n, other=0.0, volatile=True)
-                # P*dP = dS + P*delta + g w T
-                b_c = tl.sum(b_ds * (b_s + 1.0) + b_p * b_delta[:, None] + b_t, 0) / D
-                b_a = tl.sum(b_ds * b_sum_u[:, None] + b_p * b_sum_dz[:, None], 0) / D
+                # c from P*dP = dS + P*delta + g w T.
+                b_c = column_sums((b_ds * (b_s + 1.0) + b_p * b_delta[:, None] + b_t) * (1.0 / D), p_x, PRECISION)
                 # From here on dS and P carry rho, as a share of the largest: fp16 would lose what large features
                 # make small.
                 b_most = tl.maximum(tl.max(b_rstd, 0), 1e-30)
@@ -186,8 +202,10 @@ def backward_kernel(
             if p_mean is not None:
                 b_offset = tl.sum(b_ds.to(tl.float32) * b_mean[None, :], 1)
                 # dF = rho (dX - a - c X) = rho dX - b_base - b_slope F
+                b_a = tl.dot(b_ds_t, first_column(b_row_u / D, p_x), input_precision=PRECISION)
+                b_a = tl.dot(b_p_t, first_column(b_row_dz / D, p_x), b_a, input_precision=PRECISION)
                 b_slope = b_c * b_rstd * b_rstd
-                b_base = b_a * b_rstd - b_slope * b_mean
+                b_base = tl.sum(b_a, 1) * b_most - b_slope * b_mean
 
             o_turn = tl.zeros([BLOCK_R], dtype=tl.int32) + i_tile
             o_row_turn = tl.zeros([BLOCK_N], dtype=tl.int32) + i_r
@@ -195,7 +213,7 @@ def backward_kernel(
             for i_back in range(0, D, BLOCK_D):
                 # From the last channels, which the walk above left in the cache, to the first.
                 o_k = (tl.cdiv(D, BLOCK_D) - 1) * BLOCK_D - i_back + o_d
-                m_k = o_k < D
+                m_k = channel_mask(o_k, D, EVEN)
                 m_rows = m_r[:, None] & m_k[None, :]
                 b_u = tl.load(p_u_rows[:, None] + o_k[None, :] * s_u_d, mask=m_rows, other=0.0)
                 b_dz = tl.load(p_dz_rows[:, None] + o_k[None, :] * s_dz_d, mask=m_rows, other=0.0)
@@ -267,6 +285,7 @@ def launch_backward(
             *(words, patches, dim, rows, parts),
             TILES=turns,
             ROW_TILES=row_tiles,
+            EVEN=dim % blocks.channels == 0,
             SQRT=companding == "sqrt",
             ALIGN=alignment(target),
             SPLIT=parts > 1,

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lfi_kernels.interaction_attention.triton_launch import alignment, pointer, strides
-from lfi_kernels.interaction_attention.triton_tiles import BLOCK_M, aligned, curve, patch_mask, row_weights
+from lfi_kernels.interaction_attention.triton_tiles import BLOCK_M, aligned, curve, patch_mask, row_weights, top
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def entropy_kernel(
         b_t = tl.load(p_t, mask=m_word[:, None] & m_n[None, :], other=0).to(tl.float32)
         if p_scale is not None:
             b_scale = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_word, other=0.0).to(tl.float32)
-            b_t = curve(b_t, SQRT) * b_scale[:, None]
+            b_t = curve(b_t, SQRT) * (b_scale / top(SQRT))[:, None]
         b_h += tl.sum(b_t * tl.log(tl.where(b_t == 0.0, 1.0, b_t)), 1)  # 0 log 0 = 0
     tl.store(p_h + i_b * M + o_m, b_h, mask=o_m < M)
 

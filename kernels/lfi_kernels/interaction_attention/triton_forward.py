@@ -35,7 +35,7 @@ from lfi_kernels.interaction_attention.triton_launch import (
     strides,
     within_reach,
 )
-from lfi_kernels.interaction_attention.triton_tiles import patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.triton_tiles import channel_mask, eighths, exp, patch_mask, row_weights, target_tile
 from lfi_kernels.interaction_attention.tuning import launch
 
 IGNORED = tl.constexpr(-1e38)
@@ -82,6 +82,7 @@ def forward_kernel(
     J,
     EPS,
     TILES: tl.constexpr,
+    EVEN: tl.constexpr,
     SQRT: tl.constexpr,
     ALIGN: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -118,38 +119,38 @@ def forward_kernel(
             # Sums of the distance from the first channel: it is within sqrt(D) deviations of the mean, so that the
             # variance, a difference of two such sums, loses few digits whatever the offset of the features.
             b_first = tl.load(p_x_rows, mask=m_n, other=0.0).to(tl.float32)
-            b_sum_x = tl.zeros([BLOCK_N], dtype=tl.float32)
-            b_sum_xx = tl.zeros([BLOCK_N], dtype=tl.float32)
-            b_sum_u = tl.zeros([BLOCK_R], dtype=tl.float32)
+            b_sum_x = tl.zeros([BLOCK_N, BLOCK_D // 8], dtype=tl.float32)
+            b_sum_xx = tl.zeros([BLOCK_N, BLOCK_D // 8], dtype=tl.float32)
+            b_sum_u = tl.zeros([BLOCK_R, BLOCK_D // 8], dtype=tl.float32)
         for i_d in range(0, D, BLOCK_D):
             o_k = i_d + o_d
-            m_k = o_k < D
+            m_k = channel_mask(o_k, D, EVEN)
             b_u = tl.load(p_u_rows[:, None] + o_k[None, :] * s_u_d, mask=m_r[:, None] & m_k[None, :], other=0.0)
             b_x = tl.load(p_x_rows[:, None] + o_k[None, :] * s_x_d, mask=m_n[:, None] & m_k[None, :], other=0.0)
             b_s = tl.dot(b_u, tl.trans(b_x), b_s, input_precision=PRECISION)
             if p_mean is not None:
                 b_far = tl.where(m_k[None, :], b_x.to(tl.float32) - b_first[:, None], 0.0)
-                b_sum_x += tl.sum(b_far, 1)
-                b_sum_xx += tl.sum(b_far * b_far, 1)
-                b_sum_u += tl.sum(b_u.to(tl.float32), 1)
+                b_sum_x += eighths(b_far)
+                b_sum_xx += eighths(b_far * b_far)
+                b_sum_u += eighths(b_u.to(tl.float32))
         if p_mean is not None:
-            b_mean = b_sum_x / D
-            b_rstd = tl.rsqrt(tl.maximum(b_sum_xx / D - b_mean * b_mean, 0.0) + EPS)
+            b_mean = tl.sum(b_sum_x, 1) / D
+            b_rstd = tl.rsqrt(tl.maximum(tl.sum(b_sum_xx, 1) / D - b_mean * b_mean, 0.0) + EPS)
             b_rstd = tl.where(m_n, b_rstd, 0.0)
             b_most = tl.maximum(tl.max(b_rstd, 0), 1e-30)
             b_mean += b_first
             m_own = o_n < tl.where(i_r == 0, N, 0)
             tl.store(p_mean + i_b * N + o_n, b_mean, mask=m_own)
             tl.store(p_rstd + i_b * N + o_n, b_rstd, mask=m_own)
-            b_s = b_s * b_rstd[None, :] - b_sum_u[:, None] * (b_mean * b_rstd)[None, :]
+            b_s = b_s * b_rstd[None, :] - tl.sum(b_sum_u, 1)[:, None] * (b_mean * b_rstd)[None, :]
 
         # A patch that does not count scores a finite number, so that times a target of 0 it is 0, not NaN. Without
         # any other the softmax is uniform, over rows of X that were read as 0.
         b_s = tl.where(m_n[None, :], b_s, IGNORED)
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_s = b_s - b_new[:, None]
-        b_before = b_l * tl.exp(b_max - b_new)
-        b_l = b_before + tl.sum(tl.exp(b_s), 1)
+        b_before = b_l * exp(b_max - b_new)
+        b_l = b_before + tl.sum(exp(b_s), 1)
         b_before = b_before / b_l  # the share of the tiles before in all attention so far
         b_log_l = tl.log(b_l)
         b_kl += b_sum * (b_new - b_max)
@@ -162,7 +163,7 @@ def forward_kernel(
             b_kl -= b_unit * tl.sum(b_t * b_s, 1)
             b_sum += b_unit * tl.sum(b_t, 1)
 
-        b_p = tl.exp(b_s - b_log_l[:, None])  # after the target, so that the two are not held at once
+        b_p = exp(b_s - b_log_l[:, None])  # after the target, so that the two are not held at once
         if p_mean is not None:
             # The largest is kept apart: fp16 would lose what large features make small.
             b_p = (b_p * (b_rstd / b_most)[None, :]).to(p_x.dtype.element_ty)
@@ -175,7 +176,7 @@ def forward_kernel(
         for i_back in range(0, D, BLOCK_D):
             # From the last channels, which the walk above left in the cache, to the first.
             o_k = (tl.cdiv(D, BLOCK_D) - 1) * BLOCK_D - i_back + o_d
-            m_k = o_k < D
+            m_k = channel_mask(o_k, D, EVEN)
             m_z = m_r[:, None] & m_k[None, :]
             b_x = tl.load(p_x_rows[:, None] + o_k[None, :] * s_x_d, mask=m_n[:, None] & m_k[None, :], other=0.0)
             b_z = tl.dot(b_p, b_x, input_precision=PRECISION)
@@ -242,6 +243,7 @@ def launch_forward(
             *(*strides(target_scale, 2), *strides(key_padding_mask, 2)),
             *(words, patches, dim, rows, row_tiles, parts, layer_norm_eps or 0.0),
             TILES=turns,
+            EVEN=dim % blocks.channels == 0,
             SQRT=companding == "sqrt",
             ALIGN=alignment(target),
             SPLIT=parts > 1,

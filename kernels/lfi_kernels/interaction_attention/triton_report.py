@@ -131,6 +131,7 @@ def _source(
         "p_h": wide,
     }
     constants: dict[str, Any] = {
+        "EVEN": dim % blocks.channels == 0,
         "SQRT": True,
         "ALIGN": math.gcd(16, patches),
         "SPLIT": False,

@@ -12,6 +12,38 @@ BLOCK_M = tl.constexpr(16)
 """Words whose target is spread at a time; a product takes no fewer."""
 
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def exp(b_x):
+    """e^x by the one instruction that the hardware has; tl.exp takes ten to serve results below 2^-126 as well."""
+    return tl.exp2(b_x * LOG2_E)
+
+
+@triton.jit
+def attention(b_s, b_lse, m_n):
+    """P of a tile: e^(S - lse) where patches count, else 0."""
+    return tl.where(m_n[None, :], tl.exp2(b_s * LOG2_E - (b_lse * LOG2_E)[:, None]), 0.0)
+
+
+@triton.jit
+def channel_mask(o_k, D, EVEN: tl.constexpr):
+    """Which of the channels exist; EVEN: the blocks divide D, so that all do."""
+    if EVEN:
+        m_k = tl.full(o_k.shape, True, tl.int1)
+    else:
+        m_k = o_k < D
+    return m_k
+
+
+@triton.jit
+def eighths(b_x):
+    """Sums of 8 neighbours, [ROWS, COLUMNS] -> [ROWS, COLUMNS / 8]: those that one thread holds, so that what runs over
+    many tiles is added up across threads but once."""
+    return tl.sum(tl.reshape(b_x, [b_x.shape[0], b_x.shape[1] // 8, 8]), 2)
+
+
 @triton.jit
 def aligned(n, ALIGN: tl.constexpr):
     """A multiple of ALIGN, written so that the compiler sees it: a hint does not reach a kernel's own argument."""
@@ -40,11 +72,16 @@ def row_weights(p_weight, i_b, o_m, m_r, s_weight_b, s_weight_m):
 
 @triton.jit
 def curve(b_q, SQRT: tl.constexpr):
-    """What codes 0 to 255, in fp32, stand for as a share of their scale."""
-    b_share = b_q * (1.0 / 255.0)
+    """What codes 0 to 255, in fp32, stand for, in units of the scale over `top`."""
     if SQRT:
-        b_share = b_share * b_share
-    return b_share
+        b_q = b_q * b_q
+    return b_q
+
+
+@triton.jit
+def top(SQRT: tl.constexpr):
+    """The curve's value for code 255."""
+    return 255.0 * 255.0 if SQRT else 255.0
 
 
 @triton.jit
@@ -76,7 +113,7 @@ def target_tile(
     its result lies in registers as the scores do: a plain load would have to be rearranged through shared memory.
 
     Returns:
-        shape [BLOCK_R, BLOCK_N] and unit [BLOCK_R]: (q/255)^2 or q/255 and the scale for codes, else T and 1.
+        shape [BLOCK_R, BLOCK_N] and unit [BLOCK_R]: for codes q^2 or q, and scale/255^2 or scale/255; else T and 1.
     """
     p_sample = p_target + i_b * aligned(s_t_b, ALIGN)
     s_row = aligned(s_t_m, ALIGN)
@@ -94,5 +131,6 @@ def target_tile(
     if p_scale is not None:
         m_row = row_weights(p_weight, i_b, o_m, o_m < M, s_w_b, s_w_m) != 0.0
         b_unit = tl.load(p_scale + i_b * s_scale_b + o_m * s_scale_m, mask=m_row, other=0.0).to(tl.float32)
+        b_unit = b_unit / top(SQRT)
         b_t = curve(b_t, SQRT)
     return b_t, b_unit
