@@ -38,7 +38,14 @@ from lfi_kernels.interaction_attention.triton_launch import (
     strides,
     within_reach,
 )
-from lfi_kernels.interaction_attention.triton_tiles import attention, channel_mask, eighths, patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.triton_tiles import (
+    attention,
+    channel_mask,
+    eighths,
+    patch_mask,
+    row_weights,
+    target_tile,
+)
 from lfi_kernels.interaction_attention.tuning import launch
 
 

@@ -35,7 +35,14 @@ from lfi_kernels.interaction_attention.triton_launch import (
     strides,
     within_reach,
 )
-from lfi_kernels.interaction_attention.triton_tiles import channel_mask, eighths, exp, patch_mask, row_weights, target_tile
+from lfi_kernels.interaction_attention.triton_tiles import (
+    channel_mask,
+    eighths,
+    exp,
+    patch_mask,
+    row_weights,
+    target_tile,
+)
 from lfi_kernels.interaction_attention.tuning import launch
 
 IGNORED = tl.constexpr(-1e38)

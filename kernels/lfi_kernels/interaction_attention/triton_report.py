@@ -45,6 +45,7 @@ class Report:
         layer_norm: whether it is folded in.
         registers: of a thread.
         stack_bytes: of a thread: what did not fit into registers.
+        spills_in_walks: instructions that reach the stack within the loops over D, where they would cost most.
         shared_kib: of a program.
         hopper_products: matrix instructions of sm_90 (wgmma).
         older_products: matrix instructions of sm_80 (mma), which are slower there.
@@ -59,6 +60,7 @@ class Report:
     layer_norm: bool
     registers: int
     stack_bytes: int
+    spills_in_walks: int
     shared_kib: float
     hopper_products: int
     older_products: int
@@ -103,6 +105,7 @@ def report(
         layer_norm=layer_norm,
         registers=registers,
         stack_bytes=stack,
+        spills_in_walks=_spills_in_walks(compiled.asm["cubin"]),
         shared_kib=compiled.metadata.shared / 1024,
         hopper_products=len(re.findall(r"wgmma\.mma_async", ptx)),
         older_products=len(re.findall(r"\bmma\.sync", ptx)),
@@ -174,16 +177,39 @@ def _source(
 
 
 def _usage(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, as the disassembler that comes with triton reads them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """Registers and bytes of stack of a thread."""
+    told = _disassembler("cuobjdump", "-res-usage", binary)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"cuobjdump must name REG and STACK, got {told!r}.")
+    return int(found[1]), int(found[2])
+
+
+def _spills_in_walks(binary: bytes) -> int:
+    """Loads and stores of local memory in the innermost loops that copy tiles into shared memory."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in _disassembler("nvdisasm", "-c", binary).splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    jumps = ((re.search(r"\bBRA\b.*`\((\.L_\w+)\)", text), place) for place, text in enumerate(code))
+    loops = [(labels[found[1]], place) for found, place in jumps if found and labels.get(found[1], place) < place]
+    inner = [
+        (a, b) for a, b in loops if not any((a, b) != other and a <= other[0] and other[1] <= b for other in loops)
+    ]
+    walks = [code[a : b + 1] for a, b in inner if any("LDGSTS" in text for text in code[a : b + 1])]
+    return sum(bool(re.search(r"\b(LDL|STL)", text)) for walk in walks for text in walk)
+
+
+def _disassembler(name: str, option: str, binary: bytes) -> str:
+    """What a tool that comes with triton prints of a compiled kernel."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(binary)
-        done = subprocess.run([str(tool), "-res-usage", str(file)], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
-    if found is None:
-        raise RuntimeError(f"cuobjdump must name REG and STACK, got {done.stdout!r}.")
-    return int(found[1]), int(found[2])
+        return subprocess.run([str(tool), option, str(file)], capture_output=True, text=True, check=True).stdout
 
 
 def reports() -> Iterator[Report]:

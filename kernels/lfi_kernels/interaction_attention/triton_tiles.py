@@ -30,10 +30,9 @@ def attention(b_s, b_lse, m_n):
 @triton.jit
 def channel_mask(o_k, D, EVEN: tl.constexpr):
     """Which of the channels exist; EVEN: the blocks divide D, so that all do."""
+    m_k = o_k < D
     if EVEN:
         m_k = tl.full(o_k.shape, True, tl.int1)
-    else:
-        m_k = o_k < D
     return m_k
 
 

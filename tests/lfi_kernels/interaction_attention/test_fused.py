@@ -19,13 +19,14 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[3]
 FORWARD_BACKWARD = ("forward", "backward")
 SHARED_KIB_OF_SM_90 = 227
-# A thread has 255 registers at most; what does not fit goes to its stack, once a tile. Compilers differ: 3.5, 3.6
-# and 3.9 of triton were seen. The forward kernel spills where tiles take turns. The backward one holds scores, their
-# gradient and the target at once, and with layer norm two more rows of sums. fp32 targets beside 16-bit features spill
-# most: the cache stores uint8.
-STACK_BYTES = {"forward": 32, "forward, tiles in turn": 256, "backward": 576}
-STACK_BYTES_FP32_TARGET = 1024
-STACK_BYTES_FP32 = 128
+# A thread has 255 registers at most; what does not fit goes to its stack, once a tile, and never in the loops over D.
+# Compilers differ: 3.5, 3.6 and 3.9 of triton were seen. The forward kernel spills where tiles take turns. The backward
+# one holds scores, their gradient and the target at once, and with layer norm two more rows of numbers. fp32 targets
+# beside 16-bit features spill most: the cache stores uint8.
+STACK_BYTES = {"forward": 64, "forward, tiles in turn": 256, "backward": 768}
+STACK_BYTES_FP32_TARGET = 1152
+STACK_BYTES_FP32 = 224
+SPILLS_IN_WALKS_FP32 = 4
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -72,12 +73,13 @@ def test_the_report_covers_every_model_and_both_kernels(compiled: list[dict[str,
 def test_they_fit_a_hopper_gpu(compiled: list[dict[str, Any]]) -> None:
     for each in compiled:
         in_turn = ", tiles in turn" if each["kernel"] == "forward" and each["patches"] > 256 else ""
-        limit = STACK_BYTES[each["kernel"] + in_turn] if each["layer_norm"] else 0
+        limit = STACK_BYTES[each["kernel"] + in_turn] if each["layer_norm"] else 16
         if each["target"] == "fp32":
             limit = STACK_BYTES_FP32_TARGET
         if each["dtype"] == "fp32":
             limit = STACK_BYTES_FP32
         assert each["stack_bytes"] <= limit, each
+        assert each["spills_in_walks"] <= (SPILLS_IN_WALKS_FP32 if each["dtype"] == "fp32" else 0), each
         assert each["shared_kib"] <= SHARED_KIB_OF_SM_90, each
 
 
