@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.metadata
-import os
-import platform
-import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lfi_kernels.bench import record
+from lfi_kernels.bench.record import COLUMNS
 from lfi_pipeline.benchmarks.outcome import Outcome
 from lfi_pipeline.errors import ConfigError, LFIError
 
-COLUMNS = (
-    *("commit", "dirty", "device", "threads", "torch"),
-    *("benchmark", "case", "shape", "metric", "value", "unit"),
-)
+__all__ = ["COLUMNS", "Environment", "append_csv"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +34,13 @@ class Environment:
     @classmethod
     def here(cls, device: str = "cpu", threads: int | None = None) -> Environment:
         """Describe this process on a torch device; `threads` where it measured with another number than it has now."""
-        import torch
-
-        name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
-        commit = _git("rev-parse", "HEAD")
+        found = record.environment(device)
         return cls(
-            commit=commit,
-            dirty=bool(commit and _git("status", "--porcelain")),
-            device=name,
-            threads=threads or torch.get_num_threads(),
-            torch=versions(),
+            commit=str(found["commit"]),
+            dirty=bool(found["dirty"]),
+            device=str(found["device"]),
+            threads=threads or int(found["threads"]),
+            torch=str(found["torch"]),
         )
 
 
@@ -60,60 +51,11 @@ def append_csv(path: Path, environment: Environment, outcome: Outcome) -> None:
         ConfigError: the file has another head.
         LFIError: it cannot be written.
     """
-    key = (
-        environment.commit,
-        str(environment.dirty).lower(),
-        environment.device,
-        environment.threads,
-        environment.torch,
-    )
+    around = asdict(environment) | {"benchmark": outcome.benchmark}
     try:
-        if path.exists() and path.stat().st_size:
-            with path.open(newline="", encoding="utf-8") as file:
-                head = next(csv.reader(file), [])
-            if head != list(COLUMNS):
-                raise ConfigError(f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(head)}.")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            for each in outcome.measurements:
-                writer.writerow(
-                    (*key, outcome.benchmark, each.case, each.shape, each.metric, f"{each.value:.6g}", each.unit)
-                )
+        record.start_csv(path)
+        record.append_csv(path, [around | asdict(each) for each in outcome.measurements])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     except OSError as error:
         raise LFIError(f"Cannot write {path}: {error.strerror or error}. Name another file with --csv.") from error
-
-
-def cpu_name() -> str:
-    """The processor's name and how many of its cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = (line.partition(":") for line in info.read_text(encoding="utf-8", errors="replace").splitlines())
-        name = next((value.strip() for field, _, value in lines if field.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name} x{cores}"
-
-
-def versions() -> str:
-    """torch's version, and triton's where it is installed."""
-    import torch
-
-    try:
-        return f"{torch.__version__}, triton {importlib.metadata.version('triton')}"
-    except importlib.metadata.PackageNotFoundError:
-        return str(torch.__version__)
-
-
-def _git(*words: str) -> str:
-    """Output of git in this code's own checkout; empty where it does not lie in one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,29 +1,28 @@
 """Rows with what they were measured with, as JSON lines and in a CSV.
 
-The columns are those that `lfi bench NAME --csv` writes, so that one file can hold both; this package cannot import
-that writer, for it runs with torch alone.
+`lfi bench NAME --csv` writes its rows with this as well, so that one file can hold them all.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from lfi_kernels.bench.compare import Row
+from lfi_kernels.interaction_attention.compiler import triton_version
 
 COLUMNS = (
     *("commit", "dirty", "device", "threads", "torch"),
     *("benchmark", "case", "shape", "metric", "value", "unit"),
 )
-Record = dict[str, str | int | float]
+Record = dict[str, str | bool | int | float]
 
 
 def environment(device: str, commit: str = "") -> Record:
@@ -36,19 +35,11 @@ def environment(device: str, commit: str = "") -> Record:
     found = _git("rev-parse", "HEAD")
     return {
         "commit": found or commit,
-        "dirty": str(bool(found and _git("status", "--porcelain"))).lower(),
+        "dirty": bool(found and _git("status", "--porcelain")),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
         "threads": torch.get_num_threads(),
-        "torch": versions(),
+        "torch": f"{torch.__version__}, triton {triton}" if (triton := triton_version()) else str(torch.__version__),
     }
-
-
-def versions() -> str:
-    """torch's version, and triton's where it is installed."""
-    try:
-        return f"{torch.__version__}, triton {importlib.metadata.version('triton')}"
-    except importlib.metadata.PackageNotFoundError:
-        return torch.__version__
 
 
 def records(around: Record, rows: Sequence[Row]) -> list[Record]:
@@ -73,12 +64,12 @@ def start_csv(path: Path) -> None:
     path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
 
 
-def append_csv(path: Path, found: Sequence[Record]) -> None:
-    """Append to a file that `start_csv` accepted."""
+def append_csv(path: Path, found: Sequence[Mapping[str, object]]) -> None:
+    """Append rows, whose keys are the columns, to a file that `start_csv` accepted."""
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         for each in found:
-            writer.writerow(each | {"value": f"{each['value']:.6g}"})
+            writer.writerow({**each, "dirty": str(each["dirty"]).lower(), "value": f"{each['value']:.6g}"})
 
 
 def _cpu_name() -> str:

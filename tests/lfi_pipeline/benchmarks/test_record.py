@@ -51,16 +51,14 @@ def test_the_environment_names_commit_processor_and_versions() -> None:
     assert " x" in here.device
 
 
-def test_the_script_of_the_kernels_writes_the_same_columns(tmp_path: Path) -> None:
-    assert kernel_record.COLUMNS == COLUMNS
-    own, around = asdict(Environment.here()), kernel_record.environment("cpu")
-    assert around == own | {"dirty": str(own["dirty"]).lower()}
+def test_the_script_of_the_kernels_writes_the_same(tmp_path: Path) -> None:
+    around = kernel_record.environment("cpu")
+    assert around == asdict(Environment.here())
 
     path = tmp_path / "bench.csv"
-    append_csv(path, HERE, Outcome(benchmark="kernel", checked="", measurements=ROWS))
+    append_csv(path, Environment.here(), Outcome(benchmark="kernel", checked="", measurements=ROWS))
     kernel_record.start_csv(path)
     kernel_record.append_csv(path, kernel_record.records(around, [Row(**asdict(row)) for row in ROWS]))
     with path.open(newline="") as file:
-        rows = [list(row.values()) for row in csv.DictReader(file)]
-    assert [row[5:] for row in rows[:2]] == [row[5:] for row in rows[2:]]
-    assert rows[2][:5] == [str(value) for value in around.values()]
+        rows = list(csv.DictReader(file))
+    assert rows[:2] == rows[2:]
