@@ -41,6 +41,19 @@ def test_right_kernels_pass_in_silence(dtype: torch.dtype, monkeypatch: pytest.M
             assert self_check.is_right(CPU, dtype)
 
 
+def test_a_full_gpu_is_checked_as_well_as_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    def noted(u: Tensor, *rest: Any) -> Any:
+        batches.append(u.shape[0])
+        return stand_in(u, *rest)
+
+    monkeypatch.setattr(self_check, "fused_forward", noted)
+    monkeypatch.setattr(self_check, "processors", lambda _: 5)
+    assert self_check.is_right(CPU, torch.float32)
+    assert sorted(batches) == [2, 5]
+
+
 class Halved(torch.autograd.Function):
     """Right forward, wrong backward."""
 
