@@ -12,10 +12,11 @@ import torch
 
 from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers import CocaTeacher, job
+from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.registry import state_sha256
-from lfi_pipeline.teachers.scenes_coca.bpe import learn_merges, write_merges
+from lfi_pipeline.teachers.scenes_coca.recipe import learn_merges, write_merges
 
 TRAIN, VAL = 24, 16
 CONTEXT = 32

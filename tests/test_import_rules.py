@@ -219,7 +219,7 @@ def test_importing_stage_two_loads_no_teacher() -> None:
             "f.py:2: lfi_pipeline must not",
         ),
         ("lfi_kernels.x", "import numpy as np", "standard library and torch only, got numpy"),
-        ("lfi_kernels.x", "def f():\n    import lfi_pipeline.errors", "got lfi_pipeline.errors"),
+        ("lfi_kernels.x", "def f():\n    import lfi_pipeline.core.errors", "got lfi_pipeline.core.errors"),
         ("lfi_kernels.x", "import triton.language as tl", "import triton inside a function"),
         ("lfi_kernels.x", "if True:\n    from triton import jit", "f.py:2: "),
     ],

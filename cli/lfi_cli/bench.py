@@ -77,7 +77,7 @@ def loader(
 
     Example: lfi bench loader --workers 0,2
     """
-    from lfi_pipeline.benchmarks.loader import LoaderConfig, bench_loader
+    from lfi_pipeline.benchmarks.reads import LoaderConfig, bench_loader
 
     counts = tuple(_whole_number("workers", text) for text in names(workers))
     config = LoaderConfig(images=images, batch_size=batch_size, workers=counts, rounds=rounds)
@@ -123,7 +123,7 @@ def maps(
 
     Example: lfi bench maps --teacher coca_ViT-L-14:random --kinds relevance,agreement
     """
-    from lfi_pipeline.benchmarks.maps import MapsConfig, bench_maps
+    from lfi_pipeline.benchmarks.extraction import MapsConfig, bench_maps
 
     config = MapsConfig(
         teacher=teacher,
@@ -269,7 +269,7 @@ def plot_kernel(
 
     Example: lfi bench plot-kernel bench.csv kernel.svg
     """
-    from lfi_pipeline.benchmarks.kernel_plot import plot_kernel as draw
+    from lfi_pipeline.benchmarks.kernel import plot_kernel as draw
 
     result: Result = {"plot": str(draw(csv, out))}
     return finish(result, as_json, lambda console: console.print(result["plot"], markup=False, soft_wrap=True))
@@ -277,7 +277,7 @@ def plot_kernel(
 
 def _whole_number(name: str, text: str) -> int:
     if not text.isdecimal():
-        from lfi_pipeline.errors import ConfigError
+        from lfi_pipeline.core.errors import ConfigError
 
         raise ConfigError(f"{name} must be whole numbers of 0 or more, got {text!r}.")
     return int(text)

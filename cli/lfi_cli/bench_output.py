@@ -27,7 +27,7 @@ def show_outcome(outcome: Outcome, csv: Path | None, as_json: bool, device: str 
     from dataclasses import asdict
 
     from lfi_pipeline.benchmarks import Environment, append_csv
-    from lfi_pipeline.device import resolve_device
+    from lfi_pipeline.core.device import resolve_device
 
     environment = Environment.here(str(resolve_device(device)), outcome.threads)
     if csv is not None:

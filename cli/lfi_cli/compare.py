@@ -41,7 +41,7 @@ def compare(
     """
     from lfi_pipeline.report.compare import compare as compare_runs
     from lfi_pipeline.report.comparison_text import comparison_csv, comparison_markdown, tidy
-    from lfi_pipeline.report.find_runs import find_runs
+    from lfi_pipeline.report.runs import find_runs
 
     found, notes = find_runs(runs)
     comparison = compare_runs(found, control=control, protocols=protocol or ())

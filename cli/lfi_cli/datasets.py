@@ -26,8 +26,8 @@ def datasets(
 
     Example: lfi datasets pacs --data-root data/PACS
     """
+    from lfi_pipeline.core.errors import ConfigError
     from lfi_pipeline.data import load_manifest, manifest_names
-    from lfi_pipeline.errors import ConfigError
 
     if name:
         return _sheet(load_manifest(name, data_root), name, data_root, as_json)
@@ -45,7 +45,7 @@ def datasets(
 
 
 def _sheet(manifest: Manifest, name: str, data_root: Path | None, as_json: bool) -> Result:
-    from lfi_pipeline.errors import DatasetError
+    from lfi_pipeline.core.errors import DatasetError
 
     result: Result = _described(manifest)
     if data_root is not None:
@@ -88,8 +88,8 @@ def _described(manifest: Manifest) -> Result:
 
 def _counted(name: str, data_root: Path, split: str) -> Result:
     """Count what one split holds, or say why it cannot be read."""
+    from lfi_pipeline.core.errors import DatasetError
     from lfi_pipeline.data import read_dataset, summarize
-    from lfi_pipeline.errors import DatasetError
 
     try:
         return summarize(read_dataset(name, data_root, split))

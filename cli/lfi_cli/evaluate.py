@@ -13,7 +13,7 @@ from rich.console import Console
 from lfi_cli.domain_tables import show_domain_tables
 from lfi_cli.evaluation_tables import show_run, show_tables
 from lfi_cli.output import JsonFlag, Result, command, finish
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 
 MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
@@ -166,8 +166,7 @@ def evaluate(
     Example: lfi evaluate runs/lfi-0 --targets shards-val/
     """
     from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-    from lfi_pipeline.evaluation.protocols import config_of
-    from lfi_pipeline.evaluation.run import default_protocols
+    from lfi_pipeline.evaluation.protocols import config_of, default_protocols
 
     options = {n: v for n, v in ctx.params.items() if n not in _NO_OPTIONS and v is not None and v != ()}
     shared = {
@@ -223,7 +222,7 @@ def _require_used(options: Mapping[str, Any], names: Sequence[str], *, asked: bo
 
 def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[str]]:
     from lfi_pipeline.report.cross_domain import PROTOCOL
-    from lfi_pipeline.report.seed_tables import seed_tables
+    from lfi_pipeline.report.protocol_tables import seed_tables
 
     others = {run: {name: r for name, r in of.items() if name != PROTOCOL} for run, of in results.items()}
     return seed_tables(others) if len(results) > 1 and any(others.values()) else ({}, ())

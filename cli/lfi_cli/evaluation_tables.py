@@ -12,9 +12,9 @@ from rich.table import Table
 from lfi_cli.output import facts, percent
 
 if TYPE_CHECKING:
-    from lfi_pipeline.evaluation.measures import Measure
+    from lfi_pipeline.evaluation.metrics import Measure
     from lfi_pipeline.evaluation.results import ProtocolResult
-    from lfi_pipeline.report.seed_tables import SeedRow
+    from lfi_pipeline.report.protocol_tables import SeedRow
 
 _SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}
 _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
@@ -22,7 +22,7 @@ _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
 
 def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult]) -> None:
     """Print one run's results, the details of its protocols included."""
-    from lfi_pipeline.evaluation.measures import MEASURES
+    from lfi_pipeline.evaluation.metrics import MEASURES
 
     for protocol, result in results.items():
         rows = [
@@ -36,7 +36,7 @@ def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult])
 
 def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes: Sequence[str]) -> None:
     """Print a table for each protocol, and what the reader should know."""
-    from lfi_pipeline.evaluation.measures import MEASURES
+    from lfi_pipeline.evaluation.metrics import MEASURES
 
     for protocol, rows in tables.items():
         shown = [measure for measure in MEASURES[protocol] if any(measure.name in row.scores for row in rows)]

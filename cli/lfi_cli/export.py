@@ -32,7 +32,7 @@ def export(
 
     Example: lfi export runs/lfi-0 --out exported/
     """
-    from lfi_pipeline.export import export_run
+    from lfi_pipeline.exporting import export_run
 
     result: Result = export_run(run, out, weights=weights, onnx=onnx)
     check = result["check"]

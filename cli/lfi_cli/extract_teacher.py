@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, names
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 
 
 @command
@@ -97,7 +97,7 @@ def extract_teacher(
     On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
     from lfi_pipeline.teachers.extract import ExtractConfig, extract
-    from lfi_pipeline.teachers.shares import share_of
+    from lfi_pipeline.teachers.shards import share_of
 
     config = ExtractConfig(
         dataset=dataset,

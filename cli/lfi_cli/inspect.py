@@ -44,7 +44,7 @@ def inspect(
     Example: lfi inspect shards/ --pointing --kinds all
     Example: lfi inspect shards/ --sample 000000000009 --out maps.png
     """
-    from lfi_pipeline.errors import ConfigError
+    from lfi_pipeline.core.errors import ConfigError
     from lfi_pipeline.targets import TargetStore
 
     if kinds and not pointing:
@@ -82,7 +82,7 @@ def _zero_shot(store: TargetStore) -> Result | None:
     found = store.zero_shot
     if found is None:
         return None
-    from lfi_pipeline.evaluation import teacher_zero_shot
+    from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
 
     score = teacher_zero_shot(store)
     return {
@@ -103,9 +103,8 @@ def _zero_shot_text(store: TargetStore, found: Result | None) -> str:
 
 
 def _draw(store: TargetStore, keys: list[str], out: Path | None) -> list[str]:
-    from lfi_pipeline.errors import LFIError, OutputExistsError
-    from lfi_pipeline.report.overlay import stacked
-    from lfi_pipeline.report.sample_sheet import safe_file_name, sample_sheet
+    from lfi_pipeline.core.errors import LFIError, OutputExistsError
+    from lfi_pipeline.report.overlay import safe_file_name, sample_sheet, stacked
 
     files = [Path(f"{safe_file_name(key)}.png") for key in keys] if out is None else [out]
     for file in files if out is None else []:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lfi_pipeline.errors import LFIError
+from lfi_pipeline.core.errors import LFIError
 
 P = ParamSpec("P")
 Result = dict[str, Any]

@@ -14,7 +14,7 @@ from lfi_cli.extract_teacher import parse_layers
 from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, names, percent
 
 if TYPE_CHECKING:
-    from lfi_pipeline.teachers.planning import Estimate
+    from lfi_pipeline.teachers.estimate import Estimate
 
 TRAINING = "Training"
 
@@ -63,8 +63,8 @@ def plan(
 
     Example: lfi plan --dataset scenes --data-root data/scenes --out shards/ --student resnet18
     """
+    from lfi_pipeline.teachers.estimate import PlanConfig, estimate
     from lfi_pipeline.teachers.extract import ExtractConfig
-    from lfi_pipeline.teachers.planning import PlanConfig, estimate
 
     found = estimate(
         PlanConfig(
@@ -113,7 +113,7 @@ def _training(
 ) -> Result:
     """A trial of the student's steps, and the hours that follow."""
     from lfi_pipeline.benchmarks.training_trial import time_training
-    from lfi_pipeline.device import resolve_device
+    from lfi_pipeline.core.device import resolve_device
     from lfi_pipeline.students import StudentConfig
     from lfi_pipeline.training.config import StreamConfig, TrainConfig
 

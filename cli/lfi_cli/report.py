@@ -26,7 +26,7 @@ def report(
     Example: lfi report runs/ --out report.html
     """
     from lfi_pipeline.report import write_report
-    from lfi_pipeline.report.find_runs import find_runs
+    from lfi_pipeline.report.runs import find_runs
 
     found, notes = find_runs(runs)
     path = write_report(found, out, title=title)

@@ -15,11 +15,11 @@ from rich.console import Console
 from lfi_cli.chained import run_command
 from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish
 from lfi_cli.plan import hours_text, size_text
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lfi_pipeline.recipes.commands import Prepared
     from lfi_pipeline.recipes.hours import Hours, RecipePlan
-    from lfi_pipeline.recipes.prepare import Prepared
 
 FINISHED = "finished.json"
 
@@ -60,8 +60,7 @@ def reproduce(
     """
     began = time.monotonic()
     from lfi_pipeline.recipes import Place, load_recipe
-    from lfi_pipeline.recipes.commands import write_files
-    from lfi_pipeline.recipes.prepare import prepare
+    from lfi_pipeline.recipes.commands import prepare, write_files
 
     if name is None:
         return _recipes(as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lfi_pipeline.training import Machine

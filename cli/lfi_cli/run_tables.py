@@ -27,7 +27,7 @@ def show_runs(console: Console, trained: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
-    from lfi_pipeline.score_names import HEAD_SCORES
+    from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 
     parts = (f"{count:,} {part}" for part, count in run["parameters"].items() if count)
     return {

@@ -21,7 +21,7 @@ from lfi_cli.run_options import (
     settings_over,
 )
 from lfi_cli.run_tables import show_runs
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 
 DATA, STUDENT, QUERIES = "Data", "Student", "Queries"
 OBJECTIVE, OPTIMISER, AUGMENTATION = "Objective", "Optimiser", "Augmentation"
@@ -209,9 +209,8 @@ def train(
     Example: lfi train --targets shards/ --student vit_tiny_patch16_224 --objective lfi
     """
     from lfi_pipeline import training
-    from lfi_pipeline.training.config_file import config_text, read_config
-    from lfi_pipeline.training.names import run_name
-    from lfi_pipeline.training.settings import config_of, flat_settings
+    from lfi_pipeline.training.run_dir import run_name
+    from lfi_pipeline.training.settings import config_of, config_text, flat_settings, read_config
 
     flat = settings_over(read_config(config) if config else {}, ctx.params | {"student": None})
     if len(set(student or ())) < len(student or ()):

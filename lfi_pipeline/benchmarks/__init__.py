@@ -1,6 +1,16 @@
 """Benchmarks: each checks that what it times is right, then measures, and may append its rows to one CSV."""
 
-from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome
-from lfi_pipeline.benchmarks.record import COLUMNS, Environment, append_csv
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Environment, Measurement, Outcome, append_csv
 
 __all__ = ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]
+
+__getattr__ = lazy_exports(
+    __name__, {"outcome": ["Asked", "Measurement", "Outcome", "COLUMNS", "Environment", "append_csv"]}
+)

@@ -1,10 +1,11 @@
-"""A whole extraction, from image files to the cache, against the same maps on tensors already in memory."""
+"""Extraction: a whole run against the same maps in memory, and what maps cost over a plain vision forward."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +14,140 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lfi_pipeline.benchmarks.maps import vision_forward
-from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
-from lfi_pipeline.benchmarks.photos import CAPTIONS, write_coco, write_photos
-from lfi_pipeline.benchmarks.synthetic import maps_spec, payload_of, write_targets
-from lfi_pipeline.benchmarks.timing import seconds_of
+from lfi_pipeline.benchmarks.inputs import CAPTIONS, maps_spec, payload_of, write_coco, write_photos, write_targets
+from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.teachers.extract import ExtractConfig, extract
+from lfi_pipeline.teachers.text import EncodedText
+
+CONTENT_WORDS = (
+    *("dog", "table", "plant", "bird", "fence", "cloud", "bicycle", "bridge", "stone", "beach", "chair", "umbrella"),
+    *("horse", "window", "river", "tree", "train", "clock", "boat", "flower"),
+)
+VISION = "vision forward"
+LIMITS = {"ViT-B-32": 3.0, "ViT-L-14": 2.0}
+"""Most times the vision forward that `relevance` may cost, where a limit was set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapsConfig:
+    """What to time.
+
+    Attributes:
+        teacher: `NAME[:TAG]`; `NAME:random` needs no weights.
+        kinds: kinds of map; `("all",)` takes every kind of the teacher.
+        batch_size: images.
+        words: content words in each caption; those within the teacher's context get a map.
+        layers: decoder layers, for kinds that have several.
+        rounds: of which the median counts.
+        device: where the teacher runs.
+    """
+
+    teacher: str = "coca_ViT-B-32:random"
+    kinds: tuple[str, ...] = ("relevance",)
+    batch_size: int = 8
+    words: int = 12
+    layers: int = 1
+    rounds: int = 5
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "words", "layers", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.words > len(CONTENT_WORDS):
+            raise ConfigError(f"words must be {len(CONTENT_WORDS)} or fewer, got {self.words}.")
+        if not self.kinds:
+            raise ConfigError("kinds must name at least one kind of map, got none.")
+
+
+def bench_maps(config: MapsConfig) -> Outcome:
+    """Time maps of all words of a batch, embeddings and vision forward included, over the vision forward alone.
+
+    Raises:
+        UnknownNameError: unknown teacher or kind.
+        BenchmarkError: a row sums neither to 1 nor to 0, or a kind gives no row at all.
+    """
+    device = resolve_device(config.device)
+    teacher = load_teacher(config.teacher, device=device)
+    kinds = teacher.kinds if config.kinds == ("all",) else config.kinds
+    for kind in kinds:
+        if kind not in teacher.kinds:
+            raise UnknownNameError("map kind", kind, teacher.kinds)
+    images = torch.rand(
+        config.batch_size, 3, *teacher.image_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    ).to(device)
+    cases: dict[str, Callable[[], object]] = {VISION: lambda: _finished(vision_forward(teacher, images))}
+    texts = _texts(teacher, config)
+    words = max(len(text.words) for text in texts)
+    for kind in kinds:
+        cases[kind] = _maker(teacher, images, texts, kind, config.layers)
+        _check(kind, cases[kind], words)
+    seconds = interleaved(cases, config.rounds, name=f"maps of {config.teacher}")
+    shape = f"{config.teacher}, batch {config.batch_size}, {words} words, {teacher.image_size[0]} px"
+    measured = []
+    for case, value in seconds.items():
+        for metric, number, unit in (
+            ("time an image", value / config.batch_size * 1e3, "ms"),
+            ("over the vision forward", value / seconds[VISION], ""),
+        ):
+            measured.append(Measurement(case=case, shape=shape, metric=metric, value=number, unit=unit))
+    limit = next((most for name, most in LIMITS.items() if config.teacher.startswith(f"coca_{name}")), None)
+    asked = [
+        Asked(what=f"relevance over the vision forward, {config.teacher}", value=value / seconds[VISION], most=limit)
+        for kind, value in seconds.items()
+        if kind == "relevance" and limit is not None
+    ]
+    return Outcome(
+        benchmark="maps",
+        checked="rows sum to 1, or are zero where there is nothing to show",
+        measurements=tuple(measured),
+        asked=tuple(asked),
+        notes=("Maps include the vision forward and the reading of the caption; images are in memory.",),
+    )
+
+
+def vision_forward(teacher: Teacher, images: Tensor) -> Tensor:
+    """The teacher's image embeddings and nothing else, [B, E]."""
+    with torch.no_grad():
+        embedding: Tensor = teacher.model.encode_image(images)
+    return embedding
+
+
+def _texts(teacher: Teacher, config: MapsConfig) -> list[EncodedText]:
+    """Captions that each begin at another word, so that no two are alike."""
+    total = len(CONTENT_WORDS)
+    some = ([CONTENT_WORDS[(b + i) % total] for i in range(config.words)] for b in range(config.batch_size))
+    return [teacher.encode_text(" and ".join(words)) for words in some]
+
+
+def _maker(teacher: Teacher, images: Tensor, texts: list[EncodedText], kind: str, layers: int) -> Callable[[], Tensor]:
+    chosen = teacher.layers(kind, layers)
+    words = [text.words for text in texts]
+    return lambda: _finished(teacher.interaction_maps(images, texts, words, kind=kind, layers=chosen).maps)
+
+
+def _check(kind: str, make: Callable[[], object], words: int) -> None:
+    maps = make()
+    assert isinstance(maps, Tensor)
+    sums = maps.double().sum((-1, -2))
+    require(maps.shape[2] == words, f"{kind} must give {words} rows an image, got {maps.shape[2]}.")
+    off = torch.minimum((sums - 1).abs(), sums.abs()).max().item()
+    require(off < 1e-4, f"Rows of {kind} must sum to 1, or to 0 where there is no map; one is off by {off:.2g}.")
+    require(bool((sums > 0.5).any()), f"{kind} must give some map, all rows are zero.")
+
+
+def _finished(result: Tensor) -> Tensor:
+    """Wait until a CUDA device has computed `result`."""
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return result
+
 
 KL_TOLERANCE = 2e-3
 """Most mean KL in nats of stored maps from those computed in memory; the codec alone costs a twentieth of it."""
@@ -73,7 +196,7 @@ def bench_extraction(config: ExtractionConfig) -> Outcome:
         write_coco(many, write_photos(many, config.batch_size + config.images))
         teacher = load_teacher(config.teacher, device=device)
         inside = _Memory(teacher, many, config)
-        _check(inside, few, scratch / "check", config)
+        _extraction_check(inside, few, scratch / "check", config)
         whole, alone = [], []
         for number in tqdm(range(config.rounds), desc="extraction", unit="round", leave=False):
             roots = (few, many) if number % 2 else (many, few)
@@ -199,7 +322,7 @@ def _write(folder: Path, contents: list[bytes]) -> None:
             os.fsync(file.fileno())
 
 
-def _check(inside: _Memory, root: Path, out: Path, config: ExtractionConfig) -> None:
+def _extraction_check(inside: _Memory, root: Path, out: Path, config: ExtractionConfig) -> None:
     """The first batch, extracted, must be what the same teacher gives in memory."""
     extract(_extract(config, root), out)
     store = TargetStore.open(out)

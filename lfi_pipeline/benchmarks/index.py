@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,42 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lfi_pipeline.benchmarks.inputs import labels_of, maps_spec, payload_of, planned_samples, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
-from lfi_pipeline.benchmarks.synthetic import labels_of, maps_spec, payload_of, planned_samples, write_targets
-from lfi_pipeline.errors import BenchmarkError, ConfigError
-from lfi_pipeline.targets import ShardPayload
+from lfi_pipeline.core.errors import BenchmarkError, ConfigError
+from lfi_pipeline.targets import ShardPayload, TargetStore
 
-PROBE = "lfi_pipeline.benchmarks.index_probe"
+
+def peak_rss() -> int:
+    """Bytes of the largest resident set so far, or since `reset_peak`."""
+    return _status("VmHWM") or _ru_maxrss()
+
+
+def rss() -> int:
+    """Bytes of the resident set now, where the system tells (Linux); else the peak so far."""
+    return _status("VmRSS") or _ru_maxrss()
+
+
+def reset_peak() -> None:
+    """Let the peak start from the resident set of now, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def _ru_maxrss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+PROBE = "lfi_pipeline.benchmarks.index"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +141,21 @@ def _check(found: dict[str, Any], samples: int) -> None:
         for i in (0, samples // 2, samples - 1)
     }
     require(found["rows"] == expected, f"Rows of the index must be {expected}, got {found['rows']}.")
+
+
+def probe(root: Path) -> dict[str, object]:
+    """Open `root` and read the columns that training reads; bytes are added to the resident set from the start."""
+    reset_peak()
+    before, began = rss(), time.perf_counter()
+    store = TargetStore.open(root)
+    opened = {"seconds": time.perf_counter() - began, "bytes": max(0, peak_rss() - before)}
+    index = store.index
+    keys, paths, labels, checksums = index.keys, index.paths, index.labels, index.image_crc32c
+    columns = {"seconds": time.perf_counter() - began, "bytes": max(0, peak_rss() - before)}
+    places = (0, len(store) // 2, len(store) - 1)
+    rows = {i: [str(keys[i]), str(paths[i]), [int(label) for label in labels[i]], int(checksums[i])] for i in places}
+    return {"open": opened, "open and columns": columns, "rows": rows}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(probe(Path(sys.argv[1]))) + "\n")

@@ -1,12 +1,73 @@
-"""What a benchmark gives back: measurements, the limits that were asked for, and the check that came first."""
+"""What a benchmark gives back: interleaved timings, the limits that were asked for, and one CSV for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import BenchmarkError
+from tqdm import tqdm
+
+from lfi_kernels.bench import record
+from lfi_kernels.bench.record import COLUMNS
+from lfi_pipeline.core.errors import BenchmarkError, ConfigError, LFIError
+
+__all__ = ["COLUMNS", "Environment", "append_csv"]
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], rounds: int, *, name: str, warm_up: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of each case, taken in turns as `rounds_of` says; the arguments are the same."""
+    taken = rounds_of(cases, rounds, name=name, warm_up=warm_up)
+    return {case: statistics.median(values) for case, values in taken.items()}
+
+
+def rounds_of(
+    cases: Mapping[str, Callable[[], object]], rounds: int, *, name: str, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Return the seconds of each case in each round.
+
+    What slows the machine for a while slows every case of a round alike. The order turns by one from round to round,
+    so that no case always follows the same other one.
+
+    Args:
+        cases: what to time, by name.
+        rounds: how often each is timed.
+        name: shown at the progress bar.
+        warm_up: rounds that do not count.
+
+    Raises:
+        ConfigError: `rounds` is less than 1.
+    """
+    if rounds < 1:
+        raise ConfigError(f"rounds must be 1 or more, got {rounds}.")
+    order, seconds = list(cases), {case: list[float]() for case in cases}
+    with tqdm(total=(rounds + warm_up) * len(order), desc=name, unit="run", leave=False) as bar:
+        for number in range(rounds + warm_up):
+            turn = number % max(1, len(order))
+            for case in order[turn:] + order[:turn]:
+                began = time.perf_counter()
+                cases[case]()
+                if number >= warm_up:
+                    seconds[case].append(time.perf_counter() - began)
+                bar.update()
+    return seconds
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over rounds of one case's seconds over another's of the same round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,3 +197,51 @@ def format_number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What a measurement was made with.
+
+    Attributes:
+        commit: of the checkout that the code lies in; empty where it is installed.
+        dirty: whether that checkout has uncommitted changes.
+        device: name of the processor or accelerator.
+        threads: of torch within one operation.
+        torch: version, and triton's where it is installed.
+    """
+
+    commit: str
+    dirty: bool
+    device: str
+    threads: int
+    torch: str
+
+    @classmethod
+    def here(cls, device: str = "cpu", threads: int | None = None) -> Environment:
+        """Describe this process on a torch device; `threads` where it measured with another number than it has now."""
+        found = record.environment(device)
+        return cls(
+            commit=str(found["commit"]),
+            dirty=bool(found["dirty"]),
+            device=str(found["device"]),
+            threads=threads or int(found["threads"]),
+            torch=str(found["torch"]),
+        )
+
+
+def append_csv(path: Path, environment: Environment, outcome: Outcome) -> None:
+    """Append one row a measurement; the head is written where the file is new.
+
+    Raises:
+        ConfigError: the file has another head.
+        LFIError: it cannot be written.
+    """
+    around = asdict(environment) | {"benchmark": outcome.benchmark}
+    try:
+        record.start_csv(path)
+        record.append_csv(path, [around | asdict(each) for each in outcome.measurements])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise LFIError(f"Cannot write {path}: {error.strerror or error}. Name another file with --csv.") from error

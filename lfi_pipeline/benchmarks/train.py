@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from lfi_pipeline.benchmarks.inputs import MAPS_SHAPE
 from lfi_pipeline.benchmarks.outcome import Measurement, Outcome
-from lfi_pipeline.benchmarks.photo_cache import MAPS_SHAPE
-from lfi_pipeline.benchmarks.training_online import bench_online
-from lfi_pipeline.benchmarks.training_parameters import bench_parameters
-from lfi_pipeline.benchmarks.training_step import bench_step
-from lfi_pipeline.benchmarks.training_students import bench_students
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.benchmarks.training_online import bench_online, bench_students
+from lfi_pipeline.benchmarks.training_step import bench_parameters, bench_step
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
 
 

@@ -1,26 +1,90 @@
-"""What an objective adds to a step of training: forward, backward and optimizer on a batch in memory."""
+"""What an objective adds to a step of training, and the parameters that it adds."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
-from lfi_pipeline.benchmarks.photo_cache import MAPS_SHAPE, photo_cache
-from lfi_pipeline.benchmarks.timing import median_ratio, rounds_of
-from lfi_pipeline.benchmarks.training_runs import cut_for, make_run, one_batch, step
+from lfi_pipeline.benchmarks.inputs import MAPS_SHAPE, drawn_maps, maps_spec, payload_of, photo_cache, write_targets
+from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, median_ratio, require, rounds_of
+from lfi_pipeline.exporting.check import plain_model
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.active import ActiveRun
 from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock
-from lfi_pipeline.training.config import StreamConfig
-from lfi_pipeline.training.data import Batch
+from lfi_pipeline.training.config import StreamConfig, TrainConfig
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, CutTargets, TargetImages
+from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.trackers import make_accelerator
+from lfi_pipeline.training.trainer import ActiveRun, Piece
+
+_STEPS = 1_000_000  # of the schedule: the rate does not change while timing
+_RATE = 1e-4
+
+
+def make_run(
+    store: TargetStore,
+    student: StudentConfig,
+    objective: str,
+    *,
+    device: torch.device,
+    stream: StreamConfig,
+    queries: QueryConfig | None = None,
+) -> ActiveRun:
+    """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
+    config = TrainConfig(stream=stream, student=student, queries=queries or QueryConfig(), objective=objective)
+    return run_of(config, store, device=device)
+
+
+def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> ActiveRun:
+    """As `make_run`, of a whole configuration."""
+    return ActiveRun(
+        config,
+        Path(store.path) / "no run",
+        store=store,
+        task="multi-label",
+        accelerator=make_accelerator(device.type),
+        device=device,
+        steps=_STEPS,
+        steps_per_epoch=1,
+        keep_every=0,
+    )
+
+
+def one_batch(store: TargetStore, stream: StreamConfig, runs: Sequence[ActiveRun], device: torch.device) -> Batch:
+    """Return the first `batch_size` samples, with every target, on `device`."""
+    sizes = [run.learner.student.size for run in runs]
+    images = TargetImages(store, stream, sizes, frozenset({MAPS, IMAGE_EMBEDDING}))
+    return images.__getitems__([(0, int(position)) for position in store.usable[: stream.batch_size]]).to(device)
+
+
+def cut_for(run: ActiveRun, batch: Batch, codec: str) -> CutTargets | None:
+    """Decode the maps of `batch` and cut them for the taps of the run's student; None for a run without maps."""
+    if MAPS not in run.learner.reads:
+        return None
+    cut = CutTargets(batch, codec)
+    for tap in run.learner.student.taps:
+        cut.on(tap.grid)
+    return cut
+
+
+def step(run: ActiveRun, batch: Batch, cut: CutTargets | None, clock: EpochClock) -> dict[str, float]:
+    """Take one step on the whole batch.
+
+    Raises:
+        BenchmarkError: the step failed.
+    """
+    losses = run.train_step([Piece(batch, cut, 1.0)], clock)
+    finite = bool(np.isfinite(losses[TOTAL]))
+    require(finite and run.failure is None, f"A step must succeed, got losses {losses} ({run.failure}).")
+    return losses
+
 
 TEXT, LEARNED = "lfi", "lfi, learned"
 CASES = {
@@ -147,3 +211,67 @@ def check(cases: dict[str, _Case]) -> None:
             off = torch.minimum((sums - 1).abs(), sums.abs()).max().item()
             require(off < 1e-4, f"Rows of targets must sum to 1 or 0, one of {name} is off by {off:.2g}.")
             require(bool((sums > 0.5).any()), f"Targets of {name} must not all be empty.")
+
+
+TRAINING_PARAMETERS_CASES = {
+    "lfi": ("lfi", "text"),
+    "lfi, learned": ("lfi", "learned"),
+    "embedding": ("embedding", "text"),
+}
+"""Objective and mode of the queries, by case."""
+
+_WIDTH = 768  # of the text embeddings of a ViT-L/14
+_MOST = 3.0
+
+
+def bench_parameters(student: StudentConfig) -> Outcome:
+    """Count what each objective adds to the backbone, and what the exported model has beyond backbone and head.
+
+    Raises:
+        BenchmarkError: the parts do not add up to what the optimizer is given.
+    """
+    measured, asked = [], []
+    with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
+        store = _cache(Path(scratch))
+        for name, (objective, mode) in TRAINING_PARAMETERS_CASES.items():
+            run = make_run(
+                store, student, objective, device=torch.device("cpu"),
+                stream=StreamConfig(targets=store.path), queries=QueryConfig(mode=mode),
+            )  # fmt: skip
+            trained, counts = run.learner.student, run.learner.parameter_counts()
+            optimized = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
+            parts = counts["backbone"] + counts["head"] + counts["queries"] + counts["terms"]
+            require(parts == optimized, f"The parts must add up to {optimized:,} parameters, got {parts:,} ({name}).")
+            plain = plain_model(trained)
+            exported = sum(p.numel() for p in plain.model.parameters())
+            head = sum(p.numel() for p in trained.head.parameters()) if trained.head and plain.head == "inside" else 0
+            added = counts["queries"] + counts["terms"]
+            share, left = 100 * added / counts["backbone"], exported - counts["backbone"] - head
+            for metric, value, unit in (
+                ("added in training", added, "parameters"),
+                ("share of the backbone", share, "%"),
+                ("left in the exported model", left, "parameters"),
+                ("kept where slots stay", counts["kept_queries"], "parameters"),
+            ):
+                case = f"{student.name}, {name}"
+                measured.append(Measurement(case=case, shape=f"E {_WIDTH}", metric=metric, value=value, unit=unit))
+            if name == "lfi":
+                what = f"% of {student.name} that lfi adds in training"
+                asked.append(Asked(what=what, value=share, most=_MOST))
+                asked.append(Asked(what=f"parameters left in the exported {student.name}", value=left, most=0))
+    return Outcome(
+        benchmark="train",
+        checked="parts add up to what the optimizer is given",
+        measurements=tuple(measured),
+        asked=tuple(asked),
+        notes=(
+            f"Text embeddings of {_WIDTH} dimensions, as a ViT-L/14 has. Exported: the plain timm model; a student "
+            "with learned slots keeps them outside of it.",
+        ),
+    )
+
+
+def _cache(root: Path) -> TargetStore:
+    spec = maps_spec(samples=4, maps_shape=(4, 2, 4, 4), embedding_dim=_WIDTH)
+    write_targets(root / "targets", spec, lambda positions: payload_of(spec, drawn_maps(spec, positions)))
+    return TargetStore.open(root / "targets", data_root=root)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from lfi_pipeline.benchmarks.photo_cache import photo_cache
-from lfi_pipeline.benchmarks.training_runs import cut_for, one_batch, run_of, step
-from lfi_pipeline.errors import ConfigError
-from lfi_pipeline.operations import OperationCounter
+from lfi_pipeline.benchmarks.inputs import photo_cache
+from lfi_pipeline.benchmarks.training_step import cut_for, one_batch, run_of, step
+from lfi_pipeline.core.device import OperationCounter
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.config import TrainConfig
 

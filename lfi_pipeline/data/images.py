@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lfi_pipeline.data.paths import split_tar_path, why_unsafe
-from lfi_pipeline.errors import ImageReadError
+from lfi_pipeline.core.errors import ImageReadError
+from lfi_pipeline.core.io import split_tar_path, why_unsafe
 
 LARGEST_FILE = 1 << 30  # bytes; no photograph is larger, and a wrong path may name anything
 

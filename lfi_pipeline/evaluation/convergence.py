@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.curves import Curve, score_at, steps_to_reach
-from lfi_pipeline.errors import ConfigError, RunError, UnknownNameError
-from lfi_pipeline.evaluation.config import EvaluationConfig
-from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.score_names import HEAD_SCORES
+from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Curve, score_at, steps_to_reach
+from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult
 from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json
-from lfi_pipeline.training.tasks import main_score
+from lfi_pipeline.training.validate import main_score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,14 +25,18 @@ from pathlib import Path
 
 import torch
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, Sample, load_manifest, read_dataset
-from lfi_pipeline.errors import ConfigError, DatasetError
-from lfi_pipeline.evaluation.config import EvaluationConfig
-from lfi_pipeline.evaluation.loading import load
-from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.training.loading import LoadedRun
-from lfi_pipeline.training.tasks import CLASSIFICATION, NONE, top_k_accuracy
-from lfi_pipeline.training.validate import Predictions, mean_average_precision, predict
+from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load
+from lfi_pipeline.training.learner import LoadedRun
+from lfi_pipeline.training.validate import (
+    CLASSIFICATION,
+    NONE,
+    Predictions,
+    mean_average_precision,
+    predict,
+    top_k_accuracy,
+)
 
 WHOLE = "all"
 """The split that holds every image, in data sets that have one (PACS, VLCS, your own folders)."""

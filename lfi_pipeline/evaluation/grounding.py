@@ -1,26 +1,125 @@
-"""Do interaction maps point at the object that the word names?
-
-Pointing game: Zhang, Lin, Brandt, Shen, Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016,
-section 4.1, without their 15-pixel tolerance: the peak of the bilinearly upsampled map must lie inside the mask. That
-peak is the middle of the map's largest cell; looked for among the pixels, it would slip to the image's edge where a
-cell lies at the border, since the upsampled map is flat from that cell's middle outwards.
-Mass in mask: the share of the map's mass on the mask, a grid cell counting by the share of its area that is covered.
-"""
+"""How well interaction maps point at and cover the object that the word names, and how they differ between taps."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
 
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.replay import WHOLE, view_maps
-from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.inspection import CHUNK
+
+
+def jensen_shannon(left: Tensor, right: Tensor) -> Tensor:
+    """Return the divergence of each pair of maps, in nats, from 0 (equal) to ln 2 (nothing in common).
+
+        JS(P, Q) = KL(P || M) / 2 + KL(Q || M) / 2,   M = (P + Q) / 2
+
+    Both maps are densities over the same image: the coarser one is laid on the finer grid with its mass where it was.
+
+    Args:
+        left: [P, rows, columns], non-negative; each map is divided by its sum.
+        right: [P, rows, columns], on the same grid or another.
+
+    Returns:
+        fp64 [P]; NaN where either map is all zero.
+    """
+    grid = max(left.shape[-2], right.shape[-2]), max(left.shape[-1], right.shape[-1])
+    p, q = _shares(left, grid), _shares(right, grid)
+    middle = (p + q) / 2
+    gain = torch.xlogy(p, p) + torch.xlogy(q, q) - 2 * torch.xlogy(middle, middle)
+    return (gain.sum(1) / 2).clamp(0, math.log(2))
+
+
+def tap_divergences(maps: Sequence[Tensor]) -> list[float | None]:
+    """Return the mean divergence of each tap's maps from those of the tap before, in nats.
+
+    Args:
+        maps: per tap, the map of each word [P, rows, columns].
+
+    Returns:
+        One value for each tap but the first; None where no word has a map at both taps.
+    """
+    result: list[float | None] = []
+    for before, after in itertools.pairwise(maps):
+        found = jensen_shannon(before, after)
+        found = found[~found.isnan()]
+        result.append(float(found.mean()) if len(found) else None)
+    return result
+
+
+def _shares(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the share [P, rows * columns] of each map's mass in each cell of `grid`."""
+    whole = torch.tensor([WHOLE.window], device=maps.device).expand(len(maps), 4)
+    laid = view_maps(maps.double(), whole, grid).flatten(1)
+    return laid / laid.sum(1, keepdim=True)
+
+
+THRESHOLDS = tuple(step / 100 for step in range(1, 100))
+"""Shares of a map's maximum. 0 is left out: at 0 any map is the whole image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Of many maps with their masks.
+
+    Attributes:
+        iou: mean over the maps, at the threshold where it is largest.
+        threshold: the smallest such one of `THRESHOLDS`.
+        count: maps.
+    """
+
+    iou: float
+    threshold: float
+    count: int
+
+
+def threshold_ious(maps: Tensor, masks: Tensor) -> Tensor:
+    """Return the IoU of {pixels at t times the map's maximum or above} and the mask, for each t of `THRESHOLDS`.
+
+    Args:
+        maps: [P, gh, gw], non-negative.
+        masks: bool [P, H, W].
+
+    Returns:
+        fp32 [P, thresholds]; 0 throughout for an all-zero map.
+    """
+    bins = len(THRESHOLDS) + 1
+    large = F.interpolate(maps[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False).flatten(1)
+    peak = large.amax(1, keepdim=True)
+    steps = torch.tensor(THRESHOLDS, device=maps.device)
+    passed = torch.bucketize(large / peak.clamp_min(torch.finfo().tiny), steps, right=True)  # thresholds, by each pixel
+    place = torch.arange(len(maps), device=maps.device)[:, None] * 2 + masks.flatten(1)
+    pixels = torch.bincount((place * bins + passed).flatten(), minlength=len(maps) * 2 * bins).view(-1, 2, bins)
+    outside, inside = pixels.flip(-1).cumsum(-1).flip(-1)[..., 1:].unbind(1)  # that pass each threshold
+    union = outside + masks.flatten(1).sum(1, keepdim=True)
+    return (inside / union.clamp_min(1)) * (peak > 0)
+
+
+def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | None:
+    """Score pairs of map [gh, gw] and mask [H, W]; sizes may differ. Maps are enlarged one at a time.
+
+    Returns:
+        None where there are no pairs.
+    """
+    if not maps:
+        return None
+    total = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
+    pairs = zip(maps, masks, strict=True)
+    for each, mask in tqdm(pairs, desc="overlap with masks", unit="map", total=len(maps), leave=False):
+        total += threshold_ious(each[None], mask[None])[0].cpu()
+    best = int(total.argmax())
+    return Overlap(iou=float(total[best]) / len(maps), threshold=THRESHOLDS[best], count=len(maps))
 
 
 @dataclass(frozen=True, slots=True)

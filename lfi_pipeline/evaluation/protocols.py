@@ -1,16 +1,20 @@
-"""Which protocols there are. Each is imported when it is asked for, so that none waits for another's dependencies."""
+"""Which protocols there are, and how finished runs are scored by them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.evaluation.config import EvaluationConfig
-from lfi_pipeline.evaluation.results import ProtocolResult
+from tqdm import tqdm
+
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, write_result
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.run_dir import recorded_config
 
 ProtocolFunction = Callable[[Path, EvaluationConfig, Any], ProtocolResult]
 
@@ -113,3 +117,56 @@ def default_options() -> dict[str, Any]:
     configs: tuple[type[Any], ...] = (EvaluationConfig, *(load_protocol(name).config for name in RUNNABLE))
     fields = (field for config in configs for field in dataclasses.fields(config))
     return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
+def evaluate_runs(
+    runs: Sequence[Path], configs: Mapping[str, Any], common: EvaluationConfig | None = None
+) -> dict[Path, dict[str, ProtocolResult]]:
+    """Score each run by each protocol, and write every result into its run as soon as it is there.
+
+    Args:
+        runs: directories of runs.
+        configs: protocol -> its config, such as `{"classification": ClassificationConfig()}`.
+        common: what the protocols share.
+
+    Returns:
+        Run -> protocol -> result, in the order asked for.
+
+    Raises:
+        ConfigError: no run or no protocol.
+        UnknownNameError: there is no such protocol.
+        RunError: one of `runs` is not a run; nothing was scored.
+        LFIError: as the protocol raises; what was finished is kept.
+    """
+    if not runs or not configs:
+        raise ConfigError(f"There must be a run and a protocol, got {len(runs)} runs and {len(configs)} protocols.")
+    functions = {name: load_protocol(name).run for name in configs}
+    for run in runs:
+        recorded_config(run)
+    results: dict[Path, dict[str, ProtocolResult]] = {run: {} for run in runs}
+    work = [(run, name) for run in results for name in functions]
+    with tqdm(total=len(work), unit="result", leave=False, disable=len(work) == 1) as bar:
+        for run, name in work:
+            bar.set_description(f"{run.name}: {name}")
+            results[run][name] = functions[name](run, common or EvaluationConfig(), configs[name])
+            write_result(run, results[run][name])
+            bar.update()
+    return results
+
+
+def default_protocols(targets: Path | None, data_root: Path | None = None) -> tuple[str, ...]:
+    """Return what is scored where nothing is named: `classification`, and `grounding` where targets have masks.
+
+    Args:
+        targets: a cache, whose data set may have masks.
+        data_root: of that data set, if it has moved.
+
+    Raises:
+        TargetsError: `targets` is not a cache.
+        DatasetError: its data set is not there.
+    """
+    if targets is None:
+        return ("classification",)
+    store = TargetStore.open(targets, data_root=data_root)
+    dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
+    return ("classification", "grounding") if dataset.instances else ("classification",)

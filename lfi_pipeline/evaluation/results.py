@@ -1,8 +1,4 @@
-"""What evaluation leaves in a run: `evaluation/PROTOCOL-DIGEST.json`, one file for each protocol and its settings.
-
-Two results are comparable where their protocol and settings are equal. The digest in the name is of the settings, so an
-evaluation repeated replaces its own result, and a quick try with other settings never replaces a long one.
-"""
+"""What every protocol shares: its settings, loading a run and the split it is scored on, the result file it leaves."""
 
 from __future__ import annotations
 
@@ -14,9 +10,47 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import RunError, UnknownNameError
-from lfi_pipeline.evaluation.measures import MEASURES, PROTOCOLS
+from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
+from lfi_pipeline.training.learner import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Which weights of a run to score, and on what machine.
+
+    Attributes:
+        weights: `last` or `best`.
+        device: `auto` takes CUDA where there is one.
+        data_root: where the run's data set lies, if it has moved since the run.
+        workers: loader processes.
+    """
+
+    weights: str = "last"
+    device: str = "auto"
+    data_root: Path | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers must be 0 or more, got {self.workers}.")
+
+
+def load(run: Path, common: EvaluationConfig) -> LoadedRun:
+    """Load a run as `common` says. Raises as `training.loading.load_run`."""
+    return load_run(run, device=common.device, weights=common.weights, data_root=common.data_root)
+
+
+def validation_split(loaded: LoadedRun) -> Dataset:
+    """Return the split that the run was validated on.
+
+    Raises:
+        DatasetError: it is not there.
+    """
+    return read_dataset(loaded.store.spec.dataset.name, loaded.store.source_root, loaded.config.val_split)
+
 
 EVALUATION = "evaluation"
 """Directory below a run."""

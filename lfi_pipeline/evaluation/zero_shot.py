@@ -1,40 +1,83 @@
-"""Protocol `zero-shot`: class names as queries through the student's kept query block.
-
-Open-vocabulary classification as CLIP does it (Radford et al., "Learning Transferable Visual Models From Natural
-Language Supervision", ICML 2021, section 3.1): no image of the data set is learned from, a class is known by its name
-alone. What scores a class here is this project's own: the presence readout of a query seeded by the teacher's embedding
-of the name (DESIGN section 5). The teacher's zero-shot classifier on the same images is the ceiling.
-
-The student needs queries of mode `text` and the presence term; the scored data set needs a cache by the same teacher,
-for the embeddings of its classes and of its images.
-"""
+"""Protocol `zero-shot`: class names as queries of the student, beside the teacher's own zero-shot scores."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lfi_pipeline.errors import ConfigError
-from lfi_pipeline.evaluation.class_queries import class_queries
-from lfi_pipeline.evaluation.config import EvaluationConfig
-from lfi_pipeline.evaluation.loading import load
-from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.evaluation.teacher_zero_shot import label_matrix, teacher_shares
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.evaluation.presence import class_queries, presence_logits
+from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load
 from lfi_pipeline.students import TextQueries
-from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
+from lfi_pipeline.targets.inspection import CHUNK, evenly_spaced
 from lfi_pipeline.targets.zero_shot import readable_names
-from lfi_pipeline.training.loading import LoadedRun
-from lfi_pipeline.training.tasks import top_k_accuracy
-from lfi_pipeline.training.tickets import training_positions
-from lfi_pipeline.training.validate import mean_average_precision
+from lfi_pipeline.training.learner import LoadedRun
+from lfi_pipeline.training.sampler import training_positions
+from lfi_pipeline.training.validate import mean_average_precision, top_k_accuracy
+
+LOOKED_AT = 16384
+"""Samples that are scored at most, evenly spaced: seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShotScore:
+    """Of the teacher, on images of the cache.
+
+    Attributes:
+        metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur, of the
+            softmax over classes: logits of different images cannot be compared (see `training.logit_distillation`).
+        value: in [0, 1].
+        images: that it is of.
+    """
+
+    metric: Literal["accuracy", "mAP"]
+    value: float
+    images: int
+
+
+def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScore | None:
+    """Score the teacher's zero-shot logits against the labels, on at most `most` samples that are not quarantined.
+
+    Returns:
+        None where the cache holds no class embeddings, or the samples have no labels.
+    """
+    positions = evenly_spaced(store.usable, most)
+    labels = [store.index.labels[position] for position in positions.tolist()]
+    zero_shot = store.zero_shot
+    if zero_shot is None or not any(labels):
+        return None
+    shares = teacher_shares(store, zero_shot, positions)
+    truth = label_matrix(labels, shares.shape[1])
+    if all(len(each) == 1 for each in labels):
+        hits = shares.argmax(1) == truth.argmax(1)
+        return ZeroShotScore(metric="accuracy", value=float(hits.float().mean()), images=len(labels))
+    return ZeroShotScore(metric="mAP", value=mean_average_precision(shares, truth), images=len(labels))
+
+
+def teacher_shares(store: TargetStore, zero_shot: ZeroShot, positions: npt.NDArray[np.int64]) -> Tensor:
+    """Return the softmax over classes of the teacher's zero-shot logits, fp32 [S, C], from stored embeddings."""
+    parts = []
+    for first in range(0, len(positions), CHUNK):
+        embedding = store.read_many(positions[first : first + CHUNK]).image_embedding
+        parts.append(teacher_logits(torch.from_numpy(embedding), zero_shot))
+    return torch.cat(parts).softmax(1)
+
+
+def label_matrix(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """Return fp32 [S, classes], 1 where an image has the label."""
+    truth = torch.zeros(len(labels), classes)
+    for row, each in enumerate(labels):
+        truth[row, list(each)] = 1
+    return truth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lfi_pipeline.benchmarks.training_trial import StepTrial, time_training
+from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.data import load_manifest
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.recipes.commands import Place
-from lfi_pipeline.recipes.prepare import Prepared
+from lfi_pipeline.recipes.commands import Place, Prepared
 from lfi_pipeline.recipes.recipe import Recipe, Splits
+from lfi_pipeline.teachers.estimate import Estimate, PlanConfig, estimate
 from lfi_pipeline.teachers.extract import ExtractConfig
-from lfi_pipeline.teachers.planning import Estimate, PlanConfig, estimate
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun
 

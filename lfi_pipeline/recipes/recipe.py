@@ -13,10 +13,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data import load_manifest
-from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.evaluation.measures import PROTOCOLS
-from lfi_pipeline.training.config_file import read_toml, setting_name, settings_in
+from lfi_pipeline.evaluation.metrics import PROTOCOLS
+from lfi_pipeline.training.settings import read_toml, setting_name, settings_in
 
 EXTRACT = {
     **dict.fromkeys(("kind", "row", "layers", "text", "captions", "precision", "layout", "codec", "views"), str),

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from lfi_pipeline.evaluation.measures import Unit
-from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Gap, Row, shown
-from lfi_pipeline.report.costs import Cost
+from lfi_pipeline.evaluation.metrics import Unit
+from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Cost, Gap, Row, shown
 from lfi_pipeline.report.leaderboard import millions
 from lfi_pipeline.report.statistics import Estimate
 

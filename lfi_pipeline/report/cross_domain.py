@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import ConfigError
-from lfi_pipeline.evaluation.measures import MEASURES
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.evaluation.metrics import MEASURES
 from lfi_pipeline.evaluation.results import ProtocolResult, latest_result
 from lfi_pipeline.report.groups import label_runs
 from lfi_pipeline.report.runs import load_run

@@ -1,10 +1,4 @@
-"""Runs that differ only in their seed, gathered under one label.
-
-The label is the objective, plus the maps when they are not the teacher's, plus the queries' mode when it is learned,
-plus the state when it is reset.
-Runs of one such label that differ in anything else that matters (learning rate, lambda, ...) are *not* seeds
-of one another: the differing settings join the label and split the group.
-"""
+"""Runs that differ only in their seed, gathered under one label, and which group another one is compared with."""
 
 from __future__ import annotations
 
@@ -12,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import Estimate, estimate, mean_curve
 from lfi_pipeline.training.settings import FIELDS
@@ -223,3 +218,46 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
 
 def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_NECESSARY = frozenset(["student", "student arg", "px", "patch size", "pretrained", "data", "hold out", "task"])
+"""Settings without which two runs do not answer the same question; the learning rate, say, may well be tuned apart."""
+
+
+def comparable(first: RunConfig, second: RunConfig) -> bool:
+    """Whether both train the same student for the same task on the same data."""
+    return _NECESSARY.isdisjoint(unequal_settings(first, second))
+
+
+def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None) -> dict[str, str]:
+    """Return label -> label of its control, for the labels that have one.
+
+    The control is the group of objective `none` that is comparable and differs in the fewest settings, the first of
+    several; groups of objective `none` have none themselves. A `control` that is given is that of every other label.
+
+    Args:
+        configs: label -> its configuration.
+        control: a label.
+
+    Raises:
+        UnknownNameError: there is no label `control`.
+    """
+    if control is not None:
+        if control not in configs:
+            raise UnknownNameError("control", control, configs)
+        return {label: control for label in configs if label != control}
+    plain = {label: config for label, config in configs.items() if config.objective == "none"}
+    chosen = {}
+    for label, config in configs.items():
+        fitting = [name for name, other in plain.items() if label not in plain and comparable(config, other)]
+        if fitting:
+            chosen[label] = min(fitting, key=lambda name: len(unequal_settings(config, plain[name])))
+    return chosen
+
+
+def rivals(label: str, configs: Mapping[str, RunConfig]) -> list[str]:
+    """Return the labels that one that learns the teacher's maps must beat; none for any other label."""
+    config = configs[label]
+    if is_control(config):
+        return []
+    return [name for name, other in configs.items() if is_control(other) and comparable(config, other)]

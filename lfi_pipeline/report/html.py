@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from lfi_pipeline import __version__
-from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import OutputExistsError, RunError
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.comparison_text import (
     cell_text,

@@ -1,18 +1,20 @@
-"""Results of evaluation gathered into tables: for each protocol and its settings, values by group, measure and seed."""
+"""Results that a comparison could have and has not, each with the command that makes them."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.evaluation.measures import MEASURES, PROTOCOLS, Measure
+from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS, Measure
 from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.report.groups import Group, label_runs
-from lfi_pipeline.report.runs import Run, RunConfig
+from lfi_pipeline.report.groups import Group, gather, label_runs
+from lfi_pipeline.report.runs import Run, RunConfig, load_run
+from lfi_pipeline.report.statistics import Estimate, estimate
 
 TEACHER = "teacher_"
 """Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
@@ -176,3 +178,106 @@ def _of_teacher(protocol: str, results: Sequence[ProtocolResult]) -> dict[str, f
     names = [measure.name for measure in MEASURES[protocol] if measure.name.startswith(TEACHER)]
     means = {name.removeprefix(TEACHER): _mean([result.scores.get(name) for result in results]) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedRow:
+    """Runs of one label.
+
+    Attributes:
+        label: as `report.groups` names them.
+        seeds: of its runs.
+        scores: measure -> mean over the seeds that have it, and interval, in the measure's unit.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    scores: Mapping[str, Estimate]
+
+
+def seed_tables(
+    results: Mapping[Path, Mapping[str, ProtocolResult]],
+) -> tuple[dict[str, list[SeedRow]], list[str]]:
+    """Return protocol -> rows, controls first, and notes on what was odd among the runs.
+
+    Args:
+        results: run -> protocol -> result, as `evaluation.evaluate_runs` returns them.
+
+    Raises:
+        RunError: a run whose files cannot be read.
+    """
+    groups, notes = gather([load_run(path) for path in results])
+    tables: dict[str, list[SeedRow]] = {}
+    for protocol in dict.fromkeys(name for found in results.values() for name in found):
+        tables[protocol] = []
+        for group in groups:
+            found = [results[run.path][protocol].scores for run in group.runs if protocol in results[run.path]]
+            measured = {
+                measure.name: estimate([value for scores in found if (value := scores.get(measure.name)) is not None])
+                for measure in MEASURES[protocol]
+            }
+            tables[protocol].append(
+                SeedRow(
+                    label=group.label,
+                    seeds=tuple(run.config.seed for run in group.runs if protocol in results[run.path]),
+                    scores={name: each for name, each in measured.items() if each is not None},
+                )
+            )
+    return tables, notes
+
+
+_NEEDS = {
+    "grounding": "--targets TARGETS",
+    "zero-shot": "--targets TARGETS",
+    "convergence": "--reference RUN",
+}
+"""Options without which the protocol does not run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """What is missing, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+def missing_results(
+    groups: Sequence[Group], results: Mapping[Path, Sequence[ProtocolResult]], only: Sequence[str] = ()
+) -> list[Missing]:
+    """Return what is missing: a protocol that other runs have, and, where no run has any result, classification.
+
+    Args:
+        groups: of runs.
+        results: path of a run -> its results.
+        only: protocols to look at; empty: all.
+    """
+    there = {result.protocol for of_run in results.values() for result in of_run}
+    wanted = [protocol for protocol in PROTOCOLS if protocol in (only or there or ("classification",))]
+    found = []
+    for protocol in wanted:
+        lacking = [
+            (group, run)
+            for group in groups
+            for run in group.runs
+            if applies(protocol, run.config) and all(result.protocol != protocol for result in results[run.path])
+        ]
+        if not lacking:
+            continue
+        seeds: dict[str, list[str]] = {}
+        for group, run in lacking:
+            seeds.setdefault(group.label, []).append(str(run.config.seed))
+        told = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
+        words = ["lfi", "evaluate", *(shlex.quote(str(run.path)) for _, run in lacking), "--protocol", protocol]
+        words += [_NEEDS[protocol]] if protocol in _NEEDS else []
+        found.append(Missing(what=f"{protocol}: no result of {told}.", command=" ".join(words)))
+    return found
+
+
+def applies(protocol: str, config: RunConfig) -> bool:
+    """Whether the protocol can score such a run at all; in doubt, it can."""
+    if protocol == "zero-shot":
+        return "presence" in config.objective.split("+") and config.mode == "text"
+    if protocol == "convergence":  # its reference is the control
+        return config.objective != "none"
+    return True

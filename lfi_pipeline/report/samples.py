@@ -11,8 +11,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lfi_pipeline.errors import RunError
-from lfi_pipeline.report.fields import Fields
+from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.core.schema import Fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lfi_pipeline.curves import Curve
+from lfi_pipeline.evaluation.metrics import Curve
 
 
 @dataclass(frozen=True, slots=True)

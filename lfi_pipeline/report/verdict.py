@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lfi_pipeline.curves import steps_to_reach
+from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
 from lfi_pipeline.report.runs import Run
 from lfi_pipeline.report.statistics import Estimate, difference

@@ -1,10 +1,16 @@
 """Students: timm backbones that meet interaction queries at their taps."""
 
-from lfi_pipeline.students.backbone import StudentConfig, Tap, pair_layers
-from lfi_pipeline.students.learned_queries import LearnedQueries
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision
-from lfi_pipeline.students.student import Features, Student
-from lfi_pipeline.students.text_queries import TextQueries
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.students.backbone import StudentConfig, Tap, pair_layers
+    from lfi_pipeline.students.learned_queries import LearnedQueries
+    from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
+    from lfi_pipeline.students.student import Features, Student
 
 __all__ = [
     "Features",
@@ -18,3 +24,13 @@ __all__ = [
     "TextQueries",
     "pair_layers",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "backbone": ["StudentConfig", "Tap", "pair_layers"],
+        "learned_queries": ["LearnedQueries"],
+        "queries": ["QueryConfig", "QueryOutput", "Supervision", "TextQueries"],
+        "student": ["Features", "Student"],
+    },
+)

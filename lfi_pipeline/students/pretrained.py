@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, split_model_name_tag
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.hub import Remote, why_missing
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.hub import Remote, why_missing
 
 SAFE_WEIGHTS, WEIGHTS = "model.safetensors", "pytorch_model.bin"
 

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students.backbone import StudentConfig, Tap, build_backbone, choose_taps, input_size
-from lfi_pipeline.students.learned_queries import LearnedQueries
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision
-from lfi_pipeline.students.readout import SlotReadout
-from lfi_pipeline.students.text_queries import TextQueries
+from lfi_pipeline.students.learned_queries import LearnedQueries, SlotReadout
+from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
 
 
 @dataclass(frozen=True, slots=True)

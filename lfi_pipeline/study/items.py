@@ -1,4 +1,4 @@
-"""Which pairs of image and word are shown: evenly over domains and classes, the same for both students."""
+"""Which pairs of image and word are shown, the same for both students, and the maps of one kind that are compared."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.evaluation.grounding import class_words
-from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.evaluation.maps import class_maps, student_maps
+from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.learner import LoadedRun
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,3 +93,73 @@ def evenly(words: Sequence[NamedWord], seed: int) -> Iterator[NamedWord]:
         classes[chosen.label] += 1
         images[chosen.position] += 1
         yield chosen
+
+
+AUTO, INTERACTION, GRADCAM = "auto", "interaction", "gradcam"
+KINDS = (AUTO, INTERACTION, GRADCAM)
+_BATCH = 64
+
+Map = npt.NDArray[np.float32]
+
+
+def choose_kind(asked: str, runs: Sequence[LoadedRun]) -> str:
+    """Return the kind of map that all `runs` have: interaction maps if asked for `auto` and all have queries.
+
+    Raises:
+        UnknownNameError: no such kind.
+        ConfigError: a run that has no maps of the kind.
+    """
+    if asked not in KINDS:
+        raise UnknownNameError("kind of map", asked, KINDS)
+    without = [str(run.path) for run in runs if run.student.queries is None]
+    if asked == AUTO:
+        asked = GRADCAM if without else INTERACTION
+    if asked == INTERACTION and without:
+        raise ConfigError(
+            f"Interaction maps need runs with interaction queries; {', '.join(without)} has none. Compare both runs by "
+            "--maps gradcam."
+        )
+    headless = [str(run.path) for run in runs if run.student.head is None]
+    if asked == GRADCAM and headless:
+        raise ConfigError(
+            f"Grad-CAM needs runs that predict classes; {', '.join(headless)} was trained without labels. Compare two "
+            "runs with interaction queries by --maps interaction."
+        )
+    return asked
+
+
+def word_maps(
+    run: LoadedRun, store: TargetStore, dataset: Dataset, words: Sequence[NamedWord], kind: str
+) -> list[Map | None]:
+    """Return the run's map of each word at its last tap, fp32 [rows, columns] summing to 1; None where it has none.
+
+    `interaction`: where the word's query looks; of learned queries, the slot that training would have matched to the
+    word by the teacher's map. `gradcam`: Grad-CAM of the run's own logit of the class that the word names.
+    """
+    if kind == INTERACTION:
+        positions = sorted({word.position for word in words})
+        per_tap = dict(student_maps(run.student, store, dataset, positions))
+        return [_normed(per_tap[word.position][-1][word.row].numpy()) for word in words]
+    images, device = PlainImages(dataset, [run.student.size]), next(run.student.parameters()).device
+    found: list[Map | None] = []
+    for first in range(0, len(words), _BATCH):
+        chunk = words[first : first + _BATCH]
+        places = sorted({word.place for word in chunk})
+        pixels = torch.stack([images[place][0][run.student.size] for place in places]).to(device)
+        image_of = torch.tensor([places.index(word.place) for word in chunk], device=device)
+        labels = torch.tensor([word.label for word in chunk], device=device)
+        maps = class_maps(run.student, pixels, image_of, labels)
+        found += [_normed(each) for each in maps.float().cpu().numpy()]
+    return found
+
+
+def teacher_map(store: TargetStore, word: NamedWord) -> Map | None:
+    """Return the teacher's cached map of `word` at its last layer."""
+    read = store.read(word.position)
+    return _normed(decode_maps(read.maps[-1, word.row], read.scale[-1, word.row], store.spec.codec.name))
+
+
+def _normed(grid: Map) -> Map | None:
+    safe = np.nan_to_num(grid, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
+    total = safe.sum()
+    return (safe / total).astype(np.float32) if total > 0 else None

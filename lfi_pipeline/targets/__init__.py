@@ -1,23 +1,30 @@
 """The cache of interaction maps: its spec, codec, writer, reader and verification."""
 
-from lfi_pipeline.targets.codec import CODECS, codec_kl, decode_maps, encode_maps
-from lfi_pipeline.targets.commits import Summary
-from lfi_pipeline.targets.index import TargetIndex
-from lfi_pipeline.targets.payload import ShardPayload, ViewArrays
-from lfi_pipeline.targets.plan import PlannedSample, Vocabulary
-from lfi_pipeline.targets.reader import SampleTargets, TargetStore
-from lfi_pipeline.targets.spec import (
-    CodecSpec,
-    DatasetSpec,
-    LayerSpec,
-    PreprocessingSpec,
-    TargetSpec,
-    TeacherSpec,
-    TextSpec,
-)
-from lfi_pipeline.targets.verify import Fault, verify
-from lfi_pipeline.targets.writer import TargetWriter
-from lfi_pipeline.targets.zero_shot import ZeroShot, class_weights, image_logits, teacher_logits
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.targets.codec import CODECS, codec_kl, decode_maps, encode_maps
+    from lfi_pipeline.targets.commits import Summary
+    from lfi_pipeline.targets.encode import ShardPayload, ViewArrays
+    from lfi_pipeline.targets.index import TargetIndex
+    from lfi_pipeline.targets.spec import (
+        CodecSpec,
+        DatasetSpec,
+        LayerSpec,
+        PreprocessingSpec,
+        TargetSpec,
+        TeacherSpec,
+        TextSpec,
+    )
+    from lfi_pipeline.targets.store import SampleTargets, TargetStore
+    from lfi_pipeline.targets.verify import Fault
+    from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary
+    from lfi_pipeline.targets.writer import TargetWriter
+    from lfi_pipeline.targets.zero_shot import ZeroShot, class_weights, image_logits, teacher_logits
 
 __all__ = [
     "CODECS",
@@ -45,5 +52,20 @@ __all__ = [
     "encode_maps",
     "image_logits",
     "teacher_logits",
-    "verify",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "codec": ["CODECS", "codec_kl", "decode_maps", "encode_maps"],
+        "commits": ["Summary"],
+        "index": ["TargetIndex"],
+        "encode": ["ShardPayload", "ViewArrays"],
+        "vocabulary": ["PlannedSample", "Vocabulary"],
+        "store": ["SampleTargets", "TargetStore"],
+        "spec": ["CodecSpec", "DatasetSpec", "LayerSpec", "PreprocessingSpec", "TargetSpec", "TeacherSpec", "TextSpec"],
+        "verify": ["Fault"],
+        "writer": ["TargetWriter"],
+        "zero_shot": ["ZeroShot", "class_weights", "image_logits", "teacher_logits"],
+    },
+)

@@ -1,29 +1,82 @@
-"""Maps to 8 bits or fewer and back.
-
-A row p (one map: non-negative, sums to 1; all zero where there is no map) becomes codes q in 0..c and an fp16 scale:
-
-    q = round(c * (p / max p)^(1/k)),  q >= 1 wherever p > 0
-    scale = 1 / sum((q / c)^k)
-    decoded = scale * (q / c)^k
-
-k = 1 is plain linear quantisation. k = 2 (square-root companding, the default) and k = 3 spend their codes where most
-cells of a map lie, far below the peak. Codes are bytes whatever c is: the array's compressor squeezes what a small c
-leaves unused. The floor of one code keeps KL(p || decoded) finite; the scale makes a decoded row sum to 1 up to fp16
-rounding (2^-11) whatever was rounded away. `lfi bench codec` compares codecs by bytes, KL and speed.
-"""
+"""Maps to 8 bits or fewer and back, and the forms that a cache stores: Zstandard frames and .npy matrices."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
+from numcodecs.zstd import Zstd
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
+
+_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def compress(data: bytes, level: int) -> bytes:
+    """One frame that says how large its content is."""
+    frame: bytes = Zstd(level=level).encode(data)
+    return frame
+
+
+def decompress(frame: bytes, size: int) -> bytes:
+    """Undo `compress`; a frame that says another size is refused before anything is allocated for it.
+
+    Raises:
+        ValueError: it is not a frame of `size` bytes.
+    """
+    found = _content_size(frame)
+    if found != size:
+        raise ValueError(f"the frame cannot be decompressed: it holds {found} bytes, not {size}")
+    try:
+        content: bytes = Zstd().decode(frame) if size else b""
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the frame cannot be decompressed: {error}") from error
+    return content
+
+
+def _content_size(frame: bytes) -> int | None:
+    """What the header of a frame says of its content (RFC 8878, 3.1.1.1); None where it says nothing."""
+    if len(frame) < 6 or frame[:4] != _MAGIC:
+        return None
+    flags = frame[4]
+    single, code = flags >> 5 & 1, flags >> 6
+    width = (1 if single else 0) if code == 0 else 1 << code
+    if not width:
+        return None
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[flags & 3]
+    field = frame[start : start + width]
+    if len(field) < width:
+        return None
+    return int.from_bytes(field, "little") + (256 if width == 2 else 0)
+
+
+def npy_bytes(array: npt.NDArray[np.floating]) -> bytes:
+    """Content of the .npy file of a matrix, as float16."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype=np.float16), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def parse_npy(data: bytes, shape: tuple[int, int], name: str) -> npt.NDArray[np.float16]:
+    """The matrix of a .npy file, which must be exactly the one that `npy_bytes` writes for this shape.
+
+    Raises:
+        ValueError: it is anything else; names the file.
+    """
+    expected = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, expected)
+    head = buffer.getvalue()
+    if not data.startswith(head) or len(data) != len(head) + 2 * shape[0] * shape[1]:
+        raise ValueError(f"{name} must be float16 {list(shape)}.")
+    return np.frombuffer(data, dtype="<f2", offset=len(head)).reshape(shape)
+
 
 ROW_SUM_TOLERANCE = 1e-2
 """How far a present row's sum may lie from 1 before `encode_maps` refuses it (half precision rounds)."""

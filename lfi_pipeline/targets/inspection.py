@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from lfi_pipeline.targets.reader import TargetStore
+from lfi_pipeline.targets.store import TargetStore
 
 LOOKED_AT = 4096
 """Samples that `word_facts` reads at most, evenly spaced; a whole large cache would take minutes."""

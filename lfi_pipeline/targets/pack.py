@@ -10,12 +10,11 @@ from typing import Any, overload
 
 from tqdm import tqdm
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.targets.commits import Summary
 from lfi_pipeline.targets.encode import StoredShard
-from lfi_pipeline.targets.images import checked_image, image_present
-from lfi_pipeline.targets.plan import PlannedSample, plan_digests
-from lfi_pipeline.targets.reader import SampleTargets, TargetStore
+from lfi_pipeline.targets.store import SampleTargets, TargetStore, checked_image, image_present
+from lfi_pipeline.targets.vocabulary import PlannedSample, plan_digests
 from lfi_pipeline.targets.writer import TargetWriter
 
 THREADS = 8

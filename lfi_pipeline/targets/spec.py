@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lfi_pipeline.errors import ConfigError, TargetsError
+from lfi_pipeline.core.errors import ConfigError, TargetsError
+from lfi_pipeline.core.schema import check_types, from_plain, plain_differences, to_plain
 from lfi_pipeline.targets.codec import get_codec
-from lfi_pipeline.targets.record import check_types, from_plain, plain_differences, to_plain
 
 KNOWN_VERSIONS = (1,)
 

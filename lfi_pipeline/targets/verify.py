@@ -11,11 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lfi_pipeline.errors import CorruptTargetsError, LFIError
-from lfi_pipeline.targets.claims import STAGING
+from lfi_pipeline.core.errors import CorruptTargetsError, LFIError
+from lfi_pipeline.core.io import read_whole
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
-from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.images import checked_image
 from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
     MANIFEST,
@@ -27,10 +25,11 @@ from lfi_pipeline.targets.layout import (
     zarr_files,
 )
 from lfi_pipeline.targets.manifest import Manifest, read_source
-from lfi_pipeline.targets.reader import TargetStore
-from lfi_pipeline.targets.shardfile import ShardFiles
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.tarsamples import DamagedSampleError, SampleParser, shard_members
+from lfi_pipeline.targets.store import TargetStore, checked_image
+from lfi_pipeline.targets.stream import DamagedSampleError, SampleParser, shard_members
+from lfi_pipeline.targets.writer import STAGING
+from lfi_pipeline.targets.zarr import ShardFiles
 
 NAMED_SHARDS = 100
 """Missing shards that get a fault of their own; the others share one."""

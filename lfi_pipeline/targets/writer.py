@@ -9,24 +9,100 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from lfi_pipeline.errors import (
+from lfi_pipeline.core.errors import (
     ConfigError,
     CorruptTargetsError,
     OutputExistsError,
     TargetsError,
     UnknownNameError,
 )
-from lfi_pipeline.targets.claims import STAGING, claimed, clear_staging, staging_file
+from lfi_pipeline.core.io import output_errors, read_whole, seal, temporary, write_atomic
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
-from lfi_pipeline.targets.encode import StoredShard, encode_stored, store_payload
-from lfi_pipeline.targets.files import output_errors, read_whole, seal, temporary, write_atomic
-from lfi_pipeline.targets.fixed import prepare
+from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
 from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, commit_file
-from lfi_pipeline.targets.manifest import Manifest
-from lfi_pipeline.targets.payload import ShardPayload, check_payload
-from lfi_pipeline.targets.plan import PlannedSample, Vocabulary, plan_digests
+from lfi_pipeline.targets.manifest import Manifest, prepare
 from lfi_pipeline.targets.spec import TargetSpec
+from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary, plan_digests
 from lfi_pipeline.targets.zero_shot import ZeroShot
+
+STAGING = "staging"
+"""Folder of locks and half-written files below an output; gone once everything is committed."""
+
+
+@contextmanager
+def claimed(root: Path, name: str) -> Iterator[bool]:
+    """Try to claim `name` below `root`; gives False, at once, where a living process holds it.
+
+    Raises:
+        OSError: the lock file cannot be made (a read-only or full disk).
+    """
+    folder = root / STAGING
+    descriptor = _acquire(folder, name)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            _lock_file(folder, name).unlink(missing_ok=True)  # while it is held, so that no other holder loses its file
+        os.close(descriptor)
+
+
+def staging_file(root: Path, name: str, target: str) -> Path:
+    """A temporary file of this process for `target`, of the work called `name`."""
+    return root / STAGING / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.{Path(target).name}"
+
+
+def clear_staging(root: Path) -> None:
+    """Remove what killed processes left behind; call it when everything is committed, so that nobody needs it."""
+    folder = root / STAGING
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            entry.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _acquire(folder: Path, name: str) -> int | None:
+    path = _lock_file(folder, name)
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process finished everything and removed the folder
+            continue
+        try:
+            locked = _lock(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)  # the holder before us removed this file; lock the one that stands there now
+    if locked:  # so whoever wrote these is dead
+        for leftover in folder.glob(f"{name}.*-*"):
+            leftover.unlink(missing_ok=True)
+    return descriptor
+
+
+def _lock_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.lock"
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock at once or raise BlockingIOError; False where the file system has no locks."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 class TargetWriter:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError
-from lfi_pipeline.targets.files import read_whole
-from lfi_pipeline.targets.npy import npy_bytes, parse_npy
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
+from lfi_pipeline.core.io import read_whole
+from lfi_pipeline.targets.codec import npy_bytes, parse_npy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -39,7 +39,7 @@ from lfi_pipeline.teachers.attention import (
     projection,
     split_heads,
 )
-from lfi_pipeline.teachers.words import Word
+from lfi_pipeline.teachers.text import Word
 
 # Numbers that a group of words may keep: gradients at the decoder's view of the image (words * B * Q * D), of which
 # a handful are alive at a time.

@@ -1,17 +1,28 @@
-"""A CoCa writing captions: beam search over its decoder, without sampling.
-
-open_clip's own `CoCa.generate` leans on classes that transformers 5 no longer has; this needs no further package.
-"""
+"""A CoCa writing captions by beam search, and the file beside the cache in which they are kept."""
 
 from __future__ import annotations
 
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from lfi_pipeline.core.errors import ImageReadError, IncompleteTargetsError, OutputExistsError, SpecMismatchError
+from lfi_pipeline.core.io import output_errors, read_whole, seal, unseal, write_atomic
+from lfi_pipeline.core.schema import plain_differences, to_plain
+from lfi_pipeline.data import Dataset, Sample
+from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.data.images import read_image
+from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
+from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.teacher import Teacher
 
 BEAMS, SHORTEST, LONGEST = 4, 5, 30  # tokens, start and end included; this project's choice
 
@@ -63,3 +74,108 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return str(tokenizer.decode(ids[1:])).strip()
     return str(tokenizer.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+CHUNK = 1024
+UNREADABLE = "unreadable image"
+"""Stands for the caption of an image that cannot be decoded; the extraction quarantines it."""
+
+
+def generated_captions(
+    teacher: Teacher, dataset: Dataset, out: Path, *, batch_size: int, share: Share, poll_seconds: float = 2.0
+) -> dict[str, str]:
+    """Return the teacher's caption of every sample by key; those not yet on disk are written first.
+
+    Raises:
+        TeacherError: the teacher cannot write captions.
+        SpecMismatchError: the folder holds captions of another data set or teacher; names the fields.
+        IncompleteTargetsError: chunks outside this process's share are missing.
+        OutputWriteError: the folder cannot be written.
+    """
+    folder = out.expanduser().absolute().with_name(f"{out.name}.captions")
+    _require_same_source(folder, teacher, dataset)
+    pieces = range(-(-len(dataset) // CHUNK))
+    with tqdm(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
+        while order := share.order([piece for piece in pieces if not _file(folder, piece).exists()]):
+            made = 0
+            for piece in order:
+                with claimed(folder, f"{piece:06d}") as ours:
+                    if ours and not _file(folder, piece).exists():
+                        samples = [dataset.samples[i] for i in _positions(piece, len(dataset))]
+                        content = seal({"captions": dict(_captioned(teacher, dataset, samples, batch_size, bar))})
+                        with output_errors(folder):
+                            write_atomic(_file(folder, piece), content, staging_file(folder, f"{piece:06d}", "json"))
+                        made += 1
+            if not made:
+                time.sleep(poll_seconds)  # others hold what is left
+    missing = [piece for piece in pieces if not _file(folder, piece).exists()]
+    if missing:
+        raise IncompleteTargetsError(
+            f"{folder} has captions of {len(pieces) - len(missing)} of {len(pieces)} pieces of {CHUNK} images; the "
+            "words of all images must be known before maps are made. Let the other --shards ranges write theirs, then "
+            "run the same command again."
+        )
+    clear_staging(folder)
+    captions: dict[str, str] = {}
+    for piece in pieces:
+        path = _file(folder, piece)
+        captions |= unseal(read_whole(path), path)["captions"]
+    return captions
+
+
+def _positions(piece: int, samples: int) -> range:
+    return range(piece * CHUNK, min((piece + 1) * CHUNK, samples))
+
+
+def _captioned(
+    teacher: Teacher, dataset: Dataset, samples: Sequence[Sample], batch_size: int, bar: tqdm
+) -> list[tuple[str, str]]:
+    mean = torch.tensor(teacher.mean, device=teacher.device).view(3, 1, 1) * 255
+    std = torch.tensor(teacher.std, device=teacher.device).view(3, 1, 1) * 255
+    found = []
+    for first in range(0, len(samples), batch_size):
+        batch = samples[first : first + batch_size]
+        readable, images = [], []
+        for sample in batch:
+            try:
+                image = read_image(dataset.root, sample.path)[0]
+            except ImageReadError:
+                found.append((sample.key, UNREADABLE))
+                continue
+            readable.append(sample)
+            images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))
+        if images:
+            pixels = (torch.stack(images).to(teacher.device).float() - mean) / std
+            found += [(sample.key, caption) for sample, caption in zip(readable, teacher.generate(pixels), strict=True)]
+        bar.update(len(batch))
+    return found
+
+
+def _file(folder: Path, piece: int) -> Path:
+    return folder / f"{piece:06d}.json"
+
+
+def _require_same_source(folder: Path, teacher: Teacher, dataset: Dataset) -> None:
+    listing = hashlib.sha256()
+    for sample in dataset.samples:
+        listing.update(f"{sample.key}\n{sample.path}\n".encode())
+    source: dict[str, Any] = {
+        "teacher": to_plain(teacher.identity, type(teacher.identity)),
+        "dataset": [dataset.name, dataset.split, len(dataset)],
+        "listing_sha256": listing.hexdigest(),
+    }
+    path = folder / "source.json"
+    with output_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise OutputExistsError(f"{folder} is a file; it must be free for the captions. Choose another output.")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomic(path, seal(source))
+    stored = unseal(read_whole(path), path)
+    lines = plain_differences(stored, source)
+    if lines:
+        raise SpecMismatchError(
+            f"{folder} holds captions of other settings (captions != this run):\n  "
+            + "\n  ".join(lines)
+            + "\nDelete the folder, or choose another output."
+        )

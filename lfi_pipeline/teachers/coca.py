@@ -21,13 +21,13 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import UnknownNameError
+from lfi_pipeline.core.device import autocast
+from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
-from lfi_pipeline.teachers.attention_probe import outputs_of, probe_attention
+from lfi_pipeline.teachers.attention import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
-from lfi_pipeline.teachers.map_kinds import KINDS, POOLER, Reading, coca_kinds
-from lfi_pipeline.teachers.precision import autocast
+from lfi_pipeline.teachers.kinds import KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.teacher import (
     InteractionMaps,
     choose_layers,
@@ -36,7 +36,7 @@ from lfi_pipeline.teachers.teacher import (
     require_images,
     require_row,
 )
-from lfi_pipeline.teachers.words import EncodedText, Word, encode_text, pad_id
+from lfi_pipeline.teachers.text import EncodedText, Word, encode_text, pad_id
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 

@@ -20,9 +20,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import TeacherError
-from lfi_pipeline.teachers.attention import attend, split_heads
-from lfi_pipeline.teachers.attention_probe import probe_attention
+from lfi_pipeline.core.errors import TeacherError
+from lfi_pipeline.teachers.attention import attend, probe_attention, split_heads
 
 POOL = "visual.trunk.attn_pool"
 

@@ -2,22 +2,259 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, cast
 
+import numpy as np
 from tqdm import tqdm
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.targets import CODECS, Summary
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import ConfigError, DatasetError, SpecMismatchError, UnknownNameError
+from lfi_pipeline.data import Dataset, load_manifest, read_dataset
+from lfi_pipeline.targets import (
+    CODECS,
+    CodecSpec,
+    DatasetSpec,
+    PreprocessingSpec,
+    ShardPayload,
+    Summary,
+    TargetSpec,
+    TargetStore,
+    TargetWriter,
+    TextSpec,
+    Vocabulary,
+)
 from lfi_pipeline.targets.layout import LAYOUTS
-from lfi_pipeline.teachers.committer import Committer
-from lfi_pipeline.teachers.job import Job, open_job
-from lfi_pipeline.teachers.shares import Share, share_of
-from lfi_pipeline.teachers.teacher import require_row
-from lfi_pipeline.teachers.texts import CAPTION_CHOICES, MODES, VIEWS
+from lfi_pipeline.teachers.captioner import generated_captions
+from lfi_pipeline.teachers.registry import load_teacher
+from lfi_pipeline.teachers.reuse import Extension
+from lfi_pipeline.teachers.shards import Plan, ShardMaker, Share, share_of
+from lfi_pipeline.teachers.teacher import Teacher, class_embeddings, require_row
+from lfi_pipeline.teachers.text import (
+    CAPTION_CHOICES,
+    DEFAULT_PROMPTS,
+    MODES,
+    VIEWS,
+    TextSource,
+    resolve_mode,
+    sample_words,
+    stop_words_sha256,
+)
+
+
+class Committer:
+    """Commits one shard at a time; memory holds the shard that is written and the one that is made, no more."""
+
+    def __init__(self, writer: TargetWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def commit(self, shard: int, payload: ShardPayload, claim: ExitStack) -> None:
+        """Hand over a shard; `claim` is given up once it is committed.
+
+        Raises:
+            LFIError: the shard before could not be written.
+        """
+        try:
+            self._wait()
+        except BaseException:
+            claim.close()
+            raise
+        self._last = self._pool.submit(self._commit, shard, payload, claim)
+
+    def _commit(self, shard: int, payload: ShardPayload, claim: ExitStack) -> None:
+        with claim:
+            self._writer.commit(shard, payload)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A cache in the making.
+
+    Attributes:
+        writer: of the cache.
+        maker: makes its shards' payloads.
+        label: of the progress bar.
+        extension: what `writer` writes takes the place of, where a cache is extended.
+        captioning_seconds: that the teacher took to write captions, where it did.
+    """
+
+    writer: TargetWriter
+    maker: ShardMaker
+    label: str
+    extension: Extension | None
+    captioning_seconds: float = 0.0
+
+    def pending_shards(self) -> list[int]:
+        """Shards that nobody has committed; none once another process has put an extended cache in its place."""
+        return [] if self.extension is not None and self.extension.done else self.writer.pending_shards()
+
+    def progress(self, share: Share) -> tqdm:
+        """A bar over the images of the share that are not committed; silent for all ranks but the first."""
+        order = share.order(self.pending_shards())
+        own = [shard for shard in order if shard % share.world == share.rank]
+        total = sum(len(self.writer.shard_range(shard)) for shard in own)
+        return tqdm(total=total, desc=self.label, unit="image", disable=not total or share.rank > 0)
+
+    def finish(self) -> Summary:
+        """Tidy up, once everything is committed: working files go, and an extended cache takes its place."""
+        if self.pending_shards():
+            return self.writer.summary()
+        if self.extension is None:
+            self.writer.finish()
+            return self.writer.summary()
+        if not self.extension.done:
+            self.writer.finish()
+            self.extension.put_in_place()
+        return TargetStore.open(self.extension.out).summary()
+
+
+def read_split(config: ExtractConfig) -> Dataset:
+    """Read the data set's split, which must hold images; raises as `extract`."""
+    dataset = read_dataset(config.dataset, config.data_root, config.split)
+    if not len(dataset):
+        raise DatasetError(f"Split {config.split} of {dataset.root} must hold images, got none.")
+    return dataset
+
+
+def open_job(
+    config: ExtractConfig, out: Path, *, share: Share, extend: bool = False, dataset: Dataset | None = None
+) -> Job:
+    """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
+    if dataset is None:
+        dataset = read_split(config)
+    manifest = load_manifest(config.dataset, config.data_root)
+    mode = resolve_mode(config.text, dataset.samples[0])
+    teacher = load_teacher(
+        config.teacher or manifest.teacher,
+        device=resolve_device(config.device, share.local_rank),
+        precision=config.precision,
+    )
+    kind = config.kind or teacher.default_kind
+    require_row(config.row, kind)
+    generated, captioning_seconds = None, 0.0
+    if mode == "generate":
+        began = time.monotonic()
+        generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share)
+        captioning_seconds = time.monotonic() - began
+    source = TextSource(
+        mode,
+        config.captions,
+        classes=dataset.classes,
+        prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
+        generated=generated,
+    )
+    plan = Plan(dataset.samples, source)
+    spec = _spec(config, dataset, teacher, kind, source)
+    extension = Extension.of(out, spec) if extend else None
+    place = extension.place if extension is not None else out
+    writer = TargetWriter.open(
+        place,
+        spec,
+        plan,
+        lambda: _vocabulary(teacher, source, dataset, config.words),
+        data_root=dataset.root,
+        layout=config.layout,
+        zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
+    )
+    _require_same_templates(writer, source.templates, place)
+    maker = ShardMaker(
+        teacher,
+        spec,
+        dataset,
+        source,
+        writer.vocabulary.words,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        donor=extension.donor if extension is not None else None,
+        images=config.layout == "webdataset",
+    )
+    return Job(writer, maker, f"{teacher.identity.name} {kind}", extension, captioning_seconds)
+
+
+def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
+    """Every word that gets a row, with the teacher's embedding of it."""
+    words: set[str] = set()
+    for sample in tqdm(dataset.samples, desc="words", unit="text", delay=2):
+        words.update(sample_words(teacher.encode_text, source(sample), limit))
+    names = tuple(sorted(words))
+    return Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))
+
+
+def _require_same_templates(writer: TargetWriter, templates: tuple[str, ...], place: Path) -> None:
+    """Refuse templates of the class embeddings that are not the cache's; the spec holds only those that are read."""
+    stored = writer.zero_shot
+    if stored is not None and stored.templates != templates:
+        raise SpecMismatchError(
+            f"The cache at {place} holds class embeddings of other prompts (cache != this run):\n  "
+            f"classes.templates: {stored.templates!r} != {templates!r}\n"
+            "Run with the cache's prompts, or choose another output directory."
+        )
+
+
+def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource) -> TargetSpec:
+    listing = hashlib.sha256()
+    for sample in dataset.samples:
+        listing.update(json.dumps(asdict(sample), sort_keys=True).encode())
+    return TargetSpec(
+        teacher=teacher.identity,
+        preprocessing=PreprocessingSpec(
+            image_size=teacher.image_size,
+            resize="squash",
+            interpolation=teacher.interpolation,
+            mean=teacher.mean,
+            std=teacher.std,
+        ),
+        dataset=DatasetSpec(
+            name=dataset.name,
+            split=dataset.split,
+            classes=dataset.classes,
+            listing_sha256=listing.hexdigest(),
+            samples=len(dataset),
+        ),
+        kind=kind,
+        layers=teacher.layers(kind, config.layers),
+        row="emitting" if config.row == "emitting" else "reading",
+        text=TextSpec(
+            mode=cast(Literal["captions", "prompts", "generate"], source.mode),
+            captions=cast(Literal["first", "longest", "all"], config.captions),
+            prompts=source.prompts,
+            stop_words_sha256=stop_words_sha256(),
+        ),
+        words_per_sample=config.words,
+        grid=teacher.grid,
+        views=config.views,
+        embedding_dim=teacher.embedding_dim,
+        codec=CodecSpec(name=config.codec),
+        samples_per_shard=config.samples_per_shard,
+    )
+
 
 POLL_SECONDS = 2.0
 """How long to wait before looking again at shards that other processes are making."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.grounding import (
     GroundedWord,
     Grounding,
@@ -23,7 +23,7 @@ from lfi_pipeline.evaluation.grounding import (
     teacher_grounding,
 )
 from lfi_pipeline.targets import LayerSpec, TargetSpec, TargetStore
-from lfi_pipeline.targets.images import sample_image
+from lfi_pipeline.targets.store import sample_image
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.teacher import ROWS, Teacher
 

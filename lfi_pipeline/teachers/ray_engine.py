@@ -20,14 +20,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline import errors
-from lfi_pipeline.errors import ConfigError, LFIError
+from lfi_pipeline.core import errors
+from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.targets import Summary
-from lfi_pipeline.teachers.extract import ExtractConfig, run_shards
-from lfi_pipeline.teachers.job import Job, open_job
-from lfi_pipeline.teachers.shares import Share
+from lfi_pipeline.teachers.extract import ExtractConfig, Job, open_job, run_shards
+from lfi_pipeline.teachers.shards import Share
 
-Failure = tuple[str, str]  # name of the class in lfi_pipeline.errors, message
+Failure = tuple[str, str]  # name of the class in lfi_pipeline.core.errors, message
 RETRIES = 3
 """How often a task is tried again after its worker died."""
 

@@ -14,19 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.data import Dataset, Sample
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.targets.codec import kl_total
 from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.layout import index_file, tar_file
-from lfi_pipeline.teachers.class_embeddings import class_faults
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.shards import ShardMaker
-from lfi_pipeline.teachers.teacher import Teacher
-from lfi_pipeline.teachers.texts import SEPARATOR, TextSource, sample_words
-from lfi_pipeline.teachers.words import stop_words_sha256
+from lfi_pipeline.teachers.teacher import Teacher, class_faults
+from lfi_pipeline.teachers.text import SEPARATOR, TextSource, sample_words, stop_words_sha256
 
 TOLERANCE = 2e-2
 """Largest mean KL(recomputed || stored) of a sample's rows in nats, beyond the mean that encoding cost the cache.

@@ -15,14 +15,27 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lfi_pipeline.errors import LFIError, TeacherError, UnknownNameError
+from lfi_pipeline.core.device import resolve_precision
+from lfi_pipeline.core.errors import LFIError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers.catalog import EMBEDDED, EMBEDDED_TAGS, RANDOM, repositories, teacher_names, why_not
+from lfi_pipeline.teachers.catalog import (
+    CONFIG,
+    EMBEDDED,
+    EMBEDDED_TAGS,
+    RANDOM,
+    SAFE_WEIGHTS,
+    WEIGHTS,
+    Remote,
+    repositories,
+    require,
+    teacher_names,
+    untouched_network,
+    weights_of,
+    why_not,
+)
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
-from lfi_pipeline.teachers.precision import resolve_precision
 from lfi_pipeline.teachers.teacher import Teacher
-from lfi_pipeline.teachers.weights import CONFIG, SAFE_WEIGHTS, WEIGHTS, Remote, require, untouched_network, weights_of
 
 __all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
 

@@ -1,14 +1,15 @@
-"""Images and texts to the payload of a shard: reading ahead, the teacher's batches, the mean over texts."""
+"""Which shards a process makes, and how images and texts become the payload of one."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import google_crc32c
 import numpy as np
@@ -16,14 +17,94 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lfi_pipeline.data import Dataset
+from lfi_pipeline.core.errors import ConfigError, ImageReadError
+from lfi_pipeline.data import Dataset, Sample
+from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import decode_image, read_bytes
-from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.errors import ImageReadError
-from lfi_pipeline.targets import ShardPayload, TargetSpec, ViewArrays
-from lfi_pipeline.teachers.donors import Donation, Donor
+from lfi_pipeline.targets import PlannedSample, ShardPayload, TargetSpec, ViewArrays
+from lfi_pipeline.teachers.reuse import Donation, Donor
 from lfi_pipeline.teachers.teacher import Teacher
-from lfi_pipeline.teachers.texts import SEPARATOR, TextSource, ViewWords, sample_words, view_words
+from lfi_pipeline.teachers.text import SEPARATOR, TextSource, ViewWords, planned, sample_words, view_words
+
+
+class Plan(Sequence[PlannedSample]):
+    """Rows of the index for a data set and what the teacher reads of it."""
+
+    def __init__(self, samples: Sequence[Sample], source: TextSource) -> None:
+        self._samples, self._source = samples, source
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, position: int) -> PlannedSample: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[PlannedSample]: ...
+    def __getitem__(self, position: int | slice) -> PlannedSample | list[PlannedSample]:
+        if isinstance(position, slice):
+            return [planned(self._samples[i], self._source) for i in range(*position.indices(len(self)))]
+        return planned(self._samples[position], self._source)
+
+    def __iter__(self) -> Iterator[PlannedSample]:
+        return (planned(sample, self._source) for sample in self._samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A process's share of the work.
+
+    Attributes:
+        first: the first shard that it may make.
+        end: the shard after the last one; None for the end of the cache.
+        rank: its number among `world` processes of one launch.
+        world: processes of that launch.
+        local_rank: its number among those of its machine; chooses its GPU.
+    """
+
+    first: int = 0
+    end: int | None = None
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.end is not None and self.end <= self.first):
+            raise ConfigError(f"shards must be A:B with 0 <= A < B, got {self.first}:{self.end}.")
+        if not 0 <= self.rank < self.world:
+            raise ConfigError(f"RANK must be in 0..WORLD_SIZE - 1, got {self.rank} of {self.world}.")
+
+    def order(self, pending: Sequence[int]) -> list[int]:
+        """Return the shards of `pending` that this process may make: its own first, then those of other ranks.
+
+        Another rank's shards come from the end, where that rank arrives last.
+        """
+        mine = [shard for shard in pending if shard >= self.first and (self.end is None or shard < self.end)]
+        own = [shard for shard in mine if shard % self.world == self.rank]
+        return own + [shard for shard in reversed(mine) if shard % self.world != self.rank]
+
+
+def share_of(shards: str = "", environment: Mapping[str, str] = os.environ) -> Share:
+    """Return the share of this process.
+
+    Args:
+        shards: `A:B`, `A:` or `:B`, shards A to B-1; empty for all.
+        environment: RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
+
+    Raises:
+        ConfigError: not such a range; ranks that are not numbers.
+    """
+    found = re.fullmatch(r"(\d*):(\d*)", shards) if shards else None
+    if shards and (found is None or shards == ":"):
+        raise ConfigError(f"shards must be A:B (shards A to B-1, either may be left out), got {shards!r}.")
+    first, end = (found[1], found[2]) if found else ("", "")
+    try:
+        rank, world, local = (
+            int(environment.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
+    return Share(first=int(first or 0), end=int(end) if end else None, rank=rank, world=world, local_rank=local)
+
 
 AHEAD = 2
 """Batches read while the teacher works on one; they may belong to the next shard."""

@@ -1,17 +1,24 @@
 """Training: settings, objectives, loop and run directories."""
 
-from lfi_pipeline.training.config import (
-    MAPS,
-    PRECISIONS,
-    SCHEDULES,
-    TASKS,
-    TERMS,
-    Machine,
-    OptimizerConfig,
-    StreamConfig,
-    TrainConfig,
-)
-from lfi_pipeline.training.loop import train
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.training.config import (
+        MAPS,
+        PRECISIONS,
+        SCHEDULES,
+        TASKS,
+        TERMS,
+        Machine,
+        OptimizerConfig,
+        StreamConfig,
+        TrainConfig,
+    )
+    from lfi_pipeline.training.loop import train
 
 __all__ = [
     "MAPS",
@@ -25,3 +32,21 @@ __all__ = [
     "TrainConfig",
     "train",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "config": [
+            "MAPS",
+            "PRECISIONS",
+            "SCHEDULES",
+            "TASKS",
+            "TERMS",
+            "Machine",
+            "OptimizerConfig",
+            "StreamConfig",
+            "TrainConfig",
+        ],
+        "loop": ["train"],
+    },
+)

@@ -3,36 +3,108 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.core.errors import LFIError, RunError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.device import resolve_device
-from lfi_pipeline.errors import LFIError, RunError
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.active import ActiveRun, Piece
-from lfi_pipeline.training.checks import common_stream, require_apart, require_samples, require_views
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, TrainConfig
-from lfi_pipeline.training.cut import CutTargets
-from lfi_pipeline.training.data import MAPS, Batch, ErrorsAsValues, TargetImages, whole_batch
-from lfi_pipeline.training.interrupt import StopRequest, forget_dead_loaders
+from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
-from lfi_pipeline.training.processes import make_accelerator
-from lfi_pipeline.training.progress import epoch_line, introduction, tell
-from lfi_pipeline.training.record import RunRecord, read_summary
 from lfi_pipeline.training.run_dir import STATE, require_place, write_json
-from lfi_pipeline.training.tasks import NONE, resolve_task
-from lfi_pipeline.training.tickets import Tickets
-from lfi_pipeline.training.validate import predict, score_domains
+from lfi_pipeline.training.run_writer import RunRecord, read_summary
+from lfi_pipeline.training.sampler import Tickets, common_stream, require_apart, require_samples, require_views
+from lfi_pipeline.training.trackers import make_accelerator
+from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, score_domains
+
+
+def introduction(run: ActiveRun) -> Iterator[str]:
+    """What to know of a run before it starts."""
+    if run.config.uses_queries:
+        pairs = zip(run.learner.student.taps, run.learner.layers, strict=True)
+        pairing = ", ".join(f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in pairs)
+        yield f"{run.out.name}: taps {pairing}"
+    if run.step:
+        yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
+
+
+def epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
+    """Scores, and where the time of an epoch went."""
+    scored = [(run, main_score(run.task)) for run in runs]
+    scores = [
+        f"{run.out.name} {score} {run.scores[score]:.1%}"
+        for run, score in scored
+        if score is not None and run.scores.get(score) is not None
+    ]
+    total = sum(spent.values()) or 1.0
+    shares = ", ".join(f"{phase} {seconds / total:.0%}" for phase, seconds in spent.items())
+    return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
+
+
+def tell(*lines: str) -> None:
+    """Write to stderr, beside the progress bar."""
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`; the second acts as it always did.
+
+    Signals are left alone outside the main thread, where Python cannot handle them.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+
+def forget_dead_loaders() -> None:
+    """Take back the signal handler by which torch tells that a loader's process died, once that is known.
+
+    It raises from within whatever runs when the signal is seen, be it the checkpoint that is written for that very
+    reason: the read from the process may have failed before.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
 
 _LOGS_PER_EPOCH = 4
 

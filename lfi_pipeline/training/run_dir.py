@@ -7,11 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import LFIError, OutputExistsError, RunError
-from lfi_pipeline.targets.files import write_atomic
+from lfi_pipeline.core.errors import LFIError, OutputExistsError, RunError
+from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.training import checkpoint
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.settings import config_of, flat_settings
+
+
+def run_name(config: TrainConfig) -> str:
+    """Return STUDENT-OBJECTIVE-SEED, with what makes a run a control or an ablation between them."""
+    parts = [config.student.name, config.objective]
+    if config.stream.maps != "teacher":
+        parts.append(config.stream.maps)
+    if config.uses_queries and config.queries.mode != "text":
+        parts.append(config.queries.mode)
+    if config.uses_queries and config.queries.state != "persistent":
+        parts.append(config.queries.state)
+    return "-".join([*parts, str(config.stream.seed)]).replace("/", "-")
+
 
 CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
 CHECKPOINTS = "checkpoints"

@@ -28,11 +28,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.config_file import read_toml, setting_name, setting_value, settings_in
 from lfi_pipeline.training.run_dir import recorded_config
-from lfi_pipeline.training.settings import config_of, default_settings
+from lfi_pipeline.training.settings import (
+    config_of,
+    default_settings,
+    read_toml,
+    setting_name,
+    setting_value,
+    settings_in,
+)
 
 _TABLES = ("out", "base", "grid", "where")
 _SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "optimizer", "student_arg", "weight", "seed")

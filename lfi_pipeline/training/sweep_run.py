@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lfi_pipeline.errors import ConfigError, LFIError
+from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.checks import require_samples
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.run_dir import SUMMARY, write_json
+from lfi_pipeline.training.sampler import Tickets, require_samples
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
-from lfi_pipeline.training.tickets import Tickets
 
 RECORD = "sweep.json"
 

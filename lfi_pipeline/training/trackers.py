@@ -1,4 +1,4 @@
-"""Where metrics are shown while a run trains: TensorBoard by default, Weights & Biases or trackio when asked for."""
+"""The processes that share a run, and where its metrics are shown while it trains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
+    return Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        device_placement=False,
+        mixed_precision="no",
+        # the last tap's value projection has no gradient where nothing reads the queries' final state
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "lfi"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation import run
+from lfi_pipeline.evaluation import protocols as run
 from lfi_pipeline.evaluation.protocols import RUNNABLE
 from lfi_pipeline.evaluation.results import latest_result
 

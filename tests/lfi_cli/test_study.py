@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.study.key import read_key
+from lfi_pipeline.study.answers import read_key
 from tests.lfi_pipeline.study.conftest import sheet
 
 Lfi = Callable[..., Any]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lfi_pipeline import training
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.training import Machine, TrainConfig
 from lfi_pipeline.training.settings import flat_settings
 

@@ -14,9 +14,8 @@ import typer
 from lfi_cli.main import app
 from lfi_pipeline import training
 from lfi_pipeline.training import Machine, TrainConfig
-from lfi_pipeline.training.config_file import write_config
-from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings
-from lfi_pipeline.training.weights import Weight
+from lfi_pipeline.training.config import Weight
+from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings, write_config
 
 Lfi = Callable[..., Any]
 Fails = Callable[..., str]

@@ -1,7 +1,18 @@
 """`scenes`: the embedded data set, rendered deterministically from a seed."""
 
-from lfi_pipeline.data.scenes.categories import NAMES
-from lfi_pipeline.data.scenes.domains import DOMAINS
-from lfi_pipeline.data.scenes.write import ScenesConfig, write_scenes
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.data.scenes.categories import NAMES
+    from lfi_pipeline.data.scenes.domains import DOMAINS
+    from lfi_pipeline.data.scenes.write import ScenesConfig, write_scenes
 
 __all__ = ["DOMAINS", "NAMES", "ScenesConfig", "write_scenes"]
+
+__getattr__ = lazy_exports(
+    __name__, {"categories": ["NAMES"], "domains": ["DOMAINS"], "write": ["ScenesConfig", "write_scenes"]}
+)

@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.data.scenes.categories import NAMES
 from lfi_pipeline.data.scenes.domains import DOMAINS
 from lfi_pipeline.data.scenes.render import render_scene
-from lfi_pipeline.errors import ConfigError, OutputExistsError, UnknownNameError
 
 _SETTINGS = "scenes.json"
 _LICENSE = {

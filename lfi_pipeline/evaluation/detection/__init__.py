@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from lfi_pipeline.evaluation.detection.protocol import SOURCES, DetectionConfig, detection
+from typing import TYPE_CHECKING
+
+from lfi_pipeline.core import lazy_exports
+
+if TYPE_CHECKING:
+    from lfi_pipeline.evaluation.detection.protocol import SOURCES, DetectionConfig, detection
 
 __all__ = ["SOURCES", "DetectionConfig", "detection"]
+
+__getattr__ = lazy_exports(__name__, {"protocol": ["SOURCES", "DetectionConfig", "detection"]})

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lfi_pipeline.data.coco import read_instances
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.data.dataset import Instance
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.sample import Instance
-from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.data.readers.coco import read_instances
 
 Target = dict[str, Tensor]
 

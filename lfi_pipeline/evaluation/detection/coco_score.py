@@ -1,9 +1,4 @@
-"""COCO's box AP and mask AP, computed by faster-coco-eval.
-
-Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, as its evaluation code defines them: AP is the mean
-over categories and over the IoU thresholds 0.50, 0.55, ..., 0.95 of the precision at 101 recalls; at most 100
-detections an image; crowds are neither hits nor misses; small is below 32^2 pixels, large above 96^2.
-"""
+"""A detector's answers in COCO's results format, and its box AP and mask AP, computed by faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -13,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from lfi_pipeline.data.sample import Instance
-from lfi_pipeline.errors import DatasetError
-from lfi_pipeline.evaluation.detection.coco_data import CocoSplit
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.data.dataset import Instance
+from lfi_pipeline.evaluation.detection.coco_data import CocoSplit, DetectionImages
 
 Detection = dict[str, Any]
 """A record of COCO's results format: image_id, category_id, score, bbox (left, top, width, height), segmentation."""
@@ -104,3 +104,46 @@ def _area(record: Mapping[str, Any], image: Mapping[str, Any]) -> float:
     left, top, width, height = record["bbox"]
     instance = Instance(label=0, bbox_xywh=(left, top, width, height), segmentation=record["segmentation"])
     return float(instance.mask(image["height"], image["width"]).sum())
+
+
+@torch.no_grad()
+def detect(detector: Any, split: CocoSplit, *, batch_size: int, workers: int = 0) -> list[Detection]:
+    """Return the detections in every image of `split`, those without objects as well; boxes and masks in its pixels.
+
+    Raises:
+        ImageReadError, DatasetError: as `DetectionImages`.
+    """
+    device = next(detector.parameters()).device
+    images = DetectionImages(split, [(position, False) for position in range(len(split.images))], objects=False)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    detections: list[Detection] = []
+    mode = detector.training
+    detector.eval()
+    records = iter(split.images)
+    with tqdm(total=len(images), desc="detecting", unit="image", leave=False) as bar:
+        for batch in loader:
+            answers = detector([pixels.to(device) for pixels, _ in batch])
+            for answer in answers:
+                detections += _records(answer, next(records)["id"], split.categories)
+            bar.update(len(batch))
+    detector.train(mode)
+    return detections
+
+
+def _records(answer: dict[str, Tensor], image_id: int, categories: Sequence[Any]) -> list[Detection]:
+    boxes = answer["boxes"].cpu()
+    boxes[:, 2:] -= boxes[:, :2]
+    masks = (answer["masks"][:, 0] > 0.5).cpu().numpy().astype(np.uint8)
+    codes = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories[label - 1]["id"],
+            "score": score,
+            "bbox": box,
+            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+        }
+        for label, score, box, code in zip(
+            answer["labels"].tolist(), answer["scores"].tolist(), boxes.tolist(), codes, strict=True
+        )
+    ]

@@ -9,11 +9,14 @@ losses and the sha256 of the weights).
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +31,48 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lfi_pipeline.data.directions import mirrored_caption
+from lfi_pipeline.data.augment import mirrored_caption
 from lfi_pipeline.data.scenes.domains import DOMAINS
 from lfi_pipeline.data.scenes.render import render_scene
 from lfi_pipeline.teachers.registry import load_coca_folder
-from lfi_pipeline.teachers.scenes_coca.bpe import learn_merges, write_merges
+
+
+def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[str, str]]:
+    """Return up to `limit` merges, most frequent pair first; ties go to the lexically smaller pair."""
+    counts = Counter(word for text in texts for word in text.lower().replace(",", " ").split())
+    words = {(*word[:-1], word[-1] + "</w>"): count for word, count in counts.items()}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for symbols, count in words.items():
+            for pair in itertools.pairwise(symbols):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = {_merge(symbols, best): count for symbols, count in words.items()}
+    return merges
+
+
+def write_merges(merges: Iterable[tuple[str, str]], path: Path) -> None:
+    """Write merges as CLIP does: gzip, a header line, one pair a line (same bytes for the same merges)."""
+    text = "\n".join(["#version: lfi", *(" ".join(pair) for pair in merges)])
+    path.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+
+
+def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    merged: list[str] = []
+    i = 0
+    while i < len(symbols):
+        if symbols[i : i + 2] == pair:
+            merged.append(symbols[i] + symbols[i + 1])
+            i += 2
+        else:
+            merged.append(symbols[i])
+            i += 1
+    return tuple(merged)
+
 
 _SPLIT = "teacher"  # part of the scene's seed: no train or val scene of any data set is ever seen here
 

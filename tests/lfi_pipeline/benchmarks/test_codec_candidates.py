@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lfi_pipeline.benchmarks.codec import row_kl
-from lfi_pipeline.benchmarks.codec_candidates import FLOOR, Companded, Half, TopK, candidates
-from lfi_pipeline.benchmarks.compressors import compressors
+from lfi_pipeline.benchmarks.codec import FLOOR, Companded, Half, TopK, candidates, compressors, row_kl
 from lfi_pipeline.targets import CODECS, codec_kl
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lfi_kernels import bench
 from lfi_pipeline.benchmarks.kernel import KernelConfig, _asked, bench_kernel
-from lfi_pipeline.errors import BenchmarkError, ConfigError
+from lfi_pipeline.core.errors import BenchmarkError, ConfigError
 
 Limit = tuple[float | None, float | None]
 

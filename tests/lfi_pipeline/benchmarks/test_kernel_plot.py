@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lfi_kernels.bench import Shape
-from lfi_pipeline.benchmarks.kernel_plot import plot_kernel
-from lfi_pipeline.benchmarks.record import COLUMNS
-from lfi_pipeline.errors import ConfigError, OutputWriteError
+from lfi_pipeline.benchmarks.kernel import plot_kernel
+from lfi_pipeline.benchmarks.outcome import COLUMNS
+from lfi_pipeline.core.errors import ConfigError, OutputWriteError
 
 SHAPES = [str(Shape(words=words, query_dim=dim, dtype="bf16")) for words in (16, 32) for dim in (128, 384)]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, format_number, require
-from lfi_pipeline.errors import BenchmarkError
+from lfi_pipeline.core.errors import BenchmarkError
 
 
 def of(case: str, metric: str, value: float, unit: str = "s") -> Measurement:

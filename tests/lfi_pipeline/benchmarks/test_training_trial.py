@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lfi_pipeline.benchmarks.training_trial import StepTrial, time_training
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.training.config import StreamConfig, TrainConfig
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lfi_pipeline.core.errors import ImageReadError
 from lfi_pipeline.data import images
 from lfi_pipeline.data.images import decode_image, read_bytes, read_image
-from lfi_pipeline.errors import ImageReadError
 
 
 def _bytes(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lfi_pipeline.core.errors import DatasetError, UnknownNameError
 from lfi_pipeline.data import Manifest, expected_tree, load_manifest, manifest, manifest_names, read_dataset
-from lfi_pipeline.data.layouts import LAYOUTS
-from lfi_pipeline.data.manifest import parse_manifest
-from lfi_pipeline.errors import DatasetError, UnknownNameError
+from lfi_pipeline.data.manifest import LAYOUTS, parse_manifest
 
 COMPLETE = """
 name = "toy"

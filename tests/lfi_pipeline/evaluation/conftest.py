@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lfi_pipeline.teachers import CocaTeacher, job
+from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.training import Machine, train
 from lfi_pipeline.training.settings import config_of
 

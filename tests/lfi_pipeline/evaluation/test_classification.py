@@ -16,14 +16,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, images, read_dataset
-from lfi_pipeline.errors import ConfigError, DatasetError
-from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs, loading, probes
+from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
+from lfi_pipeline.evaluation import classification as probes
+from lfi_pipeline.evaluation import results as loading
 from lfi_pipeline.evaluation.classification import ClassificationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report import load_run as read_run
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
 
 CPU = EvaluationConfig(device="cpu")

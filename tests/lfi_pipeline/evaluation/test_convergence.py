@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation.convergence import ConvergenceConfig, convergence
 from lfi_pipeline.evaluation.results import ProtocolResult, read_results

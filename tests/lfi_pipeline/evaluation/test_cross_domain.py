@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation import cross_domain as cross
 from lfi_pipeline.evaluation.cross_domain import CrossDomainConfig, cross_domain
 from lfi_pipeline.training import Machine, train
 from lfi_pipeline.training.data import PlainImages, TargetImages
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import recorded_config
 from lfi_pipeline.training.validate import mean_average_precision
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.evaluation.grounding import (
     grounded_words,
     mass_in_mask,

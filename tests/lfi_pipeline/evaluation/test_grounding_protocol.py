@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import ConfigError, DatasetError
 from lfi_pipeline.evaluation import (
     EvaluationConfig,
     evaluate_runs,
@@ -24,18 +24,14 @@ from lfi_pipeline.evaluation import (
     grounding_protocol,
     teacher_grounding,
 )
-from lfi_pipeline.evaluation.class_maps import class_maps
-from lfi_pipeline.evaluation.divergence import jensen_shannon
-from lfi_pipeline.evaluation.grounding import peaks_in_mask, score
+from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, peaks_in_mask, score, threshold_ious
 from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
-from lfi_pipeline.evaluation.loading import load
-from lfi_pipeline.evaluation.localisation import THRESHOLDS, threshold_ious
-from lfi_pipeline.evaluation.results import ProtocolResult, read_results
-from lfi_pipeline.evaluation.student_maps import student_maps
+from lfi_pipeline.evaluation.maps import class_maps, student_maps
+from lfi_pipeline.evaluation.results import ProtocolResult, load, read_results
 from lfi_pipeline.students import LearnedQueries
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.loading import LoadedRun, load_run
+from lfi_pipeline.training.learner import LoadedRun, load_run
 
 SHARES = ("pointing", "mass_in_mask", "area")
 

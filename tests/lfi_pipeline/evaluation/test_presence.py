@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.evaluation import presence
 from lfi_pipeline.evaluation.presence import presence_logits
 from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.learner import load_run
 
 
 def test_they_are_those_of_the_student_whatever_is_put_at_once(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import RunError, UnknownNameError
-from lfi_pipeline.evaluation.measures import MEASURES
+from lfi_pipeline.core.errors import RunError, UnknownNameError
+from lfi_pipeline.evaluation.metrics import MEASURES
 from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_result, read_results, write_result
 
 

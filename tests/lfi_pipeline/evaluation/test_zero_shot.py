@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfi_pipeline.errors import ConfigError, ImageReadError
-from lfi_pipeline.evaluation import EvaluationConfig, teacher_zero_shot
+from lfi_pipeline.core.errors import ConfigError, ImageReadError
+from lfi_pipeline.evaluation import EvaluationConfig
+from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
 from lfi_pipeline.evaluation.presence import presence_logits
 from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
 
 CPU = EvaluationConfig(device="cpu")

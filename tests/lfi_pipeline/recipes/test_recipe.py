@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.data import Dataset, Sample
-from lfi_pipeline.errors import ConfigError, DatasetError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.recipes import Place, load_recipe, recipe_names
-from lfi_pipeline.recipes.commands import planned_runs, sweep_table, write_files
-from lfi_pipeline.recipes.prepare import Prepared, prepare
+from lfi_pipeline.recipes.commands import Prepared, planned_runs, prepare, sweep_table, write_files
 from tests.lfi_pipeline.data import layouts
 
 NAMES = ("coco", "pacs", "scenes", "tiny-imagenet", "vlcs")

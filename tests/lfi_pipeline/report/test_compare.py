@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from lfi_pipeline.errors import RunError, UnknownNameError
+from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.evaluation.results import ProtocolResult, write_result
 from lfi_pipeline.report.compare import Block, Comparison, Row, compare
 from lfi_pipeline.report.comparison_text import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.results import ProtocolResult, write_result
 from lfi_pipeline.report.cross_domain import domain_cells, domain_markdown, domain_tables, read_domain_tables
 

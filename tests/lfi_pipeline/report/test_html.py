@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import OutputExistsError, RunError
 from lfi_pipeline.evaluation.results import latest_result, write_result
 from lfi_pipeline.report import write_report
 from lfi_pipeline.report.groups import SLOT_COUNT

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lfi_pipeline.errors import RunError
+from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.report.runs import load_run
 
 CLASSIFICATION, GROUNDING = "evaluation/classification-*.json", "evaluation/grounding-*.json"

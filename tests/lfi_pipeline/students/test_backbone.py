@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students import Student, StudentConfig, Tap, pair_layers
 from lfi_pipeline.students.backbone import build_backbone, choose_taps, input_size
 

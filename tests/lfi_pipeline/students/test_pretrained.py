@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from lfi_pipeline import hub
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core import hub
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.students.backbone import build_backbone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students import QueryConfig
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import LearnedQueries, QueryConfig, Student, StudentConfig, Supervision, TextQueries
 
 SMALL = {"depth": 3, "embed_dim": 32, "num_heads": 2}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.study.key import KeyItem, StudyKey, write_key
+from lfi_pipeline.study.answers import KeyItem, StudyKey, write_key
 
 Rates = Callable[..., Path]
 

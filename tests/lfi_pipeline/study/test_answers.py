@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import StudyError
-from lfi_pipeline.study.answers import read_answers
-from lfi_pipeline.study.key import read_key, write_key
+from lfi_pipeline.core.errors import StudyError
+from lfi_pipeline.study.answers import read_answers, read_key, write_key
 from tests.lfi_pipeline.study.conftest import key_of, sheet
 
 Write = Callable[[object], Path]

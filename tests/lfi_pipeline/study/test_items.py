@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.study.items import NamedWord, evenly, named_words
 from lfi_pipeline.targets import TargetStore
 

@@ -15,17 +15,23 @@ import numpy as np
 import pytest
 import torch
 
+from lfi_pipeline.core.errors import (
+    ConfigError,
+    LFIError,
+    OutputExistsError,
+    OutputWriteError,
+    RunError,
+    UnknownNameError,
+)
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError, RunError, UnknownNameError
-from lfi_pipeline.evaluation.class_maps import class_maps
+from lfi_pipeline.evaluation.maps import class_maps
 from lfi_pipeline.report.gallery import quantise, still
 from lfi_pipeline.study import StudyConfig, make, make_study
-from lfi_pipeline.study.items import NamedWord
-from lfi_pipeline.study.key import StudyKey, read_key
-from lfi_pipeline.study.maps import Map, teacher_map, word_maps
+from lfi_pipeline.study.answers import StudyKey, read_key
+from lfi_pipeline.study.items import Map, NamedWord, teacher_map, word_maps
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
-from lfi_pipeline.training.loading import load_run
+from lfi_pipeline.training.learner import load_run
 from tests.lfi_pipeline.evaluation.conftest import _trained
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lfi_pipeline.study import score_study
-from lfi_pipeline.study.key import KeyItem, write_key
-from lfi_pipeline.study.statistics import wilson
+from lfi_pipeline.study.answers import KeyItem, write_key
+from lfi_pipeline.study.score import wilson
 from tests.lfi_pipeline.study.conftest import key_of, sheet
 
 Write = Callable[[object], Path]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.targets import CODECS, codec_kl, decode_maps, encode_maps
 
 FP16 = 2.0**-11

@@ -16,11 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfi_pipeline.errors import CorruptTargetsError
+from lfi_pipeline.core.errors import CorruptTargetsError
+from lfi_pipeline.core.io import FileRecord
 from lfi_pipeline.targets import DatasetSpec, TargetStore
-from lfi_pipeline.targets.columns import TarPathColumn, TupleColumn, ValueColumn, joined
-from lfi_pipeline.targets.files import FileRecord
-from lfi_pipeline.targets.index import index_part, index_schema, parse_part
+from lfi_pipeline.targets.index import (
+    TarPathColumn,
+    TupleColumn,
+    ValueColumn,
+    index_part,
+    index_schema,
+    joined,
+    parse_part,
+)
 
 LABELS = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=12)
 

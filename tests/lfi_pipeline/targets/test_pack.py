@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError, IncompleteTargetsError, SpecMismatchError
-from lfi_pipeline.targets import TargetStore, verify
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, IncompleteTargetsError, SpecMismatchError
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.pack import pack
+from lfi_pipeline.targets.verify import verify
 
 OTHER = {"zarr": "webdataset", "webdataset": "zarr"}
 

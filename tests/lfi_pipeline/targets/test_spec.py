@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError, TargetsError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TargetsError, UnknownNameError
 from lfi_pipeline.targets import CodecSpec, LayerSpec, TargetSpec
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, UnknownNameError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.stream import TargetStream
 

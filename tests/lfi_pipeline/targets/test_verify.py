@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lfi_pipeline.errors import CorruptTargetsError, LFIError, TargetsError
-from lfi_pipeline.targets import Fault, TargetStore, verify
-from lfi_pipeline.targets.files import FileRecord
-from lfi_pipeline.targets.images import checked_image
+from lfi_pipeline.core.errors import CorruptTargetsError, LFIError, TargetsError
+from lfi_pipeline.core.io import FileRecord
+from lfi_pipeline.targets import Fault, TargetStore
 from lfi_pipeline.targets.manifest import Manifest
+from lfi_pipeline.targets.store import checked_image
 from lfi_pipeline.targets.stream import TargetStream
+from lfi_pipeline.targets.verify import verify
 
 
 def read_everything(path: Path, layout: str) -> None:

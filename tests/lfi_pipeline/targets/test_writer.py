@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.errors import ConfigError, LFIError, OutputExistsError, SpecMismatchError, TargetsError
-from lfi_pipeline.targets import TargetStore, TargetWriter, Vocabulary, verify
+from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, SpecMismatchError, TargetsError
+from lfi_pipeline.targets import TargetStore, TargetWriter, Vocabulary
+from lfi_pipeline.targets.verify import verify
 
 # A process that kills itself with SIGKILL just before, or just after, the n-th rename that makes a file real,
 # for each n given; then a fresh process does the same work again. Both are forked from one unused parent.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError, SpecMismatchError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, SpecMismatchError
 from lfi_pipeline.targets import (
     DatasetSpec,
     TargetStore,
@@ -21,9 +21,9 @@ from lfi_pipeline.targets import (
     class_weights,
     image_logits,
     teacher_logits,
-    verify,
 )
 from lfi_pipeline.targets.pack import pack
+from lfi_pipeline.targets.verify import verify
 
 OTHER = {"zarr": "webdataset", "webdataset": "zarr"}
 FILES = {"classes.json", "classes.npy"}
@@ -92,7 +92,7 @@ def test_a_cache_of_an_earlier_release_opens_and_stays_as_it_is(synthetic: Any, 
 
 
 def test_half_of_the_files_is_no_cache(synthetic: Any, finished: Path, tmp_path: Path) -> None:
-    from lfi_pipeline.targets.files import seal, unseal
+    from lfi_pipeline.core.io import seal, unseal
 
     path = tmp_path / "targets"
     synthetic.extract(path)

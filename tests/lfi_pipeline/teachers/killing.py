@@ -22,7 +22,7 @@ import zarr.storage  # noqa: F401
 
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import registry  # noqa: F401
-from lfi_pipeline.teachers.shares import Share
+from lfi_pipeline.teachers.shards import Share
 
 SHARDS = 6
 

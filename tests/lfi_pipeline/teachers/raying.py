@@ -18,10 +18,10 @@ from typing import Any
 import ray
 
 from lfi_cli.main import app
-from lfi_pipeline.errors import LFIError
+from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.teachers import ray_engine
 from lfi_pipeline.teachers.extract import ExtractConfig
-from lfi_pipeline.teachers.shares import Share
+from lfi_pipeline.teachers.shards import Share
 
 make_shard = ray_engine._make_shard  # found in the workers by its name, unlike what this script defines
 
@@ -46,7 +46,7 @@ def dying(*args: Any) -> None:
 
 def failing(config: ExtractConfig, out: str, shard: int, extend: bool) -> Any:
     """A user's error, of a class that takes three arguments."""
-    from lfi_pipeline.errors import UnknownNameError
+    from lfi_pipeline.core.errors import UnknownNameError
     from lfi_pipeline.teachers.shards import ShardMaker
 
     def fail(self: ShardMaker, number: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.teachers.attention_probe import probe_attention
+from lfi_pipeline.teachers.attention import probe_attention
 
 FORMS = {
     "self": {},

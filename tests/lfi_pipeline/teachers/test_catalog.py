@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from lfi_pipeline.errors import UnknownNameError
+from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.teachers import CocaTeacher, load_teacher
 from lfi_pipeline.teachers.catalog import describe, parameters, teacher_names
 from lfi_pipeline.teachers.dual_trunks import trunk_of

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps
-from lfi_pipeline.teachers.attention_probe import probe_attention
-from lfi_pipeline.teachers.map_kinds import KINDS
+from lfi_pipeline.teachers.attention import probe_attention
+from lfi_pipeline.teachers.kinds import KINDS
 from lfi_pipeline.teachers.teacher import require_row
-from lfi_pipeline.teachers.words import Word
+from lfi_pipeline.teachers.text import Word
 
 FORMS = ("pooler", "cascade", "parallel", "no pooler")
 SHORT, LONG = "an owl", "there is a strawberry left of a dog with an umbrella above a pineapple"

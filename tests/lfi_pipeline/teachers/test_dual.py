@@ -15,12 +15,11 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfi_pipeline.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers.dual import WORD_TEMPLATE, DualTeacher
-from lfi_pipeline.teachers.dual_kinds import DUAL_KINDS
+from lfi_pipeline.teachers.dual import DUAL_KINDS, WORD_TEMPLATE, DualTeacher
 from lfi_pipeline.teachers.dual_trunks import POOL, trunk_of
-from lfi_pipeline.teachers.words import EncodedText, Word
+from lfi_pipeline.teachers.text import EncodedText, Word
 
 LAYERS = 3  # of each trunk and text tower; widths, heads, pooling and grids are the configs' own
 CONFIGS = {"ViT-B-32": "token", "ViT-B-16-SigLIP": "attention", "EVA02-B-16": "token"}

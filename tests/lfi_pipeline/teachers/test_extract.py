@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
+from lfi_pipeline.core.errors import ConfigError, DatasetError, SpecMismatchError, UnknownNameError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.directions import mirrored_caption
+from lfi_pipeline.data.augment import WHOLE, mirrored_caption, view_image
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.replay import WHOLE, view_image
-from lfi_pipeline.errors import ConfigError, DatasetError, SpecMismatchError, UnknownNameError
-from lfi_pipeline.targets import Summary, TargetStore, TargetWriter, decode_maps, verify
-from lfi_pipeline.teachers import CocaTeacher, extract, job
+from lfi_pipeline.targets import Summary, TargetStore, TargetWriter, decode_maps
+from lfi_pipeline.targets.verify import verify
+from lfi_pipeline.teachers import CocaTeacher, extract
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.extract import ExtractConfig
-from lfi_pipeline.teachers.map_kinds import KINDS
-from lfi_pipeline.teachers.words import stop_words_sha256
+from lfi_pipeline.teachers.kinds import KINDS
+from lfi_pipeline.teachers.text import stop_words_sha256
 
 Run = Callable[..., Summary]
 

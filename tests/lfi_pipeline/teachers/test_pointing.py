@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, TeacherError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.errors import ConfigError, CorruptTargetsError, TeacherError, UnknownNameError
 from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 from lfi_pipeline.targets import TargetStore, TeacherSpec
-from lfi_pipeline.teachers import CocaTeacher, job, pointing
+from lfi_pipeline.teachers import CocaTeacher, pointing
 from lfi_pipeline.teachers import extract as extraction
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.pointing import PointingConfig, pointing_by_kind
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.teachers.extract import ExtractConfig, extract
 from lfi_pipeline.teachers.ray_engine import extract_on_ray
-from lfi_pipeline.teachers.shares import Share
+from lfi_pipeline.teachers.shards import Share
 
 SCRIPT = Path(__file__).with_name("raying.py")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.errors import ConfigError, TeacherError
-from lfi_pipeline.targets import Fault, PlannedSample, ShardPayload, TargetStore, TargetWriter, ViewArrays, verify
+from lfi_pipeline.core.errors import ConfigError, TeacherError
+from lfi_pipeline.targets import Fault, PlannedSample, ShardPayload, TargetStore, TargetWriter, ViewArrays
 from lfi_pipeline.targets.codec import decode_maps
-from lfi_pipeline.teachers import CocaTeacher, extract, job, recompute
+from lfi_pipeline.targets.verify import verify
+from lfi_pipeline.teachers import CocaTeacher, extract, recompute
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
 
 Arrays = dict[str, dict[str, np.ndarray]]

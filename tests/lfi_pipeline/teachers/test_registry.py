@@ -13,11 +13,11 @@ from huggingface_hub import constants
 from open_clip import factory
 from safetensors.torch import load_file, save_file
 
-from lfi_pipeline import hub
-from lfi_pipeline.errors import TeacherError, UnknownNameError
+from lfi_pipeline.core import hub
+from lfi_pipeline.core.errors import TeacherError, UnknownNameError
 from lfi_pipeline.teachers import load_teacher
 from lfi_pipeline.teachers.registry import load_coca_folder, state_sha256
-from lfi_pipeline.teachers.scenes_coca.bpe import write_merges
+from lfi_pipeline.teachers.scenes_coca.recipe import write_merges
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 CONFIG = {

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.data.replay import Augmentation
+from lfi_pipeline.data.augment import Augmentation
 from lfi_pipeline.students import StudentConfig
-from lfi_pipeline.teachers import CocaTeacher, job
+from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
+from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.settings import config_of
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from lfi_pipeline.training import Machine, train
-from lfi_pipeline.training.active import ActiveRun, Piece
 from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training.trainer import ActiveRun, Piece
 
 
 def stop_before(step: int) -> None:

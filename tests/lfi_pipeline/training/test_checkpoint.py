@@ -18,7 +18,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from lfi_pipeline.errors import OutputWriteError, RunError
+from lfi_pipeline.core.errors import OutputWriteError, RunError
 from lfi_pipeline.training import checkpoint
 from lfi_pipeline.training.checkpoint import Retention, load_state, load_weights, save_state, save_weights
 

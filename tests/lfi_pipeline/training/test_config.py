@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.data.augment import Augmentation
 from lfi_pipeline.students import QueryConfig
-from lfi_pipeline.training.config import Machine, OptimizerConfig, StreamConfig, TrainConfig
-from lfi_pipeline.training.weights import DEFAULT_WEIGHTS, Weight
+from lfi_pipeline.training.config import DEFAULT_WEIGHTS, Machine, OptimizerConfig, StreamConfig, TrainConfig, Weight
 
 
 def stream(**changes: Any) -> StreamConfig:

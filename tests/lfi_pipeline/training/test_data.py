@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.directions import DIRECTION_WORDS
-from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import CorruptTargetsError, ImageReadError
+from lfi_pipeline.data.augment import DIRECTION_WORDS, Augmentation
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.data import (
@@ -28,7 +27,7 @@ from lfi_pipeline.training.data import (
     PlainImages,
     TargetImages,
 )
-from lfi_pipeline.training.tickets import Tickets, training_positions
+from lfi_pipeline.training.sampler import Tickets, training_positions
 
 SIZE = (64, 64)
 MakeConfig = Callable[..., TrainConfig]

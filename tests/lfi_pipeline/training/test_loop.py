@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import (
+from lfi_pipeline.core.errors import (
     ConfigError,
     CorruptTargetsError,
     DatasetError,
@@ -29,14 +28,15 @@ from lfi_pipeline.errors import (
     TargetsError,
     UnknownNameError,
 )
+from lfi_pipeline.data.augment import Augmentation
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import Machine, TrainConfig, loop, train
-from lfi_pipeline.training.active import ActiveRun
 from lfi_pipeline.training.checkpoint import load_state
 from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.learner import build_student
 from lfi_pipeline.training.run_dir import STATE
-from lfi_pipeline.training.tickets import Ticket
+from lfi_pipeline.training.sampler import Ticket
+from lfi_pipeline.training.trainer import ActiveRun
 from tests.lfi_pipeline.training.running import (
     MACHINE,
     assert_same_run,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import OutputExistsError, RunError
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.run_dir import (
     CONFIG,

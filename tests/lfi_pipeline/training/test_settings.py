@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfi_pipeline.data.photometric import Photometric
-from lfi_pipeline.data.replay import Augmentation
-from lfi_pipeline.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.data.augment import Augmentation, Photometric
+from lfi_pipeline.data.mixing import MixConfig
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training.config import (
     MAPS,
@@ -21,13 +21,13 @@ from lfi_pipeline.training.config import (
     SCHEDULES,
     TASKS,
     TERMS,
+    WEIGHT_SCHEDULES,
     OptimizerConfig,
     StreamConfig,
     TrainConfig,
+    Weight,
 )
-from lfi_pipeline.training.mixing import MixConfig
 from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings, typed_setting
-from lfi_pipeline.training.weights import WEIGHT_SCHEDULES, Weight
 
 NAMES = st.text("abcdefgh_/.- é", min_size=1, max_size=8)
 POSITIVE = st.floats(min_value=1e-12, max_value=1e6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError, OutputExistsError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.sweep import PlannedRun, plan_sweep, read_sweep
 

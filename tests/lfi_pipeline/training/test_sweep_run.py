@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.training.config import Machine, TrainConfig
 from lfi_pipeline.training.settings import config_of
 from lfi_pipeline.training.sweep import PlannedRun

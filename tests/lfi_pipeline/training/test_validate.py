@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.errors import DatasetError
 from lfi_pipeline.students import Features
 from lfi_pipeline.training.validate import Predictions, mean_average_precision, predict, score_domains
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from lfi_pipeline.data.scenes import NAMES
 from lfi_pipeline.data.scenes.categories import GLYPHS
-from lfi_pipeline.data.scenes.grammar import with_article
-from lfi_pipeline.teachers.words import stop_words
+from lfi_pipeline.data.scenes.render import with_article
+from lfi_pipeline.teachers.text import stop_words
 
 
 def test_names_are_64_single_words_that_get_a_map() -> None:

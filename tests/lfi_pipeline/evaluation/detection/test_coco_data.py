@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lfi_pipeline.errors import DatasetError, ImageReadError
+from lfi_pipeline.core.errors import DatasetError, ImageReadError
 from lfi_pipeline.evaluation.detection.coco_data import (
     DetectionImages,
     find_instances,

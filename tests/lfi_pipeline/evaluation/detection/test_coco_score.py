@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lfi_pipeline.errors import DatasetError
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit
 from lfi_pipeline.evaluation.detection.coco_score import KINDS, coco_truth, score_detections
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.errors import ConfigError, UnknownNameError
-from lfi_pipeline.evaluation.config import EvaluationConfig
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.evaluation.detection import DetectionConfig, detection, protocol
 from lfi_pipeline.evaluation.detection.coco_data import read_split
 from lfi_pipeline.evaluation.detection.coco_score import coco_truth, score_detections
-from lfi_pipeline.evaluation.results import read_results, write_result
+from lfi_pipeline.evaluation.results import EvaluationConfig, read_results, write_result
 from lfi_pipeline.training import run_dir
 
 CPU = EvaluationConfig(device="cpu")

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.data.scenes import DOMAINS, ScenesConfig
 from lfi_pipeline.teachers.registry import load_coca_folder
-from lfi_pipeline.teachers.scenes_coca.bpe import learn_merges, write_merges
-from lfi_pipeline.teachers.scenes_coca.recipe import Recipe, train
+from lfi_pipeline.teachers.scenes_coca.recipe import Recipe, learn_merges, train, write_merges
 
 RECIPE = Recipe(scenes=16, epochs=2, batch_size=8, warmup_steps=2)
 

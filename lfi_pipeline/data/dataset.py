@@ -1,0 +1,209 @@
+"""A data set: an ordered list of samples with paths, captions, labels and objects, kept in columns."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.core.io import why_unsafe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """One annotated object.
+
+    Attributes:
+        label: index into `Dataset.classes`.
+        bbox_xywh: box in pixels, COCO order (left, top, width, height).
+        segmentation: COCO RLE or polygons, as the annotation file has it.
+    """
+
+    label: int
+    bbox_xywh: tuple[float, float, float, float]
+    segmentation: object
+
+    def mask(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        """Rasterise the segmentation to a boolean mask [height, width]."""
+        from pycocotools import mask as coco_mask
+
+        segmentation = self.segmentation
+        if isinstance(segmentation, list):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+            segmentation = coco_mask.frPyObjects(segmentation, height, width)
+        decoded: npt.NDArray[np.uint8] = coco_mask.decode(segmentation)
+        return decoded.astype(bool)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image and what is known of it.
+
+    Attributes:
+        key: unique and stable within the split.
+        path: POSIX path below the data root.
+        captions: captions in file order; may be empty.
+        labels: sorted indices into `Dataset.classes`.
+        domain: visual domain, "" where the data set has none.
+        height: pixels, as annotated; 0 where only the image itself tells.
+        width: pixels, as annotated, or 0.
+    """
+
+    key: str
+    path: str
+    captions: tuple[str, ...]
+    labels: tuple[int, ...]
+    domain: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """One split of a data set, read from disk (annotations in memory, images left where they are).
+
+    Attributes:
+        root: the data root; paths of samples are relative to it.
+        classes: class names; empty for unlabelled images.
+        samples: in a fixed order; a `SampleTable` when read from disk.
+        instances: sample key -> annotated objects, where the data set has masks.
+        prompts: templates with one `{}` for a class name.
+    """
+
+    name: str
+    root: Path
+    split: str
+    classes: tuple[str, ...]
+    samples: Sequence[Sample]
+    instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+_CHUNK = 8192  # samples; what exists twice while a table is built or walked
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.int32())),
+        ("domain", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
+
+
+class SampleTable(Sequence[Sample]):
+    """An immutable sequence of samples, kept as Arrow record batches of at most 8192 rows."""
+
+    __slots__ = ("_batches", "_starts")
+
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        """Take `samples` in, chunk by chunk; an iterator is never held as a whole.
+
+        Raises:
+            DatasetError: a path that leaves the data root, or text that is not UTF-8.
+        """
+        self._batches: list[Any] = []
+        self._starts = [0]
+        source = iter(samples)
+        while chunk := list(islice(source, _CHUNK)):
+            self._batches.append(_batch(chunk))
+            self._starts.append(self._starts[-1] + len(chunk))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> SampleTable: ...
+    def __getitem__(self, index: int | slice) -> Sample | SampleTable:
+        if isinstance(index, slice):
+            return SampleTable(self[i] for i in range(*index.indices(len(self))))
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = bisect_right(self._starts, position) - 1
+        row = self._batches[number].slice(position - self._starts[number], 1)
+        return next(_samples(row))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for batch in self._batches:
+            yield from _samples(batch)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SampleTable):
+            return NotImplemented
+        return self._batches == other._batches  # chunks of equal tables are equal: each is full but the last
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(batch.nbytes for batch in self._batches)
+
+    def column(self, name: str) -> Any:
+        """Return one field of all samples as a `pyarrow.ChunkedArray`."""
+        return pa.chunked_array([batch.column(name) for batch in self._batches], type=_SCHEMA.field(name).type)
+
+    def repeated_keys(self, most: int = 3) -> list[str]:
+        """Return up to `most` keys that more than one sample has."""
+        keys = self.column("key")
+        if pc.count_distinct(keys).as_py() == len(self):
+            return []
+        counts = keys.value_counts()
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        return [str(key) for key in repeated.field("values")[:most].to_pylist()]
+
+
+def _batch(samples: Sequence[Sample]) -> Any:
+    for sample in samples:
+        reason = why_unsafe(sample.path)
+        if reason is not None:
+            raise DatasetError(
+                f"Sample {sample.key!r}: its path {sample.path!r} must stay below the data root, and {reason}."
+            )
+    try:
+        return pa.RecordBatch.from_pydict(
+            {name: [getattr(sample, name) for sample in samples] for name in _SCHEMA.names}, schema=_SCHEMA
+        )
+    except UnicodeEncodeError as error:
+        bad = next(s for s in samples if _not_utf8(s))
+        raise DatasetError(f"Sample {bad.key!r} ({bad.path!r}): names and captions must be UTF-8: {error}.") from error
+
+
+def _not_utf8(sample: Sample) -> bool:
+    try:
+        "".join((sample.key, sample.path, sample.domain, *sample.captions)).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _samples(batch: Any) -> Iterator[Sample]:
+    columns = (batch.column(name).to_pylist() for name in _SCHEMA.names)
+    for key, path, captions, labels, domain, height, width in zip(*columns, strict=True):
+        yield Sample(
+            key=key,
+            path=path,
+            captions=tuple(captions),
+            labels=tuple(labels),
+            domain=domain,
+            height=height,
+            width=width,
+        )

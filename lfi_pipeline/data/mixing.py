@@ -1,0 +1,176 @@
+"""Mixup and cutmix that labels and interaction maps go through together with the images.
+
+Images 2i and 2i + 1 of a batch are a pair; the odd last one stays alone. Both images of a pair use the same draw:
+
+- mixup (Zhang et al., ICLR 2018): an image becomes share * own + (1 - share) * partner, everywhere.
+- cutmix (Yun et al., ICCV 2019): the partner's pixels inside a box, the own ones outside; share = 1 - area of the box.
+
+In both, a place x shows the partner by a known share c(x): 1 - share everywhere, or 1 in the box and 0 outside. A box
+is given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered.
+So images, maps on any grid and labels agree, whatever their sizes. Maps follow the pixels: the mass of an own word in
+a cell is multiplied by 1 - c, that of a partner's word by c. The sum of a row stays the share of the word's mass that
+is shown, the w_m of DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.data.augment import interval_shares
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the B images of a batch show after mixing.
+
+    Attributes:
+        share: fp32 [B], how much of the picture is the own image, from 0 to 1.
+        box: fp32 [B, 4], where the partner is pasted: (left, top, right, bottom) in fractions of the picture; zeros
+            for mixup and for images that are not mixed.
+        partner: int64 [B], place of the other image; the own place for one that has none.
+    """
+
+    share: Tensor
+    box: Tensor
+    partner: Tensor
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mix:
+        """Change every tensor."""
+        return Mix(change(self.share), change(self.box), change(self.partner))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """Distribution of `Mix`. With both parameters above 0 each pair draws one of the two, equally often.
+
+    Attributes:
+        mixup: both parameters of the Beta distribution of mixup's share; 0 switches mixup off.
+        cutmix: the same for cutmix, of the share before the box is clipped at the picture's border; 0 is off.
+        probability: that a pair is mixed at all.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite(self.mixup) and math.isfinite(self.cutmix)
+        if not finite or self.mixup < 0 or self.cutmix < 0 or not 0 <= self.probability <= 1:
+            raise ConfigError(
+                "mixup and cutmix must be 0 (off) or positive numbers and probability in [0, 1], "
+                f"got {self.mixup}, {self.cutmix}, {self.probability}."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
+
+    def draw(self, rngs: Sequence[np.random.Generator], images: int | None = None) -> Mix:
+        """Draw the mix of a batch; pair i depends on `rngs[i]` alone.
+
+        Args:
+            rngs: one generator for each pair.
+            images: B, twice the number of pairs or one more; by default twice.
+
+        Raises:
+            ConfigError: a number of images that does not have as many pairs.
+        """
+        images = 2 * len(rngs) if images is None else images
+        if images // 2 != len(rngs):
+            raise ConfigError(f"{images} images have {images // 2} pairs, got {len(rngs)} generators.")
+        box = torch.zeros(images, 4)
+        share = torch.ones(images)
+        for pair, rng in enumerate(rngs):
+            both = slice(2 * pair, 2 * pair + 2)
+            share[both], box[both] = self._one(rng)
+        partner = torch.arange(images)
+        paired = 2 * len(rngs)
+        partner[:paired] ^= 1
+        return Mix(share, box, partner)
+
+    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Share [] and box [4] of one pair."""
+        mixed, pasted = rng.random() < self.probability, rng.random() < 0.5
+        if not self.active or not mixed:
+            return torch.tensor(1.0), torch.zeros(4)
+        if not self.cutmix or (self.mixup and not pasted):
+            return torch.tensor(rng.beta(self.mixup, self.mixup), dtype=torch.float32), torch.zeros(4)
+        side = math.sqrt(1 - rng.beta(self.cutmix, self.cutmix))
+        across, down = rng.random(2)
+        edges = [across - side / 2, down - side / 2, across + side / 2, down + side / 2]
+        box = torch.tensor([min(max(edge, 0.0), 1.0) for edge in edges])
+        return 1 - (box[2] - box[0]) * (box[3] - box[1]), box
+
+
+def mix_images(images: Tensor, mix: Mix) -> Tensor:
+    """Mix pictures, uint8 [B, 3, H, W] -> the same, rounded to nearest."""
+    seen = _partner_seen(mix, images.shape[-2], images.shape[-1])[:, None]
+    mixed = torch.empty_like(images)
+    # one by one they stay in the cache of a CPU, four times as fast; other devices want few calls
+    at_once = 1 if images.device.type == "cpu" else max(1, len(images))
+    parts = (images, images[mix.partner], seen, mixed)
+    for own, other, share, out in zip(*(torch.split(part, at_once) for part in parts), strict=True):
+        out.copy_(torch.lerp(own.float(), other.float(), share).round_())
+    return mixed
+
+
+def mix_labels(labels: Tensor, mix: Mix) -> Tensor:
+    """Mix labels, or any target that the loss is linear in (probabilities, say), fp32 [B, C] -> the same."""
+    return torch.lerp(labels, labels[mix.partner], (1 - mix.share)[:, None])
+
+
+def mix_maps(mass: Tensor, words: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    """Mix the maps of a picture: its own M rows, then the M rows of its partner.
+
+    A word of the partner that the own image has too is one row, not two that contradict each other: its mass is added
+    to the own row, and the partner's row becomes padding. Rows of an image of which nothing is shown are padding.
+    Padding is word -1 without mass.
+
+    Args:
+        mass: [B, L, M, rows, columns], as `view_maps` gives it: a row sums to the share that the crop keeps.
+        words: int64 [B, M], ids, -1 for padding.
+        mix: on the same device.
+
+    Returns:
+        mass [B, L, 2M, rows, columns] and words [B, 2M].
+    """
+    seen = _partner_seen(mix, mass.shape[-2], mass.shape[-1]).to(mass.dtype)[:, None, None]
+    own_words = torch.where((mix.share > 0)[:, None], words, -1)
+    other_words = torch.where((mix.share < 1)[:, None], words[mix.partner], -1)
+    own = mass * (1 - seen) * (own_words >= 0)[:, None, :, None, None]
+    other = mass[mix.partner] * seen * (other_words >= 0)[:, None, :, None, None]
+    same = (own_words[:, :, None] == other_words[:, None, :]) & (own_words >= 0)[:, :, None]  # [B, M own, M other]
+    first = same & (same.cumsum(1) == 1)  # a word that has several own rows goes to the first of them
+    merged = same.any(1)  # [B, M other]
+    own = own + torch.einsum("bmn,blnrc->blmrc", first.to(mass.dtype), other)
+    other = other * ~merged[:, None, :, None, None]
+    return torch.cat([own, other], 2), torch.cat([own_words, torch.where(merged, -1, other_words)], 1)
+
+
+def mixed_loss(loss_of: Callable[[Tensor], Tensor], target: Tensor, mix: Mix) -> Tensor:
+    """Return share * loss(own target) + (1 - share) * loss(partner's target) of each image, [B].
+
+    For targets that cannot be mixed themselves, such as the teacher's embedding of an image.
+
+    Args:
+        loss_of: targets [B, ...] -> loss of each image, [B].
+        target: [B, ...], of the images before mixing.
+        mix: on the same device.
+    """
+    return torch.lerp(loss_of(target), loss_of(target[mix.partner]), 1 - mix.share)
+
+
+def _partner_seen(mix: Mix, rows: int, columns: int) -> Tensor:
+    """Share [B, rows, columns] by which each cell shows the partner."""
+    across = interval_shares(mix.box[:, 0], mix.box[:, 2], 1, columns)  # [B, 1, columns]
+    down = interval_shares(mix.box[:, 1], mix.box[:, 3], 1, rows)
+    area = (mix.box[:, 2] - mix.box[:, 0]) * (mix.box[:, 3] - mix.box[:, 1])
+    return torch.where(area[:, None, None] > 0, down.transpose(1, 2) * across, (1 - mix.share)[:, None, None])

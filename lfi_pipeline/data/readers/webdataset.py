@@ -1,0 +1,236 @@
+"""Read any folder of tars with images beside captions and labels; the images stay where they are, inside the tars.
+
+Members of one sample stand next to each other and share their name up to the first dot of its last part, as webdataset
+and img2dataset write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.core.io import tar_path
+from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
+from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.tar_members import Member, list_members
+from lfi_pipeline.data.readers.walk import IMAGE_SUFFIXES, file_paths, is_hidden, misfit, read_lines, require_directory
+
+CLASS_FILES = ("classes.txt", "classnames.txt")
+_PICKLES = frozenset({"pkl", "pickle", "pyd"})
+_TEXTS = ("txt", "caption")
+_CAPTION_FIELDS = ("caption", "captions", "text")
+_LABEL_FIELDS = ("label", "labels", "cls", "class", "classes", "class_name")
+_LARGEST_TEXT = 1 << 20  # bytes of a caption or a record
+_MOST_CLASSES = 1 << 17
+_PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def read_webdataset(manifest: Manifest, root: Path, split: str) -> Dataset:
+    """Read one split: every tar below folder `tars`, or else every tar of the root whose name begins with `tars`.
+
+    A sample is an image with, optionally, `.txt` (a caption a line), `.cls` (a number) and `.json` (caption, label or
+    class names, domain). Its key is the tar's path without `.tar`, then the member's key. Tars and members come in
+    order of their names and places. Classes are named by `classes.txt` beside the tars or in the root, a line each;
+    without it by the names in the records, sorted, or by the labels' numbers.
+
+    Raises:
+        DatasetError: no tars, a tar that `list_members` refuses, a pickle, or members that do not fit together.
+    """
+    require_directory(manifest, root)
+    role = manifest.files(split)["tars"]
+    folder, tars = _tars(manifest, root, role)
+    named = _class_names(folder, root)
+    labels = _Labels(named)
+    samples = SampleTable(sample for tar in tars for sample in _Tar(root, tar, tar.removeprefix(f"{role}/"), labels))
+    if not samples:
+        raise DatasetError(f"{folder}: its {len(tars)} tars must hold images; found none. See lfi datasets webdataset.")
+    classes, order = labels.settled()
+    if order is not None:
+        samples = SampleTable(replace(each, labels=tuple(sorted(order[i] for i in each.labels))) for each in samples)
+    return Dataset(
+        name=manifest.name, root=root, split=split, classes=classes, samples=samples, prompts=manifest.prompts
+    )
+
+
+def _tars(manifest: Manifest, root: Path, role: str) -> tuple[Path, list[str]]:
+    """Return the folder of the split and its tars' paths below the root, sorted by their bytes."""
+    folder = root / role
+    if folder.is_dir():
+        prefix = "" if role == "." else f"{role}/"
+        found = [prefix + path for path in file_paths(folder, lambda name: name.endswith((".tar", *_PACKED_SUFFIXES)))]
+    else:
+        folder = root
+        names = [entry.name for entry in root.iterdir() if entry.name.startswith(role) and not is_hidden(entry.name)]
+        # train-000.tar and train_000.tar are of split train, training-000.tar is not
+        found = [name for name in names if not name[len(role) : len(role) + 1].isalpha()]
+    packed = sorted(name for name in found if name.endswith(_PACKED_SUFFIXES))
+    if packed:
+        raise DatasetError(
+            f"{root / packed[0]} is compressed; images are read from inside the tar by their place, so unpack it to a "
+            "plain .tar first (gunzip, or the like)."
+        )
+    tars = sorted((name for name in found if name.endswith(".tar")), key=os.fsencode)
+    if not tars:
+        raise misfit(manifest, root, f"tars in {role}/ or named {role}*.tar" if role != "." else "tars")
+    return folder, tars
+
+
+def _class_names(*folders: Path) -> tuple[str, ...] | None:
+    for path in (folder / name for folder in folders for name in CLASS_FILES):
+        if path.is_file():
+            return tuple(line.strip() for _, line in read_lines(path))
+    return None
+
+
+@dataclass(slots=True)
+class _Labels:
+    """Collects what the samples' labels say: numbers, or names that are numbered as they come."""
+
+    named: tuple[str, ...] | None
+    by_name: dict[str, int] = field(default_factory=dict)
+    largest: int = -1
+
+    def number(self, label: object, where: str) -> int:
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise DatasetError(f"{where}: a label must be a number or a class name, got {label!r}.")
+        if isinstance(label, str):
+            if not self.by_name and self.named:
+                self.by_name = {name: number for number, name in enumerate(self.named)}
+            if self.named is not None and label not in self.by_name:
+                raise DatasetError(f"{where}: class {label!r} is not one of the {len(self.named)} classes listed.")
+            found = self.by_name.setdefault(label, len(self.by_name))
+        else:
+            found, self.largest = label, max(self.largest, label)
+        if not 0 <= found < (len(self.named) if self.named is not None else _MOST_CLASSES):
+            most = len(self.named) if self.named is not None else _MOST_CLASSES
+            raise DatasetError(f"{where}: a label must be from 0 to {most - 1}, got {label!r}.")
+        if self.named is None and self.by_name and self.largest >= 0:
+            raise DatasetError(f"{where}: labels must all be numbers or all be names; list names in {CLASS_FILES[0]}.")
+        return found
+
+    def settled(self) -> tuple[tuple[str, ...], dict[int, int] | None]:
+        """Return the class names, and where names were numbered as they came, old number -> new."""
+        if self.named is not None:
+            return self.named, None
+        if not self.by_name:
+            return tuple(str(number) for number in range(self.largest + 1)), None
+        names = sorted(self.by_name)
+        return tuple(names), {self.by_name[name]: number for number, name in enumerate(names)}
+
+
+class _Tar:
+    """The samples of one tar, in order."""
+
+    def __init__(self, root: Path, path: str, shown: str, labels: _Labels) -> None:
+        self.path, self.file, self.labels = path, root / path, labels
+        self.key_prefix = shown.removesuffix(".tar")
+
+    def __iter__(self) -> Iterator[Sample]:
+        members = (member for member in list_members(self.file) if not _is_hidden(member.name))
+        with self.file.open("rb") as file:
+            for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
+                sample = self._sample(key, list(group), file.fileno())
+                if sample is not None:
+                    yield sample
+
+    def _sample(self, key: str, members: Sequence[Member], descriptor: int) -> Sample | None:
+        parts: dict[str, Member] = {}
+        for member in members:
+            kind = _split(member.name)[1]
+            if kind.rpartition(".")[2] in _PICKLES:
+                raise DatasetError(f"{self.file}: member {member.name!r} is a pickle, which runs code; remove it.")
+            if kind in parts:
+                raise DatasetError(f"{self.file}: member {member.name!r} is there twice.")
+            parts[kind] = member
+        image = self._image(key, parts)
+        read = {kind: parts[kind] for kind in (*_TEXTS, "cls", "json") if kind in parts}
+        if image is None:
+            if read:
+                raise DatasetError(
+                    f"{self.file}: member {next(iter(read.values())).name!r} has no image next to it. The members of a "
+                    "sample must share their name up to the first dot, and follow each other (tar --sort=name)."
+                )
+            return None
+        texts = {kind: self._text(member, descriptor) for kind, member in read.items()}
+        record = self._record(parts["json"], texts["json"]) if "json" in texts else {}
+        plain = next((texts[kind] for kind in _TEXTS if kind in texts), None)
+        where = f"{self.file}: member {(parts.get('json') or image).name!r}"
+        captions = plain.splitlines() if plain is not None else _captions(record, where)
+        found = self._cls(parts["cls"], texts["cls"]) if "cls" in texts else _labels(record)
+        domain = record.get("domain") or ""
+        if not isinstance(domain, str):
+            raise DatasetError(f"{where}: domain must be text, got {domain!r}.")
+        return Sample(
+            key=f"{self.key_prefix}/{key}",
+            path=tar_path(self.path, image.offset, image.size),
+            captions=tuple(caption.strip() for caption in captions if caption.strip()),
+            labels=tuple(sorted({self.labels.number(label, where) for label in found})),
+            domain=domain,
+            height=0,
+            width=0,
+        )
+
+    def _image(self, key: str, parts: Mapping[str, Member]) -> Member | None:
+        """The image of a sample: the one whose extension is that of an image alone, as jpg before seg.png."""
+        kinds = [kind for kind in parts if f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        kinds = [kind for kind in kinds if "." not in kind] or kinds
+        if len(kinds) > 1:
+            raise DatasetError(
+                f"{self.file}: sample {key!r} must have one image, got {', '.join(parts[kind].name for kind in kinds)}."
+            )
+        return parts[kinds[0]] if kinds else None
+
+    def _text(self, member: Member, descriptor: int) -> str:
+        if member.size > _LARGEST_TEXT:
+            raise DatasetError(
+                f"{self.file}: member {member.name!r} has {member.size} bytes; a text may have {_LARGEST_TEXT}."
+            )
+        try:
+            return os.pread(descriptor, member.size, member.offset).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{self.file}: member {member.name!r} must be text in UTF-8: {error}.") from error
+
+    def _record(self, member: Member, text: str) -> dict[str, Any]:
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{self.file}: member {member.name!r} must be JSON: {error}.") from error
+        if not isinstance(record, dict):
+            raise DatasetError(f"{self.file}: member {member.name!r} must be a JSON object, got {text[:40]!r}.")
+        return record
+
+    def _cls(self, member: Member, text: str) -> list[int]:
+        digits = text.strip()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            raise DatasetError(f"{self.file}: member {member.name!r} must be the number of a class, got {text[:40]!r}.")
+        return [int(digits)]
+
+
+def _captions(record: Mapping[str, Any], where: str) -> list[str]:
+    value: Any = next((record[name] for name in _CAPTION_FIELDS if record.get(name) is not None), [])
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise DatasetError(f"{where}: a caption must be text or a list of texts, got {value!r}.")
+    return captions
+
+
+def _labels(record: Mapping[str, Any]) -> list[Any]:
+    value: Any = next((record[name] for name in _LABEL_FIELDS if record.get(name) is not None), [])
+    return value if isinstance(value, list) else [value]
+
+
+def _is_hidden(name: str) -> bool:
+    return is_hidden(name) or ("/" in name and any(map(is_hidden, name.split("/"))))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return key and lower-case extension: `a/0001.seg.png` -> `a/0001`, `seg.png`."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, kind = last.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()

@@ -1,0 +1,123 @@
+"""What each protocol measures: names, headings and units of scores, and when a learning curve reaches one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+_DOMAINS = {"seen": "seen domains", "heldout": "held-out domains"}
+
+
+def over_domains(name: str, heading: str) -> dict[str, str]:
+    """Return the names of a score on seen and on held-out domains -> their headings."""
+    return {f"{name}_{part}": f"{heading}, {told}" for part, told in _DOMAINS.items()}
+
+
+HEAD_SCORES: Mapping[str, str] = {
+    **over_domains("top1", "top-1"),
+    **over_domains("top5", "top-5"),
+    **over_domains("map", "mAP"),
+}
+"""Scores that a run's summary and its evaluation may hold, shares in [0, 1] -> their headings."""
+
+
+Curve = Sequence[tuple[float, float]]
+"""(step, score) pairs in the order of steps."""
+
+
+def steps_to_reach(curve: Curve, score: float) -> float | None:
+    """The step at which the curve first reaches `score`, linear between evaluations; None if it never does.
+
+    A curve that starts at or above the score reaches it at its first evaluation: nothing earlier is known.
+    """
+    before: tuple[float, float] | None = None
+    for step, value in curve:
+        if value >= score:
+            if before is None or not math.isfinite(before[1]):
+                return float(step)
+            return before[0] + (step - before[0]) * (score - before[1]) / (value - before[1])
+        before = (step, value)
+    return None
+
+
+def score_at(curve: Curve, step: float) -> float | None:
+    """The score at `step`, linear between evaluations; None before the first and after the last."""
+    for (first, low), (second, high) in itertools.pairwise(curve):
+        if first <= step <= second:
+            return low + (high - low) * (step - first) / (second - first)
+    return float(curve[0][1]) if len(curve) == 1 and curve[0][0] == step else None
+
+
+Unit = Literal["share", "nats", "steps", "seconds", "ratio"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """One number of a protocol.
+
+    Attributes:
+        name: its key among the scores of a result.
+        heading: what people read over a column.
+        unit: `share` is in [0, 1] and shown in per cent; `ratio` is a plain factor.
+        higher_is_better: False for steps, times and their ratios; None where neither end is good.
+    """
+
+    name: str
+    heading: str
+    unit: Unit = "share"
+    higher_is_better: bool | None = True
+
+
+def _named(headings: Mapping[str, str]) -> tuple[Measure, ...]:
+    return tuple(Measure(name=name, heading=heading) for name, heading in headings.items())
+
+
+MEASURES: Mapping[str, tuple[Measure, ...]] = {
+    "classification": (
+        *_named(HEAD_SCORES),
+        *_named(over_domains("knn_top1", "k-NN top-1")),
+        *_named(over_domains("knn_map", "k-NN mAP")),
+        *_named(over_domains("linear_top1", "linear probe top-1")),
+        *_named(over_domains("linear_map", "linear probe mAP")),
+    ),
+    "cross-domain": (
+        Measure(name="top1", heading="left-out domain, top-1"),
+        Measure(name="map", heading="left-out domain, mAP"),
+    ),
+    "zero-shot": (
+        Measure(name="top1", heading="zero-shot top-1"),
+        Measure(name="top5", heading="zero-shot top-5"),
+        Measure(name="map", heading="zero-shot mAP"),
+        Measure(name="teacher_top1", heading="teacher's zero-shot top-1"),
+        Measure(name="teacher_top5", heading="teacher's zero-shot top-5"),
+        Measure(name="teacher_map", heading="teacher's zero-shot mAP"),
+    ),
+    "detection": (
+        Measure(name="box_ap", heading="box AP"),
+        Measure(name="box_ap50", heading="box AP50"),
+        Measure(name="mask_ap", heading="mask AP"),
+        Measure(name="mask_ap50", heading="mask AP50"),
+    ),
+    "grounding": (
+        Measure(name="pointing", heading="peak in mask"),
+        Measure(name="mass_in_mask", heading="mass in mask"),
+        Measure(name="iou", heading="IoU at the best threshold"),
+        Measure(name="tap_divergence", heading="divergence between taps", unit="nats", higher_is_better=None),
+        Measure(name="cam_pointing", heading="peak of class map in mask"),
+        Measure(name="cam_mass_in_mask", heading="mass of class map in mask"),
+        Measure(name="teacher_pointing", heading="teacher's peak in mask"),
+        Measure(name="teacher_mass_in_mask", heading="teacher's mass in mask"),
+        Measure(name="teacher_iou", heading="teacher's IoU"),
+    ),
+    "convergence": (
+        Measure(name="step_ratio", heading="steps to the reference's score", unit="ratio", higher_is_better=False),
+        Measure(name="steps", heading="steps", unit="steps", higher_is_better=False),
+        Measure(name="second_ratio", heading="time to the reference's score", unit="ratio", higher_is_better=False),
+        Measure(name="seconds", heading="time", unit="seconds", higher_is_better=False),
+    ),
+}
+"""Protocol -> its measures, main ones first. A score that a data set or a run does not have is missing."""
+PROTOCOLS = tuple(MEASURES)

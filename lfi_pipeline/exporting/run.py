@@ -1,0 +1,98 @@
+"""Export a trained run: read it, write the timm checkpoint beside its place, check it, and only then put it there."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError
+from lfi_pipeline.data.images import read_image
+from lfi_pipeline.exporting.check import (
+    INSIDE,
+    ONNX,
+    check_export,
+    plain_model,
+    require_onnx,
+    write_checkpoint,
+    write_onnx,
+)
+from lfi_pipeline.exporting.model_card import card_facts, model_card
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.learner import WEIGHTS, load_run
+
+CARD = "README.md"
+_IMAGES = 4  # that the export is compared on
+
+
+def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool = False) -> dict[str, Any]:
+    """Write the student of `run` to `out` as a plain timm checkpoint with a model card.
+
+    Args:
+        run: directory of a run.
+        out: directory to make; nothing is left there unless every check passes.
+        weights: `last` or `best`; None takes the best where the run has one.
+        onnx: write `model.onnx` too.
+
+    Returns:
+        What was written, and how far it is from the trained student.
+
+    Raises:
+        OutputExistsError: `out` holds something already.
+        ExportError: what was exported is not the trained student.
+        OutputWriteError: `out` cannot be written.
+        ConfigError, RunError, TargetsError, UnknownNameError: as `load_run` and `require_onnx`.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise OutputExistsError(f"{out} must be absent or an empty directory, and is not. Choose another --out.")
+    if onnx:
+        require_onnx()
+    weights = weights or ("best" if (run / WEIGHTS["best"]).is_file() else "last")
+    loaded = load_run(run, device="cpu", weights=weights)
+    plain = plain_model(loaded.student)
+    classes = loaded.store.spec.dataset.classes
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            write_checkpoint(folder, plain, loaded.config.student, loaded.student.size, classes)
+            check = check_export(folder, loaded.student, plain, _some_images(loaded.store))
+            differs = write_onnx(plain.model, folder / ONNX, loaded.student.size) if onnx else None
+            facts = card_facts(loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs)
+            (folder / CARD).write_text(model_card(facts), encoding="utf-8")
+            files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            folder.rename(out)
+    except LFIError:
+        raise
+    except OSError as error:
+        raise OutputWriteError(f"Cannot write the export to {out}: {error.strerror or error}.") from error
+    return {
+        "out": str(out),
+        "run": str(run),
+        "weights": weights,
+        "model": plain.model.pretrained_cfg["architecture"],
+        "head": plain.head,
+        "classes": len(classes) if plain.head == INSIDE else 0,
+        "parameters": facts.parameters,
+        "files": files,
+        "check": {
+            "images": check.images,
+            "noise": check.noise,
+            "features": check.features,
+            "logits": check.logits,
+            "inputs": check.inputs,
+            "onnx": differs,
+        },
+    }
+
+
+def _some_images(store: TargetStore) -> list[Image.Image]:
+    """Return a few images of the training data; none where they are no longer there."""
+    try:
+        paths = [store.index.paths[int(position)] for position in store.usable[:_IMAGES]]
+        return [read_image(store.data_root, path)[0] for path in paths]
+    except (LFIError, OSError):
+        return []

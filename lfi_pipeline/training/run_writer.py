@@ -1,0 +1,176 @@
+"""What a run leaves for its readers: settings, metrics, weights and summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.checkpoint import save_weights
+from lfi_pipeline.training.config import Machine
+from lfi_pipeline.training.learner import TASK, TOTAL
+from lfi_pipeline.training.run_dir import (
+    CONFIG,
+    CONFIG_TOML,
+    STATE,
+    SUMMARY,
+    MetricsLog,
+    make_place,
+    read_json,
+    write_json,
+)
+from lfi_pipeline.training.settings import flat_settings, write_config
+from lfi_pipeline.training.trackers import Trackers
+from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.validate import main_score
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished run, None of any other."""
+    return read_json(run / SUMMARY) if (run / SUMMARY).is_file() else None
+
+
+class RunRecord:
+    """Writes a run's files; of several processes, the main one alone does.
+
+    Args:
+        run: in memory.
+        store: its cache.
+        machine: where it runs.
+        train_samples, val_samples: how many images.
+        seen: domains trained on.
+        command: the command line.
+        writes: whether this process writes.
+    """
+
+    def __init__(
+        self,
+        run: ActiveRun,
+        store: TargetStore,
+        machine: Machine,
+        *,
+        train_samples: int,
+        val_samples: int,
+        seen: frozenset[str],
+        command: str,
+        writes: bool,
+    ) -> None:
+        self._run, self._writes = run, writes
+        self._began = time.monotonic() - run.seconds
+        self._last_log = time.monotonic()
+        if not writes:
+            return
+        make_place(run.out)
+        content = _record(run, store, train_samples, val_samples, seen, command)
+        write_json(run.out / CONFIG, content)
+        write_config(run.out / CONFIG_TOML, content["settings"])
+        self._metrics = MetricsLog(run.out, resume_step=run.step)
+        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step or None)
+
+    def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:
+        """Log the step that was just taken; `images` of it, over all processes."""
+        run, now = self._run, time.monotonic()
+        if not self._writes:
+            return
+        terms = {f"{name}_loss": losses[name] for name in (TASK, *run.config.terms) if name in losses}
+        steps = max(1, len(run.step_ms) - self._logged_steps)
+        values = {
+            "epoch": (run.step - 1) // per_epoch + 1,
+            "loss": losses[TOTAL],
+            **terms,
+            "learning_rate": losses["rate"],
+            "gradient_norm": losses["gradient_norm"],
+            "images_per_second": steps * images / max(now - self._last_log, 1e-9),
+            "step_ms": run.step_ms[-1],
+        }
+        self._last_log, self._logged_steps = now, len(run.step_ms)
+        self._log("train", values)
+
+    _logged_steps = 0
+
+    def end_epoch(self, epoch: int, scores: Mapping[str, Any]) -> None:
+        """Log the scores of an epoch and keep its weights."""
+        run = self._run
+        run.seconds = time.monotonic() - self._began
+        run.scores = dict(scores)
+        name = main_score(run.task)
+        score = scores.get(name) if name is not None else None
+        if not self._writes:
+            return
+        if scores:
+            flat = {key: value for key, value in scores.items() if not isinstance(value, Mapping)}
+            self._log("val", {"epoch": epoch, **flat})
+        metadata = {"step": run.step, "epoch": epoch}
+        run.retention.after_epoch(epoch, score, lambda path: save_weights(path, run.scored.state_dict(), metadata))
+
+    def log_time(self, epoch: int, seconds: Mapping[str, float]) -> None:
+        """Log where an epoch's time went."""
+        if self._writes:
+            self._log("time", {"epoch": epoch, **{f"{name}_s": value for name, value in seconds.items()}})
+
+    def finish(self) -> None:
+        """Write the summary, which is what makes a run finished, and drop the state of the resume."""
+        run = self._run
+        if not self._writes:
+            return
+        summary = {
+            "steps": run.step,
+            "seconds": time.monotonic() - self._began,
+            "step_ms": run.median_step_ms,
+            "parameters": run.learner.parameter_counts(),
+            **run.scores,
+        }
+        write_json(run.out / SUMMARY, summary)
+        (run.out / STATE).unlink(missing_ok=True)
+
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
+        self._metrics.write(event=event, step=self._run.step, **values)
+        self._trackers.log({f"{event}/{name}": value for name, value in values.items()}, self._run.step)
+
+    def close(self) -> None:
+        """Flush the trackers."""
+        if self._writes:
+            self._trackers.close()
+
+
+def _record(
+    run: ActiveRun, store: TargetStore, train_samples: int, val_samples: int, seen: frozenset[str], command: str
+) -> dict[str, Any]:
+    """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
+    config, spec, student = run.config, store.spec, run.learner.student
+    taps = zip(student.taps, run.learner.layers, strict=True)
+    located = replace(config, stream=replace(config.stream, targets=store.path))
+    return {
+        "name": run.out.name,
+        "student": config.student.name,
+        "objective": config.objective,
+        "maps": config.stream.maps,
+        "mode": config.queries.mode,
+        "state": config.queries.state,
+        "seed": config.stream.seed,
+        "epochs": config.stream.epochs,
+        "batch_size": config.stream.batch_size,
+        "learning_rate": config.optimizer.learning_rate,
+        "lambda_int": config.weight("lfi").value,
+        "image_size": student.size[0],
+        "patch_size": config.student.patch_size,
+        "hold_out": list(config.stream.hold_out),
+        "task": run.task,
+        "targets": str(store.path),
+        "targets_fingerprint": spec.fingerprint,
+        "teacher": {"name": spec.teacher.name, "tag": spec.teacher.tag},
+        "kind": spec.kind,
+        "taps": [{"index": tap.index, "depth": tap.depth, "teacher_layer": layer} for tap, layer in taps],
+        "dataset": {
+            "name": spec.dataset.name,
+            "split": spec.dataset.split,
+            "train_samples": train_samples,
+            "val_samples": val_samples,
+        },
+        "seen_domains": sorted(seen),
+        "command": command,
+        "settings": flat_settings(located),
+    }

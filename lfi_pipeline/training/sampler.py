@@ -1,0 +1,118 @@
+"""Which images make up which step, and what must hold of runs that share one read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.config import StreamConfig, TrainConfig
+
+
+def common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
+    first = configs[0]
+    for config in configs[1:]:
+        if (config.stream, config.accumulate, config.val_split, config.task) != (
+            first.stream, first.accumulate, first.val_split, first.task,
+        ):  # fmt: skip
+            raise ConfigError(
+                "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
+                "seed), on the task, the validation split and on accumulate. Train the others in a command of their "
+                "own."
+            )
+    return first.stream
+
+
+def require_apart(outs: Sequence[Path]) -> None:
+    if len({out.resolve() for out in outs}) < len(outs):
+        raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
+
+
+def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.int64]:
+    """Return the positions that `stream` trains on, of which there is one at least."""
+    known = set(store.index.domains)
+    unknown = [domain for domain in stream.hold_out if domain not in known]
+    if unknown:
+        raise ConfigError(
+            f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}. A domain that the cache "
+            "lacks is not trained on as it is."
+        )
+    positions = training_positions(store, stream.hold_out)
+    if not len(positions):
+        raise ConfigError(f"{stream.targets} has no usable sample left to train on.")
+    return positions
+
+
+def require_views(store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig]) -> None:
+    """Check that the cache holds what the teacher sees of the images as they are augmented."""
+    reads_targets = any(config.terms for config in configs)
+    if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
+        raise ConfigError(
+            f"{stream.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
+            "image. Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with "
+            "--mirror-maps."
+        )
+
+
+Ticket = tuple[int, int]  # (epoch, position in the cache)
+
+
+def training_positions(store: TargetStore, hold_out: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the usable positions of `store` whose domain is not held out."""
+    domains = store.index.domains
+    kept = [position for position in store.usable.tolist() if domains[position] not in hold_out]
+    return np.array(kept, dtype=np.int64)
+
+
+class Tickets(Sampler[list[Ticket]]):
+    """Lists of tickets for all epochs, starting at any step; each epoch is a fresh permutation.
+
+    A step's batch is cut into `pieces` lists, of which `mine` are given: several for gradients that are accumulated,
+    some of all where several processes share the batch. Cuts leave neighbours (2i, 2i + 1) together, which are mixed.
+
+    Raises:
+        ConfigError: fewer pairs of images in a batch than pieces.
+    """
+
+    def __init__(
+        self,
+        positions: npt.NDArray[np.int64],
+        stream: StreamConfig,
+        *,
+        start: int = 0,
+        pieces: int = 1,
+        mine: Sequence[int] = (0,),
+    ) -> None:
+        self.positions, self.stream, self.start, self.mine = positions, stream, start, tuple(mine)
+        self.size = min(stream.batch_size, len(positions))
+        self.steps_per_epoch = max(1, len(positions) // stream.batch_size)
+        pairs = (self.size + 1) // 2
+        if pairs < pieces:
+            raise ConfigError(
+                f"A batch of {self.size} images cannot be shared by {pieces} (processes times accumulated passes): "
+                f"each needs two images. Use batches of {2 * pieces} images or more."
+            )
+        bounds = [min(2 * (pairs * piece // pieces), self.size) for piece in range(pieces + 1)]
+        self.cuts = [(bounds[piece], bounds[piece + 1]) for piece in self.mine]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.stream.epochs
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * len(self.cuts)
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        for epoch in range(self.start // self.steps_per_epoch, self.stream.epochs):
+            order = np.random.default_rng([self.stream.seed, epoch]).permutation(self.positions)
+            first = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
+            for step in range(first, self.steps_per_epoch):
+                batch = order[step * self.size : (step + 1) * self.size]
+                for begin, end in self.cuts:
+                    yield [(epoch, int(position)) for position in batch[begin:end]]

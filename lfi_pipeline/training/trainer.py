@@ -1,0 +1,234 @@
+"""One student in training: its weights, its optimizer, its directory, and what one step does to them."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.objectives import StepContext
+from lfi_pipeline.students import Student
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
+from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard
+from lfi_pipeline.training.config import OptimizerConfig, TrainConfig
+from lfi_pipeline.training.data import Batch, CutTargets
+from lfi_pipeline.training.learner import TOTAL, Learner
+from lfi_pipeline.training.run_dir import CHECKPOINTS, STATE
+
+_WARMUP_START = 0.01  # of the peak
+
+
+def make_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
+) -> Scheduler:
+    """Return timm's scheduler for `config`; call its `step_update(step)` before step 0, 1, ... `steps` - 1."""
+    common: dict[str, Any] = {
+        "warmup_t": min(config.warmup_epochs * steps_per_epoch, steps - 1),
+        "warmup_lr_init": config.learning_rate * _WARMUP_START,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    match config.schedule:
+        case "cosine":
+            return CosineLRScheduler(optimizer, t_initial=steps, **common)
+        case "linear":
+            return PolyLRScheduler(optimizer, t_initial=steps, power=1.0, **common)
+    return StepLRScheduler(optimizer, decay_t=steps + 1, **common)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a step's batch, on the device, with its target maps where a student reads maps."""
+
+    batch: Batch
+    cut: CutTargets | None
+    share: float
+
+
+class ActiveRun:
+    """A run in memory.
+
+    Args:
+        config: its settings.
+        out: its directory, prepared.
+        store: the cache.
+        task: as `tasks.resolve_task` says.
+        accelerator: the processes that share it.
+        device: where it computes.
+        steps: of the whole run.
+        steps_per_epoch: for the warm-up.
+        keep_every: as of `Machine`.
+
+    Raises:
+        LFIError: a student that cannot be built, a term that the cache cannot serve, a checkpoint that cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        *,
+        store: TargetStore,
+        task: str,
+        accelerator: Accelerator,
+        device: torch.device,
+        steps: int,
+        steps_per_epoch: int,
+        keep_every: int,
+    ) -> None:
+        self.config, self.out, self.task, self.device = config, out, task, device
+        self.accelerator, self.total_steps = accelerator, steps
+        self.learner = Learner(config, store, task).to(device).train()
+        self.optimizer = _make_optimizer(config, self.learner)
+        self.schedule = make_schedule(config.optimizer, self.optimizer, steps, steps_per_epoch)
+        decay = config.optimizer.ema
+        self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
+        self.step = 0
+        self.retention = Retention(out / CHECKPOINTS, every=keep_every or None)
+        self.scores: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.step_ms: list[float] = []
+        self._guard = LossGuard()
+        self._autocasts = config.precision == "bf16"
+        self.failure: str | None = None
+        self._resume(store.spec.fingerprint)
+        self.shared = accelerator.prepare_model(self.learner) if accelerator.num_processes > 1 else self.learner
+        self._fingerprint = store.spec.fingerprint
+
+    @property
+    def scored(self) -> Student:
+        """The student that is scored and kept: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.learner.student
+
+    def train_step(self, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+        """Take one step and return its losses, and `rate` and `gradient_norm`; check `failure` afterwards.
+
+        Everything random in it depends on (seed, step, process) alone, so a resumed run needs no generator's state.
+        """
+        began = time.monotonic()
+        torch.manual_seed(self._seed_of_step())
+        self.schedule.step_update(self.step)
+        progress = self.step / self.total_steps
+        weights = {term: self.config.weight(term).at(progress) for term in self.config.terms}
+        with clock.lap(FORWARD):
+            told = [self.learner.supervise(piece.cut) for piece in pieces]
+            mass = self._mass([told_now.weights for told_now, _ in told if told_now is not None and told_now.weights])
+        sums: dict[str, Tensor] = {}
+        for number, (piece, (supervision, present)) in enumerate(zip(pieces, told, strict=True)):
+            context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present)
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared):
+                with clock.lap(FORWARD), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
+                    losses = self.shared(context, supervision, weights)
+                with clock.lap(BACKWARD):
+                    losses[TOTAL].backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+        with clock.lap(OPTIMIZER):
+            values = self._update(sums)
+        self.step_ms.append((time.monotonic() - began) * 1e3)
+        group = self.optimizer.param_groups[0]
+        return values | {"rate": group["lr"] / group.get("lr_scale", 1.0)}
+
+    def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Move the weights, unless something is wrong with the step; return its numbers."""
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip)
+        values = self._over_processes(sums | {"gradient_norm": norm})
+        self.failure = self._guard.check(values[TOTAL], values["gradient_norm"])
+        if self.failure is None:
+            self.optimizer.step()
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.learner.student, step=self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def save(self) -> None:
+        """Replace the state that a resume starts from."""
+        state = {
+            "step": self.step,
+            "recent_losses": list(self._guard.recent),
+            "retention": self.retention.state_dict(),
+            "scores": self.scores,
+            "seconds": self.seconds,
+            "step_ms": self.median_step_ms,
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+        }
+        save_state(self.out / STATE, state, fingerprint=self._fingerprint)
+
+    @property
+    def median_step_ms(self) -> float | None:
+        """Median time of a step in milliseconds, of those taken since the run was started or resumed."""
+        return statistics.median(self.step_ms) if self.step_ms else self._earlier_step_ms
+
+    _earlier_step_ms: float | None = None
+
+    def _resume(self, fingerprint: str) -> None:
+        path = self.out / STATE
+        if not path.is_file():
+            return
+        state = load_state(path, fingerprint=fingerprint)
+        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self._guard = LossGuard(state["recent_losses"])
+        self.retention.load_state_dict(state["retention"])
+        self._earlier_step_ms = state["step_ms"]
+        self.learner.load_state_dict(state["learner"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+    def _seed_of_step(self) -> int:
+        seeds = [self.config.stream.seed, self.step, self.accelerator.process_index]
+        return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def _mass(self, weights: Sequence[Sequence[Tensor]]) -> Tensor | None:
+        """Weight of all words of the step at each tap, per process (see `StepContext.mass`)."""
+        if not weights:
+            return None
+        mass = torch.stack([torch.stack([tap.sum() for tap in taps]) for taps in weights]).sum(0)
+        if self.accelerator.num_processes > 1:
+            mass = self.accelerator.reduce(mass, reduction="mean")
+        return mass
+
+    def _over_processes(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The step's numbers; each process holds its part times their count, so their mean is the whole."""
+        values = torch.stack([value.detach().float().to(self.device) for value in sums.values()])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, reduction="mean")
+        return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:
+    asked = config.optimizer
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            learner,
+            opt=asked.name,
+            lr=asked.learning_rate,
+            weight_decay=asked.weight_decay,
+            layer_decay=asked.layer_decay,
+        )
+    except (ValueError, AssertionError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"optimizer must be one of timm's that takes these settings, got {asked.name!r} with layer_decay "
+            f"{asked.layer_decay} ({error}). timm.optim.list_optimizers() names them."
+        ) from error
+    return optimizer

@@ -1,0 +1,104 @@
+"""A detector learns a few images by heart, and finds their objects in the pixels of the originals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pycocotools import mask as coco_mask
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
+from lfi_pipeline.evaluation.detection.coco_score import detect
+from lfi_pipeline.evaluation.detection.model import build_detector
+from lfi_pipeline.evaluation.detection.protocol import Schedule, finetune
+
+WIDTH = 16
+
+
+def detector_of(seed: int = 0, name: str = "vit_tiny_patch16_224") -> Any:
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2} if "vit" in name else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = timm.create_model(name, num_classes=0, **options)
+        return build_detector(backbone, classes=2, size=32, width=WIDTH)
+
+
+def schedule(iterations: int, learning_rate: float = 3e-3) -> Schedule:
+    return Schedule(iterations=iterations, batch_size=3, learning_rate=learning_rate, seed=5)
+
+
+def tuned(detector: Any, root: Path, plan: Schedule, **options: Any) -> list[float]:
+    split = read_split(find_instances(root, "train"))
+    draws = [(position, False) for position, _ in training_draws(split, plan.iterations * plan.batch_size, 0)]
+    return finetune(detector, DetectionImages(split, draws), plan, **options)
+
+
+def test_a_few_images_are_learned_and_found_in_their_own_pixels(coco_root: Path) -> None:
+    detector = detector_of()
+    losses = tuned(detector, coco_root, schedule(80))
+    assert losses[-1] < 0.3 * losses[0]
+    split = read_split(find_instances(coco_root, "val"))
+    found = detect(detector, split, batch_size=3)
+    for image in (11, 13):  # 64 by 40 and 30 by 64 pixels, seen as 32 by 20 and 15 by 32
+        for each in split.annotations[image]:
+            same = [d for d in found if (d["image_id"], d["category_id"]) == (image, each["category_id"])]
+            best = max(same, key=lambda detection: float(detection["score"]))
+            assert coco_mask.iou([best["bbox"]], [each["bbox"]], [0]).item() > 0.6
+            truth = coco_mask.frPyObjects(each["segmentation"], *best["segmentation"]["size"])
+            assert coco_mask.iou([best["segmentation"]], truth, [0]).item() > 0.6
+
+
+def test_answers_stay_inside_the_image_and_are_of_its_size(coco_root: Path) -> None:
+    split = read_split(find_instances(coco_root, "val"))
+    found = detect(detector_of(), split, batch_size=4)
+    shapes = {image["id"]: (image["height"], image["width"]) for image in split.images}
+    assert found
+    for each in found:
+        height, width = shapes[each["image_id"]]
+        left, top, across, down = each["bbox"]
+        assert min(left, top, across, down) >= 0
+        assert left + across <= width + 1e-3
+        assert top + down <= height + 1e-3
+        assert tuple(each["segmentation"]["size"]) == (height, width)
+        assert each["category_id"] in (2, 5)
+
+
+def test_the_same_seed_gives_the_same_detector_whatever_was_drawn_before(coco_root: Path) -> None:
+    outcomes = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        detector = detector_of()
+        before = torch.random.get_rng_state()
+        losses = tuned(detector, coco_root, schedule(3))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        outcomes.append((losses, detector.state_dict()))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert all(torch.equal(outcomes[0][1][name], value) for name, value in outcomes[1][1].items())
+
+
+def test_a_convolutional_backbone_learns_as_well(coco_root: Path) -> None:
+    losses = tuned(detector_of(name="resnet10t"), coco_root, schedule(12, 1e-3))
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_no_number_says_what_to_do(coco_root: Path) -> None:
+    detector = detector_of()
+    with torch.no_grad():
+        detector.roi_heads.box_predictor.cls_score.bias.fill_(float("nan"))
+    with pytest.raises(ConfigError, match=r"at iteration 0 of 2 .*loss_classifier nan.*learning rate below 0\.003"):
+        tuned(detector, coco_root, schedule(2))
+
+
+def test_an_interrupt_says_what_is_lost(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stopped)
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        tuned(detector_of(), coco_root, schedule(2), tell=lines.append)
+    assert "fine-tuning is lost" in lines[0]

@@ -1,0 +1,26 @@
+"""What runs are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lfi_pipeline.training.run_dir import run_name
+from lfi_pipeline.training.settings import config_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "resnet18-lfi-0"),
+        ({"objective": "none", "seed": 3}, "resnet18-none-3"),
+        ({"maps": "shuffled", "state": "reset"}, "resnet18-lfi-shuffled-reset-0"),
+        ({"queries": "learned"}, "resnet18-lfi-learned-0"),
+        ({"objective": "embedding", "state": "reset"}, "resnet18-embedding-0"),  # has no queries
+        ({"objective": "embedding", "queries": "learned", "state": "reset"}, "resnet18-embedding-learned-reset-0"),
+        ({"student": "hf-hub:timm/resnet18"}, "hf-hub:timm-resnet18-lfi-0"),
+    ],
+)
+def test_a_run_is_named_after_what_it_is(settings: dict[str, Any], name: str) -> None:
+    assert run_name(config_of({"targets": "x", "student": "resnet18"} | settings)) == name
