@@ -22,7 +22,18 @@ PACKAGES = {
     "lfi_pipeline": ROOT / "lfi_pipeline",
     "lfi_kernels": ROOT / "kernels" / "lfi_kernels",
 }
-STAGE_TWO = ("students", "training", "evaluation", "export", "report", "study", "targets", "data")
+STAGE_TWO = (
+    "core",
+    "data",
+    "targets",
+    "students",
+    "objectives",
+    "training",
+    "evaluation",
+    "exporting",
+    "report",
+    "study",
+)
 PICKLERS = ("pickle", "cPickle", "_pickle", "shelve", "joblib", "dill", "cloudpickle", "numcodecs.pickles")
 IMPORTERS = ("importlib.import_module", "__import__")
 # A call that unpickles unless one keyword says otherwise.

@@ -82,7 +82,7 @@ def _zero_shot(store: TargetStore) -> Result | None:
     found = store.zero_shot
     if found is None:
         return None
-    from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
+    from lfi_pipeline.evaluation import teacher_zero_shot
 
     score = teacher_zero_shot(store)
     return {

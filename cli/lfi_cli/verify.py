@@ -44,7 +44,7 @@ def verify(
 
     Example: lfi verify shards/ --recompute 0.01
     """
-    from lfi_pipeline.targets import verify as find_faults
+    from lfi_pipeline.targets.verify import verify as find_faults
 
     further: list[Check] = []
     if recompute:

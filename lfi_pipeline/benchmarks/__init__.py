@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]
 
 __getattr__ = lazy_exports(
-    __name__, {"outcome": ["Asked", "Measurement", "Outcome", "COLUMNS", "Environment", "append_csv"]}
+    __name__, {"outcome": ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]}
 )

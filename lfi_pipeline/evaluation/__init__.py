@@ -25,9 +25,9 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "results": ["EvaluationConfig"],
         "grounding": ["Grounding", "grounded_words", "teacher_grounding"],
         "protocols": ["evaluate_runs"],
+        "results": ["EvaluationConfig"],
         "zero_shot": ["ZeroShotScore", "teacher_zero_shot"],
     },
 )

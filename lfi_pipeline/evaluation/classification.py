@@ -1,6 +1,6 @@
 """Protocol `classification`: how well the student tells classes, seen and held-out domains apart.
 
-Three readings of one frozen student: its own head; k nearest neighbours (`evaluation.knn`) and a linear probe
+Three readings of one frozen student: its own head; k nearest neighbours (`evaluation.probes`) and a linear probe
 (`evaluation.linear_probe`, both with their sources) on its pooled features, fitted on the run's training split without
 the held-out domains, on whole images without augmentation. Each is scored alike: top-1 accuracy where every image has
 one label (the head: top-5 as well), and the mean over classes of average precision (Everingham et al., "The Pascal
@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.evaluation import probes as knn
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
-from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
+from lfi_pipeline.evaluation.probes import TEMPERATURE, K, choose_probe, knn_scores
 from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load, validation_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.inspection import evenly_spaced
@@ -194,8 +193,8 @@ class ClassificationConfig:
 
     probes: bool = True
     probe_limit: int | None = None
-    knn_k: int = knn.K
-    knn_temperature: float = knn.TEMPERATURE
+    knn_k: int = K
+    knn_temperature: float = TEMPERATURE
 
     def __post_init__(self) -> None:
         for name, value in (("probe_limit", self.probe_limit), ("knn_k", self.knn_k)):

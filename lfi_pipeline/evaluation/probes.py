@@ -1,4 +1,4 @@
-"""Probes of frozen features: k nearest neighbours, and logistic regression with its penalty chosen on held-back images."""
+"""Probes of frozen features: k nearest neighbours, and logistic regression, its penalty chosen on held-back images."""
 
 from __future__ import annotations
 
