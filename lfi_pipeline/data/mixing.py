@@ -1,12 +1,15 @@
-"""Mixup and cutmix that labels and interaction maps go through together with the images.
+"""Cuts by maps, mixup and cutmix that labels and interaction maps go through together with the images.
 
 Images 2i and 2i + 1 of a batch are a pair; the odd last one stays alone. Both images of a pair use the same draw:
 
 - mixup (Zhang et al., ICLR 2018): an image becomes share * own + (1 - share) * partner, everywhere.
 - cutmix (Yun et al., ICCV 2019): the partner's pixels inside a box, the own ones outside; share = 1 - area of the box.
 
-In both, a place x shows the partner by a known share c(x): 1 - share everywhere, or 1 in the box and 0 outside. A box
-is given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered.
+- cut by maps (data.map_mixing): what the own image's interaction maps leave out shows the partner.
+
+In all, a place x shows the partner by a known share c(x): 1 - share everywhere, 1 in the box and 0 outside, or
+1 - alpha(x). Where an image is cut and mixed too, the cut comes first: mixup and cutmix see both pictures cut. A box is
+given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered.
 So images, maps on any grid and labels agree, whatever their sizes. Maps follow the pixels: the mass of an own word in
 a cell is multiplied by 1 - c, that of a partner's word by c. The sum of a row stays the share of the word's mass that
 is shown, the w_m of DESIGN section 5.
@@ -21,9 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.augment import interval_shares
+
+MIXES = ("none", "maps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +37,55 @@ class Mix:
     """What the B images of a batch show after mixing.
 
     Attributes:
-        share: fp32 [B], how much of the picture is the own image, from 0 to 1.
+        share: fp32 [B], how much of the picture mixup or cutmix leave to the own image, from 0 to 1.
         box: fp32 [B, 4], where the partner is pasted: (left, top, right, bottom) in fractions of the picture; zeros
             for mixup and for images that are not mixed.
         partner: int64 [B], place of the other image; the own place for one that has none.
+        kept: fp32 [B, rows, columns], by how much each place keeps the own image where it is cut by its maps, from 0 to
+            1; None where no image is.
     """
 
     share: Tensor
     box: Tensor
     partner: Tensor
+    kept: Tensor | None = None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Mix:
         """Change every tensor."""
-        return Mix(change(self.share), change(self.box), change(self.partner))
+        kept = None if self.kept is None else change(self.kept)
+        return Mix(change(self.share), change(self.box), change(self.partner), kept)
+
+    @property
+    def own_share(self) -> Tensor:
+        """How much of each picture is the own image after all, fp32 [B]."""
+        if self.kept is None:
+            return self.share
+        return 1 - _partner_seen(self, *self.kept.shape[1:]).mean((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixConfig:
-    """Distribution of `Mix`. With both parameters above 0 each pair draws one of the two, equally often.
+    """Distribution of `Mix`. With both parameters above 0 each pair draws one of mixup and cutmix, equally often.
 
     Attributes:
+        mix: `maps` cuts images out by their maps and lays them over another of the batch; `none` does not.
+        maps_probability: that an image is cut, with `maps`.
         mixup: both parameters of the Beta distribution of mixup's share; 0 switches mixup off.
         cutmix: the same for cutmix, of the share before the box is clipped at the picture's border; 0 is off.
-        probability: that a pair is mixed at all.
+        probability: that mixup or cutmix touch a pair.
     """
 
+    mix: str = "none"
+    maps_probability: float = 0.9
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.mix not in MIXES:
+            raise UnknownNameError("mix", self.mix, MIXES)
+        if not 0 <= self.maps_probability <= 1:
+            raise ConfigError(f"maps_probability must be in [0, 1], got {self.maps_probability}.")
         finite = math.isfinite(self.mixup) and math.isfinite(self.cutmix)
         if not finite or self.mixup < 0 or self.cutmix < 0 or not 0 <= self.probability <= 1:
             raise ConfigError(
@@ -71,6 +96,15 @@ class MixConfig:
     @property
     def active(self) -> bool:
         """Whether anything is ever mixed."""
+        return self.cuts or self._mixes
+
+    @property
+    def cuts(self) -> bool:
+        """Whether images are ever cut by their maps."""
+        return self.mix == "maps" and self.maps_probability > 0
+
+    @property
+    def _mixes(self) -> bool:
         return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
     def draw(self, rngs: Sequence[np.random.Generator], images: int | None = None) -> Mix:
@@ -99,7 +133,7 @@ class MixConfig:
     def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Share [] and box [4] of one pair."""
         mixed, pasted = rng.random() < self.probability, rng.random() < 0.5
-        if not self.active or not mixed:
+        if not self._mixes or not mixed:
             return torch.tensor(1.0), torch.zeros(4)
         if not self.cutmix or (self.mixup and not pasted):
             return torch.tensor(rng.beta(self.mixup, self.mixup), dtype=torch.float32), torch.zeros(4)
@@ -123,7 +157,10 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
 
 
 def mix_labels(labels: Tensor, mix: Mix) -> Tensor:
-    """Mix labels, or any target that the loss is linear in (probabilities, say), fp32 [B, C] -> the same."""
+    """Mix labels, or any target that the loss is linear in (probabilities, say), fp32 [B, C] -> the same.
+
+    Labels of pictures that are cut by their maps are those of what is seen then, see `data.map_mixing`.
+    """
     return torch.lerp(labels, labels[mix.partner], (1 - mix.share)[:, None])
 
 
@@ -143,8 +180,9 @@ def mix_maps(mass: Tensor, words: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
         mass [B, L, 2M, rows, columns] and words [B, 2M].
     """
     seen = _partner_seen(mix, mass.shape[-2], mass.shape[-1]).to(mass.dtype)[:, None, None]
-    own_words = torch.where((mix.share > 0)[:, None], words, -1)
-    other_words = torch.where((mix.share < 1)[:, None], words[mix.partner], -1)
+    own_share = mix.own_share
+    own_words = torch.where((own_share > 0)[:, None], words, -1)
+    other_words = torch.where((own_share < 1)[:, None], words[mix.partner], -1)
     own = mass * (1 - seen) * (own_words >= 0)[:, None, :, None, None]
     other = mass[mix.partner] * seen * (other_words >= 0)[:, None, :, None, None]
     same = (own_words[:, :, None] == other_words[:, None, :]) & (own_words >= 0)[:, :, None]  # [B, M own, M other]
@@ -156,7 +194,7 @@ def mix_maps(mass: Tensor, words: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
 
 
 def mixed_loss(loss_of: Callable[[Tensor], Tensor], target: Tensor, mix: Mix) -> Tensor:
-    """Return share * loss(own target) + (1 - share) * loss(partner's target) of each image, [B].
+    """Return share * loss(own target) + (1 - share) * loss(partner's target) of each image, [B]; share = `own_share`.
 
     For targets that cannot be mixed themselves, such as the teacher's embedding of an image.
 
@@ -165,7 +203,7 @@ def mixed_loss(loss_of: Callable[[Tensor], Tensor], target: Tensor, mix: Mix) ->
         target: [B, ...], of the images before mixing.
         mix: on the same device.
     """
-    return torch.lerp(loss_of(target), loss_of(target[mix.partner]), 1 - mix.share)
+    return torch.lerp(loss_of(target), loss_of(target[mix.partner]), 1 - mix.own_share)
 
 
 def _partner_seen(mix: Mix, rows: int, columns: int) -> Tensor:
@@ -173,4 +211,14 @@ def _partner_seen(mix: Mix, rows: int, columns: int) -> Tensor:
     across = interval_shares(mix.box[:, 0], mix.box[:, 2], 1, columns)  # [B, 1, columns]
     down = interval_shares(mix.box[:, 1], mix.box[:, 3], 1, rows)
     area = (mix.box[:, 2] - mix.box[:, 0]) * (mix.box[:, 3] - mix.box[:, 1])
-    return torch.where(area[:, None, None] > 0, down.transpose(1, 2) * across, (1 - mix.share)[:, None, None])
+    mixed = torch.where(area[:, None, None] > 0, down.transpose(1, 2) * across, (1 - mix.share)[:, None, None])
+    if mix.kept is None:
+        return mixed
+    size = (rows, columns)
+    kept = mix.kept if mix.kept.shape[1:] == size else _resized(mix.kept, size)
+    return (1 - mixed) * (1 - kept) + mixed * kept[mix.partner]
+
+
+def _resized(field: Tensor, size: tuple[int, int]) -> Tensor:
+    """Give a field [B, rows, columns] another grid: bilinear, and a mean over what a larger cell covers."""
+    return F.interpolate(field[:, None], size=size, mode="bilinear", antialias=True)[:, 0].clamp(0, 1)

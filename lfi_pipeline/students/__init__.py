@@ -10,17 +10,22 @@ if TYPE_CHECKING:
     from lfi_pipeline.students.backbone import StudentConfig, Tap, pair_layers
     from lfi_pipeline.students.learned_queries import LearnedQueries
     from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
-    from lfi_pipeline.students.student import Features, Student
+    from lfi_pipeline.students.query_head import QueryHead
+    from lfi_pipeline.students.student import HEADS, Features, Student
+    from lfi_pipeline.students.tap_model import TapModel
 
 __all__ = [
+    "HEADS",
     "Features",
     "LearnedQueries",
     "QueryConfig",
+    "QueryHead",
     "QueryOutput",
     "Student",
     "StudentConfig",
     "Supervision",
     "Tap",
+    "TapModel",
     "TextQueries",
     "pair_layers",
 ]
@@ -31,6 +36,8 @@ __getattr__ = lazy_exports(
         "backbone": ["StudentConfig", "Tap", "pair_layers"],
         "learned_queries": ["LearnedQueries"],
         "queries": ["QueryConfig", "QueryOutput", "Supervision", "TextQueries"],
-        "student": ["Features", "Student"],
+        "query_head": ["QueryHead"],
+        "student": ["HEADS", "Features", "Student"],
+        "tap_model": ["TapModel"],
     },
 )

@@ -59,7 +59,7 @@ class SlotReadout(nn.Module):
 
     def __init__(self, config: QueryConfig, classes: int) -> None:
         super().__init__()
-        self.form = config.readout
+        self.form = "concat" if config.readout == "auto" else config.readout
         self.linear = nn.Linear(config.width * (config.slots if self.form == "concat" else 1), classes)
 
     def forward(self, states: Tensor) -> Tensor:

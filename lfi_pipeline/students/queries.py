@@ -16,7 +16,8 @@ from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 
 MODES = ("text", "learned")
 STATES = ("persistent", "reset")
-READOUTS = ("concat", "max")
+READOUTS = ("auto", "class", "text", "concat", "max")
+"""`class` and `text` are of the query head (query_head.py), `concat` and `max` of learned slots (readout.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,8 @@ class QueryConfig:
         width: Dq, channels of a query.
         heads: attention heads at each tap.
         state: `persistent` carries Q_t to the next tap; `reset` starts every tap from Q_0 (the ablation).
-        readout: how the slots' final states become class logits, see `SlotReadout`; of mode `learned`.
+        readout: how final states become class logits. Of the query head `class` (its `auto`) or `text`, see
+            `QueryHead`; of mode `learned` `concat` (its `auto`) or `max`, see `SlotReadout`.
     """
 
     mode: str = "text"
@@ -37,7 +39,7 @@ class QueryConfig:
     width: int = 128
     heads: int = 4
     state: str = "persistent"
-    readout: str = "concat"
+    readout: str = "auto"
 
     def __post_init__(self) -> None:
         for kind, value, choices in (
@@ -174,7 +176,7 @@ class TextQueries(QueryStack):
         seed = nn.Linear(embedding_dim, config.width)
         super().__init__(config, make_blocks(tap_widths, config))
         self.seed = seed
-        self.presence = PresenceScore(config.width) if presence else None
+        self.presence: nn.Module | None = PresenceScore(config.width) if presence else None
 
     def forward(
         self,

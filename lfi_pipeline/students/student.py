@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students.backbone import StudentConfig, Tap, build_backbone, choose_taps, input_size
 from lfi_pipeline.students.learned_queries import LearnedQueries, SlotReadout
 from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
+from lfi_pipeline.students.query_head import QueryHead
+from lfi_pipeline.students.tap_model import TapBackbone, as_backbone
+
+HEADS = ("linear", "queries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +39,26 @@ class Features:
 
 
 class Student(nn.Module):
-    """Backbone, linear head and interaction queries.
+    """Backbone, interaction queries at its taps, and a head.
 
-    Queries of mode `text` serve training alone; those of mode `learned` run in every forward pass, and their final
+    With the head `queries` the queries of the classes give the logits, in every forward pass. Beside a linear head,
+    queries of mode `text` serve training alone; those of mode `learned` run in every forward pass, and their final
     states feed the logits.
 
     Args:
         config: which backbone, and its taps.
-        classes: width of the head; 0 builds none.
+        classes: number of outputs; 0 builds no head.
         embedding_dim: E, of the teacher's text embeddings.
         queries: shape of the interaction queries; None builds none (objectives without maps).
         presence: give queries of mode `text` the readout that scores whether a word is in the image.
+        head: one of `HEADS`; `queries` needs `queries` of mode `text`.
+        class_embeddings: text embeddings [classes, E] of the class names, for the head `queries`; None: zeros, until
+            weights are loaded.
+        backbone: a module of one's own instead of timm's of `config.name`: a timm model, or a `TapModel`.
 
     Raises:
-        UnknownNameError, ConfigError: as `build_backbone` and `choose_taps`; presence without queries of mode `text`.
+        UnknownNameError, ConfigError: as `build_backbone` and `choose_taps`; presence or the head `queries` without
+            queries of mode `text`.
     """
 
     def __init__(
@@ -59,25 +69,39 @@ class Student(nn.Module):
         embedding_dim: int,
         queries: QueryConfig | None = None,
         presence: bool = False,
+        head: str = "linear",
+        class_embeddings: Tensor | None = None,
+        backbone: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if head not in HEADS:
+            raise UnknownNameError("head", head, HEADS)
         if presence and (queries is None or queries.mode != "text"):
             found = "none" if queries is None else f"mode {queries.mode!r}"
             raise ConfigError(f"The presence term scores words: it needs queries of mode 'text', got {found}.")
-        self.backbone = build_backbone(config)
+        self.backbone = build_backbone(config) if backbone is None else as_backbone(backbone)
+        if isinstance(self.backbone, TapBackbone) and not config.taps:  # what it offers is what it wants tapped
+            config = replace(config, taps=tuple(range(len(self.backbone.feature_info))))
         self.size = input_size(self.backbone, config)
         self.taps: tuple[Tap, ...] = choose_taps(self.backbone, config)
         with torch.no_grad():  # some families widen between features and pooled output (`head_hidden_size`)
             blank = self.backbone.eval().forward_features(torch.zeros(1, 3, *self.size))
             self.pooled_width = int(self._pool(blank).shape[1])
         self.backbone.train()
-        self.head = nn.Linear(self.pooled_width, classes) if classes else None
+        self.head = nn.Linear(self.pooled_width, classes) if classes and head == "linear" else None
         self.queries: TextQueries | LearnedQueries | None = None
         self.readout: SlotReadout | None = None
         tap_widths = [tap.width for tap in self.taps]
         if queries is not None and queries.mode == "learned":
+            if head == "queries":
+                raise ConfigError("The head 'queries' needs queries of mode 'text', got 'learned'.")
             self.queries = LearnedQueries(tap_widths, queries)
             self.readout = SlotReadout(queries, classes) if classes else None
+        elif head == "queries":
+            if queries is None:
+                raise ConfigError("The head 'queries' needs queries of mode 'text', got none.")
+            seeds = torch.zeros(classes, embedding_dim) if class_embeddings is None else class_embeddings
+            self.queries = QueryHead(seeds, tap_widths, queries, presence=presence)
         elif queries is not None:
             self.queries = TextQueries(embedding_dim, tap_widths, queries, presence=presence)
         mean, std = self.backbone.pretrained_cfg["mean"], self.backbone.pretrained_cfg["std"]
@@ -106,6 +130,14 @@ class Student(nn.Module):
         features = self.answer(final, maps, supervision)
         return features if with_taps else replace(features, taps=[], grids=[])
 
+    def tapped(self, images: Tensor) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Return per tap the patch tokens [B, N_t, D_t] and their grid, of images as `forward` takes them."""
+        x = (images.float() - self.mean) / self.std
+        maps = self.backbone.forward_intermediates(
+            x, indices=[tap.index for tap in self.taps], output_fmt="NCHW", intermediates_only=True
+        )
+        return [f.flatten(2).transpose(1, 2) for f in maps], [(int(f.shape[2]), int(f.shape[3])) for f in maps]
+
     def answer(self, final: Any, maps: Sequence[Tensor], supervision: Supervision | None = None) -> Features:
         """Return what the student makes of what its backbone gave.
 
@@ -119,12 +151,25 @@ class Student(nn.Module):
         pooled = self._pool(final)
         interaction = self._interact(tokens, supervision)
         logits: Tensor | None = self.head(pooled) if self.head is not None else None
+        if self.query_head is not None:
+            logits = self.query_head.logits(tokens)
         if logits is not None and self.readout is not None and interaction is not None:
             logits = logits + self.readout(interaction.states)
         return Features(pooled, logits, tokens, grids, interaction)
 
+    @property
+    def query_head(self) -> QueryHead | None:
+        """The queries, where they are what gives the logits."""
+        return self.queries if isinstance(self.queries, QueryHead) and len(self.queries.classes) else None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there are logits."""
+        return self.head is not None or self.query_head is not None
+
     def _runs_queries(self, supervision: Supervision | None) -> bool:
-        return isinstance(self.queries, LearnedQueries) or (self.queries is not None and supervision is not None)
+        always = isinstance(self.queries, LearnedQueries) or self.query_head is not None
+        return always or (self.queries is not None and supervision is not None)
 
     def _interact(self, tokens: list[Tensor], supervision: Supervision | None) -> QueryOutput | None:
         output: QueryOutput | None = None
@@ -142,7 +187,8 @@ class Student(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the backbone, of the head (with what reads the slots) and of the queries.
 
-        `kept_queries` says how many of the queries' stay with the student: all in mode `learned`, none in `text`.
+        `kept_queries` says how many of the queries' stay with the student: all of the head `queries` and in mode
+        `learned`, none of a scaffold of mode `text`.
         """
 
         def count(*modules: nn.Module | None) -> int:
@@ -152,5 +198,5 @@ class Student(nn.Module):
             "backbone": count(self.backbone),
             "head": count(self.head, self.readout),
             "queries": count(self.queries),
-            "kept_queries": count(self.queries) if isinstance(self.queries, LearnedQueries) else 0,
+            "kept_queries": count(self.queries) if isinstance(self.queries, LearnedQueries | QueryHead) else 0,
         }

@@ -5,27 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.augment import Augmentation, Photometric
 from lfi_pipeline.data.mixing import MixConfig
-from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.students import HEADS, QueryConfig, StudentConfig
 
 WEIGHT_SCHEDULES = ("constant", "cosine", "linear")
+AUTO = "auto"
+DEFAULT_SHARE = 0.5
+"""Of the task's gradient, that a term weighs where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """Weight of a term: `0.1` stays, `0.1:cosine` and `0.1:linear` fall to zero at the end of the run.
+    """Weight of a term: `50%` is half of the task's gradient, `0.1` a constant; `:cosine` and `:linear` let it fall.
 
     Attributes:
-        value: at the start.
-        schedule: one of `WEIGHT_SCHEDULES`.
+        value: at the start of the run.
+        schedule: one of `WEIGHT_SCHEDULES`; `cosine` and `linear` reach zero at the end of the run.
+        relative: whether `value` is a share of the task's gradient, see `training.balance`.
     """
 
     value: float
     schedule: str = "constant"
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in WEIGHT_SCHEDULES:
@@ -35,24 +41,30 @@ class Weight:
 
     @classmethod
     def parse(cls, text: str | float) -> Weight:
-        """Read `0.1` or `0.1:cosine`.
+        """Read `auto` (the default share), `50%`, `0.1` or `0.1:cosine`.
 
         Raises:
             ConfigError: not a number.
             UnknownNameError: no such schedule.
         """
         number, colon, schedule = str(text).partition(":")
+        relative = number == AUTO or number.endswith("%")
         try:
-            value = float(number)
-        except ValueError:
-            raise ConfigError(f"A weight must be a number, such as 0.1 or 0.1:cosine, got {text!r}.") from None
-        return cls(value, schedule if colon else "constant")
+            given = Decimal(number.removesuffix("%")) if number != AUTO else Decimal(repr(100 * DEFAULT_SHARE))
+            value = float(given / 100 if relative else given)  # 3.7 is 370% to the last bit
+        except (InvalidOperation, ValueError):
+            raise ConfigError(
+                f"A weight must be auto, a share of the task's gradient such as 50%, or a number such as 0.1, each "
+                f"followed by :cosine or :linear or nothing, got {text!r}."
+            ) from None
+        return cls(value, schedule if colon else "constant", relative)
 
     def __str__(self) -> str:
-        return repr(self.value) if self.schedule == "constant" else f"{self.value!r}:{self.schedule}"
+        number = f"{Decimal(repr(self.value)) * 100:f}%" if self.relative else repr(self.value)
+        return number if self.schedule == "constant" else f"{number}:{self.schedule}"
 
     def at(self, progress: float) -> float:
-        """Value at `progress` in [0, 1] of the run."""
+        """Value, or share, at `progress` in [0, 1] of the run."""
         match self.schedule:
             case "cosine":
                 return self.value * 0.5 * (1 + math.cos(math.pi * progress))
@@ -61,13 +73,7 @@ class Weight:
         return self.value
 
 
-DEFAULT_WEIGHTS = {
-    "lfi": Weight(0.05),
-    "embedding": Weight(0.3),
-    "logits": Weight(0.02),
-    "presence": Weight(0.1),
-}
-"""By term: the best of those tried on the scenes (README, "What was measured"); `presence` is not tuned."""
+DEFAULT_WEIGHT = Weight(DEFAULT_SHARE, relative=True)
 
 
 MAPS = ("teacher", "shuffled", "uniform")
@@ -75,7 +81,7 @@ NONE = "none"
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
-TERMS = tuple(DEFAULT_WEIGHTS)
+TERMS = ("lfi", "embedding", "logits", "presence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +97,7 @@ class StreamConfig:
         mirror_maps: allow mirroring a stored map where the cache has no `hflip` view.
         augmentation: crops and flips, replayed on the maps.
         photometric: changes of colour, which leave maps as they are.
-        mix: mixup and cutmix, replayed on labels and maps.
+        mix: cuts by maps, mixup and cutmix, replayed on labels and maps.
         epochs: passes over the training images.
         batch_size: images per step of the optimizer, over all processes.
         seed: of initialisation, order and augmentation.
@@ -130,6 +136,7 @@ class OptimizerConfig:
         name: any optimizer of timm, such as adamw, sgd, lamb or lion.
         learning_rate: peak, reached after `warmup_epochs`.
         weight_decay: on matrices only.
+        query_lr: factor on the learning rate of the interaction queries, and of the head that is made of them.
         layer_decay: factor on the learning rate from each block to the one before it; None: one rate for all.
         clip: largest norm of the gradient.
         schedule: `cosine` or `linear` to zero at the end, or `constant`; stepped at every update.
@@ -140,6 +147,7 @@ class OptimizerConfig:
     name: str = "adamw"
     learning_rate: float = 5e-4
     weight_decay: float = 0.05
+    query_lr: float = 1.0
     layer_decay: float | None = None
     clip: float = 1.0
     schedule: str = "cosine"
@@ -149,7 +157,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "query_lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}.")
         for name in ("weight_decay", "warmup_epochs"):
@@ -168,12 +176,14 @@ class TrainConfig:
     Attributes:
         stream: what is read.
         student: which backbone.
+        head: what gives the logits: `linear`, one layer on the pooled features; or `queries`, an interaction query for
+            every class, seeded by the text embedding of its name.
         queries: shape and mode of the interaction queries.
         optimizer: how weights move.
         objective: `none` (the task alone) or terms joined by `+`, such as `lfi` or `lfi+embedding`:
             `lfi` (interaction maps), `embedding` (cosine to the teacher's image embedding), `logits` (KL to the
             teacher's zero-shot class logits), `presence` (which words the image holds, read from the queries).
-        weights: of terms, where not the default.
+        weights: of terms, where not the default: half of the task's gradient.
         task: `classification` (one label an image, cross-entropy), `multi-label` (binary cross-entropy), `none` (pure
             distillation); `auto` takes classification where every image has exactly one label.
         val_split: split of the same data set to score on after every epoch.
@@ -183,6 +193,7 @@ class TrainConfig:
 
     stream: StreamConfig
     student: StudentConfig = field(default_factory=StudentConfig)
+    head: str = "linear"
     queries: QueryConfig = field(default_factory=QueryConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: str = "lfi"
@@ -205,7 +216,11 @@ class TrainConfig:
                 raise UnknownNameError("objective", term, (NONE, *TERMS))
         if len(set(self.terms)) < len(self.terms):
             raise ConfigError(f"objective must name each term once, got {self.objective!r}.")
-        for kind, value, choices in (("task", self.task, TASKS), ("precision", self.precision, PRECISIONS)):
+        for kind, value, choices in (
+            ("head", self.head, HEADS),
+            ("task", self.task, TASKS),
+            ("precision", self.precision, PRECISIONS),
+        ):
             if value not in choices:
                 raise UnknownNameError(kind, value, choices)
         unused = [term for term in self.weights if term not in self.terms]
@@ -219,6 +234,13 @@ class TrainConfig:
             raise ConfigError("task 'none' leaves nothing to learn with objective 'none'. Choose a term, such as lfi.")
         if "presence" in self.terms and self.queries.mode != "text":
             raise ConfigError("The presence term scores words, so it needs queries of mode 'text', got 'learned'.")
+        of_slots = self.queries.mode == "learned"
+        if of_slots and self.head == "queries":
+            raise ConfigError("queries of mode 'learned' feed a linear head: choose head 'linear', got 'queries'.")
+        own = ("auto", "concat", "max") if of_slots else ("auto", "class", "text")
+        if (of_slots or self.head == "queries") and self.queries.readout not in own:
+            kind = "learned slots" if of_slots else "the head 'queries'"
+            raise ConfigError(f"readout of {kind} must be one of {', '.join(own)}, got {self.queries.readout!r}.")
         if "logits" in self.terms and self.task == "none":
             raise ConfigError("The logits term teaches the task's classes, so it needs a task, got 'none'.")
         if self.accumulate < 1 or self.stream.batch_size % self.accumulate:
@@ -231,12 +253,14 @@ class TrainConfig:
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the student carries interaction queries; learned ones feed the head, whatever they are taught by."""
-        return "lfi" in self.terms or "presence" in self.terms or self.queries.mode == "learned"
+        """Whether the student carries interaction queries; those that feed the head, whatever they are taught by."""
+        return (
+            self.head == "queries" or "lfi" in self.terms or "presence" in self.terms or self.queries.mode == "learned"
+        )
 
     def weight(self, term: str) -> Weight:
         """Weight of one of `terms`."""
-        return self.weights.get(term, DEFAULT_WEIGHTS[term])
+        return self.weights.get(term, DEFAULT_WEIGHT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIErr
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, view_image, view_maps
 from lfi_pipeline.data.images import read_image
+from lfi_pipeline.data.map_mixing import shown_by_maps, visible_labels
 from lfi_pipeline.data.mixing import Mix, mix_images, mix_labels, mix_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.targets.class_names import classes_of_words
 from lfi_pipeline.training.config import StreamConfig
 from lfi_pipeline.training.sampler import Ticket, training_positions
 
@@ -77,7 +79,7 @@ class CutTargets:
 
 Size = tuple[int, int]  # (height, width) in pixels
 MAPS, IMAGE_EMBEDDING = "maps", "image_embedding"
-_PHOTOMETRIC, _MIXING = 1, 2  # streams of random numbers beside that of the geometry
+_PHOTOMETRIC, _MIXING, _CUTTING = 1, 2, 3  # streams of random numbers beside that of the geometry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,7 @@ class Batch:
         labels: fp32 [B, classes], 0 or 1, or between where images are mixed.
         windows: fp32 [B, 4], the part of the (mirrored) image that is seen.
         positions: int64 [B], of the images in the cache.
-        mix: how images were mixed; None where they were not. Maps and embeddings are those of the unmixed images.
+        mix: how images were cut and mixed; None where they were not. Maps and embeddings are of the unmixed images.
         maps, scale, words: stored targets of the seen view, uint8 [B, L, M, gh, gw], fp16 [B, L, M], int64 [B, M];
             None where no student reads maps.
         image_embedding: fp32 [B, E]; None where no student reads it.
@@ -145,6 +147,8 @@ class TargetImages(TorchDataset[Batch]):
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
+        self.class_of_word = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)
+        self.one_label = all(len(self.labels[position]) == 1 for position in store.usable.tolist())
 
     def __getitems__(self, tickets: Sequence[Ticket]) -> Batch:
         seen: dict[Size, list[Tensor]] = {size: [] for size in self.sizes}
@@ -163,7 +167,10 @@ class TargetImages(TorchDataset[Batch]):
         labels = torch.zeros(len(tickets), len(self.store.spec.dataset.classes))
         for row, position in enumerate(positions):
             labels[row, list(self.labels[position])] = 1.0
+        targets = self._targets(positions, np.array(flips)) if self.reads or self.stream.mix.cuts else {}
         mix = self._mix(tickets)
+        if mix is not None and self.stream.mix.cuts:
+            mix, labels = self._cut(tickets, mix, labels, targets, torch.tensor(windows))
         images_of = {size: torch.stack(images) for size, images in seen.items()}
         return Batch(
             images=images_of if mix is None else {size: mix_images(each, mix) for size, each in images_of.items()},
@@ -171,7 +178,7 @@ class TargetImages(TorchDataset[Batch]):
             windows=torch.tensor(windows),
             positions=torch.from_numpy(positions),
             mix=mix,
-            **(self._targets(positions, np.array(flips)) if self.reads else {}),
+            **{name: each for name, each in targets.items() if name == IMAGE_EMBEDDING or MAPS in self.reads},
         )
 
     def _image(self, position: int) -> Image.Image:
@@ -185,6 +192,29 @@ class TargetImages(TorchDataset[Batch]):
         pairs = [tickets[i : i + 2] for i in range(0, len(tickets) - 1, 2)]
         seeds = [[self.stream.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
         return config.draw([np.random.default_rng(seed) for seed in seeds], len(tickets))
+
+    def _cut(
+        self, tickets: Sequence[Ticket], mix: Mix, labels: Tensor, targets: Mapping[str, Tensor], windows: Tensor
+    ) -> tuple[Mix, Tensor]:
+        """Cut the images that are drawn for it out by their maps; return the mix with it, and the labels that are left.
+
+        The label of data with one label an image stays the own one.
+        """
+        seeds = [[self.stream.seed, _CUTTING, *ticket] for ticket in tickets]
+        drawn = torch.tensor(
+            [np.random.default_rng(seed).random() < self.stream.mix.maps_probability for seed in seeds]
+        )
+        drawn &= mix.partner != torch.arange(len(tickets))
+        if self.stream.maps == "uniform":
+            drawn[:] = False  # a flat map leaves nothing out
+        stored = decode_maps(targets["maps"][:, -1:], targets["scale"][:, -1:], self.store.spec.codec.name)
+        mass = view_maps(stored, windows, (stored.shape[-2], stored.shape[-1]))[:, 0]  # [B, M, gh, gw]
+        words = targets["words"]
+        classes = torch.where(words >= 0, self.class_of_word[words.clamp_min(0)], -1)
+        cutting = classes >= 0 if self.store.spec.dataset.classes else words >= 0
+        kept = torch.where(drawn[:, None, None], shown_by_maps(mass, cutting), 1)
+        seen = labels if self.one_label else visible_labels(labels, mass, classes, kept, mix.partner)
+        return replace(mix, kept=kept), seen
 
     def _targets(self, positions: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
         """Stored targets of the view that each image is seen in."""
@@ -204,7 +234,7 @@ class TargetImages(TorchDataset[Batch]):
                 parts.setdefault(name, np.zeros((len(positions), *values.shape[1:]), values.dtype))[rows] = values
         embedding = torch.from_numpy(parts["image_embedding"]).float()
         chosen = {IMAGE_EMBEDDING: embedding} if IMAGE_EMBEDDING in self.reads else {}
-        if MAPS not in self.reads:
+        if MAPS not in self.reads and not self.stream.mix.cuts:
             return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
         read = self.stream.words

@@ -16,25 +16,32 @@ from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.students import Student, Supervision, pair_layers
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets.class_names import class_embeddings, classes_of_words
+from lfi_pipeline.training.balance import GradientBalance, gradient_squares
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import MAPS, CutTargets
+from lfi_pipeline.training.data import MAPS, Batch, CutTargets
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE, task_loss
 
-TASK, TOTAL = "task", "total"
+TASK, TOTAL, SQUARE = "task", "total", "square of "
 _BACKBONE = "student.backbone."
 
 
-def build_student(config: TrainConfig, store: TargetStore, task: str) -> Student:
-    """Return the student that `config` asks for, initialised from its seed."""
+def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> Student:
+    """Return the student that `config` asks for, initialised from its seed; `backbone` as of `Student`."""
     torch.manual_seed(config.stream.seed)
+    classifies = task != NONE
+    by_name = class_embeddings(store) if classifies and config.head == "queries" else None
     return Student(
         config.student,
-        classes=0 if task == NONE else len(store.spec.dataset.classes),
+        classes=len(store.spec.dataset.classes) if classifies else 0,
         embedding_dim=store.spec.embedding_dim,
         queries=config.queries if config.uses_queries else None,
         presence="presence" in config.terms,
+        head=config.head,
+        class_embeddings=by_name,
+        backbone=backbone,
     )
 
 
@@ -45,15 +52,19 @@ class Learner(nn.Module):
         config: the run.
         store: the cache.
         task: as `tasks.resolve_task` says.
+        backbone: a module of one's own instead of timm's, as of `Student`.
 
     Raises:
         UnknownNameError, ConfigError: a student that cannot be built, a term that the cache cannot serve.
     """
 
-    def __init__(self, config: TrainConfig, store: TargetStore, task: str) -> None:
+    def __init__(self, config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> None:
         super().__init__()
-        self.task = task
-        self.student = build_student(config, store, task)
+        self.task, self._weights_of = task, {term: config.weight(term) for term in config.terms}
+        self._codec, self._uniform = store.spec.codec.name, config.stream.maps == "uniform"
+        relative = [term for term, weight in self._weights_of.items() if weight.relative]
+        self.balance = GradientBalance(relative, TASK if task != NONE else config.terms[0])
+        self.student = build_student(config, store, task, backbone)
         terms = build_terms(config, self.student, store, task)
         self.terms = nn.ModuleDict(terms)
         self.reads = frozenset[str]().union(*(term.reads for term in terms.values()))
@@ -61,13 +72,45 @@ class Learner(nn.Module):
         self._draws_words = "presence" in terms
         embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
         self.register_buffer("vocabulary", embeddings, persistent=False)
+        class_of_word = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)
+        self.register_buffer("names_class", class_of_word >= 0, persistent=False)
 
     vocabulary: Tensor
+    names_class: Tensor
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weight of each term at `progress` in [0, 1] of the run; of the first, where there is no task, 1."""
+        found = {}
+        for term, weight in self._weights_of.items():
+            found[term] = weight.at(progress)
+            if weight.relative:
+                found[term] = 1.0 if term == self.balance.reference else found[term] * self.balance.ratio(term)
+        return found
+
+    def loss(self, batch: Batch, *, step: int, progress: float = 0.0) -> dict[str, Tensor]:
+        """Return the losses of a whole batch on one device, as `forward` does; for a training loop of one's own.
+
+        Args:
+            batch: on the learner's device.
+            step: number of the step, from 0: weights relative to the task's gradient are measured every so often.
+            progress: in [0, 1], how much of the run is done.
+        """
+        cut = CutTargets(batch, self._codec, uniform=self._uniform) if MAPS in self.reads else None
+        supervision, present = self.supervise(cut)
+        weights = supervision.weights if supervision is not None else None
+        mass = torch.stack([weight.sum() for weight in weights]) if weights else None
+        context, measure = StepContext(batch=batch, share=1.0, mass=mass, present=present), self.balance.due(step)
+        losses: dict[str, Tensor] = self(context, supervision, self.weights(progress), measure=measure)
+        squares = {name: float(losses.pop(name)) for name in list(losses) if name.startswith(SQUARE)}
+        if measure:
+            self.balance.update({name.removeprefix(SQUARE): square for name, square in squares.items()})
+        return losses
 
     def supervise(self, cut: CutTargets | None) -> tuple[Supervision | None, Tensor | None]:
         """Return what the queries are told, and which of their words are present [B, M'] (see `StepContext`).
 
-        With the presence term, as many words as the images have are drawn from the vocabulary by torch's generator.
+        The query of a class is that of the word that names it; words that name none do not teach a query head. With
+        the presence term, as many words as the images have are drawn from the vocabulary by torch's generator.
         """
         if cut is None or MAPS not in self.reads:
             return None, None
@@ -77,11 +120,14 @@ class Learner(nn.Module):
             targets.append(on_grid.maps[:, layer])
             weights.append(on_grid.kept[:, layer])
         words = on_grid.words
+        seen = torch.stack(weights).sum(0) > 0
+        if self.student.query_head is not None:
+            of_class = (words >= 0) & self.names_class[words.clamp_min(0)]
+            weights = [each * of_class for each in weights]
         if not self._draws_words:
             return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), None
         drawn = torch.randint(len(self.vocabulary), words.shape, device=words.device)
         absent = (drawn[:, :, None] != words[:, None, :]).all(-1)
-        seen = torch.stack(weights).sum(0) > 0
         present = torch.cat([torch.where(seen, 1.0, torch.nan), torch.where(absent, 0.0, torch.nan)], 1)
         words = torch.cat([words, drawn], 1)
         targets = [torch.cat([each, torch.zeros_like(each)], 1) for each in targets]
@@ -89,21 +135,33 @@ class Learner(nn.Module):
         return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), present
 
     def forward(
-        self, context: StepContext, supervision: Supervision | None, weights: Mapping[str, float]
+        self,
+        context: StepContext,
+        supervision: Supervision | None,
+        weights: Mapping[str, float],
+        *,
+        measure: bool = False,
     ) -> dict[str, Tensor]:
         """Return the losses of a piece of a batch: each term's by its name, `task` where there is one, and `total`.
 
         Scalars, already weighted by the piece's share of the batch; terms are not yet multiplied by `weights`.
+
+        Args:
+            context, supervision: what is learned from, as `supervise` and its caller made them.
+            weights: of the terms; 1 where not given.
+            measure: return the squared norm of each loss's gradient too, under its name after `SQUARE`.
         """
         batch = context.batch
-        features = self.student(batch.images[self.student.size], supervision)
+        features = self.student(batch.images[self.student.size], supervision, with_taps=measure)
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             losses[TASK] = task_loss(self.task, features.logits, batch.labels).mean() * context.share
         for name, term in self.terms.items():
             losses[name] = term(self.student, features, context)
         weighted = [losses[name] * weights.get(name, 1.0) for name in losses]
-        return losses | {TOTAL: torch.stack(weighted).sum()}
+        squares = gradient_squares(losses, features.taps[0], features.pooled) if measure else {}
+        total = {TOTAL: torch.stack(weighted).sum()}
+        return losses | total | {SQUARE + name: square for name, square in squares.items()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Return from a parameter's name to its layer, for timm's decay of the rate by layers.

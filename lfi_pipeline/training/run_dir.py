@@ -17,6 +17,8 @@ from lfi_pipeline.training.settings import config_of, flat_settings
 def run_name(config: TrainConfig) -> str:
     """Return STUDENT-OBJECTIVE-SEED, with what makes a run a control or an ablation between them."""
     parts = [config.student.name, config.objective]
+    if config.head != "linear":
+        parts.insert(1, config.head)
     if config.stream.maps != "teacher":
         parts.append(config.stream.maps)
     if config.uses_queries and config.queries.mode != "text":

@@ -76,11 +76,13 @@ class RunRecord:
         if not self._writes:
             return
         terms = {f"{name}_loss": losses[name] for name in (TASK, *run.config.terms) if name in losses}
+        weights = {f"{term}_weight": losses[f"weight of {term}"] for term in run.config.terms}
         steps = max(1, len(run.step_ms) - self._logged_steps)
         values = {
             "epoch": (run.step - 1) // per_epoch + 1,
             "loss": losses[TOTAL],
             **terms,
+            **weights,
             "learning_rate": losses["rate"],
             "gradient_norm": losses["gradient_norm"],
             "images_per_second": steps * images / max(now - self._last_log, 1e-9),
@@ -148,6 +150,7 @@ def _record(
         "student": config.student.name,
         "objective": config.objective,
         "maps": config.stream.maps,
+        "head": config.head,
         "mode": config.queries.mode,
         "state": config.queries.state,
         "seed": config.stream.seed,

@@ -34,6 +34,8 @@ FIELDS: Mapping[str, str] = {
     "magnitude": "stream.photometric.magnitude",
     "magnitude_spread": "stream.photometric.spread",
     "randaugment_pool": "stream.photometric.pool",
+    "mix": "stream.mix.mix",
+    "mix_maps_probability": "stream.mix.maps_probability",
     "mixup": "stream.mix.mixup",
     "cutmix": "stream.mix.cutmix",
     "mix_probability": "stream.mix.probability",
@@ -46,6 +48,7 @@ FIELDS: Mapping[str, str] = {
     "student_arg": "student.kwargs",
     "pretrained": "student.pretrained",
     "taps": "student.taps",
+    "head": "head",
     "queries": "queries.mode",
     "slots": "queries.slots",
     "readout": "queries.readout",
@@ -55,6 +58,7 @@ FIELDS: Mapping[str, str] = {
     "optimizer": "optimizer.name",
     "learning_rate": "optimizer.learning_rate",
     "weight_decay": "optimizer.weight_decay",
+    "query_lr": "optimizer.query_lr",
     "layer_decay": "optimizer.layer_decay",
     "clip": "optimizer.clip",
     "schedule": "optimizer.schedule",
@@ -83,7 +87,7 @@ _GROUPS: Mapping[str, type] = {
 
 _KINDS: Mapping[str, str] = {
     "Path": "a path",
-    "Mapping[str, Weight]": "a table of terms and weights, such as lfi = 0.1 or lfi = '0.1:cosine'",
+    "Mapping[str, Weight]": "a table of terms and weights, such as lfi = 0.1, lfi = '0.1:cosine' or lfi = '50%'",
     "Mapping[str, Any]": "a table of names and plain values",
     "tuple[str, ...]": "a list of texts",
     "tuple[int, ...]": "a list of whole numbers",
@@ -163,7 +167,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, Weight) and value.schedule == "constant":
+    if isinstance(value, Weight) and value.schedule == "constant" and not value.relative:
         return value.value
     return str(value) if isinstance(value, Path | Weight) else value
 

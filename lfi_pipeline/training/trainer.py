@@ -27,7 +27,7 @@ from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
 from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard
 from lfi_pipeline.training.config import OptimizerConfig, TrainConfig
 from lfi_pipeline.training.data import Batch, CutTargets
-from lfi_pipeline.training.learner import TOTAL, Learner
+from lfi_pipeline.training.learner import SQUARE, TOTAL, Learner
 from lfi_pipeline.training.run_dir import CHECKPOINTS, STATE
 
 _WARMUP_START = 0.01  # of the peak
@@ -116,15 +116,14 @@ class ActiveRun:
         return self.ema.module if self.ema is not None else self.learner.student
 
     def train_step(self, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
-        """Take one step and return its losses, and `rate` and `gradient_norm`; check `failure` afterwards.
+        """Take one step and return its losses, `rate`, `gradient_norm` and `weight of TERM`; check `failure` then.
 
         Everything random in it depends on (seed, step, process) alone, so a resumed run needs no generator's state.
         """
         began = time.monotonic()
         torch.manual_seed(self._seed_of_step())
         self.schedule.step_update(self.step)
-        progress = self.step / self.total_steps
-        weights = {term: self.config.weight(term).at(progress) for term in self.config.terms}
+        weights, measure = self.learner.weights(self.step / self.total_steps), self.learner.balance.due(self.step)
         with clock.lap(FORWARD):
             told = [self.learner.supervise(piece.cut) for piece in pieces]
             mass = self._mass([told_now.weights for told_now, _ in told if told_now is not None and told_now.weights])
@@ -134,16 +133,20 @@ class ActiveRun:
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared):
                 with clock.lap(FORWARD), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
-                    losses = self.shared(context, supervision, weights)
+                    losses = self.shared(context, supervision, weights, **({"measure": True} if measure else {}))
                 with clock.lap(BACKWARD):
                     losses[TOTAL].backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         with clock.lap(OPTIMIZER):
             values = self._update(sums)
+        squares = {name: values.pop(name) for name in list(values) if name.startswith(SQUARE)}
+        if measure and self.failure is None:
+            self.learner.balance.update({name.removeprefix(SQUARE): value for name, value in squares.items()})
         self.step_ms.append((time.monotonic() - began) * 1e3)
         group = self.optimizer.param_groups[0]
-        return values | {"rate": group["lr"] / group.get("lr_scale", 1.0)}
+        told_weights = {f"weight of {term}": weight for term, weight in weights.items()}
+        return values | told_weights | {"rate": group["lr"] / group.get("lr_scale", 1.0)}
 
     def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Move the weights, unless something is wrong with the step; return its numbers."""
@@ -167,6 +170,7 @@ class ActiveRun:
             "scores": self.scores,
             "seconds": self.seconds,
             "step_ms": self.median_step_ms,
+            "balance": self.learner.balance.state_dict(),
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
@@ -189,6 +193,7 @@ class ActiveRun:
         self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
+        self.learner.balance.load_state_dict(state["balance"])
         self.learner.load_state_dict(state["learner"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
@@ -231,4 +236,17 @@ def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimi
             f"optimizer must be one of timm's that takes these settings, got {asked.name!r} with layer_decay "
             f"{asked.layer_decay} ({error}). timm.optim.list_optimizers() names them."
         ) from error
+    if asked.query_lr != 1 and learner.student.queries is not None:
+        _scale_rate(optimizer, {id(p) for p in learner.student.queries.parameters()}, asked.query_lr)
     return optimizer
+
+
+def _scale_rate(optimizer: torch.optim.Optimizer, chosen: set[int], factor: float) -> None:
+    """Give the parameters whose ids are `chosen` a rate of their own, `factor` times what they have."""
+    for group in list(optimizer.param_groups):
+        own = [p for p in group["params"] if id(p) in chosen]
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+        if own:
+            scaled = {**group, "params": own, "lr_scale": group.get("lr_scale", 1.0) * factor}
+            optimizer.param_groups.append(scaled)
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.mixing import Mix, MixConfig, mix_images, mix_labels, mix_maps, mixed_loss
 
 LIGHT = settings(max_examples=40, deadline=None)
@@ -268,3 +268,63 @@ def test_impossible_distributions_are_refused(wrong: dict[str, Any]) -> None:
 def test_generators_and_pairs_must_agree() -> None:
     with pytest.raises(ConfigError, match=r"6 images have 3 pairs, got 2 generators"):
         MIXUP.draw([np.random.default_rng(0)] * 2, 6)
+
+
+CUT = MixConfig(mix="maps")
+
+
+def _cut(seed: int, config: MixConfig, grid: tuple[int, int] = (4, 6)) -> Mix:
+    """A draw of `config` with every image cut by a field of its own."""
+    kept = torch.from_numpy(np.random.default_rng(seed).random((IMAGES, *grid))).float()
+    kept[-1] = 1  # the odd one has no partner
+    return replace(_draw(config, seed), kept=kept)
+
+
+@LIGHT
+@given(seed=SEEDS, config=st.sampled_from([CUT, replace(BOTH, mix="maps")]))
+def test_cut_pixels_labels_and_maps_agree(seed: int, config: MixConfig) -> None:
+    """Own images white, partners black: what pixels show of the own one, maps keep of a flat map, cell by cell."""
+    images = torch.zeros(IMAGES, 3, 4, 6, dtype=torch.uint8)
+    images[0::2] = 255
+    mix = _cut(seed, config)
+    white = mix_images(images, mix).float()[:, 0] / 255
+    own = torch.where((torch.arange(IMAGES) % 2 == 0)[:, None, None], white, 1 - white)
+    torch.testing.assert_close(own.mean((1, 2)), mix.own_share, atol=3e-3, rtol=0)
+    words = torch.tensor([[0], [1]] * 3)[:IMAGES]
+    mass, kept_words = mix_maps(torch.full((IMAGES, 1, 1, 4, 6), 1 / 24), words, mix)
+    torch.testing.assert_close(mass[:4, 0, 0] * 24, own[:4], atol=3e-3, rtol=0)
+    torch.testing.assert_close(mass[:4, 0, 1] * 24, 1 - own[:4], atol=3e-3, rtol=0)
+    torch.testing.assert_close(mass[4, 0, 0], torch.full((4, 6), 1 / 24))  # it shows itself
+    assert kept_words[:4].tolist() == [[0, 1], [1, 0]] * 2
+
+
+def test_a_cut_then_mixup_sees_both_pictures_cut() -> None:
+    mix = replace(_pair(0.25), kept=torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]))
+    seen = mix_images(torch.tensor([200, 100]).view(2, 1, 1, 1).expand(2, 3, 1, 2).to(torch.uint8), mix)[:, 0, 0]
+    first, second = torch.tensor([200.0, 100.0]), torch.tensor([150.0, 150.0])
+    torch.testing.assert_close(seen[0].float(), (0.25 * first + 0.75 * second).round())
+    torch.testing.assert_close(seen[1].float(), (0.25 * second + 0.75 * first).round())
+
+
+def test_a_cut_is_bilinear_between_cells_and_a_mean_over_what_a_cell_covers() -> None:
+    mix = replace(_pair(1.0), kept=torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]]))
+    white = torch.tensor([255, 0]).view(2, 1, 1, 1).expand(2, 3, 2, 8).to(torch.uint8)
+    row = mix_images(white, mix)[0, 0, 0].tolist()
+    assert row == sorted(row)
+    assert row[:2] == [0, 0]
+    assert row[-2:] == [255, 255]
+    mass, _ = mix_maps(torch.ones(2, 1, 1, 1, 1), torch.tensor([[0], [1]]), mix)
+    assert mass[0, 0, :, 0, 0].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"mix": "map"}, {"maps_probability": 1.5}, {"maps_probability": float("nan")}])
+def test_what_is_no_way_of_cutting(changes: dict[str, Any]) -> None:
+    with pytest.raises((ConfigError, UnknownNameError)):
+        MixConfig(**changes)
+
+
+def test_cuts_alone_draw_no_mixup() -> None:
+    assert CUT.active
+    assert CUT.cuts
+    assert not replace(CUT, maps_probability=0.0).active
+    assert _draw(CUT, 0).share.tolist() == [1] * IMAGES

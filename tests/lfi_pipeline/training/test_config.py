@@ -10,7 +10,7 @@ import pytest
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.augment import Augmentation
 from lfi_pipeline.students import QueryConfig
-from lfi_pipeline.training.config import DEFAULT_WEIGHTS, Machine, OptimizerConfig, StreamConfig, TrainConfig, Weight
+from lfi_pipeline.training.config import DEFAULT_WEIGHT, Machine, OptimizerConfig, StreamConfig, TrainConfig, Weight
 
 
 def stream(**changes: Any) -> StreamConfig:
@@ -67,7 +67,7 @@ def test_who_carries_queries(objective: str, used: bool) -> None:
 def test_weights_belong_to_terms_of_the_objective() -> None:
     chosen = config(objective="lfi+embedding", weights={"lfi": Weight(3.0)})
     assert chosen.weight("lfi") == Weight(3.0)
-    assert chosen.weight("embedding") == DEFAULT_WEIGHTS["embedding"]
+    assert chosen.weight("embedding") == DEFAULT_WEIGHT
     with pytest.raises(ConfigError, match=r"'embedding'.*lfi"):
         config(objective="embedding", weights={"lfi": Weight(3.0)})
 

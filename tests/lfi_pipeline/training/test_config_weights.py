@@ -15,6 +15,8 @@ WEIGHTS = st.builds(
     Weight,
     st.floats(min_value=0, allow_nan=False, allow_infinity=False),
     st.sampled_from(WEIGHT_SCHEDULES),
+) | st.builds(
+    Weight, st.integers(0, 10**6).map(lambda n: n / 1000), st.sampled_from(WEIGHT_SCHEDULES), relative=st.just(True)
 )
 
 
@@ -28,9 +30,12 @@ def test_forms() -> None:
     assert Weight.parse("0.1") == Weight.parse(0.1) == Weight(0.1, "constant")
     assert Weight.parse(1) == Weight(1.0)
     assert Weight.parse("3e-1:cosine") == Weight(0.3, "cosine")
+    assert Weight.parse("auto") == Weight.parse("50%") == Weight(0.5, relative=True)
+    assert Weight.parse("25%:linear") == Weight(0.25, "linear", relative=True)
+    assert Weight.parse(str(Weight(0.3, relative=True))) == Weight(0.3, relative=True)
 
 
-@pytest.mark.parametrize("text", ["", "x", "lfi=0.1", ":cosine", "-0.1", "nan", "inf", "true"])
+@pytest.mark.parametrize("text", ["", "x", "%", "-1%", "auto%", "lfi=0.1", ":cosine", "-0.1", "nan", "inf", "true"])
 def test_what_is_no_weight(text: str) -> None:
     with pytest.raises(ConfigError):
         Weight.parse(text)

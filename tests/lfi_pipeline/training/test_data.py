@@ -267,6 +267,45 @@ def test_a_pair_is_mixed_the_same_in_any_batch(make_config: MakeConfig) -> None:
     assert not torch.equal(again.mix.share, together.mix.share)
 
 
+def test_what_maps_leave_out_shows_the_partner(make_config: MakeConfig) -> None:
+    """A cut image keeps the pixels where alpha is 1; it depends on its ticket and its partner's alone."""
+    tickets = [(0, position) for position in range(6)]
+    plain = images_of(make_config(objective="lfi")).__getitems__(tickets)
+    cut = images_of(make_config(objective="lfi", mix="maps", mix_maps_probability=1.0))
+    batch = cut.__getitems__(tickets)
+    assert batch.mix is not None
+    assert batch.mix.kept is not None
+    kept = batch.mix.kept
+    assert kept.shape[0] == 6
+    assert (kept.amin((1, 2)) < 0.5).any()
+    assert kept.amax((1, 2)).tolist() == [1] * 6
+    field = torch.nn.functional.interpolate(kept[:, None], SIZE, mode="bilinear", antialias=True)
+    own, other = plain.images[SIZE].float(), plain.images[SIZE][batch.mix.partner].float()
+    torch.testing.assert_close(batch.images[SIZE].float(), own * field + other * (1 - field), atol=0.51, rtol=0)
+    alone = cut.__getitems__(tickets[2:4])
+    assert torch.equal(alone.images[SIZE], batch.images[SIZE][2:4])
+    assert torch.equal(alone.labels, batch.labels[2:4])
+    assert (batch.labels <= plain.labels + plain.labels[batch.mix.partner]).all()
+    assert set(batch.labels.flatten().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("objective", ["none", "embedding"])
+def test_maps_are_read_for_cutting_and_not_handed_on(make_config: MakeConfig, objective: str) -> None:
+    batch = images_of(make_config(objective=objective, mix="maps")).__getitems__([(0, 0), (0, 1)])
+    assert batch.maps is None
+    assert (batch.image_embedding is not None) == (objective == "embedding")
+    assert batch.mix is not None
+    assert batch.mix.kept is not None
+
+
+def test_flat_maps_cut_nothing_out(make_config: MakeConfig) -> None:
+    config = make_config(objective="lfi", maps="uniform", mix="maps", mix_maps_probability=1.0)
+    batch = images_of(config).__getitems__([(0, 0), (0, 1)])
+    assert batch.mix is not None
+    assert batch.mix.kept is not None
+    assert (batch.mix.kept == 1).all()
+
+
 def test_every_size_shows_the_same_part_of_the_image(make_config: MakeConfig) -> None:
     config = make_config()
     store = TargetStore.open(config.stream.targets)

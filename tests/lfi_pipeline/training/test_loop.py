@@ -68,7 +68,7 @@ def test_a_run_from_end_to_end(make_config: MakeConfig, tmp_path: Path, objectiv
     assert [line["epoch"] for line in steps] == [1, 1, 1, 2, 2, 2]
     for line in steps:
         assert math.isfinite(line["loss"])
-        parts = [config.weight(term).value * line[f"{term}_loss"] for term in config.terms]
+        parts = [line[f"{term}_weight"] * line[f"{term}_loss"] for term in config.terms]
         assert line["loss"] == pytest.approx(line["task_loss"] + sum(parts), rel=1e-5)
     validations = [line for line in lines if line["event"] == "val"]
     assert [(line["step"], line["epoch"]) for line in validations] == [(3, 1), (6, 2)]

@@ -37,6 +37,15 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": EVERYTHING,
+    "queries": {
+        "head": "queries",
+        "objective": "lfi+embedding",
+        "mix": "maps",
+        "cutmix": 1.0,
+        "mix_probability": 0.5,
+        "accumulate": 2,
+        "epochs": 8,  # 24 steps: gradients are measured at the first and at the 21st
+    },
     "learned": {"queries": "learned", "slots": 3, "optimizer": "sgd", "epochs": 3},
 }
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.augment import Augmentation, Photometric
-from lfi_pipeline.data.mixing import MixConfig
-from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.data.mixing import MIXES, MixConfig
+from lfi_pipeline.students import HEADS, QueryConfig, StudentConfig
 from lfi_pipeline.training.config import (
     MAPS,
     PRECISIONS,
@@ -44,7 +44,7 @@ STREAMS = st.builds(
     mirror_maps=st.booleans(),
     augmentation=st.builds(Augmentation, least_area=SHARE, aspect=st.floats(1, 3), flip=SHARE),
     photometric=st.builds(Photometric, ops=st.integers(0, 3)),
-    mix=st.builds(MixConfig, mixup=SHARE),
+    mix=st.builds(MixConfig, mix=st.sampled_from(MIXES), maps_probability=SHARE, mixup=SHARE),
     epochs=st.integers(1, 99),
     batch_size=st.integers(1, 9).map(lambda n: 6 * n),
     seed=st.integers(0, 99),
@@ -63,13 +63,16 @@ OPTIMIZERS = st.builds(
     name=NAMES,
     learning_rate=POSITIVE,
     weight_decay=POSITIVE,
+    query_lr=POSITIVE,
     layer_decay=st.none() | SHARE,
     clip=POSITIVE,
     schedule=st.sampled_from(SCHEDULES),
     warmup_epochs=st.integers(0, 9),
     ema=st.none() | SHARE,
 )
-WEIGHTS = st.builds(Weight, st.floats(0, 1e6), st.sampled_from(WEIGHT_SCHEDULES))
+WEIGHTS = st.builds(Weight, st.floats(0, 1e6), st.sampled_from(WEIGHT_SCHEDULES)) | st.builds(
+    Weight, st.integers(0, 400).map(lambda percent: percent / 100), st.sampled_from(WEIGHT_SCHEDULES), st.just(True)
+)
 
 
 @st.composite
@@ -78,6 +81,7 @@ def configs(draw: st.DrawFn) -> TrainConfig:
     return TrainConfig(
         stream=draw(STREAMS),
         student=draw(STUDENTS),
+        head=draw(st.sampled_from(HEADS)),
         queries=draw(st.builds(QueryConfig, state=st.sampled_from(["persistent", "reset"]), slots=st.integers(1, 9))),
         optimizer=draw(OPTIMIZERS),
         objective="+".join(terms),
@@ -173,7 +177,7 @@ def test_wrong_types(name: str, value: Any, wanted: str) -> None:
 
 
 def test_a_wrong_weight_names_its_term() -> None:
-    with pytest.raises(ConfigError, match=r"weight of lfi: .*0\.1:cosine, got 'much'"):
+    with pytest.raises(ConfigError, match=r"weight of lfi: .*such as 50%.* got 'much'"):
         config_of({"targets": "x", "weight": {"lfi": "much"}})
 
 

@@ -23,6 +23,7 @@ SCRIPT = Path(__file__).with_name("sharing.py")
 # The presence term draws words, and drop path drops, by generators of each process: both are left out.
 CASES: dict[str, dict[str, Any]] = {
     "text": {"objective": "lfi+embedding+logits", "ema": 0.9},
+    "queries": {"head": "queries", "objective": "lfi+embedding", "mix": "maps"},
     "learned": {"objective": "lfi", "queries": "learned", "mixup": 0.5, "cutmix": 1.0},
 }
 LONG = {"epochs": 17, "batch_size": 8, "least_area": 0.2}  # 51 steps

@@ -41,8 +41,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, run: str, step: int, factor: float) 
         seen.append({name: value.clone() for name, value in self.learner.state_dict().items()})
         return losses
 
-    def multiplied(self: Learner, *args: Any) -> dict[str, Tensor]:
-        losses = forward(self, *args)
+    def multiplied(self: Learner, *args: Any, **options: Any) -> dict[str, Tensor]:
+        losses = forward(self, *args, **options)
         return {name: value * factor for name, value in losses.items()} if self in poisoned else losses
 
     monkeypatch.setattr(ActiveRun, "train_step", watched)
@@ -113,6 +113,14 @@ def test_the_images_of_the_failed_step_are_those_it_was_made_of(
         {"objective": "lfi+embedding+logits"},
         {"objective": "lfi", "queries": "learned"},
         {"objective": "lfi", "mixup": 0.5, "cutmix": 1.0, "task": "none"},
+        {"objective": "lfi+embedding", "head": "queries", "mix": "maps", "cutmix": 1.0, "epochs": 11},
+        {
+            "objective": "lfi+presence",
+            "head": "queries",
+            "readout": "text",
+            "task": "none",
+            "weight": {"presence": 0.0},
+        },
     ],
 )
 def test_a_batch_in_parts_is_the_batch(make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -182,7 +190,7 @@ def test_every_layer_has_its_own_rate_where_asked(make_config: MakeConfig, tmp_p
     """The first step of Lion is the rate itself, up to its sign: what moved shows the rate of each parameter."""
     config = make_config(
         optimizer="lion", layer_decay=0.5, schedule="constant", warmup_epochs=0, weight_decay=0.0, epochs=1,
-        learning_rate=1e-3, batch_size=24, objective="lfi+embedding",
+        learning_rate=1e-3, batch_size=24, objective="lfi+embedding", weight={"lfi": 0.05, "embedding": 0.3},
     )  # fmt: skip
     start = Learner(config, TargetStore.open(config.stream.targets), "multi-label").student.state_dict()
     train_one(config, tmp_path / "run")
@@ -205,6 +213,41 @@ def test_every_layer_has_its_own_rate_where_asked(make_config: MakeConfig, tmp_p
     assert second == pytest.approx(2 * first, rel=0.01)
     assert fourth == pytest.approx(4 * second, rel=0.01)
     assert fourth < 1
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_queries_have_a_rate_of_their_own(make_config: MakeConfig, layer_decay: float | None) -> None:
+    config = make_config(head="queries", objective="lfi", query_lr=0.25, layer_decay=layer_decay)
+    learner = Learner(config, TargetStore.open(config.stream.targets), "multi-label")
+    groups = _make_optimizer(config, learner).param_groups
+    scales = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    named = dict(learner.named_parameters())
+    assert scales.keys() == {id(p) for p in named.values()}
+    assert {scales[id(p)] for name, p in named.items() if "queries" in name} == {0.25}
+    assert {scales[id(p)] for name, p in named.items() if "blocks.2" in name and "queries" not in name} == {
+        1.0 if layer_decay is None else 0.5
+    }
+    assert decays[id(named["student.queries.blocks.0.w_k"])] == 0.05
+    assert decays[id(named["student.queries.readout.bias"])] == 0
+
+
+def test_a_share_of_the_gradient_is_logged_and_in_force_from_the_next_step_on(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Twice the share is twice the weight; without a task the first term weighs 1."""
+    found = {}
+    for share in ("50%", "100%"):
+        config = make_config(objective="lfi", weight={"lfi": share}, epochs=1, learning_rate=1e-9)
+        train_one(config, tmp_path / share)
+        found[share] = [line["lfi_weight"] for line in train_lines(tmp_path / share)]
+    assert [weights[0] for weights in found.values()] == [0, 0]
+    assert all(weight > 0 for weight in found["50%"][1:])
+    assert found["100%"] == pytest.approx([2 * weight for weight in found["50%"]], rel=1e-3)
+    train_one(make_config(objective="lfi+embedding", task="none", epochs=1), tmp_path / "none")
+    lines = train_lines(tmp_path / "none")
+    assert [line["lfi_weight"] for line in lines] == [1, 1, 1]
+    assert lines[0]["embedding_weight"] == 0 < lines[1]["embedding_weight"]
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])

@@ -1,0 +1,142 @@
+"""Make the whole model of a trained run, write it, and compare what is loaded with the student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lfi_pipeline.core.errors import ConfigError, ExportError
+from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.exporting.check import difference, noise_images
+from lfi_pipeline.exporting.model import Model, load, merged_maps, save_model
+from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
+from lfi_pipeline.students import Student
+from lfi_pipeline.students.tap_model import TapBackbone
+from lfi_pipeline.training.learner import LoadedRun
+
+_TOLERANCE = 1e-5
+_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where weights came from; the file holds them
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCheck:
+    """How far the loaded model is from the student, in units of the larger of 1 and the largest magnitude.
+
+    Attributes:
+        images: how many images were compared.
+        logits, maps: largest differences; None where there are none.
+        peaks: share of maps whose peak is in the same cell; None where there are no maps.
+    """
+
+    images: int
+    logits: float | None
+    maps: float | None
+    peaks: float | None
+
+
+def whole_model(loaded: LoadedRun) -> Model:
+    """Return the student of a run as a `Model` on the CPU.
+
+    Raises:
+        ConfigError: the student has learned slots, or arguments that no exported model may have.
+    """
+    config, store, student = loaded.config, loaded.store, loaded.student
+    if student.readout is not None:
+        raise ConfigError("A student with learned slots has no whole model. Train it with head 'queries' or 'linear'.")
+    arguments = {name: value for name, value in config.student.kwargs.items() if name not in _OF_TIMM}
+    if config.student.patch_size is not None:
+        arguments["patch_size"] = config.student.patch_size
+    own = isinstance(student.backbone, TapBackbone)
+    unknown = [] if own else sorted(set(arguments) - ARGUMENTS)
+    if unknown:
+        raise ConfigError(
+            f"The whole model cannot be exported: {', '.join(unknown)} is no argument that an exported model may name."
+        )
+    asks = student.query_head is not None and student.query_head.readout is None
+    vocabulary = store.vocabulary if asks else None
+    queries = config.queries
+    described = ModelConfig(
+        name=str(loaded.record.get("name") or loaded.path.resolve().name),
+        architecture="" if own else config.student.name,
+        arguments={} if own else {name: value for name, value in arguments.items() if name != "img_size"},
+        image_size=student.size,
+        taps=tuple(tap.index for tap in student.taps),
+        mean=_three(student.mean),
+        std=_three(student.std),
+        classes=tuple(store.spec.dataset.classes) if student.classifies else (),
+        task=loaded.task,
+        head="queries" if student.query_head is not None else "linear",
+        readout=queries.readout if student.query_head is not None else "auto",
+        query_width=queries.width,
+        query_heads=queries.heads,
+        state=queries.state,
+        embedding_dim=store.spec.embedding_dim,
+        words=vocabulary.words if vocabulary is not None else (),
+        teacher=(store.spec.teacher.name, store.spec.teacher.tag),
+    )
+    words = torch.from_numpy(vocabulary.embeddings).float() if vocabulary is not None else None
+    return Model(_without_scaffold(student), described, words).cpu().eval()
+
+
+def write_whole(folder: Path, model: Model, images: Sequence[Image.Image]) -> WholeCheck:
+    """Write `model` into `folder`, load it from there, and compare the two on `images` and on noise.
+
+    Raises:
+        ExportError: what is loaded is not the model; names what differs.
+    """
+    save_model(folder, model)
+    backbone = model.student.backbone
+    again = load(folder, backbone=backbone.model if isinstance(backbone, TapBackbone) else None)
+    shown = [*images, *noise_images(model.config.image_size)]
+    pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, model.config.image_size)) for image in shown])
+    with torch.no_grad():
+        logits, maps = _answers_of(model.student, pixels)
+        found = again(pixels) if logits is not None else None
+    if found is None or logits is None:
+        return WholeCheck(len(shown), None, None, None)
+    check = WholeCheck(
+        images=len(shown),
+        logits=difference(found.logits, logits),
+        maps=None if maps is None or found.maps is None else difference(found.maps, maps),
+        peaks=None
+        if maps is None or found.maps is None
+        else float((found.maps.flatten(2).argmax(-1) == maps.flatten(2).argmax(-1)).float().mean()),
+    )
+    for name, value in (("logits", check.logits or 0.0), ("maps", check.maps or 0.0)):
+        if not value <= _TOLERANCE:
+            raise ExportError(
+                f"The {name} of the whole model must equal the trained student's within {_TOLERANCE:g}, and differ by "
+                f"{value:g} on {len(shown)} images."
+            )
+    return check
+
+
+def _answers_of(student: Student, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Logits and merged maps as the student in memory gives them, by the way that training takes."""
+    features = student(pixels, with_taps=True)
+    head = student.query_head
+    if head is None:
+        return features.logits, None
+    words = head.classes.expand(len(pixels), -1, -1)
+    return features.logits, merged_maps(head.maps(words, features.taps), features.grids)
+
+
+def _without_scaffold(student: Student) -> Student:
+    """Return a copy that holds what answers, and nothing that served training alone."""
+    copied = copy.deepcopy(student)
+    if copied.query_head is None:
+        copied.queries = None
+    elif copied.query_head.readout is not None:
+        copied.query_head.presence = None
+    return copied
+
+
+def _three(values: Tensor) -> tuple[float, float, float]:
+    first, second, third = values.flatten().tolist()
+    return first, second, third

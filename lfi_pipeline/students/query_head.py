@@ -1,0 +1,174 @@
+"""The query head: every class has an interaction query, and its logit is read from what the query gathered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lfi_kernels import InteractionQueryBlock
+from lfi_pipeline.students.queries import QueryConfig, QueryOutput, TextQueries
+
+CLASS, TEXT = "class", "text"
+_BLOCK = 1024
+"""Classes that are carried through the taps at a time; the maps of more are never in memory together."""
+
+
+class QueryHead(TextQueries):
+    """Interaction queries that are the classifier: one for each class, in training and at inference.
+
+        Q_0 = W_in e(name of the class),  Q_t = block_t(Q_{t-1}, X_t)
+        `class`:  logit_k = w_k . LN(Q_L,k) + b_k
+        `text`:   logit_k = LN(Q_L,k) W . LN(Q_0,k) / sqrt(Dq) + b, where nothing belongs to a class but its name
+
+    A class is seeded exactly as a word of a caption is. So the maps of the words that name a class teach the query of
+    that class, and words without a class can be asked for their maps, and with `text` for their score.
+    The formulas, with their reasons, are in the README of this folder.
+
+    Args:
+        classes: text embeddings [K, E] of the class names; K may be 0, where only words are asked for.
+        tap_widths: D_t of each tap.
+        config: width, heads, state and readout.
+        presence: add a readout for words beside the one of the classes; `text` needs none, its own reads both.
+    """
+
+    def __init__(
+        self,
+        classes: Tensor,
+        tap_widths: Sequence[int],
+        config: QueryConfig,
+        *,
+        presence: bool = False,
+    ) -> None:
+        readout = CLASS if config.readout == "auto" else config.readout
+        super().__init__(classes.shape[1], tap_widths, config, presence=presence and readout == CLASS)
+        self.register_buffer("classes", classes.detach().float().clone())
+        self.readout: ClassReadout | None = None
+        if readout == TEXT:
+            self.presence = TextReadout(config.width)
+        else:
+            self.readout = ClassReadout(len(classes), config.width)
+
+    classes: Tensor
+
+    def logits(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the logit of every class, fp32 [B, K].
+
+        Args:
+            features: per tap, patch tokens [B, N_t, D_t].
+        """
+        parts = []
+        for first in range(0, len(self.classes), _BLOCK):
+            chosen = slice(first, first + _BLOCK)
+            if torch.is_grad_enabled() and len(self.classes) > _BLOCK:
+                parts.append(checkpoint(self._block_logits, chosen, *features, use_reentrant=False))
+            else:
+                parts.append(self._block_logits(chosen, *features))
+        return torch.cat(parts, 1) if parts else features[0].new_zeros(len(features[0]), 0)
+
+    def logits_and_maps(
+        self, features: Sequence[Tensor], embeddings: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return logits [B, R] and, per tap, where each query looked: head means [B, R, N_t], rows sum to 1.
+
+        Args:
+            features: per tap, patch tokens [B, N_t, D_t].
+            embeddings: text embeddings [R, E] of names to ask for, only with the readout `text`; None: the classes.
+        """
+        assert embeddings is None or self.readout is None
+        seeds = self.seed(self.classes if embeddings is None else embeddings)[None]
+        state, maps = self._gather(seeds, features, with_maps=True)
+        return self._read(state, seeds, slice(None)), maps
+
+    def _block_logits(self, chosen: slice, *features: Tensor) -> Tensor:
+        seeds = self.seed(self.classes[chosen])[None]
+        state, _ = self._gather(seeds, features)
+        return self._read(state, seeds, chosen)
+
+    def _gather(
+        self, seeds: Tensor, features: Sequence[Tensor], *, with_maps: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Carry seeds [1, R, Dq], shared by all images, through the taps."""
+        state, maps = seeds, []
+        for block, x in zip(self.blocks, features, strict=True):
+            state, looked = gather(block, self.entering(seeds, state), x)
+            if with_maps:
+                maps.append(looked.mean(1))
+        return state, maps
+
+    def _read(self, state: Tensor, seeds: Tensor, chosen: slice) -> Tensor:
+        logits: Tensor
+        if self.readout is not None:
+            logits = self.readout(state, chosen)
+        else:
+            assert self.presence is not None
+            logits = self.presence(QueryOutput(state, seeds))
+        return logits
+
+
+def gather(block: InteractionQueryBlock, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `block` does without a target, with keys and values built: cheaper where queries are many.
+
+    Scores of R queries over N patches cost N D Dq to build the keys and R N Dq to compare, against R H N D of the
+    block, which folds W_k into the query. Plain PyTorch, so that exporters can read it.
+
+    Args:
+        block: of a tap.
+        state: [B, R, Dq], or [1, R, Dq] where all images share it.
+        x: patch tokens [B, N, D].
+
+    Returns:
+        The new state [B, R, Dq], and P [B, H, R, N].
+    """
+    dim, heads = block.query_dim, block.heads
+
+    def split(rows: Tensor) -> Tensor:
+        return rows.view(*rows.shape[:2], heads, dim // heads).transpose(1, 2)  # [B, H, rows, d]
+
+    query = split(F.layer_norm(state, (dim,)) @ block.w_q * (1 / math.sqrt(dim // heads)))
+    x = F.layer_norm(x, x.shape[-1:])
+    looked = (query @ split(x @ block.w_k).mT).softmax(-1)
+    gathered = (looked.to(x.dtype) @ split(x @ block.w_v).to(x.dtype)).transpose(1, 2).flatten(2)
+    return state + gathered @ block.w_o, looked
+
+
+class ClassReadout(nn.Module):
+    """logit_k = w_k . LN(Q_L,k) + b_k.
+
+    Args:
+        classes: K.
+        width: Dq.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-1, 1) / math.sqrt(width))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, states: Tensor, chosen: slice = slice(None)) -> Tensor:
+        """Return [B, R] in fp32, for states [B, R, Dq] of the `chosen` classes."""
+        states = F.layer_norm(states.float(), states.shape[-1:])
+        return (states * self.weight[chosen].float()).sum(-1) + self.bias[chosen].float()
+
+
+class TextReadout(nn.Module):
+    """logit = LN(Q_L) W . LN(Q_0) / sqrt(Dq) + b, for any query, whatever name it was seeded by.
+
+    Args:
+        width: Dq.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, width).uniform_(-1, 1) / math.sqrt(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, output: QueryOutput) -> Tensor:
+        """Return [B, R] in fp32."""
+        width = self.weight.shape[0]
+        states = F.layer_norm(output.states.float(), (width,)) @ self.weight.float()
+        return (states * F.layer_norm(output.seeds.float(), (width,))).sum(-1) / math.sqrt(width) + self.bias.float()
