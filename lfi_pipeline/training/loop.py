@@ -143,7 +143,7 @@ class _Loop:
         self.device = resolve_device(machine.device, self.accelerator.local_process_index)
         self.store = TargetStore.open(self.stream.targets, data_root=self.stream.data_root)
         self.positions = require_samples(self.store, self.stream)
-        require_views(self.store, self.stream, configs)
+        require_views(self.store, self.stream, reads_targets=any(config.terms for config in configs))
         spec, index = self.store.spec, self.store.index
         labels = [index.labels[position] for position in self.positions.tolist()]
         self.seen = frozenset(index.domains[position] for position in self.positions.tolist())

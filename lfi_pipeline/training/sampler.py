@@ -48,9 +48,12 @@ def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.
     return positions
 
 
-def require_views(store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig]) -> None:
-    """Check that the cache holds what the teacher sees of the images as they are augmented."""
-    reads_targets = any(config.terms for config in configs)
+def require_views(store: TargetStore, stream: StreamConfig, *, reads_targets: bool) -> None:
+    """Check that the cache holds what the teacher sees of the images as they are augmented.
+
+    Raises:
+        ConfigError: images are to be mirrored, targets are read, and the cache has no view `hflip`.
+    """
     if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
         raise ConfigError(
             f"{stream.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
