@@ -12,7 +12,8 @@ import torch
 from lfi_pipeline.benchmarks import Outcome, training_online, training_step
 from lfi_pipeline.benchmarks import training_online as training_students
 from lfi_pipeline.benchmarks import training_step as training_parameters
-from lfi_pipeline.benchmarks.train import TrainBenchConfig, bench_train
+from lfi_pipeline.benchmarks.config import TrainBenchConfig
+from lfi_pipeline.benchmarks.train import bench_train
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, UnknownNameError
 from lfi_pipeline.exporting.check import PlainModel
 from lfi_pipeline.students import Features, Student, StudentConfig

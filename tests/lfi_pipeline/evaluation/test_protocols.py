@@ -11,8 +11,7 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, RunError, TargetsError, UnknownNameError
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-from lfi_pipeline.evaluation.classification import ClassificationConfig
-from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
+from lfi_pipeline.evaluation.config import ClassificationConfig, GroundingConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES, PROTOCOLS
 from lfi_pipeline.evaluation.protocols import (
     RUNNABLE,
