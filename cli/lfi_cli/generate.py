@@ -11,6 +11,7 @@ else. It returns a result and a way to show it; `--json`, errors and exit codes 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import types
@@ -24,6 +25,7 @@ from lfi_cli.output import Shown, conclude, fail
 from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.core.options import Declared, build, declared
 from lfi_pipeline.core.settings_file import SettingsFile
+from lfi_pipeline.core.values import requirement
 
 WIDTH = 120
 """Columns of the help at most."""
@@ -38,23 +40,30 @@ class GeneratedCommand(click.Command):
 
     Attributes:
         config: the class, or several where the command is run `raw`.
-        options: what they declare, by name.
         file: reads the settings that `--config FILE` may give; None: there is no such option.
     """
 
     def __init__(self, *, config: Any, file: SettingsFile | None, run: Callable[[Any], Shown], raw: bool) -> None:
         self.config, self.file, self._run, self._raw = config, file, run, raw
-        classes = config if isinstance(config, tuple) else (config,)
-        self.options = {name: each for kind in classes for name, each in declared(kind).items()}
         super().__init__(
             name=run.__name__.replace("_", "-"),
             callback=self._called,
-            params=self._parameters(),
             help=inspect.getdoc(run),
             context_settings={"max_content_width": WIDTH},
         )
 
-    def _parameters(self) -> list[click.Parameter]:
+    @functools.cached_property
+    def options(self) -> dict[str, Declared]:
+        """What the classes declare, by name; read when it is asked for, since `lfi --help` does not need it."""
+        classes = self.config if isinstance(self.config, tuple) else (self.config,)
+        return {name: each for kind in classes for name, each in declared(kind).items()}
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options, older names and what every command has."""
+        return [*self._generated, *super().get_params(ctx)]
+
+    @functools.cached_property
+    def _generated(self) -> list[click.Parameter]:
         parameters: list[click.Parameter] = []
         for each in self.options.values():
             if not each.option.cli:
@@ -158,9 +167,10 @@ def plain_value(each: Declared, raw: Any) -> Any:
         return [_scalar(inner, text) for inner, text in zip(get_args(kind), raw, strict=True)]
     if each.option.repeated:
         return [_scalar(kind, text) for text in raw]
-    if raw == "none" and kind in (int, float) and kind is not each.kind:
-        return None
-    return _scalar(kind, raw)
+    value = _scalar(each.kind if kind in (int, float) else kind, raw)
+    if kind in (int, float) and isinstance(value, str):
+        raise click.BadParameter(f"{requirement(kind)} is wanted, got {raw!r}.", param_hint=flag(each.name))
+    return value
 
 
 def _scalar(kind: Any, text: str) -> Any:
@@ -211,7 +221,7 @@ def _parameter(each: Declared, *, hidden: bool = False) -> click.Parameter:
     fixed = get_origin(kind) is tuple and not _is_list(kind)
     return click.Option(
         [each.name, *spellings],
-        multiple=_is_table(kind) or _is_list(kind) or each.option.repeated,
+        multiple=_is_table(kind) or (_is_list(kind) and each.option.separator is None) or each.option.repeated,
         nargs=len(get_args(kind)) if fixed else 1,
         type=click.UNPROCESSED,
         hidden=hidden,

@@ -44,7 +44,7 @@ def inspect(config: Inspect) -> Shown:
     if config.kinds.kinds and not config.pointing:
         raise ConfigError("kinds scores kinds of map and needs `pointing`; give both.", argument="kinds")
     if config.out is not None and not config.sample:
-        raise ConfigError("out names the picture of a sample and needs `sample`; give both.", argument="out")
+        raise ConfigError("out names the picture of a sample and needs `sample=KEY`; give both.", argument="out")
     from lfi_pipeline.targets import TargetStore
 
     store = TargetStore.open(config.targets, data_root=config.data_root)

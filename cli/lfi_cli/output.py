@@ -84,8 +84,8 @@ def spoken(error: LFIError, command: GeneratedCommand) -> str:
     from lfi_cli.generate import spelling
 
     message, own = str(error), spelling([command])
-    if error.argument is not None and error.argument in own:
-        message = re.sub(rf"(?<![\w`.-]){error.argument}(?![\w`])", own[error.argument], message, count=1)
+    if error.argument in own and message.startswith(f"{error.argument} "):
+        message = own[error.argument] + message.removeprefix(error.argument or "")
     if not _QUOTED.search(message):
         return message
     from lfi_cli.main import generated_commands
@@ -198,7 +198,9 @@ def tree(out: Path, explained: Mapping[str, str]) -> list[str]:
     """
     found = [(pattern, sorted(out.glob(pattern)), text) for pattern, text in explained.items()]
     present = [(_shown_path(pattern, paths, out), text) for pattern, paths, text in found if paths]
-    width = max((len(name) for name, _ in present), default=0)
+    if not present:
+        return []
+    width = max(len(name) for name, _ in present)
     lines = [f"{out}{'' if str(out).endswith('/') else '/'}"]
     for place, (name, text) in enumerate(present, start=1):
         lines.append(f"{'└──' if place == len(present) else '├──'} {name.ljust(width)}  {text}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lfi_cli.generate import command
-from lfi_cli.output import Result, Shown, facts, say, show_tree, whole_table
+from lfi_cli.output import Result, Shown, facts, say, show_tree
 from lfi_pipeline.core.options import Option, check
 
 if TYPE_CHECKING:
@@ -138,9 +138,9 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
     _draw(console, cost_table(comparison.costs))
     if comparison.blocks:
         for line in legend(comparison):
-            say(console, line)
+            console.print(line, markup=False, highlight=False)
     for note in result["notes"]:
-        say(console, f"Note: {note}")
+        console.print(f"Note: {note}", markup=False, highlight=False)
     for missing in comparison.missing:
         say(console, f"Missing: {missing.what} This makes it:", f"  {missing.command}")
     for path in result["written"]:
@@ -158,7 +158,7 @@ def _draw(console: Console, table: TextTable, lines: bool = False) -> None:
         drawn.add_column(heading, justify="right" if place else "left", width=width)
     for row in table.rows:
         drawn.add_row(*row)
-    whole_table(console, drawn)
+    console.print(drawn)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,8 @@ RAND_AUGMENT = (
 """Changes of colour that RandAugment draws from."""
 COLOUR_CHANGES = (*RAND_AUGMENT, "hue", "greyscale", "blur")
 """Names of all changes of colour."""
+DOMAINS = ("colour", "outline", "grey", "photo")
+"""Names of the visual domains of the embedded data set."""
 
 
 def _scale(least: float) -> tuple[float, float]:
@@ -112,12 +114,6 @@ class MixConfig:
         return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
 
-def _domains() -> tuple[str, ...]:
-    from lfi_pipeline.data.scenes.domains import DOMAINS
-
-    return tuple(DOMAINS)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesConfig:
     """Everything that determines a rendering of the embedded data set."""
@@ -130,7 +126,7 @@ class ScenesConfig:
             "Domains of both splits, out of colour, outline, grey, photo.",
             separator=",",
             at_least_one=True,
-            choices=_domains,
+            choices=DOMAINS,
             noun="domain",
             metavar="DOMAIN,...",
         ),
@@ -141,7 +137,7 @@ class ScenesConfig:
             "Domains of the val split only, for cross-domain scores; none: no such domain.",
             separator=",",
             empty="none",
-            choices=_domains,
+            choices=DOMAINS,
             noun="domain",
             metavar="DOMAIN,...",
         ),

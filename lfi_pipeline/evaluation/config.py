@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.options import Option, build, check, current_names, declared
+from lfi_pipeline.core.options import Option, build, check, declared
 
 WEIGHTS = ("last", "best")
 SOURCES = ("run", "scratch")
@@ -211,7 +212,7 @@ class ConvergenceConfig:
         check(self)
         if not self.references:
             raise ConfigError(
-                "The protocol convergence needs a finished run to compare with, got none. Give `reference`."
+                "The protocol convergence needs a finished run to compare with, got none. Give `reference=RUN`."
             )
 
 
@@ -248,6 +249,10 @@ def evaluation_configs(
     for option in options:
         if option not in ignored and not any(_has(kind, option) for kind in kinds):
             _refuse(option, protocols)
+    for name, kind in zip(protocols, kinds[1:], strict=True):
+        for option, each in declared(kind).items():
+            if each.required and options.get(option) is None:
+                raise ConfigError(f"Protocol {name} needs `{option}`.")
     common, *configs = (build(kind, {n: v for n, v in options.items() if _has(kind, n)}) for kind in kinds)
     return common, dict(zip(protocols, configs, strict=True))
 
@@ -259,8 +264,8 @@ def _has(kind: Any, option: str) -> bool:
 def _refuse(option: str, protocols: Sequence[str]) -> None:
     owners = " or ".join(name for name, kind in PROTOCOL_CONFIGS.items() if _has(kind, option))
     if not owners:
-        for kind in PROTOCOL_CONFIGS.values():
-            current_names(kind, {option: None})
+        names = {name for kind in (EvaluationConfig, *PROTOCOL_CONFIGS.values()) for name in declared(kind)}
+        raise UnknownNameError("option", option, difflib.get_close_matches(option, names, n=5, cutoff=0.0))
     raise ConfigError(
         f"{option} is an option of protocol {owners}; asked for: {', '.join(protocols)}. Leave it out, or add "
         f"`protocol={owners}`.",
