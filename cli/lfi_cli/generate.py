@@ -223,6 +223,7 @@ def _parameter(each: Declared, *, hidden: bool = False) -> click.Parameter:
         [each.name, *spellings],
         multiple=_is_table(kind) or (_is_list(kind) and each.option.separator is None) or each.option.repeated,
         nargs=len(get_args(kind)) if fixed else 1,
+        default=None,
         type=click.UNPROCESSED,
         hidden=hidden,
     )
