@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError
+from lfi_pipeline.core.options import build
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.tap_model import TapBackbone
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import Batch
 from lfi_pipeline.training.dataset import TargetDataset
 from lfi_pipeline.training.learner import TOTAL, Learner, LoadedRun
-from lfi_pipeline.training.settings import config_of
 from lfi_pipeline.training.validate import resolve_task
 
 
@@ -72,8 +72,8 @@ class Distiller(nn.Module):
             **({"image_size": height} if module is None and height == width else {}),
             **settings,
         }
-        config = config_of({"targets": str(targets.stream.targets), **flat})
-        self.config: TrainConfig = replace(config, stream=targets.stream)
+        config = build(TrainConfig, {"targets": targets.data.targets, **flat})
+        self.config: TrainConfig = replace(config, data=targets.data)
         store = targets.store
         labels = store.index.labels
         self.task = resolve_task(

@@ -18,31 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
-from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Curve, score_at, steps_to_reach
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult
+from lfi_pipeline.core.errors import ConfigError, RunError
+from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
+from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
+from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json
 from lfi_pipeline.training.validate import main_score
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvergenceConfig:
-    """Options of the protocol.
-
-    Attributes:
-        references: finished runs, such as the seeds of the best control. A run is held against those of its own seed;
-            where there is none, against the mean of all.
-        score: a score of validation, `map_seen` or another of `HEAD_SCORES`; None: the task's main one.
-    """
-
-    references: tuple[Path, ...] = ()
-    score: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.references:
-            raise ConfigError("Protocol convergence needs a finished run to compare with: --reference RUN.")
-        if self.score is not None and self.score not in HEAD_SCORES:
-            raise UnknownNameError("score", self.score, HEAD_SCORES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +117,7 @@ def _read(run: Path, score: str) -> _Trained:
     curve = _curve(run / METRICS, score)
     if not curve:
         raise ConfigError(
-            f"{run} must have logged {score} in validation, found none in {METRICS}. Name another --score, or wait for "
+            f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
     return _Trained(run, read_json(run / CONFIG), curve, read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {})
@@ -170,7 +151,7 @@ def _require_comparable(trained: _Trained, reference: _Trained) -> None:
     if ours != theirs:
         raise ConfigError(
             f"A run and its reference must be validated alike; {reference.path} has {theirs}, {trained.path} has "
-            f"{ours}. Name another --reference."
+            f"{ours}. Name another `reference`."
         )
 
 

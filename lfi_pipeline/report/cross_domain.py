@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import MEASURES
 from lfi_pipeline.evaluation.results import ProtocolResult, latest_result
 from lfi_pipeline.report.groups import label_runs
@@ -100,7 +101,9 @@ def read_domain_tables(runs: Sequence[Path]) -> list[DomainTable]:
     for run in runs:
         result = latest_result(run, PROTOCOL)
         if result is None:
-            raise ConfigError(f"{run} has no cross-domain score. Run lfi evaluate {run} --protocol {PROTOCOL} first.")
+            raise ConfigError(
+                f"{run} has no cross-domain score. Run {command_line('evaluate', run, protocol=PROTOCOL)} first."
+            )
         results[run] = result
     return domain_tables(results)
 

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from lfi_pipeline import __version__
 from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.comparison_text import (
     cell_text,
@@ -189,14 +190,16 @@ def _missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
     runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
     for name, run in runs:
         if run.summary is None:
-            again = run.config.command or f"lfi train --out {run.path.name}"
+            again = run.config.command or command_line("train", out=run.path.name)
             lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
         if run.classified is None:
             text = f"{name} was not evaluated: its mAP here is the last validation in training."
             lines.append((text, f"lfi evaluate {run.path.name}"))
     for group in groups:
         if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
-            lines.append((f"{group.label} has no gallery.", f"lfi evaluate {group.runs[0].path.name} --targets SHARDS"))
+            lines.append(
+                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
+            )
     return lines
 
 

@@ -10,13 +10,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.report.groups import Group
 from lfi_pipeline.report.runs import Run
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.report.verdict import points
 from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, read_json, recorded_config
-from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.sweep import shown
 
 MISSING = "–"
@@ -190,7 +190,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
 
 def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
-    flat = flat_settings(recorded_config(run))
+    flat = flatten(recorded_config(run))
     path = Path(flat["targets"])
     fingerprint = str(read_json(run / CONFIG).get("targets_fingerprint", path))
     flat["targets"] = caches.setdefault(fingerprint, f"{path.name} {fingerprint[:8]}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS, Measure
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report.groups import Group, gather, label_runs
@@ -227,9 +227,9 @@ def seed_tables(
 
 
 _NEEDS = {
-    "grounding": "--targets TARGETS",
-    "zero-shot": "--targets TARGETS",
-    "convergence": "--reference RUN",
+    "grounding": {"targets": "TARGETS"},
+    "zero-shot": {"targets": "TARGETS"},
+    "convergence": {"reference": "RUN"},
 }
 """Options without which the protocol does not run."""
 
@@ -268,9 +268,9 @@ def missing_results(
         for group, run in lacking:
             seeds.setdefault(group.label, []).append(str(run.config.seed))
         told = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
-        words = ["lfi", "evaluate", *(shlex.quote(str(run.path)) for _, run in lacking), "--protocol", protocol]
-        words += [_NEEDS[protocol]] if protocol in _NEEDS else []
-        found.append(Missing(what=f"{protocol}: no result of {told}.", command=" ".join(words)))
+        needed = _NEEDS.get(protocol, {})
+        command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
+        found.append(Missing(what=f"{protocol}: no result of {told}.", command=command))
     return found
 
 

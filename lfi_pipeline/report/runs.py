@@ -35,7 +35,7 @@ def find_runs(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
     if not found:
         raise RunError(
             f"Give directories of training runs, or a directory that holds some: {', '.join(map(str, given))} must "
-            f"have {' and '.join(TRAINED)}. `lfi train --out RUN` makes one."
+            f"have {' and '.join(TRAINED)}. `lfi train` makes one."
         )
     return list(found), notes
 
@@ -198,7 +198,7 @@ def load_run(path: Path) -> Run:
     """
     for name in TRAINED:
         if not (path / name).is_file():
-            raise RunError(f"{path} must be a training run, but has no {name}. `lfi train --out {path}` makes one.")
+            raise RunError(f"{path} must be a training run, but has no {name}. `lfi train` makes one.")
     summary = path / "summary.json"
     train, validation = _metrics(path / "metrics.jsonl")
     return Run(

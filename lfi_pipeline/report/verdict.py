@@ -76,7 +76,7 @@ def conclude(groups: Sequence[Group]) -> Verdict:
 def _no_lfi(own: Sequence[Group]) -> str:
     if own:
         return "The lfi runs hold no validation score yet. `lfi evaluate RUN` makes one."
-    return "None of these runs learned from the teacher's maps. `lfi train --objective lfi` makes one."
+    return "None of these runs learned from the teacher's maps. `lfi train` with objective lfi makes one."
 
 
 def _no_control(lfi: Group) -> str:
@@ -84,7 +84,7 @@ def _no_control(lfi: Group) -> str:
     assert score is not None
     return (
         f"{lfi.label} scores {points(score.mean)} mAP on seen domains, which says nothing by itself: there "
-        "is no control among these runs. `lfi train --objective none` makes one."
+        "is no control among these runs. `lfi train` with objective none makes one."
     )
 
 

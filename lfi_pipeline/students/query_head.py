@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels import InteractionQueryBlock
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput, TextQueries
+from lfi_pipeline.students.config import QueryConfig
+from lfi_pipeline.students.queries import QueryOutput, TextQueries
 
 CLASS, TEXT = "class", "text"
 _BLOCK = 1024

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, view_image, view_maps
+from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, draw_changes, draw_geometry, view_image, view_maps
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.map_mixing import shown_by_maps, visible_labels
-from lfi_pipeline.data.mixing import Mix, mix_images, mix_labels, mix_maps
+from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, mix_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.class_names import classes_of_words
-from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.sampler import Ticket, training_positions
 
 Grid = tuple[int, int]  # (rows, columns)
@@ -134,16 +134,16 @@ class TargetImages(TorchDataset[Batch]):
 
     Args:
         store: the cache.
-        stream: what is read of it.
+        data: what is read of it.
         sizes: of the students' inputs; an image is read and decoded once for all of them.
         reads: which targets to read, of `MAPS` and `IMAGE_EMBEDDING`.
     """
 
-    def __init__(self, store: TargetStore, stream: StreamConfig, sizes: Sequence[Size], reads: frozenset[str]) -> None:
-        self.store, self.stream, self.sizes, self.reads = store, stream, tuple(dict.fromkeys(sizes)), reads
+    def __init__(self, store: TargetStore, data: DataConfig, sizes: Sequence[Size], reads: frozenset[str]) -> None:
+        self.store, self.data, self.sizes, self.reads = store, data, tuple(dict.fromkeys(sizes)), reads
         self.index = store.index
         self.mirror_stored = "hflip" not in store.spec.views
-        self.donor = _donors(training_positions(store, stream.hold_out), stream.seed)
+        self.donor = _donors(training_positions(store, data.hold_out), data.seed)
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
@@ -154,9 +154,9 @@ class TargetImages(TorchDataset[Batch]):
         seen: dict[Size, list[Tensor]] = {size: [] for size in self.sizes}
         windows, flips = [], []
         for epoch, position in tickets:
-            geometry = self.stream.augmentation.draw(np.random.default_rng([self.stream.seed, epoch, position]))
-            changes = self.stream.photometric.draw(
-                np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
+            geometry = draw_geometry(self.data.augmentation, np.random.default_rng([self.data.seed, epoch, position]))
+            changes = draw_changes(
+                self.data.photometric, np.random.default_rng([self.data.seed, epoch, position, _PHOTOMETRIC])
             )
             image = self._image(position)
             for size, images in seen.items():
@@ -167,9 +167,9 @@ class TargetImages(TorchDataset[Batch]):
         labels = torch.zeros(len(tickets), len(self.store.spec.dataset.classes))
         for row, position in enumerate(positions):
             labels[row, list(self.labels[position])] = 1.0
-        targets = self._targets(positions, np.array(flips)) if self.reads or self.stream.mix.cuts else {}
+        targets = self._targets(positions, np.array(flips)) if self.reads or self.data.mix.cuts else {}
         mix = self._mix(tickets)
-        if mix is not None and self.stream.mix.cuts:
+        if mix is not None and self.data.mix.cuts:
             mix, labels = self._cut(tickets, mix, labels, targets, torch.tensor(windows))
         images_of = {size: torch.stack(images) for size, images in seen.items()}
         return Batch(
@@ -185,13 +185,13 @@ class TargetImages(TorchDataset[Batch]):
         return unchanged_image(self.store, position, self.paths[position], self.checksums[position])
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
-        """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""
-        config = self.stream.mix
+        """Draw how neighbours (2i, 2i + 1) are mixed; None where the settings mix nothing."""
+        config = self.data.mix
         if not config.active:
             return None
         pairs = [tickets[i : i + 2] for i in range(0, len(tickets) - 1, 2)]
-        seeds = [[self.stream.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
-        return config.draw([np.random.default_rng(seed) for seed in seeds], len(tickets))
+        seeds = [[self.data.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
+        return draw_mix(config, [np.random.default_rng(seed) for seed in seeds], len(tickets))
 
     def _cut(
         self, tickets: Sequence[Ticket], mix: Mix, labels: Tensor, targets: Mapping[str, Tensor], windows: Tensor
@@ -200,12 +200,10 @@ class TargetImages(TorchDataset[Batch]):
 
         The label of data with one label an image stays the own one.
         """
-        seeds = [[self.stream.seed, _CUTTING, *ticket] for ticket in tickets]
-        drawn = torch.tensor(
-            [np.random.default_rng(seed).random() < self.stream.mix.maps_probability for seed in seeds]
-        )
+        seeds = [[self.data.seed, _CUTTING, *ticket] for ticket in tickets]
+        drawn = torch.tensor([np.random.default_rng(seed).random() < self.data.mix.maps_probability for seed in seeds])
         drawn &= mix.partner != torch.arange(len(tickets))
-        if self.stream.maps == "uniform":
+        if self.data.maps == "uniform":
             drawn[:] = False  # a flat map leaves nothing out
         stored = decode_maps(targets["maps"][:, -1:], targets["scale"][:, -1:], self.store.spec.codec.name)
         mass = view_maps(stored, windows, (stored.shape[-2], stored.shape[-1]))[:, 0]  # [B, M, gh, gw]
@@ -224,7 +222,7 @@ class TargetImages(TorchDataset[Batch]):
             if not len(rows):
                 continue
             own = self.store.read_many(positions[rows], view)
-            maps_of = own if self.stream.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
+            maps_of = own if self.data.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
             for name, values in (
                 ("maps", maps_of.maps),
                 ("scale", maps_of.scale),
@@ -234,12 +232,12 @@ class TargetImages(TorchDataset[Batch]):
                 parts.setdefault(name, np.zeros((len(positions), *values.shape[1:]), values.dtype))[rows] = values
         embedding = torch.from_numpy(parts["image_embedding"]).float()
         chosen = {IMAGE_EMBEDDING: embedding} if IMAGE_EMBEDDING in self.reads else {}
-        if MAPS not in self.reads and not self.stream.mix.cuts:
+        if MAPS not in self.reads and not self.data.mix.cuts:
             return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
-        read = self.stream.words
+        read = self.data.words
         maps, scale, words = maps[:, :, :read], scale[:, :, :read], words[:, :read].long()
-        if self.stream.maps == "shuffled":
+        if self.data.maps == "shuffled":
             scale, maps = _cycled(maps, scale, words)
         if self.mirror_stored and flips.any():
             seen_mirrored = torch.from_numpy(flips)

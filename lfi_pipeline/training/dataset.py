@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from lfi_pipeline.core.errors import ConfigError, LFIError
+from lfi_pipeline.core.options import build
 from lfi_pipeline.data.augment import WHOLE, view_image, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.store import sample_image
-from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, ErrorsAsValues, Grid, TargetImages, whole_batch
 from lfi_pipeline.training.sampler import Tickets, require_samples, require_views
 
@@ -65,7 +66,7 @@ class TargetDataset(TorchDataset[TargetSample]):
         grid: (rows, columns) of the maps of samples; None: a cell for every 16 pixels. Maps are densities over the
             image, so a change of grid moves no mass. In training every tap has its own grid, whatever this is.
         data_root: where the images lie, if they have moved since the cache was made.
-        settings: what batches are like, by the names of `lfi_pipeline.training.StreamConfig`, such as `seed=1`,
+        settings: what batches are like, by the names of `lfi_pipeline.training.DataConfig`, such as `seed=1`,
             `hold_out=("photo",)` or `words=8`.
 
     Raises:
@@ -87,11 +88,9 @@ class TargetDataset(TorchDataset[TargetSample]):
             raise ConfigError(f"image_size must be 1 or more pixels, got {image_size}.")
         rows, columns = (max(1, round(side / PIXELS_A_CELL)) for side in self.image_size)
         self.grid: Grid = (rows, columns) if grid is None else grid
-        self.stream = StreamConfig(
-            targets=Path(targets), data_root=None if data_root is None else Path(data_root), **settings
-        )
+        self.data = build(DataConfig, {"targets": targets, "data_root": data_root, **settings})
         self.store = TargetStore.open(targets, data_root=data_root)
-        self.positions = require_samples(self.store, self.stream)
+        self.positions = require_samples(self.store, self.data)
 
     def __len__(self) -> int:
         """Number of images that can be trained on: neither quarantined nor of a domain that is held out."""
@@ -161,9 +160,9 @@ class TargetLoader:
     def __init__(self, dataset: TargetDataset, batch_size: int, *, workers: int, pin_memory: bool) -> None:
         self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
         self._batch_size, self._epoch, self._step = batch_size, 0, 0
-        require_views(dataset.store, dataset.stream, reads_targets=True)
+        require_views(dataset.store, dataset.data, reads_targets=True)
         self._images = TargetImages(
-            dataset.store, dataset.stream, [dataset.image_size], frozenset({MAPS, IMAGE_EMBEDDING})
+            dataset.store, dataset.data, [dataset.image_size], frozenset({MAPS, IMAGE_EMBEDDING})
         )
 
     def __len__(self) -> int:
@@ -195,7 +194,7 @@ class TargetLoader:
 
     def _batches(self) -> Tickets:
         """Which images make up the batches that are left of the present pass."""
-        stream = replace(self._dataset.stream, batch_size=self._batch_size, epochs=self._epoch + 1)
+        stream = replace(self._dataset.data, batch_size=self._batch_size, epochs=self._epoch + 1)
         tickets = Tickets(self._dataset.positions, stream)
         tickets.start = self._epoch * tickets.steps_per_epoch + self._step
         return tickets

@@ -30,7 +30,7 @@ _BACKBONE = "student.backbone."
 
 def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> Student:
     """Return the student that `config` asks for, initialised from its seed; `backbone` as of `Student`."""
-    torch.manual_seed(config.stream.seed)
+    torch.manual_seed(config.data.seed)
     classifies = task != NONE
     by_name = class_embeddings(store) if classifies and config.head == "queries" else None
     return Student(
@@ -61,7 +61,7 @@ class Learner(nn.Module):
     def __init__(self, config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.task, self._weights_of = task, {term: config.weight(term) for term in config.terms}
-        self._codec, self._uniform = store.spec.codec.name, config.stream.maps == "uniform"
+        self._codec, self._uniform = store.spec.codec.name, config.data.maps == "uniform"
         relative = [term for term, weight in self._weights_of.items() if weight.relative]
         self.balance = GradientBalance(relative, TASK if task != NONE else config.terms[0])
         self.student = build_student(config, store, task, backbone)
@@ -216,7 +216,7 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     if weights not in WEIGHTS:
         raise UnknownNameError("weights", weights, tuple(WEIGHTS))
     record, config = read_json(run / CONFIG), recorded_config(run)
-    store = TargetStore.open(config.stream.targets, data_root=data_root or config.stream.data_root)
+    store = TargetStore.open(config.data.targets, data_root=data_root or config.data.data_root)
     task = str(record.get("task"))
     # the checkpoint holds every weight: timm's own need not be at hand
     student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)

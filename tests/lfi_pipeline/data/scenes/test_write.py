@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig, write, write_scenes
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import DOMAINS, NAMES, write, write_scenes
 from lfi_pipeline.data.scenes.render import render_scene
 
 SMALL = ScenesConfig(train=5, val=4, size=32, seed=8)
