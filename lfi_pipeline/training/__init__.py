@@ -26,9 +26,9 @@ __all__ = [
     "SCHEDULES",
     "TASKS",
     "TERMS",
-    "RuntimeConfig",
-    "OptimizerConfig",
     "DataConfig",
+    "OptimizerConfig",
+    "RuntimeConfig",
     "TrainConfig",
     "train",
 ]

@@ -82,7 +82,7 @@ def test_ranges_are_told(option: Option, value: float, told: str) -> None:
 def test_each_number_of_a_list_has_the_range_and_each_text_the_choices() -> None:
     with pytest.raises(ConfigError, match="x must be 0 or more, got 1, -1"):
         fitting("x", tuple[int, ...], [1, -1], Option(ge=0))
-    with pytest.raises(UnknownNameError, match="Unknown view 'ful'. Did you mean 'full'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown view 'ful'\. Did you mean 'full'"):
         fitting("x", tuple[str, ...], ["full", "ful"], Option(choices=lambda: ("full", "hflip"), noun="view"))
     with pytest.raises(ConfigError, match="x must name at least one, got none"):
         fitting("x", tuple[str, ...], [], Option(at_least_one=True))
