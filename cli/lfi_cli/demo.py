@@ -43,10 +43,9 @@ def run_command(*words: object) -> Result:
     stderr().print(f"\n$ {shlex.join(['lfi', *line])}", style="bold", soft_wrap=True, highlight=False, markup=False)
     arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
-            with app.make_context("lfi", line) as context:
-                result: Result = app.invoke(context)
+        # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
+        with contextlib.redirect_stdout(sys.stderr), app.make_context("lfi", line) as context:
+            result: Result = app.invoke(context)
     finally:
         sys.argv = arguments
     return result

@@ -4,8 +4,8 @@
     def export(config: ExportCommand) -> Shown:
         '''What it does. Example: lfi export runs/lfi-0 --out exported/'''
 
-A command is given the config that was built of its options, or, where it asks for them `raw`, what was given and nothing
-else. It returns a result and a way to show it; `--json`, errors and exit codes are the same for all.
+A command is given the config that was built of its options, or, where it asks for them `raw`, what was given and no
+more. It returns a result and a way to show it; `--json`, errors and exit codes are the same for all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lfi_pipeline.core.values import requirement
 WIDTH = 120
 """Columns of the help at most."""
 JSON = "Print one JSON object with the result on stdout, all else on stderr."
-FILE = "TOML file of these settings, such as a run's config.toml; options go over it."
+FILE = "TOML file of these settings; options go over it."
 _METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 _LONGEST_CHOICES = 44
 

@@ -1,4 +1,4 @@
-"""Entry point of `lfi`. A command's module is imported when the command is asked for, so that none waits for another."""
+"""Entry point of `lfi`. The module of a command is imported when it is asked for, so that none waits for another."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ def pack(config: Pack) -> Shown:
         if packed.images_missing:
             say(
                 console,
-                f"{packed.images_missing} image(s) are not below {packed.data_root}: they stay in {config.source}. Give "
-                "--data-root where they lie when you use the new cache.",
+                f"{packed.images_missing} image(s) are not below {packed.data_root}: they stay in {config.source}. Say "
+                "where they lie, by --data-root, when you use the new cache.",
             )
 
     return Shown(result, render)

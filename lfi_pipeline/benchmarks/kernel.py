@@ -23,7 +23,7 @@ Limits = tuple[float | None, float | None]
 
 
 def _sizes(config: KernelConfig) -> bench.Sizes:
-    """The sizes as `lfi_kernels.bench` takes them. Raises UnknownNameError and ConfigError for what it does not know."""
+    """The sizes as `lfi_kernels.bench` takes them; raises UnknownNameError and ConfigError for others."""
     for name in config.models:
         if name not in bench.WIDTHS:
             raise UnknownNameError("model", name, bench.WIDTHS, argument="models")
@@ -147,7 +147,7 @@ def plot_kernel(source: Path, out: Path) -> Path:
     charts = [chart for rows in _last_runs(_read(source)) for chart in _charts(rows)]
     if not charts:
         raise ConfigError(
-            f"{source} must hold ratios of the kernel benchmark, found none. Write some with lfi bench kernel and `csv`."
+            f"{source} must hold ratios of the kernel benchmark, found none. Write some with lfi bench kernel."
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -66,8 +66,8 @@ class CrossDomainConfig:
     splits: Annotated[
         tuple[str, ...],
         Option(
-            "Split whose images of the left-out domain are scored, each once; left out: `all` where the data set has it, "
-            "else every split.",
+            "Split whose images of the left-out domain are scored, each once; left out: `all` where the data set "
+            "has it, else every split.",
             panel=CROSS_DOMAIN,
         ),
     ] = ()
@@ -77,8 +77,8 @@ class CrossDomainConfig:
 
 
 _SCORED = (
-    "Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or of any data set "
-    "with classes (zero-shot)."
+    "Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or of any data "
+    "set with classes (zero-shot)."
 )
 
 
@@ -192,8 +192,8 @@ class ConvergenceConfig:
     references: Annotated[
         tuple[Path, ...],
         Option(
-            "A finished run whose final score is to be reached, such as a seed of the best control; a run is held against "
-            "those of its own seed, else against the mean of all.",
+            "A finished run whose final score is to be reached, such as a seed of the best control; a run is held "
+            "against those of its own seed, else against the mean of all.",
             name="reference",
             aliases=("references",),
             panel=CONVERGENCE,

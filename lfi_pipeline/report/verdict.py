@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
 from lfi_pipeline.report.runs import Run
@@ -76,7 +77,7 @@ def conclude(groups: Sequence[Group]) -> Verdict:
 def _no_lfi(own: Sequence[Group]) -> str:
     if own:
         return "The lfi runs hold no validation score yet. `lfi evaluate RUN` makes one."
-    return "None of these runs learned from the teacher's maps. `lfi train` with objective lfi makes one."
+    return f"None of these runs learned from the teacher's maps. `{command_line('train', objective='lfi')}` makes one."
 
 
 def _no_control(lfi: Group) -> str:
@@ -84,7 +85,7 @@ def _no_control(lfi: Group) -> str:
     assert score is not None
     return (
         f"{lfi.label} scores {points(score.mean)} mAP on seen domains, which says nothing by itself: there "
-        "is no control among these runs. `lfi train` with objective none makes one."
+        f"is no control among these runs. `{command_line('train', objective='none')}` makes one."
     )
 
 

@@ -23,8 +23,8 @@ class StudentConfig:
     name: Annotated[
         str,
         Option(
-            "Any model of timm's that gives intermediate features; MODEL.TAG names its weights. Repeat it to train several "
-            "from one read, each in OUT/NAME.",
+            "Any model of timm's that gives intermediate features; MODEL.TAG names its weights. Repeat it to train "
+            "several from one read, each in OUT/NAME.",
             name="student",
             repeated=True,
         ),

@@ -26,7 +26,7 @@ class StudyConfig:
         Option(
             "Which maps; auto is interaction if both runs have queries, else gradcam.",
             choices=KINDS,
-            noun="kind of maps",
+            noun="kind of map",
         ),
     ] = AUTO
     repeat: Annotated[float, Option("Share of the items shown to each rater again with sides swapped.", ge=0, le=1)] = (

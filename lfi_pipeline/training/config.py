@@ -1,4 +1,4 @@
-"""Everything that determines a training run, and apart from it the machine that it runs on. Nothing here imports torch."""
+"""Everything that determines a training run, and apart from it the machine that it runs on; imports no torch."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ class TrainConfig:
     objective: Annotated[
         str,
         Option(
-            "none (the task alone), or terms joined by +: lfi (interaction maps), embedding (cosine to the teacher's image "
-            "embedding), logits (KL to its zero-shot class logits), presence (which words the image holds).",
+            "none (the task alone), or terms joined by +: lfi (interaction maps), embedding (cosine to the teacher's "
+            "image embedding), logits (KL to its zero-shot class logits), presence (which words the image holds).",
             panel=OBJECTIVE,
         ),
     ] = "lfi"

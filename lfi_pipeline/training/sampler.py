@@ -22,8 +22,8 @@ def common_data(configs: Sequence[TrainConfig]) -> DataConfig:
         ):  # fmt: skip
             raise ConfigError(
                 "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
-                "seed), on the task, the validation split and on grad_accum_steps. Train the others in a command of their "
-                "own."
+                "seed), on the task, the validation split and on grad_accum_steps. Train the others in a command of "
+                "their own."
             )
     return first.data
 

@@ -18,8 +18,8 @@ DEPTH, WIDTH, SIZE, PATCH = 3, 64, 64, 16
 def trial(batch_size: int, *, depth: int = DEPTH, objective: str = "none", steps: int = 1) -> StepTrial:
     kwargs = {"depth": depth, "embed_dim": WIDTH, "num_heads": 2}
     student = StudentConfig(name="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, kwargs=kwargs)
-    stream = DataConfig(targets=Path("no such cache"), hold_out=("no such domain",), batch_size=128)
-    config = TrainConfig(data=stream, student=student, objective=objective)
+    data = DataConfig(targets=Path("no such cache"), hold_out=("no such domain",), batch_size=128)
+    config = TrainConfig(data=data, student=student, objective=objective)
     return time_training(
         config, device=torch.device("cpu"), batch_size=batch_size, steps=steps, maps_shape=(1, 4, 4, 4)
     )

@@ -27,7 +27,7 @@ STUDENT = StudentConfig(
 
 @pytest.fixture
 def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
-    """Return settings of two epochs of three steps; keywords replace settings by their flat names (`settings.declared(TrainConfig)`),
+    """Return settings of two epochs of three steps; keywords replace settings by their flat names ,
     `student_config` and `augmentation` whole groups."""
 
     def make(

@@ -204,7 +204,7 @@ def test_flips_need_the_flipped_view_or_consent(
     make_config: MakeConfig, full_only_targets: Path, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"targets": full_only_targets, "epochs": 1}
-    with pytest.raises(ConfigError, match=r"--views full,hflip.*--flip 0.*--mirror-maps"):
+    with pytest.raises(ConfigError, match=r"`views=\['full', 'hflip'\]`.*`hflip=0`.*`mirror_maps=True`"):
         train_one(make_config(**asked), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train_one(make_config(**asked, mirror_maps=True), tmp_path / "mirrored")
@@ -283,7 +283,8 @@ from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.core.options import build
 from lfi_pipeline.training.config import TrainConfig
 out = Path({str(tmp_path / "run")!r})
-config = build(TrainConfig, dict(targets={str(tiny_targets)!r}, student="test_vit", image_size=64, epochs=1, batch_size=8))
+settings = dict(targets={str(tiny_targets)!r}, student="test_vit", image_size=64, epochs=1, batch_size=8)
+config = build(TrainConfig, settings)
 train([(config, out)], RuntimeConfig(device="cpu"))
 evaluate_runs([out], dict(classification=ClassificationConfig()), EvaluationConfig(device="cpu"))
 loaded = [name for name in sys.modules if name.startswith(("lfi_pipeline.teachers", "open_clip"))]
@@ -307,7 +308,7 @@ def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(TargetImages, "__getitems__", dies_in_the_second_epoch)
-        with pytest.raises(RunError, match=r"loader process died.*run the same command again with fewer --workers"):
+        with pytest.raises(RunError, match=r"loader process died.*run the same command again with fewer `workers`"):
             train([(config, tmp_path / "run")], replace(MACHINE, workers=1))
     assert 1 <= load_state(tmp_path / "run" / STATE)["step"] <= 3  # the loader is ahead of the training
     train_one(config, tmp_path / "run")

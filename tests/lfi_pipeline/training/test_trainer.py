@@ -58,7 +58,7 @@ def test_a_ruined_step_is_not_taken_and_the_other_student_ends(
     train_one(other, tmp_path / "alone")
     seen = poison(monkeypatch, "bad", 4, factor)
     runs = [(make_config(), tmp_path / "bad"), (other, tmp_path / "other")]
-    with pytest.raises(RunError, match=r"bad: training stopped at step 5.*loss is (nan|inf).*8 images.*Lower --learn"):
+    with pytest.raises(RunError, match=r"bad: training stopped at step 5.*loss is (nan|inf).*8 images.*Lower `lr`"):
         train(runs, MACHINE)
     before, after = seen
     assert all(torch.equal(value, after[name]) for name, value in before.items())

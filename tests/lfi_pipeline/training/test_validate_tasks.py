@@ -120,7 +120,7 @@ def test_the_labels_choose_the_task(asked: str, labels: list[tuple[int, ...]], c
 @pytest.mark.parametrize(
     ("asked", "labels", "classes", "words"),
     [
-        ("auto", [(), ()], 3, "no labels.*--task none"),
+        ("auto", [(), ()], 3, "no labels.*`task='none'`"),
         ("auto", [(), ()], 0, "no labels"),
         ("multi-label", [()], 2, "no labels"),
         ("classification", [(0,), (0, 1)], 3, r"exactly one label.*\[1, 2\].*multi-label"),
