@@ -16,6 +16,7 @@ from lfi_cli.inspect import inspect
 from lfi_cli.make_scenes import make_scenes
 from lfi_cli.pack import pack
 from lfi_cli.plan import plan
+from lfi_cli.predict import predict
 from lfi_cli.report import report
 from lfi_cli.reproduce import reproduce
 from lfi_cli.study import app as study
@@ -46,6 +47,7 @@ for name, function in (
     ("sweep", sweep),
     ("evaluate", evaluate),
     ("export", export),
+    ("predict", predict),
     ("compare", compare),
     ("report", report),
     ("reproduce", reproduce),

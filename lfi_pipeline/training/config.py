@@ -81,7 +81,7 @@ NONE = "none"
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
-TERMS = ("lfi", "embedding", "logits", "presence")
+TERMS = ("lfi", "embedding", "logits", "presence", "attention")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +182,8 @@ class TrainConfig:
         optimizer: how weights move.
         objective: `none` (the task alone) or terms joined by `+`, such as `lfi` or `lfi+embedding`:
             `lfi` (interaction maps), `embedding` (cosine to the teacher's image embedding), `logits` (KL to the
-            teacher's zero-shot class logits), `presence` (which words the image holds, read from the queries).
+            teacher's zero-shot class logits), `presence` (which words the image holds, read from the queries),
+            `attention` (maps, compared with where a linear head takes its answer from).
         weights: of terms, where not the default: half of the task's gradient.
         task: `classification` (one label an image, cross-entropy), `multi-label` (binary cross-entropy), `none` (pure
             distillation); `auto` takes classification where every image has exactly one label.
@@ -226,7 +227,7 @@ class TrainConfig:
         unused = [term for term in self.weights if term not in self.terms]
         if unused:
             raise ConfigError(f"weights must be of terms of the objective ({self.objective!r}), got {unused}.")
-        if self.stream.maps != "teacher" and "lfi" not in self.terms:
+        if self.stream.maps != "teacher" and not {"lfi", "attention"} & set(self.terms):
             raise ConfigError(
                 f"maps {self.stream.maps!r} is a control of the term 'lfi', got objective {self.objective!r}."
             )
@@ -234,6 +235,8 @@ class TrainConfig:
             raise ConfigError("task 'none' leaves nothing to learn with objective 'none'. Choose a term, such as lfi.")
         if "presence" in self.terms and self.queries.mode != "text":
             raise ConfigError("The presence term scores words, so it needs queries of mode 'text', got 'learned'.")
+        if "attention" in self.terms and (self.head != "linear" or self.task == "none"):
+            raise ConfigError("The attention term teaches a linear head, so it needs a task and head 'linear'.")
         of_slots = self.queries.mode == "learned"
         if of_slots and self.head == "queries":
             raise ConfigError("queries of mode 'learned' feed a linear head: choose head 'linear', got 'queries'.")
