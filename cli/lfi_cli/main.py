@@ -30,7 +30,12 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "pack": "verify:pack",
     },
     "Stage two": {"train": "train:train", "sweep": "sweep:sweep", "export": "report:export"},
-    "Scores": {"evaluate": "evaluate:evaluate", "compare": "report:compare", "report": "report:report"},
+    "Scores": {
+        "predict": "predict:predict",
+        "evaluate": "evaluate:evaluate",
+        "compare": "report:compare",
+        "report": "report:report",
+    },
     "More": {"study": "main:study", "bench": "main:bench"},
 }
 """Heading of the help -> command -> module and name of its function."""

@@ -96,7 +96,7 @@ def frozen_features(
     pooled, logits_of, labels_of, read_of = zip(*parts, strict=True)
     return FrozenFeatures(
         pooled=torch.cat(pooled),
-        logits=torch.cat(logits_of) if student.head is not None else None,
+        logits=torch.cat(logits_of) if student.classifies else None,
         labels=torch.cat(labels_of),
         read=torch.cat(read_of),
     )

@@ -40,7 +40,7 @@ def class_maps(student: Student, images: Tensor, image_of: Tensor, labels: Tenso
     Raises:
         ConfigError: the student has no head, or a backbone whose features are not what its logits are made from.
     """
-    if student.head is None:
+    if not student.classifies:
         raise ConfigError(
             "Class maps need a student with a head, got one trained without labels (task none). Score its interaction "
             "maps alone."

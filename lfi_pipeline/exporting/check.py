@@ -73,7 +73,7 @@ def _arguments(config: StudentConfig) -> dict[str, Any]:
 TOLERANCE = 1e-6
 """Largest difference of two outputs that count as equal, in units of the larger of 1 and their largest magnitude."""
 
-INSIDE, APART, SLOTS, NONE = "inside", "apart", "slots", "none"
+INSIDE, APART, SLOTS, QUERIES, NONE = "inside", "apart", "slots", "queries", "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class PlainModel:
         model: timm model in evaluation mode, on the CPU.
         head: where the trained head is: `inside` as timm's classifier; `apart`, since timm's classifier of this family
             is more than one linear layer; `slots`: left out, since it is trained to be read together with slots, which
-            no timm model has; `none`: the student was trained without one.
+            no timm model has; `queries`: left out, since the classes' queries are it; `none`: the student
+            was trained without one.
         linear: the head that is `apart`.
     """
 
@@ -101,7 +102,7 @@ def plain_model(student: Student) -> PlainModel:
     if student.readout is not None:
         return PlainModel(backbone, SLOTS)
     if head is None:
-        return PlainModel(backbone, NONE)
+        return PlainModel(backbone, NONE if student.query_head is None else QUERIES)
     linear = copy.deepcopy(head).cpu()
     model = copy.deepcopy(backbone)
     images = torch.randn(2, 3, *student.size, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.students import Student
+from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets.class_names import canonical
 
 if TYPE_CHECKING:
@@ -117,27 +116,6 @@ class Model(nn.Module):
         if missing and encode is not None:
             found |= dict(zip(missing, encode(missing).float(), strict=True))
         return torch.stack([found[name].to(queries.classes) for name in names])
-
-
-def merged_maps(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
-    """Return one map of each query from those of its taps, on the finest grid: fp32 [B, R, rows, columns], sums 1.
-
-    The geometric mean over the taps: a place counts where every depth looked. The form is this project's choice.
-
-    Args:
-        maps: per tap, [B, R, N_t]; rows sum to 1.
-        grids: per tap, (rows, columns).
-    """
-    finest = max(grids, key=math.prod)
-    total: Tensor | None = None
-    for each, grid in zip(maps, grids, strict=True):
-        laid = each.float().view(*each.shape[:2], *grid)
-        if grid != finest:
-            laid = F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
-        log = laid.clamp_min(1e-12).log() / len(maps)
-        total = log if total is None else total + log
-    assert total is not None
-    return total.flatten(-2).softmax(-1).view(total.shape)
 
 
 def save_model(folder: Path, model: Model) -> None:

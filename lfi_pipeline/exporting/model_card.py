@@ -10,7 +10,8 @@ from typing import Any
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.data.manifest import load_manifest
 from lfi_pipeline.evaluation.results import read_results
-from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, SLOTS, Check, PlainModel
+from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, SLOTS, Check, PlainModel
+from lfi_pipeline.exporting.whole import WholeCheck
 from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.learner import LoadedRun
@@ -30,6 +31,7 @@ def card_facts(
     weights: str,
     onnx: bool,
     onnx_differs: float | None,
+    whole: WholeCheck | None = None,
 ) -> CardFacts:
     """Return the facts of a run and its export.
 
@@ -41,6 +43,7 @@ def card_facts(
         weights: which checkpoint it is.
         onnx: whether ONNX was written.
         onnx_differs: its largest difference; None where it could not be run.
+        whole: what comparing the whole model gave; None where it was not written.
     """
     spec, student = loaded.store.spec, loaded.config.student
     scored, scores = _scores(loaded.path, weights)
@@ -69,8 +72,9 @@ def card_facts(
         weights=weights,
         scored=scored,
         scores=scores,
-        checks=_checks(check, onnx, onnx_differs),
+        checks=_checks(check, onnx, onnx_differs) | (_whole_checks(whole) if whole is not None else {}),
         onnx=onnx,
+        whole=whole is not None,
     )
 
 
@@ -154,6 +158,15 @@ def _checks(check: Check, onnx: bool, onnx_differs: float | None) -> dict[str, o
     return rows
 
 
+def _whole_checks(check: WholeCheck) -> dict[str, object]:
+    rows: dict[str, object] = {}
+    if check.logits is not None:
+        rows[f"largest difference of the whole model's logits, {check.images} images"] = f"{check.logits:.1e}"
+    if check.peaks is not None:
+        rows["maps of the whole model whose peak is the student's"] = f"{100 * check.peaks:.1f} %"
+    return rows
+
+
 NOT_EVALUATED = "not evaluated"
 
 _HEADS = {
@@ -166,6 +179,11 @@ _HEADS = {
         "The model gives pooled features. In training, interaction slots read the backbone's layers and fed the task "
         "head beside these features. **The slots and the head are not in this model**: scores below are of the student "
         "with its slots."
+    ),
+    QUERIES: (
+        "The timm model gives pooled features. What answers are interaction queries, one for each class, which read "
+        "the backbone's layers: **they are in the whole model** (`lfi.json`, `lfi.safetensors`), and scores below are "
+        "of it."
     ),
     NONE: "The model gives pooled features; the student was trained without a task head.",
 }
@@ -190,6 +208,7 @@ class CardFacts:
         scores: name -> share in [0, 1], or None where it could not be scored.
         checks: rows about how the export was checked.
         onnx: whether `model.onnx` is there.
+        whole: whether the whole model is there.
     """
 
     title: str
@@ -206,6 +225,7 @@ class CardFacts:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     checks: Mapping[str, object] = field(default_factory=dict)
     onnx: bool = False
+    whole: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
@@ -246,6 +266,19 @@ def _usage(facts: CardFacts) -> str:
     ]
     if facts.onnx:
         lines[-1] += " `model.onnx` is the same model: input `images` (normalised, any batch size), output `output`."
+    if facts.whole:
+        lines += [
+            "",
+            "With its head, and with a map of where it looked for each answer where the head is made of queries:",
+            "",
+            "```python",
+            "from lfi_pipeline.exporting import load",
+            "",
+            f'model = load("{folder}")',
+            'prediction = model.predict("image.jpg")  # names, scores and maps',
+            "logits, maps = model(images)  # uint8 [B, 3, H, W]",
+            "```",
+        ]
     return "\n".join(lines)
 
 

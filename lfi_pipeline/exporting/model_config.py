@@ -13,6 +13,7 @@ from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.students import HEADS, QueryConfig, StudentConfig
 
 FORMAT, VERSION = "lfi-model", 1
+READOUTS = ("auto", "class", "text")
 TASKS = ("classification", "multi-label", "none")
 _SHAPES = ("depth", "depths", "layers", "embed_dim", "embed_dims", "dims", "num_heads", "patch_size", "window_size")
 _OTHERS = (
@@ -70,6 +71,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
         _require(self.head in HEADS, "head", self.head, f"one of {', '.join(HEADS)}")
+        _require(self.readout in READOUTS, "readout", self.readout, f"one of {', '.join(READOUTS)}")
         _require(all(0 < side <= _LARGEST_SIDE for side in self.image_size), "image_size", self.image_size, "pixels")
         _require(all(0 <= tap < 1000 for tap in self.taps), "taps", self.taps, "indices of features")
         _require(len(self.classes) <= _MOST_CLASSES, "classes", len(self.classes), f"at most {_MOST_CLASSES}")

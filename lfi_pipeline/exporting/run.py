@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError
+from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.exporting.check import (
     INSIDE,
@@ -20,21 +22,24 @@ from lfi_pipeline.exporting.check import (
     write_onnx,
 )
 from lfi_pipeline.exporting.model_card import card_facts, model_card
+from lfi_pipeline.exporting.programs import ONNX as WHOLE_ONNX
+from lfi_pipeline.exporting.programs import write_onnx as write_whole_onnx
+from lfi_pipeline.exporting.whole import WholeCheck, whole_model, write_whole
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.learner import WEIGHTS, load_run
+from lfi_pipeline.training.learner import WEIGHTS, LoadedRun, load_run
 
 CARD = "README.md"
 _IMAGES = 4  # that the export is compared on
 
 
 def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool = False) -> dict[str, Any]:
-    """Write the student of `run` to `out` as a plain timm checkpoint with a model card.
+    """Write the student of `run` to `out`: as a plain timm checkpoint, and whole, with its head; with a model card.
 
     Args:
         run: directory of a run.
         out: directory to make; nothing is left there unless every check passes.
         weights: `last` or `best`; None takes the best where the run has one.
-        onnx: write `model.onnx` too.
+        onnx: write `model.onnx` too, and `lfi.onnx` where the head is made of queries.
 
     Returns:
         What was written, and how far it is from the trained student.
@@ -59,9 +64,13 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
             folder = Path(scratch) / "export"
             folder.mkdir()
             write_checkpoint(folder, plain, loaded.config.student, loaded.student.size, classes)
-            check = check_export(folder, loaded.student, plain, _some_images(loaded.store))
+            images = _some_images(loaded.store)
+            check = check_export(folder, loaded.student, plain, images)
             differs = write_onnx(plain.model, folder / ONNX, loaded.student.size) if onnx else None
-            facts = card_facts(loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs)
+            whole, told = _write_whole(loaded, folder, images, onnx=onnx)
+            facts = card_facts(
+                loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs, whole=whole
+            )
             (folder / CARD).write_text(model_card(facts), encoding="utf-8")
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             folder.rename(out)
@@ -86,7 +95,22 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
             "inputs": check.inputs,
             "onnx": differs,
         },
+        "whole": told,
     }
+
+
+def _write_whole(
+    loaded: LoadedRun, folder: Path, images: Sequence[Image.Image], *, onnx: bool
+) -> tuple[WholeCheck | None, dict[str, Any]]:
+    """Write the whole model where the student has one; return how it compares, and what to tell of it."""
+    try:
+        model = whole_model(loaded)
+    except ConfigError as error:  # the plain model is complete without it
+        return None, {"reason": str(error)}
+    check = write_whole(folder, model, images)
+    differs = write_whole_onnx(model, folder / WHOLE_ONNX) if onnx and model.config.head == "queries" else None
+    parameters = sum(p.numel() for p in model.parameters())
+    return check, {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
 
 
 def _some_images(store: TargetStore) -> list[Image.Image]:

@@ -14,9 +14,10 @@ from torch import Tensor
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.exporting.check import difference, noise_images
-from lfi_pipeline.exporting.model import Model, load, merged_maps, save_model
+from lfi_pipeline.exporting.model import Model, load, save_model
 from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
 from lfi_pipeline.students import Student
+from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.students.tap_model import TapBackbone
 from lfi_pipeline.training.learner import LoadedRun
 

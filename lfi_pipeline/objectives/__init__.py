@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lfi_pipeline.objectives.attention import AttentionTerm
 from lfi_pipeline.objectives.interaction import InteractionTerm
 from lfi_pipeline.objectives.results import EmbeddingTerm, LogitsTerm, PresenceTerm
 from lfi_pipeline.objectives.term import StepContext, Term
@@ -16,6 +17,7 @@ TERM_CLASSES: dict[str, type[Term]] = {
     "embedding": EmbeddingTerm,
     "logits": LogitsTerm,
     "presence": PresenceTerm,
+    "attention": AttentionTerm,
 }
 
 

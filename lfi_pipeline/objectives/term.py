@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lfi_pipeline.data.mixing import mixed_loss
 from lfi_pipeline.students import Features, Student
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.data import Batch
+from lfi_pipeline.training.data import Batch, CutTargets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,7 @@ class StepContext:
         share: weight that a mean over this piece has in the step: B over the images of the whole batch, times the
             number of processes (whose gradients are averaged). 1 where the piece is the whole.
         mass: [taps], total weight of the words at each tap over the whole batch, divided by the number of processes.
+        cut: the target maps of these examples; None where no term reads maps.
         present: [B, M'], 1 for a word of the image, 0 for one that was drawn from the vocabulary; NaN for neither.
     """
 
@@ -31,6 +32,7 @@ class StepContext:
     share: float
     mass: Tensor | None = None
     present: Tensor | None = None
+    cut: CutTargets | None = None
 
 
 class Term(nn.Module, ABC):
@@ -38,6 +40,9 @@ class Term(nn.Module, ABC):
 
     reads: ClassVar[frozenset[str]] = frozenset()
     """Targets it needs, of `data.MAPS` and `data.IMAGE_EMBEDDING`."""
+
+    reads_taps: ClassVar[bool] = False
+    """Whether it needs `Features.taps` where no queries do."""
 
     @classmethod
     @abstractmethod

@@ -137,6 +137,27 @@ def gather(block: InteractionQueryBlock, state: Tensor, x: Tensor) -> tuple[Tens
     return state + gathered @ block.w_o, looked
 
 
+def merged_maps(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Return one map of each query from those of its taps, on the finest grid: fp32 [B, R, rows, columns], sums 1.
+
+    The geometric mean over the taps: a place counts where every depth looked. The form is this project's choice.
+
+    Args:
+        maps: per tap, [B, R, N_t]; rows sum to 1.
+        grids: per tap, (rows, columns).
+    """
+    finest = max(grids, key=math.prod)
+    total: Tensor | None = None
+    for each, grid in zip(maps, grids, strict=True):
+        laid = each.float().view(*each.shape[:2], *grid)
+        if grid != finest:
+            laid = F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
+        log = laid.clamp_min(1e-12).log() / len(maps)
+        total = log if total is None else total + log
+    assert total is not None
+    return total.flatten(-2).softmax(-1).view(total.shape)
+
+
 class ClassReadout(nn.Module):
     """logit_k = w_k . LN(Q_L,k) + b_k.
 

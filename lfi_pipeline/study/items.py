@@ -119,7 +119,7 @@ def choose_kind(asked: str, runs: Sequence[LoadedRun]) -> str:
             f"Interaction maps need runs with interaction queries; {', '.join(without)} has none. Compare both runs by "
             "`maps='gradcam'`."
         )
-    headless = [str(run.path) for run in runs if run.student.head is None]
+    headless = [str(run.path) for run in runs if not run.student.classifies]
     if asked == GRADCAM and headless:
         raise ConfigError(
             f"Grad-CAM needs runs that predict classes; {', '.join(headless)} was trained without labels. Compare two "

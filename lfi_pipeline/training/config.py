@@ -86,7 +86,7 @@ NONE = "none"
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
-TERMS = ("lfi", "embedding", "logits", "presence")
+TERMS = ("lfi", "embedding", "logits", "presence", "attention")
 DATA, STUDENT, QUERIES, OBJECTIVE = "Data", "Student", "Queries", "Objective"
 OPTIMISER, AUGMENTATION, MACHINE = "Optimiser", "Augmentation", "Machine (changes nothing that is learned)"
 """Headings of the help."""
@@ -183,7 +183,8 @@ class TrainConfig:
         str,
         Option(
             "none (the task alone), or terms joined by +: lfi (interaction maps), embedding (cosine to the teacher's "
-            "image embedding), logits (KL to its zero-shot class logits), presence (which words the image holds).",
+            "image embedding), logits (KL to its zero-shot class logits), presence (which words the image holds), "
+            "attention (maps, compared with where a linear head takes its answer from).",
             panel=OBJECTIVE,
         ),
     ] = "lfi"
@@ -234,7 +235,7 @@ class TrainConfig:
         unused = [term for term in self.weights if term not in self.terms]
         if unused:
             raise ConfigError(f"weights must be of terms of the objective ({self.objective!r}), got {unused}.")
-        if self.data.maps != "teacher" and "lfi" not in self.terms:
+        if self.data.maps != "teacher" and not {"lfi", "attention"} & set(self.terms):
             raise ConfigError(
                 f"maps {self.data.maps!r} is a control of the term 'lfi', got objective {self.objective!r}.",
                 argument="maps",
@@ -243,6 +244,8 @@ class TrainConfig:
             raise ConfigError("task 'none' leaves nothing to learn with objective 'none'. Choose a term, such as lfi.")
         if "presence" in self.terms and self.queries.mode != "text":
             raise ConfigError("The presence term scores words, so it needs queries of mode 'text', got 'learned'.")
+        if "attention" in self.terms and (self.head != "linear" or self.task == "none"):
+            raise ConfigError("The attention term teaches a linear head, so it needs a task and head 'linear'.")
         of_slots = self.queries.mode == "learned"
         if of_slots and self.head == "queries":
             raise ConfigError("queries of mode 'learned' feed a linear head: choose head 'linear', got 'queries'.")

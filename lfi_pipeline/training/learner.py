@@ -68,6 +68,7 @@ class Learner(nn.Module):
         terms = build_terms(config, self.student, store, task)
         self.terms = nn.ModuleDict(terms)
         self.reads = frozenset[str]().union(*(term.reads for term in terms.values()))
+        self._with_taps = any(term.reads_taps for term in terms.values())
         self.layers = pair_layers(self.student.taps, [layer.depth for layer in store.spec.layers])
         self._draws_words = "presence" in terms
         embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
@@ -99,7 +100,10 @@ class Learner(nn.Module):
         supervision, present = self.supervise(cut)
         weights = supervision.weights if supervision is not None else None
         mass = torch.stack([weight.sum() for weight in weights]) if weights else None
-        context, measure = StepContext(batch=batch, share=1.0, mass=mass, present=present), self.balance.due(step)
+        context, measure = (
+            StepContext(batch=batch, share=1.0, mass=mass, present=present, cut=cut),
+            self.balance.due(step),
+        )
         losses: dict[str, Tensor] = self(context, supervision, self.weights(progress), measure=measure)
         squares = {name: float(losses.pop(name)) for name in list(losses) if name.startswith(SQUARE)}
         if measure:
@@ -152,7 +156,7 @@ class Learner(nn.Module):
             measure: return the squared norm of each loss's gradient too, under its name after `SQUARE`.
         """
         batch = context.batch
-        features = self.student(batch.images[self.student.size], supervision, with_taps=measure)
+        features = self.student(batch.images[self.student.size], supervision, with_taps=measure or self._with_taps)
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             losses[TASK] = task_loss(self.task, features.logits, batch.labels).mean() * context.share

@@ -129,7 +129,7 @@ class ActiveRun:
             mass = self._mass([told_now.weights for told_now, _ in told if told_now is not None and told_now.weights])
         sums: dict[str, Tensor] = {}
         for number, (piece, (supervision, present)) in enumerate(zip(pieces, told, strict=True)):
-            context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present)
+            context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present, cut=piece.cut)
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared):
                 with clock.lap(FORWARD), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):

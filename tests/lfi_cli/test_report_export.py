@@ -19,7 +19,9 @@ def test_export(lfi: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
     assert "ONNX" not in shown.out
     result = lfi("export", trained, "--out", tmp_path / "second", "--weights", "last", "--json").json
     assert result["out"] == str(tmp_path / "second")
-    assert set(result["files"]) == {"README.md", "config.json", "model.safetensors"}
+    assert set(result["files"]) == {
+        "README.md", "config.json", "model.safetensors", "lfi.json", "lfi.safetensors",
+    }  # fmt: skip
     timm.create_model(f"local-dir:{tmp_path}/second", pretrained=True)
 
 

@@ -26,7 +26,13 @@ def loaded(out: Path) -> Any:
 def test_what_is_written(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / "out"
     result = export_run(run, out)
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "lfi.json",
+        "lfi.safetensors",
+        "model.safetensors",
+    ]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert result["files"] == {path.name: path.stat().st_size for path in out.iterdir()}
     assert result["check"] == {

@@ -15,7 +15,7 @@ from torch import nn
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.check import difference
-from lfi_pipeline.exporting.model import CONFIG, WEIGHTS, Model, load, merged_maps, save_model
+from lfi_pipeline.exporting.model import CONFIG, WEIGHTS, Model, load, save_model
 from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.exporting.programs import exported_program, write_onnx
 from lfi_pipeline.exporting.whole import whole_model, write_whole
@@ -77,15 +77,6 @@ def test_what_is_loaded_is_what_was_saved(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(maps.sum((2, 3)), torch.ones(3, len(CLASSES)))
     torch.testing.assert_close(again(images.float()).logits, logits)
     assert again.config == model.config
-
-
-def test_maps_of_all_taps_are_merged_on_the_finest_grid() -> None:
-    fine, coarse = torch.zeros(1, 1, 16), torch.zeros(1, 1, 4)
-    fine[..., 5], fine[..., 10], coarse[..., 3] = 0.6, 0.4, 1.0
-    merged = merged_maps([fine, coarse], [(4, 4), (2, 2)])
-    assert merged.shape == (1, 1, 4, 4)
-    assert int(merged.flatten().argmax()) == 10  # the other is where the coarse one did not look
-    torch.testing.assert_close(merged.sum(), torch.tensor(1.0))
 
 
 def test_a_module_of_ones_own_is_loaded_into_that_module(tmp_path: Path) -> None:
@@ -150,6 +141,7 @@ def test_weights_that_are_damaged_or_missing(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_programs_give_the_same(family: str, batch: int | None, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.data import Batch, CutTargets, TargetImages
 from lfi_pipeline.training.learner import Learner
+from tests.lfi_pipeline.training.conftest import make_config
+
+__all__ = ["make_config"]  # the fixture
 
 MakeConfig = Callable[..., TrainConfig]
 Told = tuple[StepContext, Supervision | None]
@@ -43,7 +46,7 @@ class Bench:
         if mass is None and supervision is not None and supervision.weights is not None:
             mass = torch.stack([weights.sum() for weights in supervision.weights])
         share = len(batch) / (whole or len(batch))
-        return StepContext(batch=batch, share=share, mass=mass, present=present), supervision
+        return StepContext(batch=batch, share=share, mass=mass, present=present, cut=cut), supervision
 
     def losses(self, told: Told) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self.learner(*told, {})

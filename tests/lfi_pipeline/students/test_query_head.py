@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.students import query_head as module
 from lfi_pipeline.students.queries import QueryConfig, QueryOutput
-from lfi_pipeline.students.query_head import QueryHead, gather
+from lfi_pipeline.students.query_head import QueryHead, gather, merged_maps
 
 WIDTHS, GRIDS = (12, 20), (9, 4)
 CONFIG = QueryConfig(width=16, heads=2)
@@ -115,3 +115,12 @@ def test_reset_starts_every_tap_from_the_names() -> None:
     _, maps = made.logits_and_maps(x)
     _, last = gather(made.blocks[-1], made.seed(made.classes)[None], x[-1])
     torch.testing.assert_close(maps[-1], last.mean(1))
+
+
+def test_maps_of_all_taps_are_merged_on_the_finest_grid() -> None:
+    fine, coarse = torch.zeros(1, 1, 16), torch.zeros(1, 1, 4)
+    fine[..., 5], fine[..., 10], coarse[..., 3] = 0.6, 0.4, 1.0
+    merged = merged_maps([fine, coarse], [(4, 4), (2, 2)])
+    assert merged.shape == (1, 1, 4, 4)
+    assert int(merged.flatten().argmax()) == 10  # the other is where the coarse one did not look
+    torch.testing.assert_close(merged.sum(), torch.tensor(1.0))
