@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]
 
-__getattr__ = lazy_exports(
-    __name__, {"outcome": ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]}
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__, {"outcome": ["COLUMNS", "Asked", "Environment", "Measurement", "Outcome", "append_csv"]}
+    )

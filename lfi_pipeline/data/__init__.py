@@ -25,12 +25,13 @@ __all__ = [
     "summarize",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "dataset": ["Dataset", "Instance", "Sample", "SampleTable"],
-        "manifest": ["Manifest", "load_manifest", "manifest_names"],
-        "readers.registry": ["read_dataset"],
-        "summary": ["expected_tree", "summarize"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "dataset": ["Dataset", "Instance", "Sample", "SampleTable"],
+            "manifest": ["Manifest", "load_manifest", "manifest_names"],
+            "readers.registry": ["read_dataset"],
+            "summary": ["expected_tree", "summarize"],
+        },
+    )

@@ -22,12 +22,13 @@ __all__ = [
     "teacher_zero_shot",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "config": ["EvaluationConfig"],
-        "grounding": ["Grounding", "grounded_words", "teacher_grounding"],
-        "protocols": ["evaluate_runs"],
-        "zero_shot": ["ZeroShotScore", "teacher_zero_shot"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "config": ["EvaluationConfig"],
+            "grounding": ["Grounding", "grounded_words", "teacher_grounding"],
+            "protocols": ["evaluate_runs"],
+            "zero_shot": ["ZeroShotScore", "teacher_zero_shot"],
+        },
+    )

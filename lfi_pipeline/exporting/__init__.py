@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "export_run", "load"]
 
-__getattr__ = lazy_exports(__name__, {"model": ["Model", "load"], "run": ["export_run"]})
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(__name__, {"model": ["Model", "load"], "run": ["export_run"]})

@@ -132,6 +132,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", backbone: nn.M
 
     What the files say is checked before anything of its size is allocated.
 
+    Example:
+        >>> import lfi_pipeline as lfi
+        >>> lfi.load("exported").predict("photo.jpg").answers[0].name      # doctest: +SKIP
+        'dog'
+
     Args:
         path: directory of an export.
         device: where it goes.

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
-from lfi_pipeline.students import HEADS, QueryConfig, StudentConfig
+from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
 
 FORMAT, VERSION = "lfi-model", 1
 READOUTS = ("auto", "class", "text")

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "Evaluation", "Place", "Recipe", "Splits", "commands_of", "load_recipe", "recipe_names"]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "commands": ["Command", "Place", "commands_of"],
-        "recipe": ["Evaluation", "Recipe", "Splits", "load_recipe", "recipe_names"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "commands": ["Command", "Place", "commands_of"],
+            "recipe": ["Evaluation", "Recipe", "Splits", "load_recipe", "recipe_names"],
+        },
+    )

@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "load_run", "write_report"]
 
-__getattr__ = lazy_exports(__name__, {"html": ["write_report"], "runs": ["Run", "load_run"]})
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(__name__, {"html": ["write_report"], "runs": ["Run", "load_run"]})

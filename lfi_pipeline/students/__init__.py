@@ -30,15 +30,16 @@ __all__ = [
     "pair_layers",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "backbone": ["Tap", "pair_layers"],
-        "config": ["QueryConfig", "StudentConfig"],
-        "learned_queries": ["LearnedQueries"],
-        "queries": ["QueryOutput", "Supervision", "TextQueries"],
-        "query_head": ["QueryHead"],
-        "student": ["Features", "Student"],
-        "tap_model": ["TapModel"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "backbone": ["Tap", "pair_layers"],
+            "config": ["QueryConfig", "StudentConfig"],
+            "learned_queries": ["LearnedQueries"],
+            "queries": ["QueryOutput", "Supervision", "TextQueries"],
+            "query_head": ["QueryHead"],
+            "student": ["Features", "Student"],
+            "tap_model": ["TapModel"],
+        },
+    )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "StudyConfig", "StudyScore", "make_study", "score_study"]
 
-__getattr__ = lazy_exports(
-    __name__, {"config": ["StudyConfig"], "make": ["Study", "make_study"], "score": ["StudyScore", "score_study"]}
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__, {"config": ["StudyConfig"], "make": ["Study", "make_study"], "score": ["StudyScore", "score_study"]}
+    )

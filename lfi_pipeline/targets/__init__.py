@@ -54,18 +54,27 @@ __all__ = [
     "teacher_logits",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "codec": ["CODECS", "codec_kl", "decode_maps", "encode_maps"],
-        "commits": ["Summary"],
-        "encode": ["ShardPayload", "ViewArrays"],
-        "index": ["TargetIndex"],
-        "spec": ["CodecSpec", "DatasetSpec", "LayerSpec", "PreprocessingSpec", "TargetSpec", "TeacherSpec", "TextSpec"],
-        "store": ["SampleTargets", "TargetStore"],
-        "verify": ["Fault"],
-        "vocabulary": ["PlannedSample", "Vocabulary"],
-        "writer": ["TargetWriter"],
-        "zero_shot": ["ZeroShot", "class_weights", "image_logits", "teacher_logits"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "codec": ["CODECS", "codec_kl", "decode_maps", "encode_maps"],
+            "commits": ["Summary"],
+            "encode": ["ShardPayload", "ViewArrays"],
+            "index": ["TargetIndex"],
+            "spec": [
+                "CodecSpec",
+                "DatasetSpec",
+                "LayerSpec",
+                "PreprocessingSpec",
+                "TargetSpec",
+                "TeacherSpec",
+                "TextSpec",
+            ],
+            "store": ["SampleTargets", "TargetStore"],
+            "verify": ["Fault"],
+            "vocabulary": ["PlannedSample", "Vocabulary"],
+            "writer": ["TargetWriter"],
+            "zero_shot": ["ZeroShot", "class_weights", "image_logits", "teacher_logits"],
+        },
+    )

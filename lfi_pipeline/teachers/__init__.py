@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CocaTeacher", "InteractionMaps", "Teacher", "load_teacher", "teacher_names"]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {"coca": ["CocaTeacher"], "registry": ["load_teacher", "teacher_names"], "teacher": ["InteractionMaps", "Teacher"]},
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "coca": ["CocaTeacher"],
+            "registry": ["load_teacher", "teacher_names"],
+            "teacher": ["InteractionMaps", "Teacher"],
+        },
+    )

@@ -33,20 +33,21 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "config": [
-            "MAPS",
-            "PRECISIONS",
-            "SCHEDULES",
-            "TASKS",
-            "TERMS",
-            "RuntimeConfig",
-            "OptimizerConfig",
-            "DataConfig",
-            "TrainConfig",
-        ],
-        "loop": ["train"],
-    },
-)
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "config": [
+                "MAPS",
+                "PRECISIONS",
+                "SCHEDULES",
+                "TASKS",
+                "TERMS",
+                "RuntimeConfig",
+                "OptimizerConfig",
+                "DataConfig",
+                "TrainConfig",
+            ],
+            "loop": ["train"],
+        },
+    )

@@ -13,4 +13,5 @@ if TYPE_CHECKING:
 
 __all__ = ["DOMAINS", "NAMES", "write_scenes"]
 
-__getattr__ = lazy_exports(__name__, {"categories": ["NAMES"], "domains": ["DOMAINS"], "write": ["write_scenes"]})
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(__name__, {"categories": ["NAMES"], "domains": ["DOMAINS"], "write": ["write_scenes"]})

@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCES", "DetectionConfig", "detection"]
 
-__getattr__ = lazy_exports(__name__, {"protocol": ["SOURCES", "DetectionConfig", "detection"]})
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+    __getattr__ = lazy_exports(__name__, {"protocol": ["SOURCES", "DetectionConfig", "detection"]})
