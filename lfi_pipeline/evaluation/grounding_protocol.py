@@ -37,6 +37,7 @@ from lfi_pipeline.evaluation.grounding import (
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
 from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
 from lfi_pipeline.students import LearnedQueries, Student
+from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.run_dir import write_json
 
@@ -134,9 +135,10 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     """Score the maps of `run` and of its teacher, and write the gallery into the run.
 
     Scores are those of the last tap and the teacher's last layer, and `tap_divergence` the mean over pairs of
-    consecutive taps; `details` holds every tap and layer, and `area`, the share of the image that masks cover: what a
-    random peak scores, and a uniform map's mass and IoU. A student without queries has its class maps and the
-    teacher's scores alone, one without a head no class maps.
+    consecutive taps. Of a query head they are those of the map that goes with its answers, made of all taps
+    (`students.query_head.merged_maps`). `details` holds every tap and layer, and `area`, the share of the image that
+    masks cover: what a random peak scores, and a uniform map's mass and IoU. A student without queries has its class
+    maps and the teacher's scores alone, one without a head no class maps.
 
     Raises:
         ConfigError: the targets are of another teacher or data set than the run's.
@@ -157,11 +159,12 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     masks = [word.mask for word in words]
     layers = _scored([list(each) for each in teacher_maps(store, words)], masks)
     taps = _scored(own, masks)
+    answers = _scored([_merged(own)], masks)[0] if student.query_head is not None else None
     cam = _scored([class_maps], masks)[0] if class_maps else {}
     if config.gallery:
         positions = _gallery_positions(words, (own or [class_maps])[-1], config.gallery)
         write_gallery(run, store, dataset, words, maps, _shown(student, store, dataset, positions, cam), positions)
-    teacher, last = layers[-1], taps[-1] if taps else {}
+    teacher, last = layers[-1], answers or (taps[-1] if taps else {})
     return ProtocolResult(
         protocol="grounding",
         settings={
@@ -178,6 +181,7 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
         },
         details={
             "taps": [{"index": t.index, "depth": t.depth} | found for t, found in zip(depths, taps, strict=True)],
+            "answers": answers,
             "teacher": teacher,
             "teacher_layers": [
                 {"name": layer.name, "depth": layer.depth} | found
@@ -206,6 +210,18 @@ def _scored(maps: Sequence[Sequence[Tensor]], masks: Sequence[Tensor]) -> list[d
         told = {"empty": empty, "iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
         scores.append(asdict(score(each, masks)) | told)
     return scores
+
+
+def _merged(taps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return for each word the map of its answer, of its maps per tap."""
+    return [
+        merged_maps([each.flatten()[None, None] for each in of_word], [_grid(each) for each in of_word])[0, 0]
+        for of_word in zip(*taps, strict=True)
+    ]
+
+
+def _grid(each: Tensor) -> tuple[int, int]:
+    return int(each.shape[0]), int(each.shape[1])
 
 
 def _class_maps(

@@ -154,9 +154,9 @@ def _require_presence(loaded: LoadedRun) -> None:
     queries = loaded.student.queries
     if not isinstance(queries, TextQueries) or queries.presence is None:
         raise ConfigError(
-            "Zero-shot scores need a student that scores words: queries of mode 'text', trained with the presence "
-            f"term. {loaded.path} has objective {loaded.config.objective!r} and mode {loaded.config.queries.mode!r}. "
-            "Train with `objective='lfi+presence'`."
+            "Zero-shot scores need a student that scores words: head 'queries' with the readout 'text', or queries of "
+            f"mode 'text' and the presence term. {loaded.path} has head {loaded.config.head!r}, objective "
+            f"{loaded.config.objective!r} and queries of mode {loaded.config.queries.mode!r}."
         )
 
 

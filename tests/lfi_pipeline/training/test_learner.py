@@ -1,8 +1,9 @@
-"""Loading a trained student: which weights, and without timm's own."""
+"""A learner by itself, what it tells its queries, and loading a trained student."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets.class_names import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
-from lfi_pipeline.training.learner import load_run
+from lfi_pipeline.training.data import CutTargets, TargetImages
+from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
 from tests.lfi_pipeline.training.running import train_one
+
+MakeConfig = Callable[..., TrainConfig]
 
 
 @pytest.fixture
@@ -44,3 +50,58 @@ def test_a_run_that_began_from_timms_weights_is_loaded_without_them(run: Path) -
     record["settings"]["pretrained"] = True  # this depth has none to fetch: asking would fail
     path.write_text(json.dumps(record))
     load_run(run, device="cpu")
+
+
+@pytest.mark.parametrize(("head", "readout"), [("queries", "class"), ("queries", "text"), ("linear", "auto")])
+@pytest.mark.parametrize("task", ["multi-label", "classification"])
+def test_a_share_of_the_gradient_is_the_same_for_every_task(
+    make_config: MakeConfig, task: str, head: str, readout: str
+) -> None:
+    """In a loop of one's own: after the measurement, lfi pulls on the first tap's features with half of the task's
+    force, whether that is a mean over 64 classes or a cross-entropy."""
+    config = make_config(head=head, readout=readout, batch_size=8)
+    store = TargetStore.open(config.data.targets)
+    learner = Learner(config, store, task)
+    if head == "queries":
+        for block in learner.student.queries.blocks:  # as if trained: at the very start no answer depends on the image
+            torch.nn.init.normal_(block.w_o, std=0.1)
+    batch = TargetImages(store, config.data, [learner.student.size], learner.reads).__getitems__(
+        [(0, position) for position in range(8)]
+    )
+    assert learner.weights(0.0) == {"lfi": 0}
+    losses = learner.loss(batch, step=0)
+    assert set(losses) == {TASK, "lfi", TOTAL}
+    weight = learner.weights(0.5)["lfi"]
+    assert weight > 0
+    kept: list[torch.Tensor] = []
+    block = learner.student.backbone.blocks[learner.student.taps[0].index]
+    block.register_forward_hook(lambda _, args, output: kept.append(output))
+    losses = learner.loss(batch, step=1, progress=0.5)
+    torch.testing.assert_close(losses[TOTAL], losses[TASK] + weight * losses["lfi"])
+    norms = {}
+    for name in (TASK, "lfi"):
+        (gradient,) = torch.autograd.grad(losses[name], kept[0], retain_graph=True)
+        norms[name] = float(gradient.norm())
+    assert weight * norms["lfi"] / norms[TASK] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_words_that_name_no_class_do_not_teach_a_query_head(make_config: MakeConfig) -> None:
+    told = {}
+    for head, task in (("queries", "multi-label"), ("linear", "multi-label"), ("queries", "none")):
+        config = make_config(head=head)
+        store = TargetStore.open(config.data.targets)
+        learner = Learner(config, store, task)
+        images = TargetImages(store, config.data, [learner.student.size], learner.reads)
+        batch = images.__getitems__([(0, position) for position in range(8)])
+        cut = CutTargets(batch, store.spec.codec.name)
+        supervision, _ = learner.supervise(cut)
+        assert supervision is not None
+        assert supervision.weights is not None
+        told[head, task] = supervision.weights[0]
+        words = cut.on(learner.student.taps[0].grid).words
+    names = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)[words.clamp_min(0)] >= 0
+    taught, every = told["queries", "multi-label"], told["linear", "multi-label"]
+    assert (taught > 0).any()
+    assert torch.equal(taught, every * names)
+    assert ((every > 0) & ~names).any()
+    assert torch.equal(told["queries", "none"], every)
