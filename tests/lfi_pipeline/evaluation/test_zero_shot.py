@@ -10,10 +10,9 @@ import torch
 
 from lfi_pipeline.core.errors import ConfigError, ImageReadError
 from lfi_pipeline.evaluation import EvaluationConfig
-from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
 from lfi_pipeline.evaluation.config import ZeroShotConfig
 from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.zero_shot import zero_shot
+from lfi_pipeline.evaluation.zero_shot import teacher_zero_shot, zero_shot
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
@@ -80,7 +79,7 @@ def test_one_label_an_image_of_another_data_set(presence_run: Path, pacs_targets
 
 @pytest.mark.parametrize("kind", ["none", "lfi", "learned"])
 def test_a_student_that_scores_no_words_is_refused(run_of: dict[str, Path], tiny_val_targets: Path, kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"--objective lfi\+presence"):
+    with pytest.raises(ConfigError, match=r"`objective='lfi\+presence'`"):
         zero_shot(run_of[kind], CPU, ZeroShotConfig(targets=tiny_val_targets))
 
 
