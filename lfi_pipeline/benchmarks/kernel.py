@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lfi_kernels.interaction_attention.tuning import tiles_file
 from tqdm import tqdm
 
 from lfi_kernels import bench
 from lfi_kernels.bench import Shape
-from lfi_kernels.interaction_attention.tuning import tiles_file
 from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, OutputWriteError, UnknownNameError
