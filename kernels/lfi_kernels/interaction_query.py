@@ -249,7 +249,8 @@ class InteractionQueryBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same from keys and values, by the fused kernels."""
         x, eps = self._readable(features, q.dtype)
-        w = torch.cat([self.w_k, self.w_v], 1).float()
+        w = torch.cat([self.w_k, self.w_v], 1)
+        w = w.to(torch.promote_types(w.dtype, torch.float32))
         if eps is not None:
             w = w - w.mean(0)  # LN(x) W = rstd (x W') then: no mean is left
         o, kl, *_ = projected_attention(

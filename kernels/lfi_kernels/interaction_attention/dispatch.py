@@ -98,7 +98,8 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     apart = remembered(checks_file()).get(key)
     if apart is None:
         try:
-            apart = largest_error(device, dtype)
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+                apart = largest_error(device, dtype)
         except Exception as error:  # whatever the compiler or the driver says: the reference can still run
             # Not remembered: memory may have been short.
             return _refused(device, dtype, f"{type(error).__name__}: {error}".splitlines()[0])
@@ -169,12 +170,10 @@ def _pass(
     upstream: tuple[Tensor, Tensor],
 ) -> list[Tensor]:
     """o, kl and the gradients of q, x and w."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
-        leaves = [each.clone().requires_grad_() for each in leaves]
-        o, kl, *_ = op(*leaves, *constants, 4, "sqrt", 1e-5)
-        gradients = torch.autograd.grad(
-            (o, kl), leaves, [each.to(out) for each, out in zip(upstream, (o, kl), strict=True)]
-        )
+    leaves = [each.clone().requires_grad_() for each in leaves]
+    o, kl, *_ = op(*leaves, *constants, 4, "sqrt", 1e-5)
+    pairs = zip(upstream, (o, kl), strict=True)
+    gradients = torch.autograd.grad((o, kl), leaves, [each.to(out) for each, out in pairs])
     return [o.detach(), kl.detach(), *gradients]
 
 
