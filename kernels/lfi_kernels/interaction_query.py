@@ -107,9 +107,8 @@ class InteractionQueryBlock(nn.Module):
         given = target, row_weight, target_scale
         batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
         check_targets(features.device, (batch, words), patches, *given, companding, row_batch, row_query)
-        q = self._scaled_queries(queries)
-        if resolve(q.device, q.dtype) == "triton":
-            return self._fused(queries, q, features, *given, companding, key_padding_mask, row_batch, row_query)
+        if resolve(queries.device, _computed_in(queries)) == "triton":
+            return self._fused(queries, features, *given, companding, key_padding_mask, row_batch, row_query)
         # An exported graph serves every batch size: it takes all queries at once.
         step = words if torch.compiler.is_exporting() else self._queries_at_once(features)
         if words <= step:
@@ -237,7 +236,6 @@ class InteractionQueryBlock(nn.Module):
     def _fused(
         self,
         queries: Tensor,
-        q: Tensor,
         features: Tensor,
         target: Tensor | None,
         row_weight: Tensor | None,
@@ -248,6 +246,7 @@ class InteractionQueryBlock(nn.Module):
         row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The same from keys and values, by the fused kernels."""
+        q = self._scaled_queries(queries)
         x, eps = self._readable(features, q.dtype)
         w = torch.cat([self.w_k, self.w_v], 1)
         w = w.to(torch.promote_types(w.dtype, torch.float32))
@@ -311,3 +310,11 @@ class InteractionQueryBlock(nn.Module):
     def _per_head(self, weight: Tensor) -> Tensor:
         """[D, H*d] -> [H, D, d]."""
         return weight.view(weight.shape[0], self.heads, -1).transpose(0, 1)
+
+
+def _computed_in(queries: Tensor) -> torch.dtype:
+    """What products of the queries come out in: autocast narrows all but float64."""
+    kind = queries.device.type
+    if torch.is_autocast_enabled(kind) and queries.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return queries.dtype

@@ -52,6 +52,7 @@ def compare(
     ceilings: Ceilings | None = None,
     *,
     tune: bool = False,
+    only_its_dtype: bool = False,
 ) -> list[Row]:
     """Check and time cases on one shape.
 
@@ -62,22 +63,29 @@ def compare(
         names: which cases, as `case_names` gives them.
         ceilings: of the GPU; with them the fused block is set beside the least time it could take.
         tune: first measure which tiles the fused kernels should run with, where that was not done before.
+        only_its_dtype: check no other dtypes on a GPU: compiling for them takes its time.
 
     Raises:
         ValueError: a case computes something else. Nothing of the shape is timed then.
     """
     rows = Rows(str(shape))
     with settled(device, tune):
-        _compare(rows, shape, device, rounds, names, ceilings)
+        _compare(rows, shape, device, rounds, names, ceilings, only_its_dtype)
     return rows.found
 
 
 def _compare(
-    rows: Rows, shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None
+    rows: Rows,
+    shape: Shape,
+    device: str,
+    rounds: int,
+    names: Sequence[str],
+    ceilings: Ceilings | None,
+    only_its_dtype: bool,
 ) -> None:
     is_cuda = device.startswith("cuda")
     torch.compiler.reset()  # what was compiled for another shape does not serve this one
-    if is_cuda:
+    if is_cuda and not only_its_dtype:
         for dtype in [each for each in DTYPES if each != shape.dtype]:
             small = replace(shape, batch=min(shape.batch, SAMPLES), dtype=dtype)
             # A compiled case would be compiled anew for each of these.

@@ -47,9 +47,10 @@ def map_rows(p_row, p_weight, i_b, o_m, m, M):
 
 
 @triton.jit
-def stored_maps(p_target, o_row, b_w, o_n, m_n, N: tl.constexpr):
+def stored_maps(p_target, o_row, b_w, o_n, m_n, N: tl.constexpr, POLICY: tl.constexpr = ""):
     """Maps as they are stored, [BLOCK_M, BLOCK_N]; those of weight 0 are never read."""
-    b_t = tl.load(p_target + o_row[:, None] * N + o_n[None, :], mask=(b_w != 0.0)[:, None] & m_n[None, :], other=0)
+    m = (b_w != 0.0)[:, None] & m_n[None, :]
+    b_t = tl.load(p_target + o_row[:, None] * N + o_n[None, :], mask=m, other=0, eviction_policy=POLICY)
     if p_target.dtype.element_ty == tl.uint8:
         b_t = b_t.to(tl.float16)  # holds 0 to 255
     return b_t
@@ -156,7 +157,11 @@ def forward_kernel(
                 b_kl -= tl.sum(b_t * b_s, 1)
                 b_t_sum += tl.sum(b_t, 1)
                 # T log T by queries: by heads as well it would be the same logarithm HP times.
-                b_c = b_stored.to(tl.float32)
+                if p_target.dtype.element_ty == tl.uint8:
+                    b_c = b_stored.to(tl.float32)
+                else:
+                    # Read once more: the tile above belongs to the product, see `triton_project`.
+                    b_c = stored_maps(p_target, o_word_row, b_word_w, o_n, m_n, N, "evict_first").to(tl.float32)
                 b_ln = tl.log2(tl.where(b_c == 0.0, 1.0, b_c)) * LN_2
                 if SQRT:
                     b_ln *= 2.0
@@ -248,7 +253,7 @@ def queries_kernel(
     s_q,
     M,
     T,
-    D: tl.constexpr,
+    INVERSE_D,
     N: tl.constexpr,
     H: tl.constexpr,
     DH: tl.constexpr,
@@ -313,7 +318,7 @@ def queries_kernel(
             b_dk = tl.dot(b_ds.to(b_k.dtype), b_q, input_precision=PRECISION)
             if p_rstd is not None:
                 b_rstd = tl.load(p_rstd + i_b * N + o_n, mask=m_n, other=0.0)
-                b_coef = tl.sum(b_p * b_dp + b_ds * b_s, 1) * b_rstd * b_rstd / D
+                b_coef = tl.sum(b_p * b_dp + b_ds * b_s, 1) * b_rstd * b_rstd * INVERSE_D
                 tl.store(p_coef + i_g * T.to(tl.int64) + i_b * N + o_n, b_coef, mask=o_n < N)
                 b_dv *= b_rstd[:, None]
                 b_dk *= b_rstd[:, None]
@@ -335,8 +340,8 @@ def queries_kernel(
 @triton.jit(do_not_specialize=["M", "T"])
 def keys_kernel(
     p_q, p_kv, p_target, p_row, p_weight, p_scale, p_pad, p_do, p_lse, p_delta, p_t_sum, p_dkl, p_rstd,
-    p_g, p_coef, s_q, M, T,
-    D: tl.constexpr, N: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, HP: tl.constexpr, W: tl.constexpr,
+    p_g, p_coef, s_q, M, T, INVERSE_D,
+    N: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, HP: tl.constexpr, W: tl.constexpr,
     SQRT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -387,7 +392,7 @@ def keys_kernel(
     if p_rstd is not None:
         b_rstd = tl.load(p_rstd + i_b * N + o_n, mask=m_n, other=0.0)
         p_out = p_coef + i_g * T.to(tl.int64) + i_b * N + o_n
-        tl.store(p_out, b_coef * b_rstd * b_rstd / D, mask=o_n < N)
+        tl.store(p_out, b_coef * b_rstd * b_rstd * INVERSE_D, mask=o_n < N)
         b_dv *= b_rstd[:, None]
         b_dk *= b_rstd[:, None]
     m_g = (o_n < N)[:, None] & m_c[None, :]

@@ -166,9 +166,9 @@ def attend_backward(
         shape = Rows.of(tile, heads, words, width, 16)
         groups, word_blocks = heads // shape.heads, blocks(words, shape.words)
         coef = q.new_empty(groups, rstd.numel(), dtype=torch.float32)
-        constants = _constants(shape, tile, heads, width, patches, maps, q) | {"D": dim}
+        constants = _constants(shape, tile, heads, width, patches, maps, q)
         given = (q, kv, *maps.pointers(), do, lse, delta, *told, norm)
-        sizes = (q.stride(0), words, batch * patches)
+        sizes = (q.stride(0), words, batch * patches, 1.0 / dim)
         is_one = word_blocks == 1
         queries_kernel[(batch * groups * word_blocks,)](
             *(*given, dq, g if is_one else None, coef if is_one else None, *sizes), **constants

@@ -79,16 +79,17 @@ def test_every_tile_was_looked_at(every: list[dict[str, Any]]) -> None:
 
 
 def test_tiles_that_are_copied_ahead_are_seen_in_every_kernel(usual: list[dict[str, Any]]) -> None:
+    """Small ones are not, where a product may read registers: then nothing can race."""
     for each in usual:
-        if each["shape"]["dtype"] != "fp32":
+        if each["shape"]["dtype"] != "fp32" and each["shape"]["patches"] >= 196:
             assert each["pipelined"] >= 2, each
 
 
 def test_the_report_covers_every_model_and_every_kernel(usual: list[dict[str, Any]]) -> None:
-    kernels = {"project_kernel", "forward_kernel", "queries_kernel", "features_kernel", "weights_kernel"}
+    of_width = {"project_kernel", "features_kernel", "weights_kernel"}
     for model in ("ViT-T", "ViT-S", "ViT-B", "ViT-L"):
-        assert {each["kernel"] for each in usual if each["shape"]["model"] == model} >= kernels
-    assert "keys_kernel" in {each["kernel"] for each in usual}
+        assert {each["kernel"] for each in usual if each["shape"]["model"] == model} >= of_width
+    assert {each["kernel"] for each in usual} == of_width | {"forward_kernel", "queries_kernel", "keys_kernel"}
 
 
 def test_they_fit_a_hopper_gpu(usual: list[dict[str, Any]]) -> None:
@@ -100,6 +101,6 @@ def test_they_fit_a_hopper_gpu(usual: list[dict[str, Any]]) -> None:
 
 def test_products_of_16_bits_are_those_of_hopper(usual: list[dict[str, Any]]) -> None:
     for each in usual:
-        if each["shape"]["dtype"] != "fp32":
+        if each["shape"]["dtype"] != "fp32" and each["shape"]["patches"] >= 196:
             assert each["hopper_products"] > 0, each
             assert each["older_products"] == 0, each
