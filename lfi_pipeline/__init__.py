@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.api import evaluate, export, extract, show, train
+    from lfi_pipeline.api import evaluate, export, extract, make_scenes, show, train
     from lfi_pipeline.core.errors import LFIError
     from lfi_pipeline.distiller import Distiller
     from lfi_pipeline.exporting.model import Model, load
@@ -49,6 +49,7 @@ __all__ = [
     "export",
     "extract",
     "load",
+    "make_scenes",
     "show",
     "train",
 ]
@@ -57,7 +58,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
     __getattr__ = lazy_exports(
         __name__,
         {
-            "api": ["evaluate", "export", "extract", "show", "train"],
+            "api": ["evaluate", "export", "extract", "make_scenes", "show", "train"],
             "core.errors": ["LFIError"],
             "distiller": ["Distiller"],
             "exporting.model": ["Model", "load"],

@@ -25,6 +25,33 @@ IMAGES = "images"
 """What is added to the name of a cache for the folder of the images of a torch data set."""
 
 
+def make_scenes(out: str | Path, **settings: Any) -> Path:
+    """Render the embedded data set `scenes` in COCO's layout: captioned pictures of 64 emoji categories, exact masks.
+
+    Example:
+        >>> import lfi_pipeline as lfi
+        >>> lfi.make_scenes("data/scenes", train=400, val=100)                     # doctest: +SKIP
+        PosixPath('data/scenes')
+
+    Args:
+        out: directory to make, or to finish.
+        settings: by the names of the options of `lfi make-scenes`: `train`, `val` (numbers of scenes), `domains`,
+            `held_out`, `size` (pixels a side), `seed`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError, UnknownNameError: a setting that does not exist or cannot be.
+        OutputExistsError: `out` holds something else.
+    """
+    from lfi_pipeline.data.config import ScenesConfig
+    from lfi_pipeline.data.scenes import write_scenes
+
+    write_scenes(Path(out), build(ScenesConfig, settings))
+    return Path(out)
+
+
 def extract(
     dataset: str | Path | Pairs,
     *,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FILES = {
     "evaluation/*.json": "results by protocol and settings, a file each",
-    "evaluation/gallery*": "samples with the student's and the teacher's maps, for the report",
+    "gallery.*": "samples with the student's and the teacher's maps, for the report",
     "evaluation/detections-*.json.gz": "detections as COCO results",
 }
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CACHE = {
-    "manifest.json": "what the cache is: teacher, data set, kind of map, checksums",
-    "vocabulary*": "every word that has maps, with the teacher's embedding of it",
-    "index": "samples: keys, words, labels, captions, checksums",
-    "views": "the maps, a folder for each view of the image",
+    "manifest.json": "what the cache is: teacher, data set, kind of map",
+    "source.json": "where the images lie",
+    "views": "the maps as zarr arrays, a folder for each view of the image",
     "shards": "tar shards: images with their targets",
-    "zero_shot*": "the teacher's embeddings of the classes",
-    "captions": "captions that the teacher wrote",
+    "index": "samples as Parquet: keys, words, labels, captions, checksums",
+    "vocabulary.*": "every word that has maps, with the teacher's embedding of it",
+    "classes.*": "the classes, with the teacher's embedding of their prompts",
+    "commits": "what is finished, shard by shard, with its checksums",
 }
 
 

@@ -16,8 +16,8 @@ from the same declarations that the commands are made of; a test compares the tw
 
 - `--json` prints one JSON object on stdout and everything else on stderr. An error is an object too:
   `{"error": {"type": ..., "message": ...}}`.
-- The exit code is 0, 1 where something is wrong and the message says how to mend it, 2 where the command cannot be read,
-  and 130 after Ctrl-C. What was finished is kept, and the same command goes on.
+- The exit code is 0, 1 where something is wrong and the message says how to mend it, 2 where the command cannot be
+  read, and 130 after Ctrl-C. What was finished is kept, and the same command goes on.
 - `--config FILE`, where a command has it, reads its settings from a TOML file, by the names of the options; options go
   over it. A relative path in a file is relative to the file.
 - An option of several values is repeated, or separated by commas, as its placeholder shows: `INT,...`.
@@ -25,8 +25,9 @@ from the same declarations that the commands are made of; a test compares the tw
   `--optimizer`, `--mix-probability`) are still read in this one: on the command line, in files and in the `config.json`
   of old runs.
 
-A new option is one field of a config dataclass in the library (`lfi_pipeline/*/config.py`): its type, default, range and
-help. It is then an option here, a key in TOML, an entry of `config.json`, an axis of a sweep and an argument in Python.
+A new option is one field of a config dataclass in the library (`lfi_pipeline/*/config.py`): its type, default, range
+and help. It is then an option here, a key in TOML, an entry of `config.json`, an axis of a sweep and an argument in
+Python.
 """
 
 

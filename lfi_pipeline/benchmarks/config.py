@@ -14,6 +14,11 @@ DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
 TEACHER = "NAME[:TAG]; NAME:random needs no weights."
 PARTS = ("step", "online", "students", "parameters")
 OWN_SIZE = "own"
+CONTENT_WORDS = (
+    *("dog", "table", "plant", "bird", "fence", "cloud", "bicycle", "bridge", "stone", "beach", "chair", "umbrella"),
+    *("horse", "window", "river", "tree", "train", "clock", "boat", "flower"),
+)
+"""Words that captions of benchmarks are made of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +104,10 @@ class MapsConfig:
     ] = ("relevance",)
     batch_size: Annotated[int, Option("Images per forward pass.", ge=1)] = 8
     words: Annotated[
-        int, Option("Content words in each caption; those within the teacher's context get a map.", ge=1)
+        int,
+        Option(
+            "Content words in each caption; those within the teacher's context get a map.", ge=1, le=len(CONTENT_WORDS)
+        ),
     ] = 12
     layers: Annotated[int, Option("Decoder layers, for kinds that have several.", ge=1)] = 1
     rounds: Annotated[int, Option("Rounds, in which the kinds take turns.", ge=1)] = 5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lfi_pipeline.benchmarks.config import ExtractionConfig, MapsConfig
+from lfi_pipeline.benchmarks.config import CONTENT_WORDS, ExtractionConfig, MapsConfig
 from lfi_pipeline.benchmarks.inputs import CAPTIONS, maps_spec, payload_of, write_coco, write_photos, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
 from lfi_pipeline.core.device import resolve_device
@@ -26,10 +26,6 @@ from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.text import EncodedText
 
-CONTENT_WORDS = (
-    *("dog", "table", "plant", "bird", "fence", "cloud", "bicycle", "bridge", "stone", "beach", "chair", "umbrella"),
-    *("horse", "window", "river", "tree", "train", "clock", "boat", "flower"),
-)
 VISION = "vision forward"
 LIMITS = {"ViT-B-32": 3.0, "ViT-L-14": 2.0}
 """Most times the vision forward that `relevance` may cost, where a limit was set."""

@@ -1,4 +1,7 @@
-"""Opening a large index: seconds and memory, measured in a process of its own."""
+"""Opening a large index: seconds and memory, measured in a process of its own.
+
+On Linux from /proc, since `getrusage` there hands a process the peak of the one that started it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""Inputs of benchmarks: synthetic caches of any size, files that cost what photographs cost, real maps."""
+"""Inputs of benchmarks: synthetic caches of any size, files that cost what photographs cost, real maps.
+
+How a sample is made, none of it invented:
+
+- `scenes` are rendered and read by `scenes-coca` with their own captions; every content word gives one row.
+- The 4 layers are 4 kinds of map of that word, from the smoothest to the sparsest: `attention` and `gradcam` at the
+  last decoder layer, `relevance`, and the default `agreement`. Words that have no map in one of them are left out.
+- A caption of `scenes` has fewer than 16 content words, so rows are packed: the words of the first scene in reading
+  order, then those of the next, until 16 are together. Every row stays the whole map of one word of one image.
+- The teacher's grid is 8 x 8. `resize` enlarges it bilinearly (cells' middles aligned) and renormalises: smoother than
+  a real 16 x 16 map, so easier for a lossless compressor. `mosaic` lays four rows of one kind side by side, a quarter
+  of the mass each: as rough as maps get, a bound from the other side.
+"""
 
 from __future__ import annotations
 

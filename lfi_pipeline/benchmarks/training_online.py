@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lfi_pipeline.benchmarks.extraction import CONTENT_WORDS, KL_TOLERANCE, read
+from lfi_pipeline.benchmarks.config import CONTENT_WORDS
+from lfi_pipeline.benchmarks.extraction import KL_TOLERANCE, read
 from lfi_pipeline.benchmarks.inputs import SIZE, photo_cache
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, median_ratio, require, rounds_of
 from lfi_pipeline.benchmarks.training_step import cut_for, make_run, one_batch, step

@@ -1,4 +1,8 @@
-"""Files that are either whole or absent, JSON that carries its own checksum, and paths that stay below a root."""
+"""Files that are either whole or absent, JSON that carries its own checksum, and paths that stay below a root.
+
+The temporary file of a fixed file has a name fixed by its target, so whatever a killed process left behind is
+overwritten, and renamed away, by the rerun that writes the same target. Those of shards lie in `claims.STAGING`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Augmentation: geometry that images and maps go through together, and changes of colour that move no pixel."""
+"""Augmentation: geometry that images and maps go through together, and changes of colour that move no pixel.
+
+A map covers normalised image coordinates [0, 1]^2, so whatever window of the image a student sees can be cut out of it.
+Order of operations: mirror the whole image, then cut the window, so that a stored map of the mirrored image (view
+`hflip`) is cut exactly as the map of the image itself.
+
+RandAugment (Cubuk et al., arXiv 1909.13719) without its five geometric operations, so that interaction maps stay true
+of the changed image. Strengths are those of the paper's code, on timm's scale of magnitudes from 0 to 10.
+"""
 
 from __future__ import annotations
 
@@ -79,8 +87,8 @@ def view_maps(maps: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the mass of each map that falls into each cell of a grid laid over the window.
 
     A map is taken as a density that is constant on each of its cells; the mass in a new cell is its exact integral.
-    Nothing is renormalised: a row of the result sums to the share of the word's mass that the window keeps, the w_m of
-    DESIGN section 5. The whole image on the same grid is the identity.
+    Nothing is renormalised: a row of the result sums to the share of the word's mass that the window keeps, the w of
+    the loss (objectives/interaction.py). The whole image on the same grid is the identity.
 
     Args:
         maps: [B, ..., gh, gw].

@@ -12,7 +12,7 @@ In all, a place x shows the partner by a known share c(x): 1 - share everywhere,
 given in fractions of the image, and a cell (or pixel) that it cuts shows the partner by the part that is covered.
 So images, maps on any grid and labels agree, whatever their sizes. Maps follow the pixels: the mass of an own word in
 a cell is multiplied by 1 - c, that of a partner's word by c. The sum of a row stays the share of the word's mass that
-is shown, the w_m of DESIGN section 5.
+is shown, the w of the loss (objectives/interaction.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Protocol `convergence`: how soon a run reaches the score that a reference run ends with.
 
-DESIGN section 7, "steps for lfi to reach the best control's final score, as a ratio". The validation curve of the run,
+Steps for lfi to reach the best control's final score, as a ratio. The validation curve of the run,
 as training logged it, is read off where it first reaches the final validation score of the reference, linear between
 evaluations. A run that never does has no steps, and says so: a mean over seeds must tell how many of how many it is of.
 

@@ -1,4 +1,22 @@
-"""How well interaction maps point at and cover the object that the word names, and how they differ between taps."""
+"""How well interaction maps point at and cover the object that the word names, and how they differ between taps.
+
+Jensen-Shannon divergence: Lin, "Divergence Measures Based on the Shannon Entropy", IEEE Transactions on Information
+Theory 37(1), 1991, with equal weights.
+
+The rule of weakly supervised localisation: Choe, Oh, Lee, Chun, Akata, Shim, "Evaluating Weakly Supervised Object
+Localization Methods Right", CVPR 2020, section 4: maps are upsampled bilinearly and normalised, and the threshold, the
+same for all images, is the one that serves best. Three things differ. Their MaxBoxAcc counts boxes that overlap by a
+half and their PxAP is an average precision of pixels; this is the mean over words of the IoU with the mask. A map is
+divided by its maximum, not stretched from its minimum to its maximum: a uniform map stays the whole image. And the
+threshold is chosen on the very maps that are scored, so the score is that of the best choice, for teacher and student
+alike.
+
+Pointing game: Zhang, Lin, Brandt, Shen, Sclaroff, "Top-down Neural Attention by Excitation Backprop", ECCV 2016,
+section 4.1, without their 15-pixel tolerance: the peak of the bilinearly upsampled map must lie inside the mask. That
+peak is the middle of the map's largest cell; looked for among the pixels, it would slip to the image's edge where a
+cell lies at the border, since the upsampled map is flat from that cell's middle outwards.
+Mass in mask: the share of the map's mass on the mask, a grid cell counting by the share of its area that is covered.
+"""
 
 from __future__ import annotations
 

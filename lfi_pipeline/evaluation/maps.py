@@ -1,4 +1,8 @@
-"""Where a student looks: its queries' interaction maps of words, and Grad-CAM of its class logits."""
+"""Where a student looks: its queries' interaction maps of words, and Grad-CAM of its class logits.
+
+Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization", ICCV 2017, section 3, equations 1 and 2.
+"""
 
 from __future__ import annotations
 

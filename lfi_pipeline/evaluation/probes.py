@@ -1,4 +1,14 @@
-"""Probes of frozen features: k nearest neighbours, and logistic regression, its penalty chosen on held-back images."""
+"""Probes of frozen features: k nearest neighbours, and logistic regression, its penalty chosen on held-back images.
+
+Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, "Emerging Properties in Self-Supervised Vision Transformers"
+(DINO), ICCV 2021, section 4.1 and its code, after Wu, Xiong, Yu, Lin, "Unsupervised Feature Learning via Non-Parametric
+Instance Discrimination", CVPR 2018, section 3.4: cosine similarity, k = 20, a neighbour's vote is exp(cosine / 0.07).
+A class's score is its share of the votes, so that images with several labels are scored too.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (CLIP), ICML 2021, appendix A.3:
+L-BFGS, and an L2 penalty from a logarithmic sweep on held-out data, then a fit on all training images. Multinomial
+where every image has one label, else one binary regression a class, all with one penalty.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What every protocol shares: its settings, loading a run and the split it is scored on, the result file it leaves."""
+"""What every protocol shares: its settings, loading a run and the split it is scored on, the result file it leaves.
+
+Two results are comparable where their protocol and settings are equal. The digest in the name is of the settings, so an
+evaluation repeated replaces its own result, and a quick try with other settings never replaces a long one.
+"""
 
 from __future__ import annotations
 

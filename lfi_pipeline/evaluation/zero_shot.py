@@ -1,4 +1,13 @@
-"""Protocol `zero-shot`: class names as queries of the student, beside the teacher's own zero-shot scores."""
+"""Protocol `zero-shot`: class names as queries of the student, beside the teacher's own zero-shot scores.
+
+Open-vocabulary classification as CLIP does it (Radford et al., "Learning Transferable Visual Models From Natural
+Language Supervision", ICML 2021, section 3.1): no image of the data set is learned from, a class is known by its name
+alone. What scores a class here is this project's own: the presence readout of a query seeded by the teacher's embedding
+of the name. The teacher's zero-shot classifier on the same images is the ceiling.
+
+The student needs queries of mode `text` and the presence term; the scored data set needs a cache by the same teacher,
+for the embeddings of its classes and of its images.
+"""
 
 from __future__ import annotations
 

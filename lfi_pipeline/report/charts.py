@@ -1,4 +1,8 @@
-"""Geometry of the charts: numbers in, SVG coordinates out. The looks are the template's and the stylesheet's."""
+"""Geometry of the charts: numbers in, SVG coordinates out. The looks are the template's and the stylesheet's.
+
+Colours are CSS classes (`slot-3`), so that a chart follows the page into dark mode. The right fifth of a line
+chart holds the direct labels; narrow screens crop it and rely on the legend.
+"""
 
 from __future__ import annotations
 

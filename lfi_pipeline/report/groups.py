@@ -1,4 +1,10 @@
-"""Runs that differ only in their seed, gathered under one label, and which group another one is compared with."""
+"""Runs that differ only in their seed, gathered under one label, and which group another one is compared with.
+
+The label is the objective, plus the maps when they are not the teacher's, plus the queries' mode when it is learned,
+plus the state when it is reset.
+Runs of one such label that differ in anything else that matters (learning rate, lambda, ...) are *not* seeds
+of one another: the differing settings join the label and split the group.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The leaderboard: one row a label, mean and interval over seeds; and finished runs side by side."""
+"""The leaderboard: one row a label, mean and interval over seeds; and finished runs side by side.
+
+The settings that differ between any two runs are columns, whatever they are, so that no two rows look the same.
+"""
 
 from __future__ import annotations
 

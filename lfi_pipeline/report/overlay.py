@@ -1,4 +1,8 @@
-"""Maps over an image as one picture: a row a word, a column a layer and view, the image itself first."""
+"""Maps over an image as one picture: a row a word, a column a layer and view, the image itself first.
+
+Pillow only. The colours are the gallery's: brightness rises evenly with the map, and what the map leaves out stays a
+dimmed photograph, so no colour bar is needed. A ring marks the peak.
+"""
 
 from __future__ import annotations
 

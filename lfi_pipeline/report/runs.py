@@ -1,4 +1,8 @@
-"""Find run directories, and load what training and evaluation left in them, as frozen dataclasses."""
+"""Find run directories, and load what training and evaluation left in them, as frozen dataclasses.
+
+`config.json` and `metrics.jsonl` must be there. `summary.json` is missing when a run was stopped, results of evaluation
+and the gallery when it was not evaluated. What is there and wrong is a `RunError`.
+"""
 
 from __future__ import annotations
 

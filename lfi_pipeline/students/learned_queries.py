@@ -77,7 +77,7 @@ class SlotReadout(nn.Module):
 class LearnedQueries(QueryStack):
     """K slots, carried through the student from tap to tap and kept with it: their final states feed the head.
 
-        Q_0 = slots,  Q_t = block_t(Q_{t-1}, X_t)      (DESIGN section 5)
+        Q_0 = slots,  Q_t = block_t(Q_{t-1}, X_t)
 
     Args:
         tap_widths: D_t of each tap.

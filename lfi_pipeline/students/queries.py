@@ -1,4 +1,8 @@
-"""Interaction queries: one block a tap with a state that persists, and the mode in which words seed them."""
+"""Interaction queries: one block a tap with a state that persists, and the mode in which words seed them.
+
+`text` (text_queries.py): one query per word, seeded by its text embedding; a scaffold of training.
+`learned` (learned_queries.py): K slots that know no text, matched to the words' maps; kept with the student.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +126,7 @@ def make_blocks(tap_widths: Sequence[int], config: QueryConfig) -> nn.ModuleList
 class TextQueries(QueryStack):
     """Queries seeded by the words' text embeddings; a scaffold that the exported student drops.
 
-        Q_0 = W_in e(word),  Q_t = block_t(Q_{t-1}, X_t)      (DESIGN section 5)
+        Q_0 = W_in e(word),  Q_t = block_t(Q_{t-1}, X_t)
 
     Args:
         embedding_dim: E, of the teacher's text embeddings.

@@ -1,4 +1,7 @@
-"""Read a cache at random, in storage form; `codec.decode_maps` turns it into maps where they are needed."""
+"""Read a cache at random, in storage form; `codec.decode_maps` turns it into maps where they are needed.
+
+Positioned reads and no threads, so that forked and spawned workers can read alike.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Samples of a cache in the webdataset layout, front to back: every byte checked, shard after shard, shuffled."""
+"""Samples of a cache in the webdataset layout, front to back: every byte checked, shard after shard, shuffled.
+
+The tars are read front to back through the `webdataset` library, as plain bytes: none of its decoders is used, since
+some of them unpickle what a tar holds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Write a cache shard by shard: killed at any moment, the same command finishes it to the same bytes."""
+"""Write a cache shard by shard: killed at any moment, the same command finishes it to the same bytes.
+
+A claim is advisory. Where the file system cannot lock, several processes may make the same shard: work is doubled then,
+and nothing else, since each writes temporary files of its own and renames the same bytes into place.
+"""
 
 from __future__ import annotations
 

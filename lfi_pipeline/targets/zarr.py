@@ -1,4 +1,13 @@
-"""Zarr arrays: through tensorstore, and by positioned reads that work in a forked process."""
+"""Zarr arrays: through tensorstore, and by positioned reads that work in a forked process.
+
+tensorstore aborts a process that was forked after its parent had used tensorstore, and PyTorch's loaders fork
+by default on Linux. This reader stands in there, and where a damaged shard must be searched sample by sample.
+It knows only the codec chain that `layout` writes: bytes, zstd, crc32c; a checked index ends the shard.
+
+Random reads of single samples are an order of magnitude faster here than through zarr-python. The price:
+tensorstore runs threads, and aborts a process forked after its parent used it. `ZarrView` therefore falls
+back to `ShardFiles` in such a process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""A CoCa writing captions by beam search, and the file beside the cache in which they are kept."""
+"""A CoCa writing captions by beam search, and the file beside the cache in which they are kept.
+
+open_clip's own `CoCa.generate` leans on classes that transformers 5 no longer has; this needs no further package.
+
+`OUT.captions/` holds one sealed JSON file per `CHUNK` samples and a `source.json` that says of which data set and
+teacher. Processes share the chunks as they share shards. The cache's index holds the captions too; the folder is
+what a rerun of the same command reads them from.
+"""
 
 from __future__ import annotations
 

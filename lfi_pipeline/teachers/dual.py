@@ -2,6 +2,17 @@
 
 No cross-attention exists and no caption is read: a word is embedded on its own, in a template, and its map is where
 the image is like it (`dual_kinds`). The words of a caption are those the model's own tokenizer can hold.
+
+All are this project's choice, with t the model's temperature, e_w the word's text embedding and z the image's, both of
+unit length, and s_w = t <z, e_w>:
+
+- `similarity`: softmax over patches of t cos(p_n, e_w), p_n the patch token after a layer, embedded as the model would
+  were it all that is pooled (`Trunk.embed_alone`).
+- `gradcam`: A * relu(d s_w / dA) of a layer's attention, head mean (Chefer, Gur, Wolf, ICCV 2021, arXiv 2103.15679,
+  equation 5, one layer at a time), at the row of what is pooled: of the CLS token; of the pool's query, which
+  is then the only layer; or summed over the patches that are averaged.
+- `relevance`: relu(sum_d g x) at the tokens x that enter the last pooling step, normalised, g = d s_w / dx: of the
+  last block's attention with a CLS token, of the pool, or of the average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Rows that another cache of the same teacher holds already: extending a cache by images, layers, views or words."""
+"""Rows that another cache of the same teacher holds already: extending a cache by images, layers, views or words.
+
+The old cache stays readable, and untouched, until the new one is complete. A rerun of the same command goes on wherever
+it was killed.
+"""
 
 from __future__ import annotations
 

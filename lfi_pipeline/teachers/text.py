@@ -1,4 +1,8 @@
-"""What the teacher reads beside each image, and which tokens make up each content word."""
+"""What the teacher reads beside each image, and which tokens make up each content word.
+
+A word is a content word: sub-word tokens are merged, stop words, punctuation and special tokens are
+dropped. A word that stands twice in a caption is one word with the tokens of both places.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import OutputWriteError, RunError
 from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.training import run_dir
 
 Tree = Mapping[str, Any]
 
@@ -78,7 +79,7 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Any) -> Any:
 
 
 FORMAT, VERSION = "lfi-training-state", "1"
-STATE, LAST, BEST = "state.safetensors", "last.safetensors", "best.safetensors"
+STATE, LAST, BEST = (Path(place).name for place in (run_dir.STATE, run_dir.LAST, run_dir.BEST))
 _KEPT = re.compile(r"epoch-(\d{4,})\.safetensors")
 _CHUNK = 1 << 24  # bytes copied at a time for the checksum
 

@@ -33,7 +33,7 @@ class Cut:
 
     Attributes:
         maps: fp32 [B, L, M, N]; a row sums to 1, or to 0 where nothing of it is seen.
-        kept: fp32 [B, L, M], share of the word's mass that is seen: the w_m of DESIGN section 5; 0 for padding.
+        kept: fp32 [B, L, M], share of the word's mass that is seen: the w of the loss (objectives/interaction.py); 0 for padding.
         words: int64 [B, M], -1 for padding.
     """
 

@@ -10,7 +10,6 @@ from typing import Any
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, RunError
 from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.core.options import build, current_names, flatten, plain
-from lfi_pipeline.training import checkpoint
 from lfi_pipeline.training.config import TrainConfig
 
 
@@ -30,7 +29,7 @@ def run_name(config: TrainConfig) -> str:
 
 CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
 CHECKPOINTS = "checkpoints"
-STATE, LAST, BEST = (f"{CHECKPOINTS}/{name}" for name in (checkpoint.STATE, checkpoint.LAST, checkpoint.BEST))
+STATE, LAST, BEST = (f"{CHECKPOINTS}/{name}.safetensors" for name in ("state", "last", "best"))
 
 _STARTED = {CHECKPOINTS, CONFIG + ".partial"}  # what a run killed at its very beginning has left
 _PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of the cache is compared instead

@@ -1,4 +1,13 @@
-"""A run as a TOML file: what `lfi train` reads as its config and what a run saves of itself."""
+"""A run as a TOML file: what `lfi train` reads as its config and what a run saves of itself.
+
+    targets = "shards"
+    student = "vit_small_patch16_224"
+    learning-rate = 1e-3            # or learning_rate
+    weight = {lfi = "0.3:cosine"}
+
+Names are those of `settings.FIELDS`. A relative path in a file is relative to the file, so that it means the same
+wherever it is read from; a file that is written holds absolute ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The categories of `scenes`: one short word each, drawn from one OpenMoji glyph, rendered once from its colour font."""
+"""The categories of `scenes`: one short word each, drawn from one OpenMoji glyph, rendered once from its colour font.
+
+All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0. The font is a dependency
+and is never copied into this project; images rendered from it carry its license (see `data_manifests/scenes.toml`).
+"""
 
 from __future__ import annotations
 

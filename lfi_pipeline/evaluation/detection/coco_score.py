@@ -1,4 +1,9 @@
-"""A detector's answers in COCO's results format, and its box AP and mask AP, computed by faster-coco-eval."""
+"""A detector's answers in COCO's results format, and its box AP and mask AP, computed by faster-coco-eval.
+
+Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, as its evaluation code defines them: AP is the mean
+over categories and over the IoU thresholds 0.50, 0.55, ..., 0.95 of the precision at 101 recalls; at most 100
+detections an image; crowds are neither hits nor misses; small is below 32^2 pixels, large above 96^2.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,11 @@
 
 Anchors and heads are the paper's, with settings that follow from the strides and the size of the images, so that small
 images get small anchors and fewer regions. At 512 pixels and more, and width 256, they are those of the paper.
+
+Backbones with maps of several strides get a feature pyramid network (Lin et al., "Feature Pyramid Networks for Object
+Detection", CVPR 2017). Backbones with maps of one stride, such as plain vision transformers, get the simple feature
+pyramid of Li, Mao, Girshick, He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022,
+section 3: every level is made of the last map alone. Both norm each convolution over its channels, as the latter does.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Trains open_clip's own `CoCa` from `config.json` on freshly rendered `scenes` of
 the seed of a demo data set) with open_clip's `CoCaLoss`, contrastive and captioning. Everything needed to use the
 result is written to DIR: config.json, bpe.txt.gz, model.safetensors (half precision), recipe.json (this recipe, the
 losses and the sha256 of the weights).
+
+The tiny teacher uses the tokenizer class of the large ones, so that word merging runs the same code for both.
+Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, algorithm 1.
 """
 
 from __future__ import annotations

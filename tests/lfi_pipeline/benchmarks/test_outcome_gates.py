@@ -143,7 +143,7 @@ def test_maps_times_each_kind_over_the_vision_forward(tiny: CocaTeacher) -> None
     ]
     with pytest.raises(UnknownNameError, match="relevence"):
         maps.bench_maps(maps.MapsConfig(kinds=("relevence",), device="cpu"))
-    with pytest.raises(ConfigError, match="words must be 20 or fewer"):
+    with pytest.raises(ConfigError, match="words must be from 1 to 20"):
         maps.MapsConfig(words=21)
 
 

@@ -23,7 +23,7 @@ from lfi_pipeline.training.data import Cut, CutTargets
 from lfi_pipeline.training.trainer import ActiveRun
 
 TINY = TrainBenchConfig(device="cpu").tiny()
-STUDENT = TINY.students[0]
+STUDENT = built_students(TINY)[0]
 NAME = STUDENT.name
 CPU = torch.device("cpu")
 

@@ -127,7 +127,7 @@ def test_a_torn_line_is_skipped_and_a_step_logged_twice_counts_once(tmp_path: Pa
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     run = written(tmp_path, "lfi", [0.1, 0.5])
-    with pytest.raises(ConfigError, match="--reference RUN"):
+    with pytest.raises(ConfigError, match="`reference=RUN`"):
         scored(run)
     with pytest.raises(ConfigError, match="must be finished"):
         scored(run, written(tmp_path, "stopped", [0.1], finished=False))

@@ -75,7 +75,7 @@ def test_splits_that_are_asked_for(left_out_run: Path, run_of: dict[str, Path]) 
     assert result.details["domains"]["grey"]["images"] == 4
     with pytest.raises(UnknownNameError, match="'test'"):
         cross_domain(left_out_run, CPU, CrossDomainConfig(splits=["test"]))
-    with pytest.raises(ConfigError, match=r"trained on all there are: colour, grey, outline.*--hold-out"):
+    with pytest.raises(ConfigError, match=r"trained on all there are: colour, grey, outline.*`hold_out`"):
         cross_domain(run_of["none"], CPU, CrossDomainConfig(splits=["train"]))
 
 

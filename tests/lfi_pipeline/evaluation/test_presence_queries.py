@@ -40,7 +40,7 @@ def test_part_of_a_name_is_not_the_name() -> None:
 
 def test_a_class_without_any_embedding_is_told() -> None:
     scored = cache({"cat": 3}, ("cat", "cow", "dog"), prompts=False)
-    with pytest.raises(ConfigError, match=r"2 of 3 classes, 'cow' the first.*--text prompts"):
+    with pytest.raises(ConfigError, match=r"2 of 3 classes, 'cow' the first.*`text='prompts'`"):
         class_queries(scored, cache({}))
     assert class_queries(cache({"cat": 3}, ("cat",), prompts=False), cache({})).as_prompts == ()
 

@@ -81,7 +81,7 @@ def test_a_feature_of_zeros_is_no_error() -> None:
 
 def test_what_cannot_vote_is_refused() -> None:
     features, labels, queries = drawn(0)
-    with pytest.raises(ConfigError, match=r"k = 61 of 60 images.*--no-probes"):
+    with pytest.raises(ConfigError, match=r"k = 61 of 60 images.*`probes=False`"):
         knn_scores(features, labels, queries, k=61)
     with pytest.raises(ConfigError, match="k = 0 of 60"):
         knn_scores(features, labels, queries, k=0)

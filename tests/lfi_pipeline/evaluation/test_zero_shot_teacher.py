@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
+from lfi_pipeline.evaluation.zero_shot import teacher_zero_shot
 from lfi_pipeline.targets import TargetStore, ZeroShot
 from lfi_pipeline.training.validate import mean_average_precision
 
