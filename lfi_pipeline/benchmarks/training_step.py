@@ -38,7 +38,9 @@ def make_run(
     queries: QueryConfig | None = None,
 ) -> ActiveRun:
     """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
-    config = TrainConfig(data=data, student=student, queries=queries or QueryConfig(), objective=objective)
+    config = TrainConfig(
+        data=data, student=student, head="linear", queries=queries or QueryConfig(), objective=objective
+    )
     return run_of(config, store, device=device)
 
 

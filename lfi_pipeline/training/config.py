@@ -176,7 +176,7 @@ class TrainConfig:
             panel=STUDENT,
             choices=HEADS,
         ),
-    ] = "linear"
+    ] = "queries"
     queries: Annotated[QueryConfig, Option(panel=QUERIES)] = field(default_factory=QueryConfig)
     optimizer: Annotated[OptimizerConfig, Option(panel=OPTIMISER)] = field(default_factory=OptimizerConfig)
     objective: Annotated[
@@ -268,7 +268,7 @@ class TrainConfig:
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the student carries interaction queries; those that feed the head, whatever they are taught by."""
+        """Whether the student carries interaction queries; those that feed a head, whatever they are taught by."""
         return (
             self.head == "queries" or "lfi" in self.terms or "presence" in self.terms or self.queries.mode == "learned"
         )

@@ -31,15 +31,20 @@ _BACKBONE = "student.backbone."
 def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> Student:
     """Return the student that `config` asks for, initialised from its seed; `backbone` as of `Student`."""
     torch.manual_seed(config.data.seed)
-    classifies = task != NONE
-    by_name = class_embeddings(store) if classifies and config.head == "queries" else None
+    classifies, head, queries = task != NONE, config.head, config.queries if config.uses_queries else None
+    if head == "queries" and not classifies:  # without labels, words alone can be asked for, where they are scored
+        if "presence" in config.terms:
+            queries = replace(config.queries, readout="text")
+        else:
+            head, queries = "linear", queries if "lfi" in config.terms else None
+    by_name = class_embeddings(store) if head == "queries" and classifies else None
     return Student(
         config.student,
         classes=len(store.spec.dataset.classes) if classifies else 0,
         embedding_dim=store.spec.embedding_dim,
-        queries=config.queries if config.uses_queries else None,
+        queries=queries,
         presence="presence" in config.terms,
-        head=config.head,
+        head=head,
         class_embeddings=by_name,
         backbone=backbone,
     )

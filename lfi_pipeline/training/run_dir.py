@@ -16,7 +16,7 @@ from lfi_pipeline.training.config import TrainConfig
 def run_name(config: TrainConfig) -> str:
     """Return STUDENT-OBJECTIVE-SEED, with what makes a run a control or an ablation between them."""
     parts = [config.student.name, config.objective]
-    if config.head != "linear":
+    if config.head != "queries":
         parts.insert(1, config.head)
     if config.data.maps != "teacher":
         parts.append(config.data.maps)
@@ -59,13 +59,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+_HEAD_OF_EARLIER_RELEASES = {"head": "linear"}  # which had no other, and did not write it down
+
+
 def recorded_config(run: Path) -> TrainConfig:
     """Return the settings that `run` was made with. Raises RunError naming what does not fit."""
     settings = read_json(run / CONFIG).get("settings")
     try:
         if not isinstance(settings, dict):
             raise RunError("they are missing")
-        return build(TrainConfig, settings)
+        return build(TrainConfig, _HEAD_OF_EARLIER_RELEASES | settings)
     except LFIError as error:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 

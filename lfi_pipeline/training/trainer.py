@@ -193,7 +193,7 @@ class ActiveRun:
         self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
-        self.learner.balance.load_state_dict(state["balance"])
+        self.learner.balance.load_state_dict(state.get("balance", {}))
         self.learner.load_state_dict(state["learner"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})

@@ -18,7 +18,7 @@ from lfi_pipeline.teachers import CocaTeacher
 STUDENT = (
     *("--student", "vit_tiny_patch16_224", "--image-size", 64, "--patch-size", 16),
     *("--student-arg", "depth=3", "--student-arg", "embed_dim=32", "--student-arg", "num_heads=2"),
-    *("--query-width", 16, "--query-heads", 2, "--batch-size", 8, "--epochs", 1, "--device", "cpu"),
+    *("--head", "linear", "--query-width", 16, "--query-heads", 2, "--batch-size", 8, "--epochs", 1, "--device", "cpu"),
 )
 
 

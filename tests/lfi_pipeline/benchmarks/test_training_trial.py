@@ -19,7 +19,7 @@ def trial(batch_size: int, *, depth: int = DEPTH, objective: str = "none", steps
     kwargs = {"depth": depth, "embed_dim": WIDTH, "num_heads": 2}
     student = StudentConfig(name="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, kwargs=kwargs)
     data = DataConfig(targets=Path("no such cache"), hold_out=("no such domain",), batch_size=128)
-    config = TrainConfig(data=data, student=student, objective=objective)
+    config = TrainConfig(data=data, student=student, head="linear", objective=objective)
     return time_training(
         config, device=torch.device("cpu"), batch_size=batch_size, steps=steps, maps_shape=(1, 4, 4, 4)
     )

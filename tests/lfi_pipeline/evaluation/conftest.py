@@ -23,6 +23,7 @@ def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **
         TrainConfig,
         {
             "targets": str(targets),
+            "head": "linear",
             "student": "vit_tiny_patch16_224",
             "image_size": 64,
             "patch_size": 16,

@@ -64,7 +64,7 @@ def make_student() -> Callable[[str], Student]:
 def _trained(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "lfi-0"
     data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
-    config = TrainConfig(data=data, student=VIT, queries=QueryConfig(width=16, heads=2))
+    config = TrainConfig(data=data, student=VIT, head="linear", queries=QueryConfig(width=16, heads=2))
     train([(config, out)], RuntimeConfig(device="cpu", track=()), command="lfi train --targets shards")
     return out
 

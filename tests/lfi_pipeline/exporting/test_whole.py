@@ -20,7 +20,7 @@ from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.exporting.programs import exported_program, write_onnx
 from lfi_pipeline.exporting.whole import whole_model, write_whole
 from lfi_pipeline.students import QueryConfig, Student, StudentConfig
-from lfi_pipeline.training import Machine, StreamConfig, TrainConfig, train
+from lfi_pipeline.training import DataConfig, RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.learner import load_run
 from tests.lfi_pipeline.exporting.conftest import CLASSES, FAMILIES, VIT
 
@@ -168,10 +168,10 @@ def query_run(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> M
         key = f"{head}-{readout}-{task}"
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("runs") / key
-            stream = StreamConfig(targets=tiny_targets, epochs=1, batch_size=8)
+            data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
             queries = QueryConfig(width=16, heads=2, readout=readout)
-            config = TrainConfig(stream=stream, student=VIT, queries=queries, head=head, task=task)
-            train([(config, runs[key])], Machine(device="cpu", track=()))
+            config = TrainConfig(data=data, student=VIT, queries=queries, head=head, task=task)
+            train([(config, runs[key])], RuntimeConfig(device="cpu", track=()))
         return runs[key]
 
     return make

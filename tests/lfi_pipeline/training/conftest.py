@@ -35,6 +35,7 @@ def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
     ) -> TrainConfig:
         flat: dict[str, Any] = {
             "targets": tiny_targets,
+            "head": "linear",
             "query_width": 16,
             "query_heads": 2,
             "epochs": 2,

@@ -26,7 +26,7 @@ MakeConfig = Callable[..., TrainConfig]
 def run(tiny_targets: Path, tmp_path: Path) -> Path:
     student = StudentConfig(image_size=32, kwargs={"depth": 2, "embed_dim": 16, "num_heads": 2})
     data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
-    train_one(TrainConfig(data=data, student=student, objective="none"), tmp_path / "run")
+    train_one(TrainConfig(data=data, student=student, head="linear", objective="none"), tmp_path / "run")
     return tmp_path / "run"
 
 
