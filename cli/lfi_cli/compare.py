@@ -14,7 +14,7 @@ from lfi_cli.output import JsonFlag, Result, command, finish
 
 if TYPE_CHECKING:
     from lfi_pipeline.report.compare import Comparison
-    from lfi_pipeline.report.comparison_text import TextTable
+    from lfi_pipeline.report.text import TextTable
 
 _LEAST_WIDTH = 100
 
@@ -40,8 +40,8 @@ def compare(
     Example: lfi compare runs/ --markdown results.md
     """
     from lfi_pipeline.report.compare import compare as compare_runs
-    from lfi_pipeline.report.comparison_text import comparison_csv, comparison_markdown, tidy
     from lfi_pipeline.report.runs import find_runs
+    from lfi_pipeline.report.text import comparison_csv, comparison_markdown, tidy
 
     found, notes = find_runs(runs)
     comparison = compare_runs(found, control=control, protocols=protocol or ())
@@ -62,7 +62,7 @@ def compare(
 
 
 def _show(console: Console, comparison: Comparison, result: Result) -> None:
-    from lfi_pipeline.report.comparison_text import block_tables, cost_table, legend, settings_text
+    from lfi_pipeline.report.text import block_tables, cost_table, legend, settings_text
 
     for block in comparison.blocks:
         console.print(settings_text(block), style="dim", markup=False)
@@ -82,7 +82,7 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
 
 
 def _draw(console: Console, table: TextTable, lines: bool = False) -> None:
-    from lfi_pipeline.report.comparison_text import column_width
+    from lfi_pipeline.report.text import column_width
 
     drawn = Table(title=table.title, title_justify="left", show_lines=lines)
     for place, heading in enumerate(table.headings):

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lfi_pipeline.report.cross_domain import DomainTable
+    from lfi_pipeline.report.views import DomainTable
 
 
 def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
     """Print each table, and what the reader should know of it."""
-    from lfi_pipeline.report.cross_domain import LEGEND, domain_cells
+    from lfi_pipeline.report.text import DOMAIN_LEGEND, domain_cells
 
     for table in tables:
         headings, rows = domain_cells(table)
@@ -22,6 +22,6 @@ def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
         for row in rows:
             shown.add_row(*("\n".join(cell) for cell in row))
         console.print(shown)
-        console.print(LEGEND, style="dim", soft_wrap=True)
+        console.print(DOMAIN_LEGEND, style="dim", soft_wrap=True)
         for note in table.notes:
             console.print(note, markup=False, style="dim", soft_wrap=True)

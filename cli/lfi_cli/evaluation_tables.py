@@ -14,7 +14,7 @@ from lfi_cli.output import facts, percent
 if TYPE_CHECKING:
     from lfi_pipeline.evaluation.metrics import Measure
     from lfi_pipeline.evaluation.results import ProtocolResult
-    from lfi_pipeline.report.protocol_tables import SeedRow
+    from lfi_pipeline.report.views import SeedRow
 
 _SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}
 _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}

@@ -25,7 +25,7 @@ from lfi_cli.run_options import (
 from lfi_pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lfi_pipeline.report.leaderboard import Standing
+    from lfi_pipeline.report.views import Standing
     from lfi_pipeline.training.sweep import PlannedRun
 
 
@@ -98,7 +98,8 @@ def _planned(plan: list[PlannedRun], steps: list[int], out: Path, as_json: bool)
 
 def _conclude(result: Result, out: Path, as_json: bool) -> None:
     """Write the leaderboard of `out` and show it."""
-    from lfi_pipeline.report.leaderboard import standings, standings_csv, standings_markdown
+    from lfi_pipeline.report.text import standings_csv, standings_markdown
+    from lfi_pipeline.report.views import standings
 
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
     (out / "leaderboard.md").write_text(standings_markdown(rows), encoding="utf-8")
@@ -108,7 +109,7 @@ def _conclude(result: Result, out: Path, as_json: bool) -> None:
 
 
 def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> None:
-    from lfi_pipeline.report.leaderboard import standings_table
+    from lfi_pipeline.report.text import standings_table
 
     headings, cells = standings_table(rows)
     table = Table(*headings)

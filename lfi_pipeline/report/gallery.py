@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lfi_pipeline.report.groups import Group, is_control
-from lfi_pipeline.report.samples import GallerySample
+from lfi_pipeline.report.runs import GallerySample
 
 FULL_AT = 4.0
 """Times the uniform level at which a map reaches full colour, where its own peak is lower."""

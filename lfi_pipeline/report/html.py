@@ -6,7 +6,6 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,24 +15,27 @@ import jinja2
 from markupsafe import Markup, escape
 
 from lfi_pipeline import __version__
-from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
+from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.report.compare import Row, compare_groups
-from lfi_pipeline.report.comparison_text import (
+from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
+from lfi_pipeline.report.gallery import build_gallery
+from lfi_pipeline.report.groups import Group, gather
+from lfi_pipeline.report.runs import Run, load_run
+from lfi_pipeline.report.table import training_table
+from lfi_pipeline.report.text import (
     cell_text,
     cost_table,
     gap_text,
     heading,
     legend,
+    millions,
     number,
     p_texts,
+    points,
     settings_text,
 )
-from lfi_pipeline.report.figures import domain_bars, learning_curves, loss_charts, map_charts
-from lfi_pipeline.report.gallery import build_gallery
-from lfi_pipeline.report.groups import Group, gather
-from lfi_pipeline.report.leaderboard import leaderboard, millions
-from lfi_pipeline.report.runs import Run, load_run
-from lfi_pipeline.report.verdict import conclude, points
+from lfi_pipeline.report.verdict import conclude
 
 _DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
 _VERSIONED = ("torch", "timm", "numpy")
@@ -53,6 +55,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     Raises:
         RunError: no runs, or a directory that is not a readable run.
         OutputExistsError: `out` is a directory.
+        OutputWriteError: `out` cannot be written.
     """
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
@@ -60,20 +63,19 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     if out.is_dir():
         raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
     page = render([load_run(Path(run)) for run in runs], title=title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, page.encode())
+    except OSError as error:
+        raise OutputWriteError(f"Cannot write the report {out}: {error.strerror or error}.") from error
     return out
 
 
 def render(runs: Sequence[Run], *, title: str | None = None) -> str:
     """The page as a string."""
     groups, notes = gather(runs)
-    verdict = conclude(groups)
+    table = training_table(groups)
+    verdict = conclude(groups, table)
     gallery = build_gallery(groups)
     comparison = compare_groups(groups)
     script = _asset("script.js")
@@ -87,14 +89,14 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
             facts=_facts(runs),
             notes=notes,
             groups=groups,
-            columns=leaderboard(groups),
+            columns=leaderboard(groups, table),
             comparison=comparison,
             legend=legend(comparison),
             costs=cost_table(comparison.costs),
             curves=learning_curves(groups, verdict.crossing),
             losses=loss_charts(groups),
-            domains=domain_bars(groups),
-            maps=map_charts(groups),
+            domains=domain_bars(groups, table),
+            maps=map_charts(groups, table),
             gallery=gallery,
             missing=_missing(groups),
             configs=_configs(runs),
@@ -147,13 +149,13 @@ def _stylesheet() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _VERSIONED:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _some(values: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Read what training left in a run's directory: its record, its metrics and its summary.
 
-Whatever compares runs (reports, leaderboards, protocol `convergence`) reads them through this module. Fields are checked
-when they are taken, by `core.schema.Fields`, whose errors name the file and the field.
+Whatever compares runs (reports, leaderboards, protocol `convergence`) reads them through this module. Fields are
+checked when they are taken, by `core.schema.Fields`, whose errors name the file and the field.
 """
 
 from __future__ import annotations

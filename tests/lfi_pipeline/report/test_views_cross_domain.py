@@ -12,7 +12,8 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.results import ProtocolResult, write_result
-from lfi_pipeline.report.cross_domain import domain_cells, domain_markdown, domain_tables, read_domain_tables
+from lfi_pipeline.report.text import domain_cells, domain_markdown
+from lfi_pipeline.report.views import domain_tables, read_domain_tables
 
 ALL = ("art", "cartoon", "photo")
 RUNS = {
