@@ -1,4 +1,4 @@
-"""One self-contained HTML page out of a set of runs: no request leaves it, no text of a run runs in it."""
+"""Self-contained HTML pages: the report of a set of runs, and a gallery of maps. They load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup, escape
+from PIL import Image
 
 from lfi_pipeline import __version__
 from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
 from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
-from lfi_pipeline.report.gallery import build_gallery
+from lfi_pipeline.report.gallery import build_gallery, map_gallery
 from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import Run, load_run
 from lfi_pipeline.report.table import training_table
@@ -59,27 +62,76 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     """
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
-    out = Path(out)
-    if out.is_dir():
+    out = _file_to_write(out)
+    _write_page(out, render([load_run(Path(run)) for run in runs], title=title))
+    return out
+
+
+def write_map_gallery(
+    images: Sequence[npt.NDArray[np.uint8] | Image.Image],
+    maps: Sequence[Mapping[str, npt.ArrayLike]],
+    out: Path,
+    *,
+    captions: Sequence[str] | None = None,
+    depths: Sequence[float] = (),
+    title: str = "Where the student looks",
+) -> Path:
+    """Write a student's maps of your own images, which need no masks, to the self-contained HTML page `out`.
+
+    Example:
+        >>> write_map_gallery([pixels], [{"dog": maps_of_dog}], Path("maps.html"))  # doctest: +SKIP
+
+    Args:
+        images: uint8 [H, W, 3], or images of Pillow.
+        maps: for each image, word -> map [gh, gw], or [T, gh, gw] with a map a tap; values of at least 0, of any scale.
+        out: the HTML file, replaced where it is there; missing parents are made.
+        captions: of the images; by default the words, joined.
+        depths: of the T taps in the student, in [0, 1], for the slider.
+        title: of the page.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: not one entry an image, an image without a map, or maps of one image that differ in shape.
+        OutputExistsError: `out` is a directory.
+        OutputWriteError: `out` cannot be written.
+    """
+    out = _file_to_write(out)
+    gallery = map_gallery(images, maps, captions=captions, depths=depths)
+    template = _environment().get_template("maps.html.jinja")
+    _write_page(out, template.render(title=title, gallery=gallery, version=__version__, **_page_assets()))
+    return out
+
+
+def _file_to_write(out: Path) -> Path:
+    if Path(out).is_dir():
         raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
-    page = render([load_run(Path(run)) for run in runs], title=title)
+    return Path(out)
+
+
+def _write_page(out: Path, page: str) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, page.encode())
     except OSError as error:
-        raise OutputWriteError(f"Cannot write the report {out}: {error.strerror or error}.") from error
-    return out
+        raise OutputWriteError(f"Cannot write the page {out}: {error.strerror or error}.") from error
+
+
+def _page_assets() -> dict[str, str]:
+    """Stylesheet, script, and the digest by which the page's policy admits that script alone."""
+    script = _asset("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(_stylesheet()), "script": Markup(script), "script_digest": digest}
 
 
 def render(runs: Sequence[Run], *, title: str | None = None) -> str:
-    """The page as a string."""
+    """Return the report of `runs` as a string."""
     groups, notes = gather(runs)
     table = training_table(groups)
     verdict = conclude(groups, table)
     gallery = build_gallery(groups)
     comparison = compare_groups(groups)
-    script = _asset("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -102,9 +154,7 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
             configs=_configs(runs),
             runs=runs,
             versions={"lfi-pipeline": __version__} | _versions(),
-            style=Markup(_stylesheet()),
-            script=Markup(script),
-            script_digest=digest,
+            **_page_assets(),
         )
     )
 

@@ -155,7 +155,7 @@ class GallerySample:
     Attributes:
         words: the M words that have a map.
         image: uint8 [H, W, 3].
-        teacher: float32 [M, gh, gw], each map sums to 1.
+        teacher: float32 [M, gh, gw], each map sums to 1; None for images that no teacher has seen.
         student: float32 [T, M, gh', gw'], None for a run without queries.
         teacher_correct: per word, whether the teacher's peak lies in the object's mask; None without a mask.
         student_correct: the same per tap and word; empty for a run without queries.
@@ -169,7 +169,7 @@ class GallerySample:
     domain: str
     words: tuple[str, ...]
     image: npt.NDArray[np.uint8]
-    teacher: npt.NDArray[np.float32]
+    teacher: npt.NDArray[np.float32] | None
     student: npt.NDArray[np.float32] | None
     teacher_correct: tuple[bool | None, ...]
     student_correct: tuple[tuple[bool | None, ...], ...]

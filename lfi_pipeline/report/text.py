@@ -372,14 +372,6 @@ def domain_cells(table: DomainTable) -> tuple[list[str], list[list[list[str]]]]:
     return ["", *table.domains, "mean", "seeds"], cells
 
 
-def domain_markdown(table: DomainTable) -> str:
-    """Return the table in Markdown, with what its numbers are and its notes."""
-    headings, cells = domain_cells(table)
-    text = markdown_table(headings, [["<br>".join(cell) for cell in row] for row in cells])
-    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([table.title[0].upper() + table.title[1:], "", text, "", DOMAIN_LEGEND, *notes]) + "\n"
-
-
 def _domain_lines(score: DomainScore | None) -> list[str]:
     if score is None:
         return [MISSING]

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
-from lfi_pipeline.evaluation.results import ProtocolResult, latest_result
+from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report.groups import gather, label_runs
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
@@ -199,24 +198,6 @@ class DomainTable:
         """What the numbers are of."""
         heading = next(measure.heading for measure in MEASURES[CROSS_DOMAIN] if measure.name == self.measure)
         return f"{heading}: {self.settings['dataset']}, {self.settings['split']}, {self.settings['weights']} weights"
-
-
-def read_domain_tables(runs: Sequence[Path]) -> list[DomainTable]:
-    """Return the tables of the latest results of `runs`.
-
-    Raises:
-        ConfigError: a run was not scored by the protocol.
-        RunError: a run whose files cannot be read.
-    """
-    results = {}
-    for run in runs:
-        result = latest_result(run, CROSS_DOMAIN)
-        if result is None:
-            raise ConfigError(
-                f"{run} has no cross-domain score. Run lfi evaluate {run} --protocol {CROSS_DOMAIN} first."
-            )
-        results[run] = result
-    return domain_tables(results)
 
 
 def domain_tables(results: Mapping[Path, ProtocolResult]) -> list[DomainTable]:
