@@ -1,4 +1,4 @@
-"""A recipe meets the data: which splits there are, which runs that makes, and what to run."""
+"""Turn a recipe and a data root into splits, a sweep of runs, and the list of commands to run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Command:
     Attributes:
         title: what it is for.
         words: after `lfi`.
-        once: it would do its work again, so whoever runs the recipe keeps note of it.
+        once: whether it would do its work again, so that whoever runs the recipe must note that it was done.
     """
 
     title: str

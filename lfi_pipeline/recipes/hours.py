@@ -28,7 +28,7 @@ _WORDS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A device that nothing is measured on.
+    """A GPU whose hours are estimated from its data sheet, not measured.
 
     Attributes:
         name: of it.

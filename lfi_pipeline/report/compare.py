@@ -220,18 +220,18 @@ REPEATS: Mapping[str, str] = {"map": "map_heldout", "top1": "top1_heldout"}
 """Measure of `cross-domain` -> measure of `classification` that is the same number where the images are the same."""
 
 
-def _without_repeats(found: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
+def _without_repeats(every: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
     """Leave out columns of `cross-domain` that repeat one of `classification`, and say so.
 
     A run that left one domain out has one score there. Shown twice it would be tested twice, and every other test would
     pay for it in the correction.
     """
     values: dict[str, list[dict[str, BySeed]]] = {}
-    for panel in found:
+    for panel in every:
         for place, column in enumerate(panel.columns) if panel.protocol == "classification" else ():
             values.setdefault(column.name, []).append(_rounded(panel, place))
     kept, notes = [], []
-    for panel in found:
+    for panel in every:
         repeated = [
             place
             for place, column in enumerate(panel.columns)

@@ -203,9 +203,9 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
             if sample.cam is not None
         ]
         data.append(_sample_data(first, students, cams))
-    configs = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
+    per_run = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
     taps = max((s.student.shape[0] for _, r in drawn for s in r.gallery if s.student is not None), default=0)
-    depths = next((tuple(found) for found in configs if len(found) == taps), ())
+    depths = next((tuple(each) for each in per_run if len(each) == taps), ())
     return Gallery(
         cards=tuple(cards),
         runs=tuple(f"{group.label}, seed {run.config.seed}" for group, run in drawn),

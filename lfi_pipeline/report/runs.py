@@ -349,12 +349,12 @@ def load_samples(path: Path) -> tuple[GallerySample, ...]:
 
     def take(name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
         array = tensors.get(name)
-        found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+        got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
         fits = array is not None and np.issubdtype(array.dtype, dtype) and len(array.shape) == len(shape)
         if array is None or not fits or not array.size:
-            raise RunError(f"{source}: tensor {name!r} must be {dtype.__name__} {list(shape)}, got {found}.")
+            raise RunError(f"{source}: tensor {name!r} must be {dtype.__name__} {list(shape)}, got {got}.")
         if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
-            raise RunError(f"{source}: tensor {name!r} must have shape {list(shape)}, got {found}.")
+            raise RunError(f"{source}: tensor {name!r} must have shape {list(shape)}, got {got}.")
         return array
 
     samples = []

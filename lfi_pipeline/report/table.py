@@ -89,7 +89,7 @@ class Table:
         for row in self.rows:
             if row.value is not None:
                 values.setdefault(row.seed, []).append(row.value)
-        return {seed: math.fsum(found) / len(found) for seed, found in values.items()}
+        return {seed: math.fsum(each) / len(each) for seed, each in values.items()}
 
     def mean(self) -> float | None:
         """Return the mean of all values, whatever their seeds; None where there is none."""
@@ -188,12 +188,12 @@ def left_out(result: ProtocolResult) -> str:
 
 def _relabelled(members: Sequence[tuple[str, Run, ProtocolResult]]) -> list[tuple[str, Run, ProtocolResult]]:
     runs = {run.path: run for _, run, _ in members}
-    found = []
+    relabelled = []
     for label, of_label in label_runs(list(runs.values()), across=ACROSS_DOMAINS).items():
         paths = {run.path for run in of_label}
         own = [(label, run, result) for _, run, result in members if run.path in paths]
-        found += sorted(own, key=lambda member: member[1].config.seed)
-    return found
+        relabelled += sorted(own, key=lambda member: member[1].config.seed)
+    return relabelled
 
 
 def _shared(result: ProtocolResult) -> dict[str, Any]:

@@ -172,11 +172,11 @@ def _shuffled(lfi: Group, groups: Sequence[Group], scores: _Scores) -> list[str]
 
 def _pointing(lfi: Group, scores: _Scores) -> list[str]:
     mine = scores.mean(lfi, "pointing")
-    found = next((run.scores for run in lfi.runs if run.scores is not None), None)
-    if mine is None or found is None or found.teacher_pointing is None:
+    evaluation = next((run.scores for run in lfi.runs if run.scores is not None), None)
+    if mine is None or evaluation is None or evaluation.teacher_pointing is None:
         return []
-    chance = f", and chance at {points(found.area)}\u00a0%" if found.area is not None else ""
+    chance = f", and chance at {points(evaluation.area)}\u00a0%" if evaluation.area is not None else ""
     return [
         f"Its last tap points into the right object for {points(mine.mean)}\u00a0% of words; "
-        f"the teacher does for {points(found.teacher_pointing)}\u00a0%{chance}."
+        f"the teacher does for {points(evaluation.teacher_pointing)}\u00a0%{chance}."
     ]

@@ -17,10 +17,10 @@ from typing import Any
 
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
 from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.report.groups import gather, label_runs
+from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
-from lfi_pipeline.report.table import ACROSS_DOMAINS, TRAINING, Row, Table, aggregate, over_domains, result_table
+from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table
 from lfi_pipeline.training.run_dir import SUMMARY, recorded_config
 from lfi_pipeline.training.run_reader import read_config, read_summary
 from lfi_pipeline.training.settings import flat_settings
@@ -183,7 +183,7 @@ class DomainTable:
         settings: of the results, without the domains.
         measure: `top1` where runs have it, else `map`.
         domains: columns.
-        rows: in the order of the runs.
+        rows: controls first.
         notes: what the reader should know.
     """
 
@@ -209,49 +209,40 @@ def domain_tables(results: Mapping[Path, ProtocolResult]) -> list[DomainTable]:
     Raises:
         RunError: a run whose files cannot be read.
     """
-    alike: dict[str, dict[Path, ProtocolResult]] = {}
-    for run, result in results.items():
-        settings = {name: value for name, value in result.settings.items() if name != "domains"}
-        alike.setdefault(_key(settings), {})[run] = result
-    return [_domain_table(of_settings, json.loads(settings)) for settings, of_settings in alike.items()]
+    everything = Group(label="", slot=0, runs=tuple(load_run(path) for path in results))  # is labelled by settings
+    table = result_table([everything], {path: [result] for path, result in results.items()})
+    return [
+        _domain_table(part, {path: results[path] for path in part.distinct("run")}, json.loads(settings))
+        for (settings,), part in table.split("settings").items()
+    ]
 
 
-def _domain_table(results: Mapping[Path, ProtocolResult], settings: Mapping[str, Any]) -> DomainTable:
-    notes: list[str] = []
-    runs = [load_run(path) for path in results]
-    measure = "top1" if any(result.scores.get("top1") is not None for result in results.values()) else "map"
-    labels = {run.path: label for label, members in label_runs(runs, ACROSS_DOMAINS).items() for run in members}
+def _domain_table(table: Table, results: Mapping[Path, ProtocolResult], settings: Mapping[str, Any]) -> DomainTable:
+    measure = "top1" if any(row.value is not None for row in table.where(measure="top1").rows) else "map"
     rows: dict[tuple[str, str, int], Row] = {}
-    for run in runs:
-        result, label, seed = results[run.path], labels[run.path], run.config.seed
-        left_out, score = result.settings["domains"], result.scores.get(measure)
+    notes: list[str] = []
+    for row in table.where(measure=measure).rows:
+        left_out = results[row.run].settings["domains"]
         if len(left_out) != 1:
-            notes.append(f"{run.path.name} leaves out {' and '.join(left_out)} at once: it is not in the table.")
-            continue
-        if score is None:
-            notes.append(f"{run.path.name} has no {measure} on {left_out[0]}: it is not in the table.")
-            continue
-        place = (label, left_out[0], seed)
-        if place in rows:
-            notes.append(f"{label}: {left_out[0]} left out, seed {seed}, is there twice; {run.path.name} counts.")
-        rows[place] = Row(
-            label=label,
-            seed=seed,
-            run=run.path,
-            protocol=CROSS_DOMAIN,
-            measure=measure,
-            value=score,
-            domain=left_out[0],
-        )
+            notes.append(f"{row.run.name} leaves out {' and '.join(left_out)} at once: it is not in the table.")
+        elif row.value is None:
+            notes.append(f"{row.run.name} has no {measure} on {row.domain}: it is not in the table.")
+        else:
+            place = (row.label, row.domain, row.seed)
+            if place in rows:
+                twice = f"{row.domain} left out, seed {row.seed}, is there twice"
+                notes.append(f"{row.label}: {twice}; {row.run.name} counts.")
+            rows[place] = row
     table = Table(tuple(rows.values()))
     domains = tuple(sorted(table.distinct("domain")))
     made = tuple(_domain_row(label, part, domains) for (label,), part in table.split("label").items())
+    missing = [_missing(row) for row in made if row.missing]
     return DomainTable(
         settings=settings,
         measure=measure,
         domains=domains,
         rows=made,
-        notes=(*notes, *_unequal(results.values()), *(_missing(row) for row in made if row.missing)),
+        notes=(*notes, *_unequal(results.values()), *missing),
     )
 
 
