@@ -10,7 +10,8 @@ import open_clip
 import pytest
 import torch
 
-from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import write_scenes
 from lfi_pipeline.targets import TeacherSpec
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction

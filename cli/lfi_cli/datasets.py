@@ -1,51 +1,61 @@
-"""lfi datasets"""
+"""lfi datasets, lfi make-scenes: what can be read, and the data set that is rendered here"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-
-from lfi_cli.output import JsonFlag, Result, command, facts, finish
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, say, show_tree
+from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.settings_file import SettingsFile
+from lfi_pipeline.data.config import ScenesConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.data import Manifest
 
 
-@command
-def datasets(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Datasets:
+    """Options of `lfi datasets`."""
+
     name: Annotated[
-        str, typer.Argument(help="A data set, or the path of your own .toml manifest; empty lists all.")
-    ] = "",
-    data_root: Annotated[Path | None, typer.Option(help="Read the data set's files there and count.")] = None,
-    as_json: JsonFlag = False,
-) -> Result:
+        str, Option("A data set, or the path of your own .toml manifest; empty lists all.", positional=True)
+    ] = ""
+    data_root: Annotated[Path | None, Option("Read the data set's files there and count.")] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Datasets)
+def datasets(config: Datasets) -> Shown:
     """List the data sets that can be read: what each needs on disk and how to obtain it. Nothing is downloaded.
 
     Example: lfi datasets pacs --data-root data/PACS
     """
-    from lfi_pipeline.core.errors import ConfigError
     from lfi_pipeline.data import load_manifest, manifest_names
 
-    if name:
-        return _sheet(load_manifest(name, data_root), name, data_root, as_json)
-    if data_root is not None:
-        raise ConfigError("--data-root needs the name of a data set: lfi datasets NAME --data-root DIR.")
+    if config.name:
+        return _sheet(load_manifest(config.name, config.data_root), config.name, config.data_root)
+    if config.data_root is not None:
+        raise ConfigError("data_root needs the name of a data set: lfi datasets NAME.", argument="data_root")
     manifests = [load_manifest(each) for each in manifest_names()]
 
     def render(console: Console) -> None:
         for each in map(_described, manifests):
             rows = [(field, ", ".join(each[field])) for field in ("splits", "needs")]
             facts(console, f"{each['name']} – {each['title']}", [*rows, *((f, each[f]) for f in ("license", "obtain"))])
-        console.print("One sheet, and a check of your files: lfi datasets NAME --data-root DIR", markup=False)
+        say(console, "One sheet, and a check of your files: lfi datasets NAME --data-root DIR")
 
-    return finish({"datasets": [_described(manifest) for manifest in manifests]}, as_json, render)
+    return Shown({"datasets": [_described(manifest) for manifest in manifests]}, render)
 
 
-def _sheet(manifest: Manifest, name: str, data_root: Path | None, as_json: bool) -> Result:
-    from lfi_pipeline.core.errors import DatasetError
+def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:
 
     result: Result = _described(manifest)
     if data_root is not None:
@@ -66,7 +76,7 @@ def _sheet(manifest: Manifest, name: str, data_root: Path | None, as_json: bool)
             rows.append((f"split {split}", found.get("error") or f"{told}{f' ({domains})' if domains else ''}"))
         facts(console, manifest.name, rows)
 
-    return finish(result, as_json, render)
+    return Shown(result, render)
 
 
 def _described(manifest: Manifest) -> Result:
@@ -88,10 +98,58 @@ def _described(manifest: Manifest) -> Result:
 
 def _counted(name: str, data_root: Path, split: str) -> Result:
     """Count what one split holds, or say why it cannot be read."""
-    from lfi_pipeline.core.errors import DatasetError
     from lfi_pipeline.data import read_dataset, summarize
 
     try:
         return summarize(read_dataset(name, data_root, split))
     except DatasetError as error:
         return {"error": str(error)}
+
+
+SCENES = {
+    "train": "pictures of the train split",
+    "val": "pictures of the val split",
+    "annotations": "captions and exact masks, in COCO's layout",
+    "scenes.json": "the settings, so that a rerun can finish the work",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MakeScenes:
+    """Options of `lfi make-scenes`."""
+
+    out: Annotated[Path, Option("Directory to write; a rerun with the same options finishes the work.")] = Path(
+        "data/scenes"
+    )
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(MakeScenes, file=SettingsFile(ScenesConfig))
+def make_scenes(config: MakeScenes) -> Shown:
+    """Render the embedded data set: captioned emoji scenes with exact masks, in COCO's layout.
+
+    Pictures are drawn from the OpenMoji font (all emojis designed by OpenMoji, CC BY-SA 4.0).
+
+    Example: lfi make-scenes --out data/scenes --train 2000 --val 400
+    """
+    from lfi_pipeline.data.scenes import write_scenes
+
+    scenes = config.scenes
+    write_scenes(config.out, scenes)
+    result: Result = {"out": str(config.out)} | asdict(scenes)
+    rows: list[tuple[str, object]] = [
+        ("train", scenes.train),
+        ("val", scenes.val),
+        ("domains", ",".join(scenes.domains)),
+        ("held out", ",".join(scenes.held_out) or "none"),
+        ("in", config.out),
+    ]
+
+    def render(console: Console) -> None:
+        facts(console, "Scenes", rows)
+        show_tree(console, config.out, SCENES)
+
+    return Shown(result, render)

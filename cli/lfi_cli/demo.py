@@ -1,58 +1,96 @@
-"""lfi demo"""
+"""lfi demo, and how public commands are run one after the other"""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, percent, show_tree, stderr
+from lfi_pipeline.core.options import Option, check
 
-from lfi_cli.chained import run_command as _run
-from lfi_cli.output import JsonFlag, Result, command, facts, finish, percent
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STUDENT = shlex.split(
     "--student vit_tiny_patch16_224 --image-size 64 --patch-size 8 "
     "--student-arg depth=6 --student-arg embed_dim=128 --student-arg num_heads=4 --batch-size 16"
 )
 LEARNING_RATES = {"none": 5e-4, "lfi": 1e-3}  # the better of 5e-4 and 1e-3 for each, measured on seed 0
+FILES = {
+    "report.html": "scores, curves and maps: open it in a browser",
+    "scenes": "the rendered data set, in COCO's layout",
+    "shards": "the teacher's maps of the training split",
+    "shards-val": "the teacher's maps of the validation split",
+    "runs/*": "the two students",
+}
 
 
-@command
-def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes; a rerun goes on where it stopped.")] = Path(
-        "lfi-demo"
-    ),
-    train: Annotated[int, typer.Option(help="Training scenes.")] = 2000,
-    val: Annotated[int, typer.Option(help="Validation scenes.")] = 600,
-    epochs: Annotated[int, typer.Option(help="Epochs of each student.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of scenes and students.")] = 0,
-    as_json: JsonFlag = False,
-) -> Result:
+def run_command(*words: object) -> Result:
+    """Print a public command, run it, and return its result. Its own output goes to stderr, as the caller's is stdout.
+
+    Raises:
+        click.exceptions.Exit: the command failed and has said so; its cause is the error.
+    """
+    from lfi_cli.main import app
+
+    line = [str(word) for word in words]
+    stderr().print(f"\n$ {shlex.join(['lfi', *line])}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
+    try:
+        # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
+        with contextlib.redirect_stdout(sys.stderr), app.make_context("lfi", line) as context:
+            result: Result = app.invoke(context)
+    finally:
+        sys.argv = arguments
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demo:
+    """Options of `lfi demo`."""
+
+    out: Annotated[Path, Option("Where everything goes; a rerun goes on where it stopped.")] = Path("lfi-demo")
+    train: Annotated[int, Option("Training scenes.", ge=1)] = 2000
+    val: Annotated[int, Option("Validation scenes.", ge=1)] = 600
+    epochs: Annotated[int, Option("Epochs of each student.", ge=1)] = 10
+    seed: Annotated[int, Option("Of scenes and students.", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Demo)
+def demo(config: Demo) -> Shown:
     """The whole pipeline in minutes on a laptop: scenes, teacher, cache, two students, scores, report.
 
     It only chains the public commands and prints each one before it runs, for you to copy and change.
 
     Example: lfi demo --out lfi-demo
     """
+    out, seed = config.out, config.seed
     began = time.monotonic()
     scenes, shards, shards_val = out / "scenes", out / "shards", out / "shards-val"
-    _run("make-scenes", "--out", scenes, "--train", train, "--val", val, "--seed", seed)
+    run_command("make-scenes", "--out", scenes, "--train", config.train, "--val", config.val, "--seed", seed)
     extract = ["extract-teacher", "--dataset", "scenes", "--data-root", scenes, "--words", 6]
-    _run(*extract, "--out", shards)
-    _run(*extract, "--split", "val", "--views", "full", "--out", shards_val)
-    inspected = _run("inspect", shards_val, "--pointing")
+    run_command(*extract, "--out", shards)
+    run_command(*extract, "--split", "val", "--views", "full", "--out", shards_val)
+    inspected = run_command("inspect", shards_val, "--pointing")
     runs = {objective: out / "runs" / f"{objective}-{seed}" for objective in ("none", "lfi")}
     scores: dict[str, Any] = {}
     for objective, run in runs.items():
-        _run(
+        run_command(
             *("train", "--targets", shards, *STUDENT, "--objective", objective),
-            *("--learning-rate", LEARNING_RATES[objective]),
-            *("--epochs", epochs, "--seed", seed, "--out", run),
+            *("--lr", LEARNING_RATES[objective]),
+            *("--epochs", config.epochs, "--seed", seed, "--out", run),
         )
-        scores[objective] = _run("evaluate", run, "--targets", shards_val, "--no-probes")["runs"][str(run)]
-    page = _run("report", *runs.values(), "--out", out / "report.html", "--title", "LFI demo")["report"]
+        scores[objective] = run_command("evaluate", run, "--targets", shards_val, "--no-probes")["runs"][str(run)]
+    page = run_command("report", *runs.values(), "--out", out / "report.html", "--title", "LFI demo")["report"]
 
     grounding = inspected["pointing"][-1]
     result: Result = {
@@ -73,4 +111,9 @@ def demo(
         ("seconds", f"{result['seconds']:.0f}"),
         ("report", Path(page).resolve()),
     ]
-    return finish(result, as_json, lambda console: facts(console, "Done", rows))
+
+    def render(console: Console) -> None:
+        facts(console, "Done", rows)
+        show_tree(console, out, FILES)
+
+    return Shown(result, render)

@@ -4,182 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, say, show_tree, stderr
+from lfi_pipeline.core.options import Option
+from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig, evaluation_configs
 
-from lfi_cli.domain_tables import show_domain_tables
-from lfi_cli.evaluation_tables import show_run, show_tables
-from lfi_cli.output import JsonFlag, Result, command, finish
-from lfi_pipeline.core.errors import ConfigError
+if TYPE_CHECKING:
+    from rich.console import Console
 
-MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
-CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
-CONVERGENCE = "Protocol convergence"
-CLASSIFICATION = "Protocol classification"
-_NO_OPTIONS = ("runs", "protocol", "as_json")
+FILES = {
+    "evaluation/*.json": "results by protocol and settings, a file each",
+    "gallery.*": "samples with the student's and the teacher's maps, for the report",
+    "evaluation/detections-*.json.gz": "detections as COCO results",
+}
 
 
-@command
-def evaluate(
-    ctx: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Run directories made by lfi train.")],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """Options of `lfi evaluate` beside those of the protocols."""
+
+    runs: Annotated[tuple[Path, ...], Option("Run directories made by lfi train.", positional=True, at_least_one=True)]
     protocol: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="classification, cross-domain, zero-shot, grounding, detection or convergence; may be repeated. "
-            "Default: classification, and grounding where --targets has masks."
+        tuple[str, ...],
+        Option(
+            "Which protocol. Left out: classification, and grounding where the targets have masks.",
+            choices=tuple(PROTOCOL_CONFIGS),
         ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Which checkpoint: last or best.", rich_help_panel=MACHINE)
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the images lie, if they moved.", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes.", rich_help_panel=MACHINE)] = None,
-    probes: Annotated[
-        bool | None,
-        typer.Option(
-            "--probes/--no-probes",
-            help="k-NN and linear probe on frozen features: a pass over the training images.",
-            rich_help_panel=CLASSIFICATION,
-        ),
-    ] = None,
-    probe_limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Training images for the probes at most, evenly spaced; left out: all.",
-            rich_help_panel=CLASSIFICATION,
-        ),
-    ] = None,
-    knn_k: Annotated[int | None, typer.Option(help="Neighbours that vote.", rich_help_panel=CLASSIFICATION)] = None,
-    knn_temperature: Annotated[
-        float | None, typer.Option(help="Of a neighbour's vote.", rich_help_panel=CLASSIFICATION)
-    ] = None,
-    targets: Annotated[
-        Path | None,
-        typer.Option(
-            help="Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or "
-            "of any data set with classes (zero-shot).",
-            rich_help_panel=TARGETS,
-        ),
-    ] = None,
-    splits: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Split whose images of the left-out domain are scored; may be repeated. Default: all there are.",
-            rich_help_panel=CROSS_DOMAIN,
-        ),
-    ] = None,
-    scored_root: Annotated[
-        Path | None, typer.Option(help="Where the images of --targets lie, if they moved.", rich_help_panel=ZERO_SHOT)
-    ] = None,
-    gallery: Annotated[
-        int | None, typer.Option(help="Samples to keep with their maps, for the report.", rich_help_panel=GROUNDING)
-    ] = None,
-    detection_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Directory in COCO's layout: annotations/instances_*.json and the images. Default: the run's data.",
-            rich_help_panel=DETECTION,
-        ),
-    ] = None,
-    detection_train: Annotated[
-        str | None,
-        typer.Option(help="Split to fine-tune on, instances_SPLIT*.json. Default: train.", rich_help_panel=DETECTION),
-    ] = None,
-    detection_val: Annotated[
-        str | None, typer.Option(help="Split to score. Default: val.", rich_help_panel=DETECTION)
-    ] = None,
-    class_agnostic: Annotated[
-        bool | None,
-        typer.Option(
-            "--class-agnostic",
-            help="Take all objects as of one category: for data too small to learn to name them.",
-            rich_help_panel=DETECTION,
-        ),
-    ] = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps of the fine-tuning; the default suits COCO, 500 to 2000 a few thousand images.",
-            rich_help_panel=DETECTION,
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=DETECTION)] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Peak of the schedule; 0.001 for a short fine-tuning.", rich_help_panel=DETECTION),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Pixels of the longer side. Default: as the student was trained.", rich_help_panel=DETECTION),
-    ] = None,
-    detection_width: Annotated[
-        int | None,
-        typer.Option(help="Channels of pyramid and heads; 64 is quick on a CPU.", rich_help_panel=DETECTION),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the fine-tuning. Default: the run's own.", rich_help_panel=DETECTION)
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            "--source",
-            help="Backbone to start from: the run's, or from scratch, the same with random weights.",
-            rich_help_panel=DETECTION,
-        ),
-    ] = None,
-    keep_detections: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-detections",
-            help="Keep them in RUN/evaluation/ as COCO results, .json.gz.",
-            rich_help_panel=DETECTION,
-        ),
-    ] = None,
-    references: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--reference",
-            help="A finished run whose final score is to be reached; repeat it for its seeds.",
-            rich_help_panel=CONVERGENCE,
-        ),
-    ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            help="Validation score that must be reached; default: the task's main one.", rich_help_panel=CONVERGENCE
-        ),
-    ] = None,
-    as_json: JsonFlag = False,
-) -> Result:
+    ] = ()
+
+
+@command((Evaluate, EvaluationConfig, *PROTOCOL_CONFIGS.values()), raw=True)
+def evaluate(given: Mapping[str, Any]) -> Shown:
     """Score runs by one protocol or several; results are kept in RUN/evaluation/. Several runs are also shown by seeds.
 
     Example: lfi evaluate runs/lfi-0 --targets shards-val/
     """
-    from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-    from lfi_pipeline.evaluation.protocols import config_of, default_protocols
+    options = {name: value for name, value in given.items() if name not in ("runs", "protocol")}
+    runs, names = [Path(run) for run in given["runs"]], tuple(given.get("protocol", ()))
+    asked = bool(names)
+    if not asked:
+        from lfi_pipeline.evaluation.protocols import default_protocols
 
-    options = {n: v for n, v in ctx.params.items() if n not in _NO_OPTIONS and v is not None and v != ()}
-    shared = {
-        field.name: options.pop(field.name) for field in dataclasses.fields(EvaluationConfig) if field.name in options
-    }
-    common = EvaluationConfig(**shared)
-    names = tuple(protocol or ()) or default_protocols(targets, common.data_root)
-    configs = {name: config_of(name, options) for name in names}
-    _require_used(options, names, asked=bool(protocol))
+        names = default_protocols(_path(options.get("targets")), _path(options.get("data_root")))
+        if "targets" in options and "grounding" not in names:
+            say(stderr(), "The data set of --targets has no masks, so grounding is not scored.")
+    common, configs = evaluation_configs(names, options, ignored=() if asked else ("targets",))
+    from lfi_pipeline.evaluation import evaluate_runs
+
     results = evaluate_runs(runs, configs, common)
     tables, notes = _tables(results)
     domains = _domain_tables(results)
-    told_tables = {**tables, **domains}
     told: Result = {
         "runs": {
             str(run): {
@@ -187,37 +65,25 @@ def evaluate(
             }
             for run, of in results.items()
         },
-        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in told_tables.items()},
+        "tables": {name: [dataclasses.asdict(row) for row in rows] for name, rows in {**tables, **domains}.items()},
     }
 
     def render(console: Console) -> None:
+        from lfi_cli.evaluation_tables import show_domain_tables, show_run, show_tables
+
         for run, found in results.items():
             show_run(console, run, found)
         if tables:
             show_tables(console, tables, notes)
         for found_tables in domains.values():
             show_domain_tables(console, found_tables)
+        show_tree(console, next(iter(results)), FILES)
 
-    return finish(told, as_json, render)
+    return Shown(told, render)
 
 
-def _require_used(options: Mapping[str, Any], names: Sequence[str], *, asked: bool) -> None:
-    """Refuse an option that none of the protocols has, so that no one believes it had an effect.
-
-    Where no protocol was asked for, targets that cannot be used are only told.
-    """
-    from lfi_pipeline.evaluation.protocols import RUNNABLE, option_names
-
-    used = {option for name in names for option in option_names(name)}
-    for option in options:
-        if option == "targets" and option not in used and not asked:
-            Console(stderr=True).print("The data set of --targets has no masks, so grounding is not scored.")
-        elif option not in used:
-            owners = " or ".join(name for name in RUNNABLE if option in option_names(name))
-            raise ConfigError(
-                f"--{option.replace('_', '-')} is an option of protocol {owners}; asked for: {', '.join(names)}. Leave "
-                f"it out, or add --protocol {owners}."
-            )
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
 
 
 def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[str]]:

@@ -1,4 +1,4 @@
-"""How results of evaluation are shown: one run as facts, several as a table over seeds for each protocol."""
+"""How results of evaluation are shown: one run as facts, several as a table over seeds, left-out domains as columns."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from lfi_cli.output import facts, percent
+from lfi_cli.output import facts, percent, whole_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.evaluation.metrics import Measure
     from lfi_pipeline.evaluation.results import ProtocolResult
-    from lfi_pipeline.report.views import SeedRow
+    from lfi_pipeline.report.views import DomainTable, SeedRow
 
 _SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}
 _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
@@ -36,6 +35,8 @@ def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult])
 
 def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes: Sequence[str]) -> None:
     """Print a table for each protocol, and what the reader should know."""
+    from rich.table import Table
+
     from lfi_pipeline.evaluation.metrics import MEASURES
 
     for protocol, rows in tables.items():
@@ -48,10 +49,27 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
                 for measure, each in zip(shown, estimates, strict=True)
             ]
             table.add_row(row.label, str(len(row.seeds)), *cells)
-        console.print(table)
+        whole_table(console, table)
     console.print("shares in per cent; mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
     for note in notes:
         console.print(note, markup=False, style="dim", soft_wrap=True)
+
+
+def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
+    """Print each table, and what the reader should know of it."""
+    from rich.table import Table
+
+    from lfi_pipeline.report.text import DOMAIN_LEGEND, domain_cells
+
+    for table in tables:
+        headings, rows = domain_cells(table)
+        shown = Table(*headings, title=table.title, title_justify="left")
+        for row in rows:
+            shown.add_row(*("\n".join(cell) for cell in row))
+        whole_table(console, shown)
+        console.print(DOMAIN_LEGEND, style="dim", soft_wrap=True)
+        for note in table.notes:
+            console.print(note, markup=False, style="dim", soft_wrap=True)
 
 
 def _of(count: int, seeds: int) -> str:
@@ -66,7 +84,7 @@ def _value(measure: Measure, value: float, half: float | None = None) -> str:
 
 def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     domains = details.get("map_per_domain", {}).items()
-    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains]
+    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains if domain]
     if (probes := details.get("probes")) is not None:
         fitted = (
             f"{probes['training_images']:,} training images; L2 {probes['l2']:.1e} by {probes['held_back']:,} of them"

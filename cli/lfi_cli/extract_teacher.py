@@ -1,92 +1,57 @@
-"""lfi extract-teacher"""
+"""lfi teachers, lfi extract-teacher: which teachers there are, and the cache that one of them makes"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, say, show_tree, whole_table
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.settings_file import SettingsFile
+from lfi_pipeline.teachers.config import ExtractConfig
 
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, names
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CACHE = {
+    "manifest.json": "what the cache is: teacher, data set, kind of map",
+    "source.json": "where the images lie",
+    "views": "the maps as zarr arrays, a folder for each view of the image",
+    "shards": "tar shards: images with their targets",
+    "index": "samples as Parquet: keys, words, labels, captions, checksums",
+    "vocabulary.*": "every word that has maps, with the teacher's embedding of it",
+    "classes.*": "the classes, with the teacher's embedding of their prompts",
+    "commits": "what is finished, shard by shard, with its checksums",
+}
 
 
-@command
-def extract_teacher(
-    dataset: Annotated[
-        str, typer.Option(help="A data set of lfi datasets, such as scenes or coco, or the path of your own manifest.")
-    ],
-    data_root: Annotated[Path | None, typer.Option(help="Where its files lie. Default: data/DATASET.")] = None,
-    out: Annotated[Path, typer.Option(help="The cache to write; the same command finishes an interrupted one.")] = Path(
-        "shards"
-    ),
-    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="NAME[:TAG] of lfi teachers, with one of open_clip's tags, a checkpoint's path, or 'random' (timing "
-            "only). Default: the data set's own."
-        ),
-    ] = "",
-    precision: Annotated[
-        str, typer.Option(help="auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16; maps are always made in fp32.")
-    ] = "auto",
-    kind: Annotated[
-        str, typer.Option(help="How a map is made; lfi teachers NAME lists the choices. Default: the teacher's own.")
-    ] = "",
-    row: Annotated[
-        str, typer.Option(help="Rows of attention maps: emitting (the step that emits the word) or reading.")
-    ] = "emitting",
-    layers: Annotated[
-        str,
-        typer.Option(
-            help="Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11. Default: 4, or all."
-        ),
-    ] = "",
-    text: Annotated[
-        str,
-        typer.Option(
-            help="What the teacher reads: captions, prompts (made of class names), generate (it writes captions "
-            "itself), or auto: the first of these that the data set allows."
-        ),
-    ] = "auto",
-    captions: Annotated[
-        str, typer.Option(help="Which captions (or prompts) of an image: first, longest, or all (maps are averaged).")
-    ] = "first",
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="A template with one {} for the class name, in place of the data set's; may be repeated."),
-    ] = None,
-    words: Annotated[int, typer.Option(help="The most words of an image that get a map.")] = 16,
-    views: Annotated[
-        str,
-        typer.Option(help="What the teacher sees: full, or full,hflip so that training can mirror images."),
-    ] = "full,hflip",
-    layout: Annotated[
-        str, typer.Option(help="zarr (images stay where they are) or webdataset (tars with images and targets).")
-    ] = "zarr",
-    codec: Annotated[
-        str, typer.Option(help="How maps become bytes: uint8_sqrt, uint8_linear, or uint5_cbrt (half the bytes).")
-    ] = "uint8_sqrt",
-    samples_per_shard: Annotated[int, typer.Option(help="Samples in one commit unit.")] = 1024,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractTeacher:
+    """Options of `lfi extract-teacher`."""
+
+    extract: ExtractConfig
+    out: Annotated[Path, Option("The cache to write; the same command finishes an interrupted one.")] = Path("shards")
     shards: Annotated[
-        str, typer.Option(help="A:B makes shards A to B-1 only, for an array of jobs. Under torchrun ranks share.")
-    ] = "",
+        str,
+        Option("A:B makes shards A to B-1 only, for an array of jobs. Under torchrun ranks share.", metavar="A:B"),
+    ] = ""
     engine: Annotated[
-        str, typer.Option(help="local, or ray: shards as tasks on a Ray cluster (pip install 'lfi-pipeline[ray]').")
-    ] = "local",
+        str,
+        Option("ray: shards as tasks on a Ray cluster (pip install 'lfi-pipeline[ray]').", choices=("local", "ray")),
+    ] = "local"
     extend: Annotated[
         bool,
-        typer.Option(
-            "--extend",
-            help="The cache may hold fewer images, layers, views or words; the teacher makes what is missing.",
-        ),
-    ] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
-    workers: Annotated[int, typer.Option(help="Threads that read images; 0 chooses.")] = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonFlag = False,
-) -> Result:
+        Option("The cache may hold fewer images, layers, views or words; the teacher makes what is missing."),
+    ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(ExtractTeacher, file=SettingsFile(ExtractConfig))
+def extract_teacher(config: ExtractTeacher) -> Shown:
     """Stage one: run the teacher once and cache its interaction maps.
 
     Killed at any moment, the same command goes on at the first shard that is not committed; any number of processes may
@@ -96,41 +61,18 @@ def extract_teacher(
 
     On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
-    from lfi_pipeline.teachers.extract import ExtractConfig, extract
+    from lfi_pipeline.teachers.extract import extract
     from lfi_pipeline.teachers.shards import share_of
 
-    config = ExtractConfig(
-        dataset=dataset,
-        data_root=data_root or Path("data") / Path(dataset).stem,
-        split=split,
-        teacher=teacher,
-        precision=precision,
-        kind=kind,
-        row=row,
-        layers=parse_layers(layers),
-        text=text,
-        captions=captions,
-        prompts=tuple(prompt or ()),
-        words=words,
-        views=names(views),
-        layout=layout,
-        codec=codec,
-        samples_per_shard=samples_per_shard,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-    )
-    share = share_of(shards)
-    if engine == "local":
-        summary, seconds = extract(config, out, share=share, extend=extend)
-    elif engine == "ray":
+    share = share_of(config.shards)
+    if config.engine == "ray":
         from lfi_pipeline.teachers.ray_engine import extract_on_ray
 
-        summary, seconds = extract_on_ray(config, out, share=share, extend=extend)
+        summary, seconds = extract_on_ray(config.extract, config.out, share=share, extend=config.extend)
     else:
-        raise UnknownNameError("engine", engine, ("local", "ray"))
+        summary, seconds = extract(config.extract, config.out, share=share, extend=config.extend)
     if share.rank:
-        return {}  # the first rank speaks for all
+        return Shown({}, silent=True)  # the first rank speaks for all
     result: Result = {
         "samples": summary.samples,
         "quarantined": summary.quarantined,
@@ -138,9 +80,9 @@ def extract_teacher(
         "raw_bytes_per_sample": summary.raw_bytes_per_sample,
         "codec_kl": summary.codec_kl,
         "seconds": seconds,
-        "out": str(out),
+        "out": str(config.out),
     }
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("images", summary.samples),
         ("quarantined", f"{summary.quarantined} (see lfi inspect)" if summary.quarantined else 0),
         (
@@ -149,19 +91,77 @@ def extract_teacher(
         ),
         ("codec, mean KL", f"{summary.codec_kl:.2e} nats"),
         ("seconds", f"{seconds:.1f}"),
-        ("in", out),
+        ("in", config.out),
     ]
-    return finish(result, as_json, lambda console: facts(console, "Targets", rows))
+
+    def render(console: Console) -> None:
+        facts(console, "Targets", rows)
+        show_tree(console, config.out, CACHE)
+
+    return Shown(result, render)
 
 
-def parse_layers(text: str) -> int | tuple[int, ...] | None:
-    """Return how many layers, or which; None for as many as the teacher has, up to four."""
-    if not text:
-        return None
-    try:
-        numbers = tuple(int(part) for part in names(text))
-    except ValueError:
-        numbers = ()
-    if not numbers:
-        raise ConfigError(f"layers must be a number, or layer indices such as 2,5,8,11; got {text!r}.")
-    return numbers[0] if "," not in text else numbers
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teachers:
+    """Options of `lfi teachers`."""
+
+    name: Annotated[str, Option("One teacher; empty lists all.", positional=True)] = ""
+    family: Annotated[str, Option("coca (reads captions) or dual (compares words with patches).")] = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Teachers)
+def teachers(config: Teachers) -> Shown:
+    """List the teachers: image size, grid of a map, kinds of map (the default first), weights. Nothing is loaded.
+
+    Example: lfi teachers coca_ViT-B-32
+    """
+    from lfi_pipeline.teachers.catalog import describe, parameters, teacher_names
+
+    if config.name:
+        result: Result = asdict(describe(config.name)) | {"parameters": parameters(config.name)}
+        return Shown(result, lambda console: _sheet(console, result))
+    listed = [describe(each) for each in teacher_names(config.family)]
+
+    def render(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table("name", "family", "pixels", "grid", "kinds of map", "weights", box=None, pad_edge=False)
+        for each in listed:
+            sizes = _by(each.image_size), _by(each.grid)
+            table.add_row(each.name, each.family, *sizes, _first(each.kinds), str(len(each.tags)))
+        whole_table(console, table)
+        say(
+            console,
+            "Every kind and tag: lfi teachers NAME. CoCas write captions too. A checkpoint of your own: --teacher "
+            "NAME:PATH, hf-hub:ORG/REPO or local-dir:PATH",
+        )
+
+    return Shown({"teachers": [asdict(each) for each in listed]}, render)
+
+
+def _first(kinds: tuple[str, ...]) -> str:
+    return f"{kinds[0]} (of {len(kinds)})"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _sheet(console: Console, sheet: Result) -> None:
+    count = sheet["parameters"]
+    facts(
+        console,
+        sheet["name"],
+        [
+            ("family", sheet["family"]),
+            ("image", f"{_by(sheet['image_size'])} pixels, maps of {_by(sheet['grid'])}"),
+            ("parameters", "with its text tower on the hub" if count is None else f"{count:,}"),
+            ("kinds of map", f"{', '.join(sheet['kinds'])} (the first is the default)"),
+            ("writes captions", "yes" if sheet["generates"] else "no"),
+            ("weights", ", ".join(sheet["tags"]) or "none listed: give NAME:PATH"),
+            *(("needs", f"the tokenizer of {each} from the hub, and transformers") for each in sheet["repositories"]),
+        ],
+    )

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, names, percent
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, percent
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.teachers.config import PointingConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.targets import TargetStore
 
 
-@command
-def inspect(
-    targets: Annotated[Path, typer.Argument(help="A cache made by lfi extract-teacher.")],
-    sample: Annotated[
-        list[str] | None, typer.Option(help="Draw this sample's maps over its image as a PNG; may be repeated.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The PNG, all samples below each other. Default: KEY.png for each.")
-    ] = None,
-    pointing: Annotated[
-        bool, typer.Option("--pointing", help="Score the maps against the data set's instance masks.")
-    ] = False,
-    kinds: Annotated[
-        str,
-        typer.Option(help="With --pointing: run the teacher and score these kinds of map (or all) beside the cached."),
-    ] = "",
-    images: Annotated[int, typer.Option(help="With --kinds: images to score.")] = 200,
-    teacher: Annotated[
-        str, typer.Option(help="With --kinds: NAME:PATH of the cache's own weights, where its name does not find them.")
-    ] = "",
-    device: DeviceOption = "auto",
-    data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
-    as_json: JsonFlag = False,
-) -> Result:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspect:
+    """Options of `lfi inspect`."""
+
+    targets: Annotated[Path, Option("A cache made by lfi extract-teacher.", positional=True)]
+    sample: Annotated[tuple[str, ...], Option("Draw this sample's maps over its image as a PNG.", metavar="KEY")] = ()
+    out: Annotated[Path | None, Option("The PNG, all samples below each other. Left out: KEY.png for each.")] = None
+    pointing: Annotated[bool, Option("Score the maps against the data set's instance masks.")] = False
+    kinds: PointingConfig = field(default_factory=lambda: PointingConfig(kinds=()))
+    data_root: Annotated[Path | None, Option("Where the images lie, if they moved.")] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Inspect)
+def inspect(config: Inspect) -> Shown:
     """Show what a cache holds: teacher, kind of map, counts, bytes, quarantined images; or draw samples.
 
     Example: lfi inspect shards/ --pointing --kinds all
+
     Example: lfi inspect shards/ --sample 000000000009 --out maps.png
     """
-    from lfi_pipeline.core.errors import ConfigError
+    if config.kinds.kinds and not config.pointing:
+        raise ConfigError("kinds scores kinds of map and needs `pointing`; give both.", argument="kinds")
+    if config.out is not None and not config.sample:
+        raise ConfigError("out names the picture of a sample and needs `sample=KEY`; give both.", argument="out")
     from lfi_pipeline.targets import TargetStore
 
-    if kinds and not pointing:
-        raise ConfigError("--kinds scores kinds of map and needs --pointing; give both.")
-    if out is not None and not sample:
-        raise ConfigError("--out names the picture of a sample and needs --sample KEY; give both.")
-    store = TargetStore.open(targets, data_root=data_root)
+    store = TargetStore.open(config.targets, data_root=config.data_root)
     result = _contents(store)
-    if sample:
-        result["pictures"] = _draw(store, sample, out)
-    if pointing:
-        result["pointing"] = _pointing(store, names(kinds), images, teacher, device)
-    return finish(result, as_json, lambda console: _render(console, store, targets, result))
+    if config.sample:
+        result["pictures"] = _draw(store, config.sample, config.out)
+    if config.pointing:
+        result["pointing"] = _pointing(store, config)
+    return Shown(result, lambda console: _render(console, store, config.targets, result))
 
 
 def _contents(store: TargetStore) -> Result:
@@ -102,14 +98,14 @@ def _zero_shot_text(store: TargetStore, found: Result | None) -> str:
     return text
 
 
-def _draw(store: TargetStore, keys: list[str], out: Path | None) -> list[str]:
+def _draw(store: TargetStore, keys: tuple[str, ...], out: Path | None) -> list[str]:
     from lfi_pipeline.core.errors import LFIError, OutputExistsError
     from lfi_pipeline.report.overlay import safe_file_name, sample_sheet, stacked
 
     files = [Path(f"{safe_file_name(key)}.png") for key in keys] if out is None else [out]
     for file in files if out is None else []:
         if file.exists():
-            raise OutputExistsError(f"{file} is there already; move it away, or name the picture with --out.")
+            raise OutputExistsError(f"{file} is there already; move it away, or name the picture with `out`.")
     sheets = [sample_sheet(store, key) for key in keys]
     pictures = sheets if out is None else [stacked(sheets)]
     for file, picture in zip(files, pictures, strict=True):
@@ -117,24 +113,21 @@ def _draw(store: TargetStore, keys: list[str], out: Path | None) -> list[str]:
             file.parent.mkdir(parents=True, exist_ok=True)
             picture.save(file, format="PNG")
         except OSError as error:
-            raise LFIError(f"Cannot write {file}: {error.strerror or error}. Name another file with --out.") from error
+            raise LFIError(f"Cannot write {file}: {error.strerror or error}. Name another file with `out`.") from error
     return [str(file) for file in files]
 
 
-def _pointing(
-    store: TargetStore, kinds: tuple[str, ...], images: int, teacher: str, device: str
-) -> list[dict[str, object]]:
+def _pointing(store: TargetStore, inspected: Inspect) -> list[dict[str, object]]:
     from lfi_pipeline.data import read_dataset
 
     spec = store.spec
     dataset = read_dataset(spec.dataset.name, store.source_root, spec.dataset.split)
-    if kinds:
-        from lfi_pipeline.teachers.pointing import PointingConfig, pointing_by_kind
+    if inspected.kinds.kinds:
+        from lfi_pipeline.teachers.pointing import pointing_by_kind
 
-        config = PointingConfig(kinds=kinds, images=images, teacher=teacher, device=device)
         return [
             {"source": row.source, "kind": row.kind, "row": row.row, "layer": row.layer} | asdict(row.grounding)
-            for row in pointing_by_kind(store, dataset, config)
+            for row in pointing_by_kind(store, dataset, inspected.kinds)
         ]
     from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 

@@ -2,68 +2,114 @@
 
 from __future__ import annotations
 
-import functools
+import ast
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ParamSpec
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-from rich.console import Console
-from rich.text import Text
+import click
 
 from lfi_pipeline.core.errors import LFIError
 
-P = ParamSpec("P")
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lfi_cli.generate import GeneratedCommand
+
 Result = dict[str, Any]
 INTERRUPTED = "interrupted. What was finished is kept; run the same command again to go on."
-
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object with the result on stdout, all else on stderr.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda or cuda:N.")]
+_WIDE = 1000
+_QUOTED = re.compile(r"`([a-z][a-z_]*)(?:=([^`]+))?`")
 
 
-def command(function: Callable[P, Result]) -> Callable[P, Result]:
-    """Print an `LFIError` as one clear message and exit with 1, or with 130 after Ctrl-C.
+@dataclass(frozen=True)
+class Shown:
+    """What a command has done.
 
-    Any other exception is a bug: show its traceback.
+    Attributes:
+        result: for `--json`, and for a command that ran this one.
+        render: prints it for people.
+        code: of the exit.
+        silent: print neither; another process speaks for this one.
     """
 
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Result:
-        try:
-            return function(*args, **kwargs)
-        except LFIError as error:
-            if kwargs.get("as_json"):
-                print_json(_described(error))
-            Console(stderr=True).print("[bold red]error:[/] ", end="")
-            sys.stderr.write(f"{error}\n")
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            if kwargs.get("as_json"):
-                print_json(_described(error))
-            sys.stderr.write(f"\n{INTERRUPTED}\n")
-            raise typer.Exit(130) from error
-        except typer.Exit as ended:  # of a command that this one ran, which told the error on stderr
-            if kwargs.get("as_json") and isinstance(ended.__cause__, LFIError | KeyboardInterrupt):
-                print_json(_described(ended.__cause__))
-            raise
-
-    return wrapped
+    result: Result
+    render: Callable[[Console], None] = lambda console: None
+    code: int = 0
+    silent: bool = False
 
 
-def _described(error: LFIError | KeyboardInterrupt) -> Result:
-    return {"error": {"type": type(error).__name__, "message": str(error) or INTERRUPTED}}
+def conclude(shown: Shown, as_json: bool) -> Result:
+    """Show a result as JSON or by its `render`, and return it; a code other than 0 ends the command."""
+    if as_json and not shown.silent:
+        print_json(shown.result)
+    elif not shown.silent:
+        shown.render(stdout())
+    if shown.code:
+        raise click.exceptions.Exit(shown.code)
+    return shown.result
 
 
-def finish(result: Result, as_json: bool, render: Callable[[Console], None]) -> Result:
-    """Show `result` as JSON or by `render`, and return it."""
-    if as_json:
-        print_json(result)
-    else:
-        render(Console())
-    return result
+def fail(error: BaseException, as_json: bool, command: GeneratedCommand) -> NoReturn:
+    """Print a user's error as one clear message and exit with 1, or with 130 after Ctrl-C.
+
+    Any other exception is a bug and shows its traceback. A command that was run by this one has printed its own.
+    """
+    cause = error.__cause__ if isinstance(error, click.exceptions.Exit) else error
+    if as_json and isinstance(cause, LFIError | KeyboardInterrupt):
+        message = spoken(cause, command) if isinstance(cause, LFIError) else INTERRUPTED
+        print_json({"error": {"type": type(cause).__name__, "message": message}})
+    if isinstance(error, click.exceptions.Exit):
+        raise error
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"\n{INTERRUPTED}\n")
+        raise click.exceptions.Exit(130) from error
+    assert isinstance(error, LFIError)
+    stderr().print("[bold red]error:[/] ", end="")
+    sys.stderr.write(f"{spoken(error, command)}\n")
+    raise click.exceptions.Exit(1) from error
+
+
+def spoken(error: LFIError, command: GeneratedCommand) -> str:
+    """Return an error's message with the library's arguments as options: `lr` as --lr, `flip=0` as --flip 0.
+
+    The library writes an argument in backticks, and names the one that an error is about beside the message.
+    """
+    from lfi_cli.generate import spelling
+
+    message, own = str(error), spelling([command])
+    if error.argument in own and message.startswith(f"{error.argument} "):
+        message = own[error.argument] + message.removeprefix(error.argument or "")
+    if not _QUOTED.search(message):
+        return message
+    from lfi_cli.main import generated_commands
+
+    names = spelling(generated_commands()) | own
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in names:
+            return match.group() if value is None else f"{name}={value}"
+        return names[name] if value is None else _given(names[name], value)
+
+    return _QUOTED.sub(option, message)
+
+
+def _given(option: str, text: str) -> str:
+    """An option with the value that Python code gives it."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    if isinstance(value, bool):
+        return option if value else f"--no-{option[2:]}"
+    return f"{option} {','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -72,12 +118,43 @@ def print_json(result: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def stdout() -> Console:
+    """A console for results; where its width is not known, as in a pipe, lines are as long as they need to be."""
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else _WIDE)
+
+
+def stderr() -> Console:
+    """A console for everything that is not the result."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def facts(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print names and values in two columns; a value is never cut or wrapped, so that a path can be copied."""
-    width = max(len(name) for name, _ in rows)
+    from rich.text import Text
+
+    width = max((len(name) for name, _ in rows), default=0)
     console.print(Text(title, style="italic"), soft_wrap=True)
     for name, value in rows:
         console.print(Text.assemble((name.ljust(width), "dim"), "  ", str(value)), soft_wrap=True)
+
+
+def whole_table(console: Console, table: Table) -> None:
+    """Print a table in which no cell is cut, however narrow the terminal is."""
+    from rich.console import Console
+
+    widest = console.measure(table, options=console.options.update(max_width=_WIDE)).maximum
+    Console(file=console.file, width=max(console.width, widest)).print(table)
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are, without markup and never cut."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def percent(value: float | None) -> str:
@@ -85,6 +162,52 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def hours_text(hours: float) -> str:
+    """Format a length of time."""
+    for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
+        if abs(hours) >= length:
+            return f"{hours / length:,.1f} {unit}"
+    return f"{hours * 3600:,.2g} seconds"
+
+
+def size_text(count: float) -> str:
+    """Format a number of bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of a launcher's processes that speaks; without a launcher it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def show_tree(console: Console, out: Path, explained: Mapping[str, str]) -> None:
+    """Print what lies in `out`, each entry with what it is; arguments as `tree`."""
+    say(console, *tree(out, explained))
+
+
+def tree(out: Path, explained: Mapping[str, str]) -> list[str]:
+    """Return the lines that show what lies in `out`, each entry with what it is.
+
+    Args:
+        out: a directory.
+        explained: glob below `out` -> what it is, in the order in which it is shown; what is not there is left out.
+    """
+    found = [(pattern, sorted(out.glob(pattern)), text) for pattern, text in explained.items()]
+    present = [(_shown_path(pattern, paths, out), text) for pattern, paths, text in found if paths]
+    if not present:
+        return []
+    width = max(len(name) for name, _ in present)
+    lines = [f"{out}{'' if str(out).endswith('/') else '/'}"]
+    for place, (name, text) in enumerate(present, start=1):
+        lines.append(f"{'└──' if place == len(present) else '├──'} {name.ljust(width)}  {text}")
+    return lines
+
+
+def _shown_path(pattern: str, paths: Sequence[Path], out: Path) -> str:
+    if len(paths) > 1:
+        return pattern
+    return paths[0].relative_to(out).as_posix() + ("/" if paths[0].is_dir() else "")

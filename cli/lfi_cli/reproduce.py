@@ -3,55 +3,64 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.console import Console
-
-from lfi_cli.chained import run_command
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish
-from lfi_cli.plan import hours_text, size_text
-from lfi_pipeline.core.errors import ConfigError
+from lfi_cli.demo import run_command
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, hours_text, say, show_tree, size_text, stderr
+from lfi_cli.plan import warn_of_space
+from lfi_pipeline.core.options import Option, check
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.recipes.commands import Prepared
     from lfi_pipeline.recipes.hours import Hours, RecipePlan
 
 FINISHED = "finished.json"
+FILES = {
+    "report.html": "scores, curves and maps: open it in a browser",
+    "results.md": "the table of all protocols",
+    "results.csv": "the same for programs",
+    "commands.sh": "every command that was run",
+    "recipe.toml": "the recipe",
+    "sweep.toml": "the students, as lfi sweep reads them",
+    "shards*": "the teacher's maps",
+    "runs/*": "the students",
+}
 
 
-@command
-def reproduce(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reproduce:
+    """Options of `lfi reproduce`."""
+
     name: Annotated[
-        str | None, typer.Argument(help="A recipe, or the path of your own .toml; left out: list the recipes.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where the data set lies. Default: data/DATASET.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where everything goes; a rerun goes on. Default: reproduce-NAME.")
-    ] = None,
-    small: Annotated[
-        bool, typer.Option("--small", help="A trial for any machine: embedded teacher, small student, one seed.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write recipe.toml, sweep.toml and commands.sh, print the plan and stop.")
-    ] = False,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Try a few images and steps here, to tell hours and bytes.")
-    ] = True,
+        str | None, Option("A recipe, or the path of your own .toml; left out: list the recipes.", positional=True)
+    ] = None
+    data_root: Annotated[Path | None, Option("Where the data set lies. Left out: data/DATASET.")] = None
+    out: Annotated[Path | None, Option("Where everything goes; a rerun goes on. Left out: reproduce-NAME.")] = None
+    small: Annotated[bool, Option("A trial for any machine: embedded teacher, small student, one seed.")] = False
+    dry_run: Annotated[bool, Option("Write recipe.toml, sweep.toml and commands.sh, print the plan and stop.")] = False
+    measure: Annotated[bool, Option("Try a few images and steps here, to tell hours and bytes.")] = True
     zero_shot: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=DIR: score students on this data set, which they never saw; may be repeated."),
-    ] = None,
-    teacher: Annotated[str, typer.Option(help="NAME[:TAG]. Default: the recipe's, or the data set's own.")] = "",
-    workers: Annotated[int, typer.Option(help="Loader processes of training.")] = 0,
-    together: Annotated[int, typer.Option(help="Runs that are fed from one read; each takes its memory.")] = 1,
-    device: DeviceOption = "auto",
-    as_json: JsonFlag = False,
-) -> Result:
+        Mapping[str, Any],
+        Option("Score students on this data set, which they never saw.", metavar="NAME=DIR"),
+    ] = field(default_factory=dict)
+    teacher: Annotated[str, Option("NAME[:TAG]. Left out: the recipe's, or the data set's own.")] = ""
+    workers: Annotated[int, Option("Loader processes of training.", ge=0)] = 0
+    together: Annotated[int, Option("Runs that are fed from one read; each takes its memory.", ge=1)] = 1
+    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Reproduce)
+def reproduce(config: Reproduce) -> Shown:
     """Run a full-scale recipe: maps, students of every objective and seed, protocols, table and page.
 
     It only chains the public commands; the plan shows each of them, with sizes and hours, before the first one runs.
@@ -62,21 +71,21 @@ def reproduce(
     from lfi_pipeline.recipes import Place, load_recipe
     from lfi_pipeline.recipes.commands import prepare, write_files
 
-    if name is None:
-        return _recipes(as_json)
-    recipe = load_recipe(name, small=small)
-    if teacher:
-        recipe = replace(recipe, teacher=teacher)
+    if config.name is None:
+        return _recipes()
+    recipe = load_recipe(config.name, small=config.small)
+    if config.teacher:
+        recipe = replace(recipe, teacher=config.teacher)
     place = Place(
-        data_root=data_root or Path("data") / Path(recipe.dataset).stem,
-        out=out or Path(f"reproduce-{recipe.name}"),
-        zero_shot=_named(zero_shot or []),
-        device=device,
-        workers=workers,
-        together=together,
+        data_root=config.data_root or Path("data") / Path(recipe.dataset).stem,
+        out=config.out or Path(f"reproduce-{recipe.name}"),
+        zero_shot={name: Path(str(folder)) for name, folder in config.zero_shot.items()},
+        device=config.device,
+        workers=config.workers,
+        together=config.together,
     )
     prepared = prepare(recipe, place)
-    plan = _measured(prepared) if measure else None
+    plan = _measured(prepared) if config.measure else None
     result: Result = {
         "recipe": recipe.name,
         "out": str(place.out),
@@ -87,43 +96,35 @@ def reproduce(
         "plan": None if plan is None else asdict(plan),
     }
     write_files(place, recipe, prepared.sweep, prepared.commands)
-    if dry_run:
-        return finish(result, as_json, lambda console: _show(console, prepared, plan))
-    _show(Console(stderr=True), prepared, plan)
+    if config.dry_run:
+        return Shown(result, lambda console: _show(console, prepared, plan))
+    _show(stderr(), prepared, plan)
     result["results"] = _run(prepared)
     result["seconds"] = time.monotonic() - began
     page, sheet = place.out / "report.html", place.out / "commands.sh"
     rows = [("seconds", f"{result['seconds']:.0f}"), ("report", page.resolve()), ("commands", sheet.resolve())]
-    return finish(result, as_json, lambda console: facts(console, "Done", rows))
+
+    def render(console: Console) -> None:
+        facts(console, "Done", rows)
+        show_tree(console, place.out, FILES)
+
+    return Shown(result, render)
 
 
-def _recipes(as_json: bool) -> Result:
+def _recipes() -> Shown:
     from lfi_pipeline.recipes import load_recipe, recipe_names
 
     titles = {name: load_recipe(name).title for name in recipe_names()}
     result: Result = {"recipes": titles}
-    return finish(result, as_json, lambda console: facts(console, "Recipes: lfi reproduce NAME", list(titles.items())))
-
-
-def _named(given: list[str]) -> dict[str, Path]:
-    named = {}
-    for each in given:
-        name, equals, folder = each.partition("=")
-        if not (name and equals and folder) or name in named:
-            raise ConfigError(f"--zero-shot must be NAME=DIR, each data set once, got {each!r}.")
-        named[name] = Path(folder)
-    return named
+    return Shown(result, lambda console: facts(console, "Recipes: lfi reproduce NAME", list(titles.items())))
 
 
 def _measured(prepared: Prepared) -> RecipePlan:
     from lfi_pipeline.recipes.hours import plan_recipe
 
     plan = plan_recipe(prepared)
-    found = plan.extraction
-    if not found.fits:
-        sys.stderr.write(
-            f"warning: {size_text(found.bytes_total)} will not fit at {found.disk}; choose another --out.\n"
-        )
+    if not plan.extraction.fits:
+        warn_of_space(plan.extraction)
     return plan
 
 
@@ -134,7 +135,7 @@ def _run(prepared: Prepared) -> list[dict[str, Any]]:
     results = []
     for each in prepared.commands:
         if each.once and each.line in finished:
-            Console(stderr=True).print(f"\nfinished before: {each.line}", soft_wrap=True, highlight=False, markup=False)
+            say(stderr(), f"\nfinished before: {each.line}")
             results.append({"command": each.line, "finished_before": True})
             continue
         results.append({"command": each.line, "result": run_command(*each.words)})
@@ -160,7 +161,7 @@ def _show(console: Console, prepared: Prepared, plan: RecipePlan | None) -> None
     ]
     facts(console, f"{recipe.title}: this project's choice, not the paper's settings", rows)
     for each in prepared.commands:
-        console.print(f"\n# {each.title}\n{each.line}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"\n# {each.title}\n{each.line}")
 
 
 def _hours(plan: RecipePlan) -> list[tuple[str, object]]:

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, facts, finish, percent
+from lfi_cli.generate import command
+from lfi_cli.output import Shown, facts, percent
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.study.config import StudyConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.study.score import Preference, StudyScore
 
-app = typer.Typer(
-    help="Ask people which of two runs' maps is better: make the page, then score what the raters send back.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Make:
+    """Options of `lfi study make`."""
+
+    run_a: Annotated[Path, Option("A run directory made by lfi train.", positional=True)]
+    run_b: Annotated[Path, Option("Another, of the same data set.", positional=True)]
+    study: StudyConfig
+    out: Annotated[Path, Option("The HTML file for the raters; its key is written beside it.")] = Path("study.html")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-@app.command("make")
-@command
-def make(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory made by lfi train.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, of the same data set.")],
-    targets: Annotated[Path, typer.Option(help="Cache of the validation split: it knows the words of the images.")],
-    out: Annotated[Path, typer.Option(help="The HTML file for the raters; its key is written beside it.")] = Path(
-        "study.html"
-    ),
-    maps: Annotated[
-        str, typer.Option(help="interaction, gradcam, or auto: the first if both runs have queries, else the second.")
-    ] = "auto",
-    items: Annotated[int, typer.Option(help="Pairs of image and word, evenly over domains and classes.")] = 60,
-    repeat: Annotated[float, typer.Option(help="Share of them shown again with sides swapped.")] = 0.1,
-    catch: Annotated[int, typer.Option(help="Trials more: the teacher's map against the same one, shuffled.")] = 0,
-    weights: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
-    data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of items and of whose map is which.")] = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonFlag = False,
-) -> Result:
+@command(Make)
+def make(config: Make) -> Shown:
     """Write one self-contained HTML page that shows image, word and both runs' maps, and collects preferences.
 
     The page does not tell whose a map is; the key beside it (study-key.json) does, and is not for raters.
 
     Example: lfi study make runs/lfi-0 runs/none-0 --targets shards-val/ --out study.html
     """
-    from lfi_pipeline.study import StudyConfig, make_study
+    from lfi_pipeline.study.make import make_study
 
-    config = StudyConfig(
-        targets=targets,
-        items=items,
-        maps=maps,
-        repeat=repeat,
-        catch=catch,
-        weights=weights,
-        data_root=data_root,
-        seed=seed,
-        device=device,
-    )
-    study = make_study(run_a, run_b, out, config)
+    study = make_study(config.run_a, config.run_b, config.out, config.study)
 
     def render(console: Console) -> None:
         domains = ", ".join(f"{name or 'one domain'} {count}" for name, count in study.domains.items())
@@ -80,25 +59,34 @@ def make(
             ],
         )
 
-    return finish(asdict(study), as_json, render)
+    return Shown(asdict(study), render)
 
 
-@app.command("score")
-@command
-def score(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What the raters saved, a file each.")],
-    key: Annotated[Path, typer.Option(help="The key that lfi study make wrote.")] = Path("study-key.json"),
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    as_json: JsonFlag = False,
-) -> Result:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Options of `lfi study score`."""
+
+    files: Annotated[
+        tuple[Path, ...],
+        Option("What the raters saved, a file each.", positional=True, at_least_one=True, metavar="FILE"),
+    ]
+    key: Annotated[Path, Option("The key that lfi study make wrote.")] = Path("study-key.json")
+    seed: Annotated[int, Option("Of the bootstrap.", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Score)
+def score(config: Score) -> Shown:
     """Say how often A is preferred to B, with intervals, and how far raters agree with each other and themselves.
 
     Example: lfi study score answers/*.json --key study-key.json
     """
-    from lfi_pipeline.study import score_study
+    from lfi_pipeline.study.score import score_study
 
-    outcome = score_study(files, key, seed=seed)
-    return finish(asdict(outcome), as_json, lambda console: _render(console, outcome))
+    outcome = score_study(config.files, config.key, seed=config.seed)
+    return Shown(asdict(outcome), lambda console: _render(console, outcome))
 
 
 def _render(console: Console, outcome: StudyScore) -> None:

@@ -1,72 +1,127 @@
-"""lfi verify"""
+"""lfi verify, lfi pack: check every byte of a cache, write it again in the other layout"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-
-from lfi_cli.output import DeviceOption, JsonFlag, Result, command, finish
+from lfi_cli.generate import command
+from lfi_cli.output import Result, Shown, facts, say
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.teachers.config import RecomputeConfig, layouts
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lfi_pipeline.targets.verify import Check
 
+MOVED = "Where the images lie, if they moved."
 
-@command
-def verify(
-    targets: Annotated[Path, typer.Argument(help="A cache made by lfi extract-teacher.")],
-    images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Read the images too and compare them with the index.")
-    ] = True,
-    data_root: Annotated[Path | None, typer.Option(help="Where the images lie, if they moved.")] = None,
-    recompute: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Let the teacher make this share of the samples anew (0.01: 1 %) and compare; 0: none.",
-        ),
-    ] = 0.0,
-    teacher: Annotated[
-        str, typer.Option(help="With --recompute: NAME:PATH of the teacher's weights. Default: as the cache names it.")
-    ] = "",
-    device: DeviceOption = "auto",
-    seed: Annotated[
-        int | None, typer.Option(help="With --recompute: choose the same samples each time. Default: others each time.")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> Result:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verify:
+    """Options of `lfi verify`."""
+
+    targets: Annotated[Path, Option("A cache made by lfi extract-teacher.", positional=True)]
+    images: Annotated[bool, Option("Read the images too and compare them with the index.")] = True
+    data_root: Annotated[Path | None, Option(MOVED)] = None
+    again: RecomputeConfig = field(default_factory=lambda: RecomputeConfig(share=0.0, progress=True))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Verify)
+def verify(config: Verify) -> Shown:
     """Check every byte of a cache and its images against their recorded checksums; exit with 1 on any fault.
 
     With --recompute SHARE a sound cache is also compared with what the teacher says about a random share of its images.
 
     Example: lfi verify shards/ --recompute 0.01
     """
+    further: list[Check] = []
+    if config.again.share:
+        from lfi_pipeline.teachers.recompute import Recomputation
+
+        further.append(Recomputation(config.again))
     from lfi_pipeline.targets.verify import verify as find_faults
 
-    further: list[Check] = []
-    if recompute:
-        from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
-
-        config = RecomputeConfig(share=recompute, teacher=teacher, device=device, seed=seed, progress=True)
-        further.append(Recomputation(config))
-    faults = find_faults(targets, images=images, data_root=data_root, progress=True, further=further)
+    faults = find_faults(
+        config.targets, images=config.images, data_root=config.data_root, progress=True, further=further
+    )
     result: Result = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
 
     def render(console: Console) -> None:
         verdict = "every checksum holds" if not faults else f"{len(faults)} fault(s)"
-        if recompute and not faults:
-            verdict += f", and the teacher gives the same maps again ({100 * recompute:g} % of the samples)"
-        console.print(f"{targets}: {verdict}", markup=False, soft_wrap=True)
+        if config.again.share and not faults:
+            verdict += f", and the teacher gives the same maps again ({100 * config.again.share:g} % of the samples)"
+        say(console, f"{config.targets}: {verdict}")
         for fault in faults:
             where = [f"shard {fault.shard}"] if fault.shard is not None else []
             where += [f"sample {fault.sample}"] if fault.sample is not None else []
             place = f" ({', '.join(where)})" if where else ""
-            console.print(f"  {fault.file}{place}: {fault.message}", markup=False, soft_wrap=True)
+            say(console, f"  {fault.file}{place}: {fault.message}")
 
-    finish(result, as_json, render)
-    if faults:
-        raise typer.Exit(1)
-    return result
+    return Shown(result, render, code=int(bool(faults)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Options of `lfi pack`."""
+
+    source: Annotated[Path, Option("A complete cache.", positional=True)]
+    out: Annotated[Path, Option("Directory of the new cache; an interrupted one is finished.", positional=True)]
+    layout: Annotated[
+        str,
+        Option("webdataset (tar shards that hold the images too) or zarr (arrays; images stay).", choices=layouts),
+    ] = "webdataset"
+    data_root: Annotated[Path | None, Option(MOVED)] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Pack)
+def pack(config: Pack) -> Shown:
+    """Write a cache again in the other layout: the same targets, every read checked.
+
+    Example: lfi pack shards/ tars/ --layout webdataset
+    """
+    from lfi_pipeline.targets import TargetStore
+    from lfi_pipeline.targets.pack import pack as write
+
+    out = config.out
+    began = time.monotonic()
+    packed = write(config.source, out, layout=config.layout, data_root=config.data_root, progress=True)
+    result: Result = {
+        **asdict(packed.summary),
+        "out": str(out),
+        "layout": config.layout,
+        "fingerprint": TargetStore.open(out).spec.fingerprint,
+        "data_root": str(packed.data_root),
+        "images_missing": packed.images_missing,
+        "seconds": time.monotonic() - began,
+    }
+
+    def render(console: Console) -> None:
+        facts(
+            console,
+            str(out),
+            [
+                ("layout", config.layout),
+                ("samples", f"{packed.summary.samples}, {packed.summary.quarantined} quarantined"),
+                ("bytes a sample", f"{packed.summary.bytes_per_sample:,.0f}"),
+                ("images", str(packed.data_root)),
+                ("fingerprint", result["fingerprint"]),
+            ],
+        )
+        if packed.images_missing:
+            say(
+                console,
+                f"{packed.images_missing} image(s) are not below {packed.data_root}: they stay in {config.source}. Say "
+                "where they lie, by --data-root, when you use the new cache.",
+            )
+
+    return Shown(result, render)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from numcodecs import Blosc, Zstd
 from tqdm import tqdm
 
+from lfi_pipeline.benchmarks.config import CodecConfig
 from lfi_pipeline.benchmarks.inputs import LAYER_KINDS, demo_maps, maps_spec, payload_of, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
-from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.targets import CODECS, CodecSpec, TargetStore, codec_kl, decode_maps, encode_maps
 
 
@@ -181,25 +181,6 @@ CHECKED = 8
 """Samples that the gate looks at."""
 
 Maps = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodecConfig:
-    """What to compare.
-
-    Attributes:
-        samples: of 4 layers x 16 words x 16 x 16 cells.
-        forms: how real maps come to that grid, see `demo_maps`.
-        rounds: of each timing.
-    """
-
-    samples: int = 64
-    forms: tuple[str, ...] = ("resize",)
-    rounds: int = 3
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or not self.forms:
-            raise ConfigError(f"samples must be 1 or more and forms not empty, got {self.samples}, {self.forms}.")
 
 
 def bench_codec(config: CodecConfig) -> Outcome:

@@ -6,7 +6,6 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lfi_pipeline.benchmarks.config import ExtractionConfig, MapsConfig
 from lfi_pipeline.benchmarks.inputs import CAPTIONS, maps_spec, payload_of, write_coco, write_photos, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
 from lfi_pipeline.core.device import resolve_device
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
-from lfi_pipeline.teachers.extract import ExtractConfig, extract
+from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.text import EncodedText
 
 CONTENT_WORDS = (
@@ -32,38 +33,6 @@ CONTENT_WORDS = (
 VISION = "vision forward"
 LIMITS = {"ViT-B-32": 3.0, "ViT-L-14": 2.0}
 """Most times the vision forward that `relevance` may cost, where a limit was set."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MapsConfig:
-    """What to time.
-
-    Attributes:
-        teacher: `NAME[:TAG]`; `NAME:random` needs no weights.
-        kinds: kinds of map; `("all",)` takes every kind of the teacher.
-        batch_size: images.
-        words: content words in each caption; those within the teacher's context get a map.
-        layers: decoder layers, for kinds that have several.
-        rounds: of which the median counts.
-        device: where the teacher runs.
-    """
-
-    teacher: str = "coca_ViT-B-32:random"
-    kinds: tuple[str, ...] = ("relevance",)
-    batch_size: int = 8
-    words: int = 12
-    layers: int = 1
-    rounds: int = 5
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "words", "layers", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.words > len(CONTENT_WORDS):
-            raise ConfigError(f"words must be {len(CONTENT_WORDS)} or fewer, got {self.words}.")
-        if not self.kinds:
-            raise ConfigError("kinds must name at least one kind of map, got none.")
 
 
 def bench_maps(config: MapsConfig) -> Outcome:
@@ -151,35 +120,6 @@ def _finished(result: Tensor) -> Tensor:
 
 KL_TOLERANCE = 2e-3
 """Most mean KL in nats of stored maps from those computed in memory; the codec alone costs a twentieth of it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractionConfig:
-    """What to extract.
-
-    Attributes:
-        teacher: `NAME[:TAG]`; `NAME:random` needs no weights.
-        kind: kind of map; the cheaper it is, the more everything around it weighs.
-        images: that count: a round extracts `batch_size` images, then `batch_size` more than `images`; the difference
-            is free of what a run costs once (loading the teacher, embedding the vocabulary).
-        batch_size: images per forward pass, of the extraction and in memory alike.
-        rounds: of which the median counts.
-        device: where the teacher runs.
-    """
-
-    teacher: str = "coca_ViT-B-32:random"
-    kind: str = "relevance"
-    images: int = 128
-    batch_size: int = 16
-    rounds: int = 3
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.rounds) < 1 or self.images < 1 or self.images % self.batch_size:
-            raise ConfigError(
-                "batch_size and rounds must be 1 or more and images a multiple of batch_size, got "
-                f"{self.batch_size}, {self.rounds}, {self.images}."
-            )
 
 
 def bench_extraction(config: ExtractionConfig) -> Outcome:

@@ -11,16 +11,16 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from lfi_pipeline.benchmarks.config import IndexConfig
 from lfi_pipeline.benchmarks.inputs import labels_of, maps_spec, payload_of, planned_samples, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
-from lfi_pipeline.core.errors import BenchmarkError, ConfigError
+from lfi_pipeline.core.errors import BenchmarkError
 from lfi_pipeline.targets import ShardPayload, TargetStore
 
 
@@ -54,28 +54,6 @@ def _ru_maxrss() -> int:
 
 
 PROBE = "lfi_pipeline.benchmarks.index"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexConfig:
-    """How large an index.
-
-    Attributes:
-        samples: in the cache.
-        samples_per_shard: index rows of one part.
-        rounds: processes that open it, of which the median counts.
-    """
-
-    samples: int = 1_000_000
-    samples_per_shard: int = 1024
-    rounds: int = 3
-
-    def __post_init__(self) -> None:
-        if min(self.samples, self.samples_per_shard, self.rounds) < 1:
-            raise ConfigError(
-                "samples, samples_per_shard and rounds must be 1 or more, got "
-                f"{self.samples}, {self.samples_per_shard}, {self.rounds}."
-            )
 
 
 def bench_index(config: IndexConfig) -> Outcome:

@@ -19,8 +19,9 @@ from lfi_pipeline.benchmarks.outcome import seconds_of
 from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
+from lfi_pipeline.data.scenes import write_scenes
 from lfi_pipeline.targets import (
     CodecSpec,
     DatasetSpec,

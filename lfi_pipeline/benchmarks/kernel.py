@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lfi_kernels import bench
 from lfi_kernels.bench import Shape
 from lfi_kernels.interaction_attention.tuning import tiles_file
+from lfi_pipeline.benchmarks.config import KernelConfig
 from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, OutputWriteError, UnknownNameError
@@ -21,49 +22,20 @@ from lfi_pipeline.report.charts import DotChart, dot_chart, draw_charts
 Limits = tuple[float | None, float | None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KernelConfig:
-    """What to compare, where and how often. Every combination of the sizes; empty: what the device is asked by default.
-
-    Attributes:
-        models: names in `lfi_kernels.bench.WIDTHS`.
-        patches: numbers of patches.
-        words: numbers of words.
-        query_dims: channels of a query, or D: as many as a patch has.
-        cases: see `lfi_kernels.bench`.
-        device: `cpu`, `cuda` or `auto`.
-        rounds: in which the cases take turns; the median counts.
-        tune: first measure which tiles the fused kernels should run with, and keep the fastest for later processes.
-        quick: tiny sizes, which show that it runs and measure nothing.
-    """
-
-    models: tuple[str, ...] = ()
-    patches: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    query_dims: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ()
-    device: str = "auto"
-    rounds: int = 20
-    tune: bool = False
-    quick: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds must be 1 or more, got {self.rounds}.")
-        for name in self.models:
-            if name not in bench.WIDTHS:
-                raise UnknownNameError("model", name, bench.WIDTHS)
-        for name in self.cases:
-            if name not in bench.ON_GPU:
-                raise UnknownNameError("case", name, bench.ON_GPU)
-        try:
-            self.sizes()
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-
-    def sizes(self) -> bench.Sizes:
-        """The sizes as `lfi_kernels.bench` takes them."""
-        return bench.Sizes(models=self.models, patches=self.patches, words=self.words, query_dims=self.query_dims)
+def _sizes(config: KernelConfig) -> bench.Sizes:
+    """The sizes as `lfi_kernels.bench` takes them; raises UnknownNameError and ConfigError for others."""
+    for name in config.models:
+        if name not in bench.WIDTHS:
+            raise UnknownNameError("model", name, bench.WIDTHS, argument="models")
+    for name in config.cases:
+        if name not in bench.ON_GPU:
+            raise UnknownNameError("case", name, bench.ON_GPU, argument="cases")
+    try:
+        return bench.Sizes(
+            models=config.models, patches=config.patches, words=config.words, query_dims=config.query_dims
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def bench_kernel(config: KernelConfig) -> Outcome:
@@ -73,6 +45,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         ConfigError: a case that the device does not have.
         BenchmarkError: a case computes something else than the reference.
     """
+    sizes = _sizes(config)
     device = str(resolve_device(config.device))
     is_cuda = device.startswith("cuda")
     try:
@@ -83,7 +56,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         raise ConfigError(f"tune needs a GPU, got device {device}.")
     with bench.settled(device):
         ceilings = bench.measure_ceilings(device) if is_cuda else None
-    shapes = bench.shapes(device, config.sizes(), quick=config.quick)
+    shapes = bench.shapes(device, sizes, quick=config.quick)
     rows = bench.ceiling_rows(ceilings) if ceilings else []
     for shape in tqdm(shapes, desc="kernel", unit="shape", leave=False):
         try:
@@ -174,7 +147,7 @@ def plot_kernel(source: Path, out: Path) -> Path:
     charts = [chart for rows in _last_runs(_read(source)) for chart in _charts(rows)]
     if not charts:
         raise ConfigError(
-            f"{source} must hold ratios of the kernel benchmark, found none. Write some with lfi bench kernel --csv."
+            f"{source} must hold ratios of the kernel benchmark, found none. Write some with lfi bench kernel."
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +163,7 @@ def _read(source: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{source} must be a CSV that --csv wrote; it cannot be read: {error}.") from error
+        raise ConfigError(f"{source} must be a CSV of the kernel benchmark; it cannot be read: {error}.") from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
         found = ", ".join(reader.fieldnames or ())
         raise ConfigError(f"{source} must have the columns {', '.join(COLUMNS)}, got {found}.")

@@ -244,4 +244,4 @@ def append_csv(path: Path, environment: Environment, outcome: Outcome) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        raise LFIError(f"Cannot write {path}: {error.strerror or error}. Name another file with --csv.") from error
+        raise LFIError(f"Cannot write {path}: {error.strerror or error}. Name another file with `csv`.") from error

@@ -6,7 +6,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,18 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lfi_pipeline.benchmarks.config import LoaderConfig, ReadsConfig
 from lfi_pipeline.benchmarks.index import peak_rss, reset_peak
 from lfi_pipeline.benchmarks.inputs import SIZE, drawn_maps, maps_spec, payload_of, photo_cache, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require
-from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.targets import SampleTargets, TargetStore
-from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import MAPS, Batch, TargetImages, whole_batch
 from lfi_pipeline.training.sampler import Tickets
 
 ARRAYS = ("maps", "scale", "words", "kept", "image_embedding")
 Positions = npt.NDArray[np.int64]
 Read = Callable[[Positions], dict[str, npt.NDArray[np.generic]]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadsConfig:
-    """What to read.
-
-    Attributes:
-        targets: a cache; None writes a synthetic one of `samples`.
-        samples: of the synthetic cache, each 4 layers x 16 words x 16 x 16 cells.
-        samples_per_shard: of the synthetic cache.
-        reads: samples that a fast reader reads in a round; zarr-python reads a tenth of them.
-        batch: samples of one `read_many`.
-        rounds: of which the median counts.
-    """
-
-    targets: Path | None = None
-    samples: int = 4096
-    samples_per_shard: int = 1024
-    reads: int = 1000
-    batch: int = 64
-    rounds: int = 7
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "samples_per_shard", "reads", "batch", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
 
 
 def bench_reads(config: ReadsConfig) -> Outcome:
@@ -196,32 +169,6 @@ READS: dict[str, frozenset[str]] = {"none": frozenset(), "lfi": frozenset({MAPS}
 CROP = (224, 224)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderConfig:
-    """What to load.
-
-    Attributes:
-        images: JPEG files of 500 x 375 pixels; a round loads each once.
-        batch_size: images of one batch.
-        workers: loader processes, several to compare.
-        rounds: of which the median counts.
-    """
-
-    images: int = 512
-    batch_size: int = 32
-    workers: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 5
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.rounds < 1 or not self.workers or min(self.workers) < 0:
-            raise ConfigError(
-                "batch_size and rounds must be 1 or more and workers some numbers of 0 or more, got "
-                f"{self.batch_size}, {self.rounds}, {self.workers}."
-            )
-        if self.images < 2 * self.batch_size:
-            raise ConfigError(f"images must fill two batches of {self.batch_size} or more, got {self.images}.")
-
-
 def bench_loader(config: LoaderConfig) -> Outcome:
     """Time decoding, cropping to 224 pixels and collating, as training does it, for objectives `none` and `lfi`.
 
@@ -271,10 +218,10 @@ def _rates(store: TargetStore, config: LoaderConfig) -> dict[tuple[int, str], li
 
 
 def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: int, seed: int = 0) -> DataLoader[Batch]:
-    stream = StreamConfig(targets=store.path, epochs=1, batch_size=config.batch_size, seed=seed)
+    data = DataConfig(targets=store.path, epochs=1, batch_size=config.batch_size, seed=seed)
     return DataLoader(
-        TargetImages(store, stream, [CROP], READS[objective]),
-        batch_sampler=Tickets(store.usable, stream),
+        TargetImages(store, data, [CROP], READS[objective]),
+        batch_sampler=Tickets(store.usable, data),
         collate_fn=whole_batch,
         num_workers=workers,
     )

@@ -20,19 +20,19 @@ from lfi_pipeline.benchmarks.extraction import CONTENT_WORDS, KL_TOLERANCE, read
 from lfi_pipeline.benchmarks.inputs import SIZE, photo_cache
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, median_ratio, require, rounds_of
 from lfi_pipeline.benchmarks.training_step import cut_for, make_run, one_batch, step
-from lfi_pipeline.data.augment import Augmentation
+from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps, encode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.training.clock import EpochClock
-from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import Batch, CutTargets, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.sampler import Tickets
 from lfi_pipeline.training.trainer import ActiveRun
 
 _WORDS = 16
-_NO_CROP = Augmentation(least_area=1.0, aspect=1.0, flip=0.0)
+_NO_CROP = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
 _LOSS_TOLERANCE = 1e-3
 _ASKED = 5.0  # of a GPU
 
@@ -49,10 +49,10 @@ def bench_online(
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = photo_cache(Path(scratch), batch_size, maps_of=asker.of_files)
         codec = store.spec.codec.name
-        stream = StreamConfig(targets=store.path, batch_size=batch_size, augmentation=_NO_CROP)
-        run = make_run(store, student, "lfi", device=device, stream=stream)
-        again = make_run(store, student, "lfi", device=device, stream=stream)
-        batch = one_batch(store, stream, [run], device)
+        data = DataConfig(targets=store.path, batch_size=batch_size, augmentation=_NO_CROP)
+        run = make_run(store, student, "lfi", device=device, data=data)
+        again = make_run(store, student, "lfi", device=device, data=data)
+        batch = one_batch(store, data, [run], device)
         clock, positions = EpochClock(device), store.usable[:batch_size]
 
         def cached(run: ActiveRun = run) -> float:
@@ -153,19 +153,19 @@ def bench_students(
     """
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = photo_cache(Path(scratch), (steps + 1) * batch_size)
-        stream = StreamConfig(targets=store.path, epochs=1, batch_size=batch_size)
-        check(store, student, stream, device)
-        runs = _runs(store, student, stream, device)
+        data = DataConfig(targets=store.path, epochs=1, batch_size=batch_size)
+        check(store, student, data, device)
+        runs = _runs(store, student, data, device)
         seconds: dict[tuple[int, str], list[float]] = {(w, case): [] for w in workers for case in (TOGETHER, APART)}
         with tqdm(total=rounds * len(seconds), desc="students", unit="run", leave=False) as bar:
             for number in range(rounds):
                 for count in workers:
                     for case in (TOGETHER, APART) if number % 2 else (APART, TOGETHER):
                         groups = [runs] if case == TOGETHER else [[run] for run in runs]
-                        taken = sum(feed(group, store, stream, workers=count, device=device) for group in groups)
+                        taken = sum(feed(group, store, data, workers=count, device=device) for group in groups)
                         seconds[count, case].append(taken)
                         bar.update()
-        reading = _reading(runs, store, stream)
+        reading = _reading(runs, store, data)
     side = runs[0].learner.student.size[0]
     shape = f"{STUDENTS} x {student.name} at {side} px, {SIZE[1]}x{SIZE[0]} JPEG, batch {batch_size}, {steps} steps"
     measured, asked = [], []
@@ -196,10 +196,10 @@ def bench_students(
 
 
 def feed(
-    runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig, *, workers: int, device: torch.device
+    runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig, *, workers: int, device: torch.device
 ) -> float:
     """Train `runs` for one pass from one read; returns the seconds from the first batch on, which is not counted."""
-    batches = _batches(runs, store, stream, workers)
+    batches = _batches(runs, store, data, workers)
     clock = EpochClock(device)
     next(batches)
     began = time.perf_counter()
@@ -212,36 +212,36 @@ def feed(
     return time.perf_counter() - began
 
 
-def _batches(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig, workers: int) -> Iterator[Batch]:
+def _batches(runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig, workers: int) -> Iterator[Batch]:
     """Yield what the runs are fed in one pass."""
     reads = frozenset[str]().union(*(run.learner.reads for run in runs))
-    images = TargetImages(store, stream, [run.learner.student.size for run in runs], reads)
-    tickets = Tickets(store.usable, stream)
+    images = TargetImages(store, data, [run.learner.student.size for run in runs], reads)
+    tickets = Tickets(store.usable, data)
     return iter(DataLoader(images, batch_sampler=tickets, collate_fn=whole_batch, num_workers=workers))
 
 
-def _reading(runs: Sequence[ActiveRun], store: TargetStore, stream: StreamConfig) -> float:
+def _reading(runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig) -> float:
     """Images a second of a pass that trains nothing."""
-    batches = _batches(runs, store, stream, 0)
+    batches = _batches(runs, store, data, 0)
     next(batches)
     began = time.perf_counter()
     images = sum(len(batch) for batch in batches)
     return images / (time.perf_counter() - began)
 
 
-def check(store: TargetStore, student: StudentConfig, stream: StreamConfig, device: torch.device) -> None:
+def check(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> None:
     """Train one pass in company and alone, and compare the weights of its last student.
 
     Raises:
         BenchmarkError: they differ.
     """
     states = []
-    for group in (_runs(store, student, stream, device), _runs(store, student, stream, device)[:1]):
-        feed(group, store, stream, workers=0, device=device)
+    for group in (_runs(store, student, data, device), _runs(store, student, data, device)[:1]):
+        feed(group, store, data, workers=0, device=device)
         states.append(group[-1].learner.state_dict())
     same = all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     require(same, "A student's weights must not depend on which others share its read; they do.")
 
 
-def _runs(store: TargetStore, student: StudentConfig, stream: StreamConfig, device: torch.device) -> list[ActiveRun]:
-    return [make_run(store, student, "lfi", device=device, stream=stream) for _ in range(STUDENTS)]
+def _runs(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> list[ActiveRun]:
+    return [make_run(store, student, "lfi", device=device, data=data) for _ in range(STUDENTS)]

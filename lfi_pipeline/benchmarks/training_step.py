@@ -18,7 +18,7 @@ from lfi_pipeline.exporting.check import plain_model
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock
-from lfi_pipeline.training.config import StreamConfig, TrainConfig
+from lfi_pipeline.training.config import DataConfig, TrainConfig
 from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, CutTargets, TargetImages
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.trackers import make_accelerator
@@ -34,11 +34,11 @@ def make_run(
     objective: str,
     *,
     device: torch.device,
-    stream: StreamConfig,
+    data: DataConfig,
     queries: QueryConfig | None = None,
 ) -> ActiveRun:
     """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
-    config = TrainConfig(stream=stream, student=student, queries=queries or QueryConfig(), objective=objective)
+    config = TrainConfig(data=data, student=student, queries=queries or QueryConfig(), objective=objective)
     return run_of(config, store, device=device)
 
 
@@ -57,11 +57,11 @@ def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> 
     )
 
 
-def one_batch(store: TargetStore, stream: StreamConfig, runs: Sequence[ActiveRun], device: torch.device) -> Batch:
+def one_batch(store: TargetStore, data: DataConfig, runs: Sequence[ActiveRun], device: torch.device) -> Batch:
     """Return the first `batch_size` samples, with every target, on `device`."""
     sizes = [run.learner.student.size for run in runs]
-    images = TargetImages(store, stream, sizes, frozenset({MAPS, IMAGE_EMBEDDING}))
-    return images.__getitems__([(0, int(position)) for position in store.usable[: stream.batch_size]]).to(device)
+    images = TargetImages(store, data, sizes, frozenset({MAPS, IMAGE_EMBEDDING}))
+    return images.__getitems__([(0, int(position)) for position in store.usable[: data.batch_size]]).to(device)
 
 
 def cut_for(run: ActiveRun, batch: Batch, codec: str) -> CutTargets | None:
@@ -139,8 +139,8 @@ def bench_step(
     """
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = photo_cache(Path(scratch), batch_size, maps_shape=maps_shape)
-        stream = StreamConfig(targets=store.path, batch_size=batch_size)
-        cases = _cases(store, student, stream, device)
+        data = DataConfig(targets=store.path, batch_size=batch_size)
+        cases = _cases(store, student, data, device)
         check(cases)
         timed: dict[str, Callable[[], object]] = dict(cases)
         seconds = rounds_of(timed, rounds, name=f"step of {student.name}", warm_up=2)
@@ -175,12 +175,12 @@ def bench_step(
     )
 
 
-def _cases(store: TargetStore, student: StudentConfig, stream: StreamConfig, device: torch.device) -> dict[str, _Case]:
+def _cases(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> dict[str, _Case]:
     runs = {
-        name: make_run(store, student, objective, device=device, stream=stream, queries=QueryConfig(mode=mode))
+        name: make_run(store, student, objective, device=device, data=data, queries=QueryConfig(mode=mode))
         for name, (objective, mode) in CASES.items()
     }
-    batch = one_batch(store, stream, list(runs.values()), device)
+    batch = one_batch(store, data, list(runs.values()), device)
     return {
         name: _Case(run, batch, store.spec.codec.name, EpochClock(device), EpochClock(device))
         for name, run in runs.items()
@@ -236,7 +236,7 @@ def bench_parameters(student: StudentConfig) -> Outcome:
         for name, (objective, mode) in TRAINING_PARAMETERS_CASES.items():
             run = make_run(
                 store, student, objective, device=torch.device("cpu"),
-                stream=StreamConfig(targets=store.path), queries=QueryConfig(mode=mode),
+                data=DataConfig(targets=store.path), queries=QueryConfig(mode=mode),
             )  # fmt: skip
             trained, counts = run.learner.student, run.learner.parameter_counts()
             optimized = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])

@@ -66,12 +66,12 @@ def time_training(
         raise ConfigError(f"batch_size and steps must be 1 or more, got {batch_size} and {steps}.")
     with tempfile.TemporaryDirectory(prefix="lfi-plan-") as scratch:
         store = photo_cache(Path(scratch), max(2, batch_size), maps_shape=maps_shape)
-        stream = replace(config.stream, targets=store.path, data_root=None, hold_out=(), maps="teacher", words=None)
-        stream = replace(stream, batch_size=batch_size)
+        data = replace(config.data, targets=store.path, data_root=None, hold_out=(), maps="teacher", words=None)
+        data = replace(data, batch_size=batch_size)
         student = replace(config.student, pretrained=False)
-        trial = replace(config, stream=stream, student=student, accumulate=1, task="multi-label")
+        trial = replace(config, data=data, student=student, grad_accum_steps=1, task="multi-label")
         run = run_of(trial, store, device=device)
-        batch = one_batch(store, stream, [run], device)
+        batch = one_batch(store, data, [run], device)
         clock = EpochClock(device)
 
         def once() -> None:

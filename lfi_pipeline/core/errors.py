@@ -8,20 +8,38 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class LFIError(Exception):
-    """Base of all errors that are the user's to mend; the command line prints them without a traceback."""
+    """Base of all errors that are the user's to mend; the command line prints them without a traceback.
+
+    Attributes:
+        argument: name of the one that the error is about, as the message writes it; None: there is no such one. Further
+            arguments stand in backticks in a message. So the command line can show both as options.
+    """
+
+    def __init__(self, *args: object, argument: str | None = None) -> None:
+        super().__init__(*args)
+        self.argument = argument
+
+    def within(self, where: str) -> Self:
+        """Return the same error of a value inside of `where`, such as a file or a table; no argument is at fault."""
+        outer = type(self).__new__(type(self))
+        outer.args, outer.argument = (f"{where}: {self}",), None
+        return outer
 
 
 class UnknownNameError(LFIError, ValueError):
     """A name that is not in a registry; the message lists the choices and the nearest one."""
 
-    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+    def __init__(
+        self, kind: str, name: str, choices: Iterable[str], *, near: str | None = None, argument: str | None = None
+    ) -> None:
         names = sorted(choices)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(names)}.")
+        nearest = [near] if near else difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(names)}.", argument=argument)
 
 
 class ConfigError(LFIError, ValueError):

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.data.config import TOP, Augmentation, Photometric
 
 _MIRROR = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 _PATTERN = re.compile(rf"\b({'|'.join(_MIRROR)})\b", re.IGNORECASE)
@@ -42,39 +42,18 @@ class Geometry:
 WHOLE = Geometry(flip=False, window=(0.0, 0.0, 1.0, 1.0))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augmentation:
-    """Distribution of `Geometry`, that of random resized crop (Szegedy et al., CVPR 2015, section 6) and flip.
-
-    Attributes:
-        least_area: smallest share of the image's area that a window covers; 1 switches cropping off.
-        aspect: largest ratio of the window's sides relative to the image's.
-        flip: probability of mirroring.
-    """
-
-    least_area: float = 0.5
-    aspect: float = 4 / 3
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.least_area <= 1 or self.aspect < 1 or not 0 <= self.flip <= 1:
-            raise ConfigError(
-                "least_area must be in (0, 1], aspect 1 or more and flip in [0, 1], "
-                f"got {self.least_area}, {self.aspect}, {self.flip}."
-            )
-
-    def draw(self, rng: np.random.Generator) -> Geometry:
-        """Draw one geometry; the same generator state gives the same geometry."""
-        flip = bool(rng.random() < self.flip)
-        area = rng.uniform(self.least_area, 1.0)
-        aspect = math.exp(rng.uniform(-math.log(self.aspect), math.log(self.aspect)))
-        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        if width > 1:  # a side that would stick out becomes the image's; the other keeps the area
-            width, height = 1.0, area
-        elif height > 1:
-            width, height = area, 1.0
-        left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-        return Geometry(flip, (left, top, left + width, top + height))
+def draw_geometry(config: Augmentation, rng: np.random.Generator) -> Geometry:
+    """Draw one geometry; the same generator state gives the same geometry."""
+    flip = bool(rng.random() < config.hflip)
+    area = rng.uniform(config.scale[0], config.scale[1])
+    ratio = math.exp(rng.uniform(math.log(config.ratio[0]), math.log(config.ratio[1])))
+    width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    if width > 1:  # a side that would stick out becomes the image's; the other keeps the area
+        width, height = 1.0, area
+    elif height > 1:
+        width, height = area, 1.0
+    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    return Geometry(flip, (left, top, left + width, top + height))
 
 
 def view_image(
@@ -129,10 +108,6 @@ def interval_shares(start: Tensor, stop: Tensor, cells: int, source_cells: int) 
     return (high - low).clamp_min(0) * source_cells
 
 
-TOP = 10.0
-"""Largest magnitude."""
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A photometric operation.
@@ -168,18 +143,6 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 """Every operation by name; the strength is named in the comments, in units of the pixel range 0 to 255."""
 
-RAND_AUGMENT = (
-    "identity",
-    "autocontrast",
-    "equalize",
-    "brightness",
-    "contrast",
-    "saturation",
-    "sharpness",
-    "posterize",
-    "solarize",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -189,46 +152,21 @@ class Change:
     strength: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Photometric:
-    """Distribution of photometric changes.
+def draw_changes(config: Photometric, rng: np.random.Generator) -> tuple[Change, ...]:
+    """Draw the changes of one image, in the order in which they are applied.
 
-    Attributes:
-        ops: operations in a row for each image; 0 switches them off.
-        magnitude: mean magnitude, 0 to 10 (timm's `m`; torchvision's divided by 3).
-        spread: standard deviation of the magnitude, clipped to 0 to 10 (timm's `mstd`).
-        pool: names that operations are drawn from, each equally often.
+    Give it a generator of its own: then switching it on does not change the crops that are drawn.
     """
+    return tuple(_change(config, rng) for _ in range(config.ops))
 
-    ops: int = 0
-    magnitude: float = 9.0
-    spread: float = 0.5
-    pool: tuple[str, ...] = RAND_AUGMENT
 
-    def __post_init__(self) -> None:
-        if self.ops < 0 or not 0 <= self.magnitude <= TOP or not 0 <= self.spread <= TOP or not self.pool:
-            raise ConfigError(
-                f"ops must be 0 or more, magnitude and spread in [0, {TOP:g}] and the pool not empty, "
-                f"got {self.ops}, {self.magnitude}, {self.spread} and a pool of {len(self.pool)}."
-            )
-        for name in self.pool:
-            if name not in OPERATIONS:
-                raise UnknownNameError("photometric operation", name, OPERATIONS)
-
-    def draw(self, rng: np.random.Generator) -> tuple[Change, ...]:
-        """Draw the changes of one image, in the order in which they are applied.
-
-        Give it a generator of its own: then switching it on does not change the crops that are drawn.
-        """
-        return tuple(self._one(rng) for _ in range(self.ops))
-
-    def _one(self, rng: np.random.Generator) -> Change:
-        name = self.pool[int(rng.integers(len(self.pool)))]
-        magnitude = min(max(float(rng.normal(self.magnitude, self.spread)), 0.0), TOP)
-        sign = -1 if rng.random() < 0.5 else 1
-        operation = OPERATIONS[name]
-        strength = operation.strength(magnitude / TOP)
-        return Change(name, sign * strength if operation.signed else strength)
+def _change(config: Photometric, rng: np.random.Generator) -> Change:
+    name = config.pool[int(rng.integers(len(config.pool)))]
+    magnitude = min(max(float(rng.normal(config.magnitude, config.spread)), 0.0), TOP)
+    sign = -1 if rng.random() < 0.5 else 1
+    operation = OPERATIONS[name]
+    strength = operation.strength(magnitude / TOP)
+    return Change(name, sign * strength if operation.signed else strength)
 
 
 def apply_changes(image: Image.Image, changes: Sequence[Change]) -> Image.Image:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data.augment import interval_shares
+from lfi_pipeline.data.config import MixConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,68 +47,43 @@ class Mix:
         return Mix(change(self.share), change(self.box), change(self.partner))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MixConfig:
-    """Distribution of `Mix`. With both parameters above 0 each pair draws one of the two, equally often.
+def draw_mix(config: MixConfig, rngs: Sequence[np.random.Generator], images: int | None = None) -> Mix:
+    """Draw the mix of a batch; pair i depends on `rngs[i]` alone.
 
-    Attributes:
-        mixup: both parameters of the Beta distribution of mixup's share; 0 switches mixup off.
-        cutmix: the same for cutmix, of the share before the box is clipped at the picture's border; 0 is off.
-        probability: that a pair is mixed at all.
+    Args:
+        config: distribution of mixes.
+        rngs: one generator for each pair.
+        images: B, twice the number of pairs or one more; by default twice.
+
+    Raises:
+        ConfigError: a number of images that does not have as many pairs.
     """
+    images = 2 * len(rngs) if images is None else images
+    if images // 2 != len(rngs):
+        raise ConfigError(f"{images} images have {images // 2} pairs, got {len(rngs)} generators.")
+    box = torch.zeros(images, 4)
+    share = torch.ones(images)
+    for pair, rng in enumerate(rngs):
+        both = slice(2 * pair, 2 * pair + 2)
+        share[both], box[both] = _draw_pair(config, rng)
+    partner = torch.arange(images)
+    paired = 2 * len(rngs)
+    partner[:paired] ^= 1
+    return Mix(share, box, partner)
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    probability: float = 1.0
 
-    def __post_init__(self) -> None:
-        finite = math.isfinite(self.mixup) and math.isfinite(self.cutmix)
-        if not finite or self.mixup < 0 or self.cutmix < 0 or not 0 <= self.probability <= 1:
-            raise ConfigError(
-                "mixup and cutmix must be 0 (off) or positive numbers and probability in [0, 1], "
-                f"got {self.mixup}, {self.cutmix}, {self.probability}."
-            )
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is ever mixed."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
-
-    def draw(self, rngs: Sequence[np.random.Generator], images: int | None = None) -> Mix:
-        """Draw the mix of a batch; pair i depends on `rngs[i]` alone.
-
-        Args:
-            rngs: one generator for each pair.
-            images: B, twice the number of pairs or one more; by default twice.
-
-        Raises:
-            ConfigError: a number of images that does not have as many pairs.
-        """
-        images = 2 * len(rngs) if images is None else images
-        if images // 2 != len(rngs):
-            raise ConfigError(f"{images} images have {images // 2} pairs, got {len(rngs)} generators.")
-        box = torch.zeros(images, 4)
-        share = torch.ones(images)
-        for pair, rng in enumerate(rngs):
-            both = slice(2 * pair, 2 * pair + 2)
-            share[both], box[both] = self._one(rng)
-        partner = torch.arange(images)
-        paired = 2 * len(rngs)
-        partner[:paired] ^= 1
-        return Mix(share, box, partner)
-
-    def _one(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Share [] and box [4] of one pair."""
-        mixed, pasted = rng.random() < self.probability, rng.random() < 0.5
-        if not self.active or not mixed:
-            return torch.tensor(1.0), torch.zeros(4)
-        if not self.cutmix or (self.mixup and not pasted):
-            return torch.tensor(rng.beta(self.mixup, self.mixup), dtype=torch.float32), torch.zeros(4)
-        side = math.sqrt(1 - rng.beta(self.cutmix, self.cutmix))
-        across, down = rng.random(2)
-        edges = [across - side / 2, down - side / 2, across + side / 2, down + side / 2]
-        box = torch.tensor([min(max(edge, 0.0), 1.0) for edge in edges])
-        return 1 - (box[2] - box[0]) * (box[3] - box[1]), box
+def _draw_pair(config: MixConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Share [] and box [4] of one pair."""
+    mixed, pasted = rng.random() < config.probability, rng.random() < 0.5
+    if not config.active or not mixed:
+        return torch.tensor(1.0), torch.zeros(4)
+    if not config.cutmix or (config.mixup and not pasted):
+        return torch.tensor(rng.beta(config.mixup, config.mixup), dtype=torch.float32), torch.zeros(4)
+    side = math.sqrt(1 - rng.beta(config.cutmix, config.cutmix))
+    across, down = rng.random(2)
+    edges = [across - side / 2, down - side / 2, across + side / 2, down + side / 2]
+    box = torch.tensor([min(max(edge, 0.0), 1.0) for edge in edges])
+    return 1 - (box[2] - box[0]) * (box[3] - box[1]), box
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
+    from lfi_pipeline.evaluation.config import EvaluationConfig
     from lfi_pipeline.evaluation.grounding import Grounding, grounded_words, teacher_grounding
     from lfi_pipeline.evaluation.protocols import evaluate_runs
-    from lfi_pipeline.evaluation.results import EvaluationConfig
     from lfi_pipeline.evaluation.zero_shot import ZeroShotScore, teacher_zero_shot
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "config": ["EvaluationConfig"],
         "grounding": ["Grounding", "grounded_words", "teacher_grounding"],
         "protocols": ["evaluate_runs"],
-        "results": ["EvaluationConfig"],
         "zero_shot": ["ZeroShotScore", "teacher_zero_shot"],
     },
 )

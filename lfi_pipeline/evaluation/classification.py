@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
-from lfi_pipeline.evaluation.probes import TEMPERATURE, K, choose_probe, knn_scores
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load, validation_split
+from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
+from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.inspection import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
@@ -128,7 +129,7 @@ def probe_scores(
     features, labels = (each.to(device) for each in training.readable())
     if not labels.any() or (task == CLASSIFICATION and not bool((labels.sum(1) == 1).all())):
         asked = "one label for every training image" if task == CLASSIFICATION else "training images with labels"
-        raise ConfigError(f"The probes need {asked}; the run's data set does not have them. Give --no-probes.")
+        raise ConfigError(f"The probes need {asked}; the run's data set does not have them. Give `probes=False`.")
     queries = validation.pooled.to(device)
     neighbours = knn_scores(features, labels, queries, k=config.knn_k, temperature=config.knn_temperature)
     chosen = choose_probe(features, labels, task, lambda scores, truth: _metric(scores, truth.float(), task))
@@ -160,7 +161,7 @@ def _training_features(
     if dataset.classes != validation.classes:
         raise DatasetError(
             f"Splits {dataset.split} and {validation.split} of {dataset.root} must have the same classes for the "
-            "probes; they differ. Give --no-probes."
+            "probes; they differ. Give `probes=False`."
         )
     seen = frozenset(loaded.record["seen_domains"])
     positions = np.array([i for i, sample in enumerate(dataset.samples) if sample.domain in seen], dtype=np.int64)
@@ -178,30 +179,6 @@ def _metric(scores: Tensor, labels: Tensor, task: str) -> float:
     if task == CLASSIFICATION:
         return top_k_accuracy(scores, labels, 1)
     return mean_average_precision(scores, labels) if bool(labels.any()) else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassificationConfig:
-    """Options of the protocol.
-
-    Attributes:
-        probes: score k-NN and the linear probe too, which takes a pass over the training images.
-        probe_limit: training images for the probes at most, evenly spaced; None takes all.
-        knn_k: neighbours that vote.
-        knn_temperature: of their votes.
-    """
-
-    probes: bool = True
-    probe_limit: int | None = None
-    knn_k: int = K
-    knn_temperature: float = TEMPERATURE
-
-    def __post_init__(self) -> None:
-        for name, value in (("probe_limit", self.probe_limit), ("knn_k", self.knn_k)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {value}.")
-        if not self.knn_temperature > 0:
-            raise ConfigError(f"knn_temperature must be positive, got {self.knn_temperature}.")
 
 
 def classification(run: Path, common: EvaluationConfig, config: ClassificationConfig) -> ProtocolResult:
@@ -239,7 +216,7 @@ def _task(loaded: LoadedRun, dataset: Dataset) -> str:
     if counts <= {0}:
         raise ConfigError(
             f"Protocol classification needs labels; split {dataset.split} of {dataset.root} has none. Name another "
-            "--protocol."
+            "`protocol`."
         )
     if loaded.task != NONE:
         return loaded.task

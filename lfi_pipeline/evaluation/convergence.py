@@ -18,32 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Curve, score_at, steps_to_reach
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
+from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
+from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.training.run_dir import METRICS, SUMMARY
 from lfi_pipeline.training.run_reader import read_config, read_metrics, read_summary
 from lfi_pipeline.training.validate import main_score
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvergenceConfig:
-    """Options of the protocol.
-
-    Attributes:
-        references: finished runs, such as the seeds of the best control. A run is held against those of its own seed;
-            where there is none, against the mean of all.
-        score: a score of validation, `map_seen` or another of `HEAD_SCORES`; None: the task's main one.
-    """
-
-    references: tuple[Path, ...] = ()
-    score: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.references:
-            raise ConfigError("Protocol convergence needs a finished run to compare with: --reference RUN.")
-        if self.score is not None and self.score not in HEAD_SCORES:
-            raise UnknownNameError("score", self.score, HEAD_SCORES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +118,7 @@ def _read(run: Path, score: str) -> _Trained:
     curve = read_metrics(run).curve(score)
     if not curve:
         raise ConfigError(
-            f"{run} must have logged {score} in validation, found none in {METRICS}. Name another --score, or wait for "
+            f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
     summary = read_summary(run)
@@ -151,7 +132,7 @@ def _require_comparable(trained: _Trained, reference: _Trained) -> None:
     if ours != theirs:
         raise ConfigError(
             f"A run and its reference must be validated alike; {reference.path} has {theirs}, {trained.path} has "
-            f"{ours}. Name another --reference."
+            f"{ours}. Name another `reference`."
         )
 
 

@@ -1,9 +1,9 @@
 """Protocol `cross-domain`: train on all domains but one, score on the one left out.
 
 DomainBed (Gulrajani & Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, section 4): one run for every
-domain left out; a model is chosen by its score on the training domains (`--weights best`), never on the one left out.
+domain left out; a model is chosen by its score on the training domains (weights `best`), never on the one left out.
 DomainBed scores the four fifths of the left-out domain that its own random split gives; here every image of it counts,
-of all splits, since none was trained on. `report.cross_domain` makes the table over runs and seeds.
+of all splits, since none was trained on. `report.views` makes the table over runs and seeds.
 
 The runs are a sweep over `hold_out`, each value a list, on a cache whose training split has all domains:
 
@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, Sample, load_manifest, read_dataset
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load
+from lfi_pipeline.evaluation.config import CrossDomainConfig, EvaluationConfig
+from lfi_pipeline.evaluation.results import ProtocolResult, load
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.validate import (
     CLASSIFICATION,
@@ -40,18 +41,6 @@ from lfi_pipeline.training.validate import (
 
 WHOLE = "all"
 """The split that holds every image, in data sets that have one (PACS, VLCS, your own folders)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CrossDomainConfig:
-    """Options of the protocol.
-
-    Attributes:
-        splits: of the data set, whose images of the left-out domain are scored, each image once. Empty: split `all`
-            where the data set has one, else every split.
-    """
-
-    splits: Sequence[str] = ()
 
 
 def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig) -> ProtocolResult:
@@ -108,7 +97,7 @@ def _every_image(loaded: LoadedRun, asked: Sequence[str]) -> tuple[Dataset, list
         if found.classes != spec.classes:
             raise DatasetError(
                 f"Split {name} of {root} must have the classes that {loaded.path} was trained on, {len(spec.classes)} "
-                f"in their order; found {len(found.classes)} others. Name the --splits that do."
+                f"in their order; found {len(found.classes)} others. Name the `splits` that do."
             )
         for sample in found.samples:
             samples.setdefault(sample.path, sample)
@@ -117,18 +106,18 @@ def _every_image(loaded: LoadedRun, asked: Sequence[str]) -> tuple[Dataset, list
 
 def _left_out(loaded: LoadedRun, dataset: Dataset, trained: frozenset[str]) -> frozenset[str]:
     there = {sample.domain for sample in dataset.samples}
-    left_out = frozenset(loaded.config.stream.hold_out) or frozenset(there) - trained
+    left_out = frozenset(loaded.config.data.hold_out) or frozenset(there) - trained
     if absent := sorted(left_out - there):
         raise DatasetError(
             f"{dataset.root}, split {dataset.split}, must hold images of every domain that {loaded.path} left out, "
-            f"found none of {', '.join(absent)}. Name the --splits that hold them."
+            f"found none of {', '.join(absent)}. Name the `splits` that hold them."
         )
     if there == {""}:
         raise ConfigError(f"Images of {dataset.name} must have domains for cross-domain scores; they have none.")
     if not left_out:
         raise ConfigError(
             f"{loaded.path} must have left a domain out, and was trained on all there are: {', '.join(sorted(there))}. "
-            "Train with --hold-out DOMAIN."
+            "Train with `hold_out`."
         )
     return left_out
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.images import read_image
+from lfi_pipeline.evaluation.config import EvaluationConfig, GroundingConfig
 from lfi_pipeline.evaluation.grounding import (
     GroundedWord,
     best_overlap,
@@ -34,7 +35,7 @@ from lfi_pipeline.evaluation.grounding import (
     word_classes,
 )
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load, validation_split
+from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
 from lfi_pipeline.students import LearnedQueries, Student
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.run_dir import write_json
@@ -127,24 +128,6 @@ def _on_grid(maps: Tensor, grid: torch.Size) -> Tensor:
 
 
 MAP_SCORES = ("pointing", "mass_in_mask", "iou")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroundingConfig:
-    """Options of the protocol.
-
-    Attributes:
-        targets: a cache of the validation split, made by the teacher of the training cache: it knows the words of the
-            images and where the teacher looks.
-        gallery: samples to keep in the run with their maps, for the report; 0: none.
-    """
-
-    targets: Path
-    gallery: int = 12
-
-    def __post_init__(self) -> None:
-        if self.gallery < 0:
-            raise ConfigError(f"gallery must be 0 or more, got {self.gallery}.")
 
 
 def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> ProtocolResult:

@@ -66,7 +66,7 @@ def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
         if scored.zero_shot is None:
             raise ConfigError(
                 f"{len(without)} of {len(classes)} classes, {classes[without[0]]!r} the first, are no words of "
-                f"{scored.path}, and it holds no embeddings of classes. Extract it again, with --text prompts."
+                f"{scored.path}, and it holds no embeddings of classes. Extract it again, with `text='prompts'`."
             )
         prompts = torch.from_numpy(scored.zero_shot.embeddings).float()
         for i in without:

@@ -43,7 +43,7 @@ def knn_scores(
     if not 1 <= k <= len(reference):
         raise ConfigError(
             f"k-NN needs a k between 1 and the number of training images, got k = {k} of {len(reference)} images. Give "
-            "a smaller --knn-k, or --no-probes."
+            "a smaller `knn_k`, or `probes=False`."
         )
     if temperature <= 0:
         raise ConfigError(f"knn_temperature must be positive, got {temperature}.")
@@ -152,8 +152,8 @@ def choose_probe(
     """
     if len(features) < HELD_BACK:
         raise ConfigError(
-            f"The linear probe needs {HELD_BACK} training images at least, found {len(features)}. Raise --probe-limit, "
-            "or give --no-probes."
+            f"The linear probe needs {HELD_BACK} training images at least, found {len(features)}. Raise `probe_limit`, "
+            "or give `probes=False`."
         )
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).to(features.device)
     count = len(features) // HELD_BACK

@@ -10,32 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.learner import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import read_json, write_json
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """Which weights of a run to score, and on what machine.
-
-    Attributes:
-        weights: `last` or `best`.
-        device: `auto` takes CUDA where there is one.
-        data_root: where the run's data set lies, if it has moved since the run.
-        workers: loader processes.
-    """
-
-    weights: str = "last"
-    device: str = "auto"
-    data_root: Path | None = None
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"workers must be 0 or more, got {self.workers}.")
 
 
 def load(run: Path, common: EvaluationConfig) -> LoadedRun:

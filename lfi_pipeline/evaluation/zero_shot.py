@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.evaluation.config import EvaluationConfig, ZeroShotConfig
 from lfi_pipeline.evaluation.presence import class_queries, presence_logits
-from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, load
+from lfi_pipeline.evaluation.results import ProtocolResult, load
 from lfi_pipeline.students import TextQueries
 from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
 from lfi_pipeline.targets.inspection import CHUNK, evenly_spaced
@@ -78,19 +79,6 @@ def label_matrix(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
     for row, each in enumerate(labels):
         truth[row, list(each)] = 1
     return truth
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ZeroShotConfig:
-    """Options of the protocol.
-
-    Attributes:
-        targets: cache of the data set to score, by the teacher of the run's own cache.
-        scored_root: where the images of `targets` lie, if they moved; of the run's own data set `data_root` will do.
-    """
-
-    targets: Path
-    scored_root: Path | None = None
 
 
 def zero_shot(run: Path, common: EvaluationConfig, config: ZeroShotConfig) -> ProtocolResult:
@@ -159,7 +147,7 @@ def _require_presence(loaded: LoadedRun) -> None:
         raise ConfigError(
             "Zero-shot scores need a student that scores words: queries of mode 'text', trained with the presence "
             f"term. {loaded.path} has objective {loaded.config.objective!r} and mode {loaded.config.queries.mode!r}. "
-            "Train with --objective lfi+presence."
+            "Train with `objective='lfi+presence'`."
         )
 
 
@@ -217,7 +205,7 @@ def _trained_on(loaded: LoadedRun, store: TargetStore, positions: npt.NDArray[np
     where the vocabulary of its cache has it.
     """
     ours, theirs = loaded.store.spec.dataset, store.spec.dataset
-    learned = training_positions(loaded.store, loaded.config.stream.hold_out)
+    learned = training_positions(loaded.store, loaded.config.data.hold_out)
     seen = np.isin(store.index.image_crc32c[positions], loaded.store.index.image_crc32c[learned])
     names, labelled, words = (
         [name.lower() for name in found]

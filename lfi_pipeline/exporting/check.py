@@ -228,7 +228,7 @@ def require_onnx() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--onnx needs the packages {' and '.join(_NEEDED)}, not installed: {', '.join(missing)}. "
+            f"`onnx=True` needs the packages {' and '.join(_NEEDED)}, not installed: {', '.join(missing)}. "
             "Install them with: pip install 'lfi-pipeline[onnx]'"
         )
 
@@ -267,7 +267,7 @@ def write_onnx(model: Any, path: Path, size: tuple[int, int]) -> float | None:
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"PyTorch cannot write this model as ONNX: {reason} Export without --onnx.") from error
+        raise ExportError(f"PyTorch cannot write this model as ONNX: {reason} Export without `onnx=True`.") from error
     return _compared(model, path, size)
 
 
@@ -284,6 +284,6 @@ def _compared(model: Any, path: Path, size: tuple[int, int]) -> float | None:
     if not differs <= _TOLERANCE:
         raise ExportError(
             f"The ONNX model must equal the timm model within {_TOLERANCE:g}, and differs by {differs:g}. "
-            "Export without --onnx."
+            "Export without `onnx=True`."
         )
     return differs

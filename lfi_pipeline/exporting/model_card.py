@@ -17,7 +17,7 @@ from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.run_dir import SUMMARY, read_json
 
 _SCORE_NAMES = ("map_", "top")
-_TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "learning_rate", "seed")
+_TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "lr", "seed")
 _OF_MAPS = ("maps", "queries", "state")
 
 

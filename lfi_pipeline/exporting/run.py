@@ -46,7 +46,7 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
         ConfigError, RunError, TargetsError, UnknownNameError: as `load_run` and `require_onnx`.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise OutputExistsError(f"{out} must be absent or an empty directory, and is not. Choose another --out.")
+        raise OutputExistsError(f"{out} must be absent or an empty directory, and is not. Choose another `out`.")
     if onnx:
         require_onnx()
     weights = weights or ("best" if (run / WEIGHTS["best"]).is_file() else "last")

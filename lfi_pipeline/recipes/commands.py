@@ -15,9 +15,11 @@ import tomli_w
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, OutputExistsError, OutputWriteError
 from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.core.options import command_line, command_words, defaults
+from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.recipes.recipe import Evaluation, Recipe, Splits
-from lfi_pipeline.training.settings import default_settings, read_toml
+from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun, plan_sweep, read_sweep
 
 RECIPE, SWEEP, COMMANDS = "recipe.toml", "sweep.toml", "commands.sh"
@@ -90,7 +92,7 @@ def _budgets(recipe: Recipe, train: Dataset) -> list[dict[str, Any]]:
     """Epochs that come to `recipe.steps` steps, for each choice of domains that are left out."""
     if not recipe.steps:
         return []
-    batch = int(recipe.base.get("batch_size", default_settings()["batch_size"]))
+    batch = int(recipe.base.get("batch_size", defaults(TrainConfig)["batch_size"]))
     domains = Counter(sample.domain for sample in train.samples)
     choices = recipe.grid.get("hold_out") or [recipe.base.get("hold_out", [])]
     budgets = []
@@ -144,37 +146,37 @@ def commands_of(
             _extract(recipe, place, name, root, "all", place.out / f"shards-{name}", sizes[name], views="full")
         )
     grounded = any(each.protocol == "grounding" for each in recipe.evaluate)
-    commands.append(
-        Command(title="what the teacher sees", words=("inspect", str(val), *(("--pointing",) if grounded else ())))
+    seen = command_words("inspect", val, pointing=grounded or None)
+    commands.append(Command(title="what the teacher sees", words=seen))
+    sweep = command_words(
+        "sweep", place.out / SWEEP, together=place.together, workers=place.workers, device=place.device
     )
-    machine = ("--workers", str(place.workers), "--device", place.device)
-    sweep = ("sweep", str(place.out / SWEEP), "--together", str(place.together), *machine)
     commands.append(Command(title=f"{len(runs)} students", words=sweep))
     for each in recipe.evaluate:
         commands += _evaluations(each, place, splits, runs, val)
-    folders = [str(run.folder) for run in runs]
-    tables = ("--markdown", str(place.out / "results.md"), "--csv", str(place.out / "results.csv"))
-    commands.append(Command(title="the table", words=("compare", *folders, *tables)))
-    page = str(place.out / "report.html")
-    commands.append(
-        Command(title="the page", words=("report", *folders, "--out", page, "--title", f"Recipe {recipe.name}"))
-    )
+    folders = [run.folder for run in runs]
+    table = command_words("compare", *folders, markdown=place.out / "results.md", csv=place.out / "results.csv")
+    commands.append(Command(title="the table", words=table))
+    page = command_words("report", *folders, out=place.out / "report.html", title=f"Recipe {recipe.name}")
+    commands.append(Command(title="the page", words=page))
     return commands
 
 
 def _extract(
     recipe: Recipe, place: Place, dataset: str, root: Path, split: str, out: Path, images: int, views: str = ""
 ) -> Command:
-    options = dict(recipe.extract) | ({"views": views} if views else {})
-    words = ["extract-teacher", "--dataset", dataset, "--data-root", str(root), "--split", split, "--out", str(out)]
-    if recipe.teacher:
-        words += ["--teacher", recipe.teacher]
-    for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+    options = dict(recipe.extract) | ({"views": [views]} if views else {})
+    shards = None
     if 0 < recipe.most_images < images:
         shard = int(options.get("samples_per_shard", _SHARD))
-        words += ["--shards", f"0:{math.ceil(recipe.most_images / shard)}"]
-    return Command(title=f"maps of {dataset}, {split}", words=(*words, "--device", place.device))
+        shards = f"0:{math.ceil(recipe.most_images / shard)}"
+    words = command_words(
+        "extract-teacher",
+        **{"dataset": dataset, "data_root": root, "split": split, "out": out, "teacher": recipe.teacher or None},
+        **options,
+        **{"shards": shards, "device": place.device},
+    )
+    return Command(title=f"maps of {dataset}, {split}", words=words)
 
 
 def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path) -> list[Command]:
@@ -185,26 +187,23 @@ def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[Pla
         caches = [val]
     elif asked.targets == "zero-shot":
         caches = [place.out / f"shards-{name}" for name in place.zero_shot]
-    options: list[str] = []
-    for name, value in asked.options.items():
-        flag = f"--{name.replace('_', '-')}"
-        options += [flag] if value is True else [] if value is False else [flag, str(value)]
+    options = {name.replace("-", "_"): value for name, value in asked.options.items() if value is not False}
     groups = [scored]
     if asked.one_by_one:
         groups = [[run] for run in scored]
     elif asked.references:
-        choices = dict.fromkeys(run.config.stream.hold_out for run in scored)
-        groups = [[run for run in scored if run.config.stream.hold_out == left_out] for left_out in choices]
+        choices = dict.fromkeys(run.config.data.hold_out for run in scored)
+        groups = [[run for run in scored if run.config.data.hold_out == left_out] for left_out in choices]
     return [
         Command(
             title=asked.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
-            words=(
-                *("evaluate", *(str(run.folder) for run in group)),
-                *("--protocol", asked.protocol, "--weights", splits.weights),
-                *(() if cache is None else ("--targets", str(cache))),
-                *_references(asked, runs, group),
-                *options,
-                *("--workers", str(place.workers), "--device", place.device),
+            words=command_words(
+                "evaluate",
+                *(run.folder for run in group),
+                **{"protocol": asked.protocol, "weights": splits.weights, "targets": cache},
+                **{"reference": _references(asked, runs, group)},
+                **options,
+                **{"workers": place.workers, "device": place.device},
             ),
             once=True,
         )
@@ -214,11 +213,11 @@ def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[Pla
     ]
 
 
-def _references(asked: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> list[str]:
-    """The runs that those of `group` are held against, as options."""
-    left_out = {run.config.stream.hold_out for run in group}
-    fit = [run for run in runs if run.config.objective == asked.references and run.config.stream.hold_out in left_out]
-    return [word for run in fit for word in ("--reference", str(run.folder))]
+def _references(asked: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> tuple[Path, ...]:
+    """The runs that those of `group` are held against."""
+    left_out = {run.config.data.hold_out for run in group}
+    fit = [run for run in runs if run.config.objective == asked.references and run.config.data.hold_out in left_out]
+    return tuple(run.folder for run in fit)
 
 
 def require_place(place: Place, recipe: Recipe) -> None:
@@ -237,10 +236,10 @@ def require_place(place: Place, recipe: Recipe) -> None:
             if there.get(name) != wanted:
                 raise OutputExistsError(
                     f"{out} holds another recipe ({name}: {there.get(name)!r} there, {wanted!r} asked); choose another "
-                    "--out, or move it away."
+                    "`out`, or move it away."
                 )
     elif out.is_dir() and any(out.iterdir()):
-        raise OutputExistsError(f"{out} must be empty or hold {RECIPE}, found other files; choose another --out.")
+        raise OutputExistsError(f"{out} must be empty or hold {RECIPE}, found other files; choose another `out`.")
 
 
 def write_files(place: Place, recipe: Recipe, sweep: Mapping[str, Any], commands: Iterable[Command]) -> None:
@@ -249,7 +248,7 @@ def write_files(place: Place, recipe: Recipe, sweep: Mapping[str, Any], commands
     Raises:
         OutputWriteError: they cannot be written.
     """
-    told = f"# As it runs here; lfi reproduce {place.out / RECIPE} --data-root DIR runs it again elsewhere.\n\n"
+    told = f"# As it runs here; {command_line('reproduce', place.out / RECIPE, data_root='DIR')} runs it elsewhere.\n\n"
     script = "".join(f"\n# {command.title}\n{command.line}\n" for command in commands)
     texts = {
         RECIPE: told + tomli_w.dumps(recipe.to_plain()),
@@ -323,7 +322,7 @@ def prepare(recipe: Recipe, place: Place) -> Prepared:
         sweep=sweep,
         runs=runs,
         commands=tuple(commands_of(recipe, place, splits, runs, counts)),
-        left_out=("zero-shot: needs another data set, such as --zero-shot pacs=DIR",)
+        left_out=("zero-shot: needs another data set, such as `zero_shot=pacs=DIR`",)
         if asks_zero_shot and not others
         else (),
     )

@@ -16,8 +16,8 @@ from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.recipes.commands import Place, Prepared
 from lfi_pipeline.recipes.recipe import Recipe, Splits
-from lfi_pipeline.teachers.estimate import Estimate, PlanConfig, estimate
-from lfi_pipeline.teachers.extract import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
+from lfi_pipeline.teachers.estimate import Estimate, estimate
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun
 
@@ -100,14 +100,14 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
             out=place.shards,
             batches=1 if on_cpu else 3,
             students=len(runs),
-            epochs=max(run.config.stream.epochs for run in runs),
+            epochs=max(run.config.data.epochs for run in runs),
         )
     )
     trials = {
         kind: time_training(
             config,
             device=device,
-            batch_size=2 if on_cpu else config.stream.batch_size // config.accumulate,
+            batch_size=2 if on_cpu else config.data.batch_size // config.grad_accum_steps,
             steps=1 if on_cpu else 5,
             maps_shape=(1, words, _GRID, _GRID),
         )
@@ -150,12 +150,12 @@ def _passes(prepared: Prepared, train: int, val: int) -> list[tuple[str, float]]
     domains = Counter(sample.domain for sample in prepared.train.samples)
     passes = []
     for run in prepared.runs:
-        stream = run.config.stream
-        left_out = sum(domains[domain] for domain in stream.hold_out)
+        data = run.config.data
+        left_out = sum(domains[domain] for domain in data.hold_out)
         images = train * (1 - left_out / len(prepared.train))
-        epochs: float = stream.epochs
+        epochs: float = data.epochs
         if prepared.recipe.steps:  # a budget: epochs shrink as images grow
-            epochs = max(1.0, prepared.recipe.steps * stream.batch_size / images)
+            epochs = max(1.0, prepared.recipe.steps * data.batch_size / images)
         passes.append((_kind(run.config), epochs * (images + val / 3)))
     return passes
 
@@ -186,7 +186,7 @@ def _extract_config(recipe: Recipe, place: Place, splits: Splits, words: int, *,
         views=recipe.views,
         batch_size=batch_size,
         device=place.device,
-        **{**options, "words": words},  # type: ignore[arg-type]
+        **{**options, "words": words},
     )
 
 
@@ -196,4 +196,4 @@ def _different_steps(runs: Sequence[PlannedRun]) -> dict[str, TrainConfig]:
 
 
 def _kind(config: TrainConfig) -> str:
-    return repr((config.student, config.precision, config.stream.batch_size))
+    return repr((config.student, config.precision, config.data.batch_size))

@@ -6,23 +6,26 @@ name where a value comes from. The paper's own settings were not known to us whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, LFIError, UnknownNameError
+from lfi_pipeline.core.options import Option, build, check, declared, plain, typed
+from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.metrics import PROTOCOLS
-from lfi_pipeline.training.settings import read_toml, setting_name, settings_in
+from lfi_pipeline.teachers.config import VIEWS, ExtractConfig
+from lfi_pipeline.training.settings import RUN_FILE
 
-EXTRACT = {
-    **dict.fromkeys(("kind", "row", "layers", "text", "captions", "precision", "layout", "codec", "views"), str),
-    **dict.fromkeys(("words", "samples_per_shard", "batch_size"), int),
-}
-"""Options of `lfi extract-teacher` that a recipe may set, and their types."""
+EXTRACT = (
+    *("kind", "row", "layers", "text", "captions", "precision", "layout", "codec", "views"),
+    *("words", "samples_per_shard", "batch_size"),
+)
+"""Options of `lfi extract-teacher` that a recipe may set."""
 TARGETS = ("", "val", "zero-shot")
 WEIGHTS = ("last", "best")
 _OPTIONS = (str, int, float, bool)
@@ -30,84 +33,100 @@ _OPTIONS = (str, int, float, bool)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """Which splits are trained and scored on. A recipe may list several; the first that the data root has is taken.
+    """Which splits are trained and scored on. A recipe may list several; the first that the data root has is taken."""
 
-    Attributes:
-        train: split to extract and to train on.
-        val: split to score on after every epoch.
-        weights: that the protocols score, last or best; best needs a `val` that is not trained on.
-        note: what a reader of the scores should know.
-        published: images of `train`, as the data set's authors count them; 0: not known.
-        published_val: the same of `val`.
-    """
+    train: Annotated[str, Option("Split to extract and to train on.")]
+    val: Annotated[str, Option("Split to score on after every epoch.")]
+    weights: Annotated[
+        str,
+        Option("That the protocols score; best needs a val that is not trained on.", choices=WEIGHTS, noun="weights"),
+    ] = "best"
+    note: Annotated[str, Option("What a reader of the scores should know.")] = ""
+    published: Annotated[int, Option("Images of train, as the data set's authors count them; 0: not known.", ge=0)] = 0
+    published_val: Annotated[int, Option("The same of val.", ge=0)] = 0
 
-    train: str
-    val: str
-    weights: str = "best"
-    note: str = ""
-    published: int = 0
-    published_val: int = 0
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> Splits:
+        """Read a table of a recipe."""
+        return build(cls, table)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """One call of `lfi evaluate`.
+    """One call of `lfi evaluate`."""
 
-    Attributes:
-        protocol: one of `PROTOCOLS`.
-        targets: the cache that goes with it: none, that of the validation split, or those of the data sets that the
-            user gives for zero-shot scores, one call each.
-        objectives: whose runs are scored; empty: all.
-        references: objective whose runs the others are held against, as the protocol convergence asks: those that leave
-            out the same domains; empty: the protocol needs none.
-        options: further options, by name without the dashes; true is a bare flag.
-        one_by_one: a command for each run, since one takes hours.
-    """
+    protocol: Annotated[str, Option("Which protocol.", choices=PROTOCOLS)]
+    targets: Annotated[
+        str,
+        Option(
+            "The cache that goes with it: none, that of the validation split, or those of the data sets that the user "
+            "gives for zero-shot scores, one call each.",
+            choices=TARGETS,
+        ),
+    ] = ""
+    objectives: Annotated[tuple[str, ...], Option("Whose runs are scored; empty: all.")] = ()
+    references: Annotated[
+        str,
+        Option(
+            "Objective whose runs the others are held against, as the protocol convergence asks: those that leave out "
+            "the same domains; empty: the protocol needs none."
+        ),
+    ] = ""
+    options: Annotated[
+        Mapping[str, Any], Option("Further options, by name without the dashes; true is a bare flag.")
+    ] = field(default_factory=dict)
+    one_by_one: Annotated[bool, Option("A command for each run, since one takes hours.")] = False
 
-    protocol: str
-    targets: str = ""
-    objectives: tuple[str, ...] = ()
-    references: str = ""
-    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    one_by_one: bool = False
+    def __post_init__(self) -> None:
+        check(self)
+        for option, value in self.options.items():
+            if not isinstance(value, _OPTIONS):
+                raise ConfigError(f"option {option} must be text, a number or true, got {value!r}.")
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> Evaluation:
+        """Read a table of a recipe."""
+        return build(cls, table)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A comparison at full scale: data, teacher, runs and evaluations.
+    """A comparison at full scale: data, teacher, runs and evaluations."""
 
-    Attributes:
-        name: of the recipe.
-        title: one line.
-        dataset: name of a data set, or path of a manifest.
-        splits: one or more.
-        teacher: `NAME[:TAG]`; empty takes the data set's own.
-        most_images: of each split that are extracted, in whole shards from the first on; 0: all.
-        steps: of each run, whatever domains it leaves out: epochs follow from the images; 0: the `epochs` of `base`.
-        extract: options of `lfi extract-teacher`.
-        base: settings of every run.
-        grid: settings that vary, each with its values.
-        where: as `[[where]]` of a sweep.
-        evaluate: calls of `lfi evaluate`.
-    """
+    name: Annotated[str, Option("Of the recipe.")]
+    title: Annotated[str, Option("One line.")]
+    dataset: Annotated[str, Option("Name of a data set, or path of a manifest.")]
+    splits: Annotated[tuple[Splits, ...], Option("Tables [[splits]].", at_least_one=True)]
+    teacher: Annotated[str, Option("NAME[:TAG]; empty takes the data set's own.")] = ""
+    most_images: Annotated[
+        int, Option("Of each split that are extracted, in whole shards from the first on; 0: all.", ge=0)
+    ] = 0
+    steps: Annotated[
+        int,
+        Option(
+            "Of each run, whatever domains it leaves out: epochs follow from the images; 0: the epochs of base.", ge=0
+        ),
+    ] = 0
+    extract: Annotated[Mapping[str, Any], Option("Options of the extraction, some of `EXTRACT`.")] = field(
+        default_factory=dict
+    )
+    base: Annotated[Mapping[str, Any], Option("Settings of every run.")] = field(default_factory=dict)
+    grid: Annotated[Mapping[str, Any], Option("Settings that vary, each with its values.")] = field(
+        default_factory=dict
+    )
+    where: Annotated[tuple[Mapping[str, Any], ...], Option("As [[where]] of a sweep.")] = ()
+    evaluate: Annotated[tuple[Evaluation, ...], Option("Calls of the evaluation.")] = ()
 
-    name: str
-    title: str
-    dataset: str
-    splits: tuple[Splits, ...]
-    teacher: str = ""
-    most_images: int = 0
-    steps: int = 0
-    extract: Mapping[str, str | int] = field(default_factory=dict)
-    base: Mapping[str, Any] = field(default_factory=dict)
-    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    where: tuple[Mapping[str, Any], ...] = ()
-    evaluate: tuple[Evaluation, ...] = ()
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Views of the training split's cache."""
-        return tuple(view.strip() for view in str(self.extract.get("views", "full,hflip")).split(","))
+        return tuple(self.extract.get("views", VIEWS))
 
     def to_plain(self) -> dict[str, Any]:
         """Return the recipe as a TOML table."""
@@ -147,11 +166,13 @@ def _parsed(table: dict[str, Any], path: Path, small: bool) -> Recipe:
     """Check a whole file, `[small]` as well, so that a mistake there is found before anybody needs it."""
     changes = table.pop("small", None)
     full = parse_recipe(table, path)
+    if changes is not None and not isinstance(changes, dict):
+        raise ConfigError(f"{path}: small must be a table, got {changes!r}.")
     if changes is None:
         if small:
             raise ConfigError(f"{path} must have a table [small] to be scaled down, found none.")
         return full
-    scaled = parse_recipe(merged(table, _typed(changes, dict, path, "small")), path)
+    scaled = parse_recipe(merged(table, changes), path)
     unknown_sizes = tuple(replace(each, published=0, published_val=0) for each in scaled.splits)  # nothing to compare
     return replace(scaled, splits=unknown_sizes) if small else full
 
@@ -167,81 +188,27 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def parse_recipe(table: Mapping[str, Any], path: Path) -> Recipe:
     """Check a table and return its recipe; raises as `load_recipe`."""
-    known = _known(table, Recipe, path, "recipe")
-    for name in ("name", "title", "dataset", "teacher"):
-        _typed(known.get(name, ""), str, path, name)
-    for name in ("most_images", "steps"):
-        if _typed(known.get(name, 0), int, path, name) < 0:
-            raise ConfigError(f"{path}: {name} must be 0 or more, got {known[name]}.")
-    for name in ("extract", "base", "grid"):
-        _typed(known.get(name, {}), dict, path, name)
-    for name in ("splits", "where", "evaluate"):
-        for entry in _typed(known.get(name, []), list, path, name):
-            _typed(entry, dict, path, name)
-    if not known["splits"]:
-        raise ConfigError(f"{path} must have one table [[splits]] or more, got none.")
-    load_manifest(known["dataset"])
-    for option, value in known.get("extract", {}).items():
-        if option not in EXTRACT:
-            raise UnknownNameError(f"option of {path}, [extract]:", option, EXTRACT)
-        _typed(value, EXTRACT[option], path, f"extract, {option}")
-    settings_in(known.get("base", {}), path, "base")
-    for key, values in known.get("grid", {}).items():
-        setting_name(key, f"{path}, [grid]")
-        _typed(values, list, path, f"grid, {key}")
-    evaluations = tuple(_evaluation(entry, path) for entry in known.get("evaluate", []))
-    splits = tuple(_splits(entry, path) for entry in known["splits"])
-    return Recipe(
-        **known | {"splits": splits, "where": tuple(known.get("where", ())), "evaluate": evaluations},
-    )
+    try:
+        recipe = build(Recipe, table)
+        recipe = replace(recipe, extract=dict(_extract_option(*entry) for entry in recipe.extract.items()))
+    except LFIError as error:
+        raise error.within(str(path)) from error
+    load_manifest(recipe.dataset)
+    RUN_FILE.table(recipe.base, path, "base")
+    for key, values in recipe.grid.items():
+        RUN_FILE.name(key, f"{path}, [grid]")
+        if not isinstance(values, list):
+            raise ConfigError(f"{path}: grid, {key} must be a list of values, got {values!r}.")
+    return recipe
 
 
-def _splits(table: Mapping[str, Any], path: Path) -> Splits:
-    known = _known(table, Splits, path, "[[splits]]")
-    for name in ("train", "val", "weights", "note"):
-        _typed(known.get(name, ""), str, path, f"splits, {name}")
-    for name in ("published", "published_val"):
-        _typed(known.get(name, 0), int, path, f"splits, {name}")
-    splits = Splits(**known)
-    if splits.weights not in WEIGHTS:
-        raise UnknownNameError(f"weights in {path}:", splits.weights, WEIGHTS)
-    return splits
-
-
-def _evaluation(table: Mapping[str, Any], path: Path) -> Evaluation:
-    known = _known(table, Evaluation, path, "[[evaluate]]")
-    if _typed(known["protocol"], str, path, "evaluate, protocol") not in PROTOCOLS:
-        raise UnknownNameError(f"protocol in {path}:", known["protocol"], PROTOCOLS)
-    if _typed(known.get("targets", ""), str, path, "evaluate, targets") not in TARGETS:
-        raise UnknownNameError(f"targets in {path}:", known["targets"], TARGETS)
-    _typed(known.get("references", ""), str, path, "evaluate, references")
-    _typed(known.get("one_by_one", False), bool, path, "evaluate, one_by_one")
-    for name in _typed(known.get("objectives", []), list, path, "evaluate, objectives"):
-        _typed(name, str, path, "evaluate, objectives")
-    for option, value in _typed(known.get("options", {}), dict, path, "evaluate, options").items():
-        if not isinstance(value, _OPTIONS):
-            raise ConfigError(f"{path}: option {option} must be text, a number or true, got {value!r}.")
-    return Evaluation(**known | {"objectives": tuple(known.get("objectives", ()))})
-
-
-def _known(table: Mapping[str, Any], kind: type, path: Path, what: str) -> dict[str, Any]:
-    names = [each.name for each in fields(kind)]
-    for key in table:
-        if key not in names:
-            raise UnknownNameError(f"field of {path}, {what}:", key, names)
-    for each in fields(kind):
-        if each.default is MISSING and each.default_factory is MISSING and each.name not in table:
-            raise ConfigError(f"{path}: {what} must have the field {each.name}, found none.")
-    return dict(table)
-
-
-_KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
-
-
-def _typed(value: Any, kind: type, path: Path, name: str) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{path}: {name} must be {_KINDS[kind]}, got {value!r}.")
-    return value
+def _extract_option(name: str, value: Any) -> tuple[str, Any]:
+    if name not in EXTRACT:
+        raise UnknownNameError("option of [extract]", name, EXTRACT)
+    option = declared(ExtractConfig)[name]
+    if isinstance(value, str) and option.option.separator is not None:
+        value = [part.strip() for part in value.split(option.option.separator)]
+    return name, plain(typed(option, value))
 
 
 def _plain(value: Any) -> Any:

@@ -7,13 +7,13 @@ comparison by Holm's method.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure
 from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals
@@ -338,9 +338,9 @@ class _Draft:
 
 
 _NEEDS = {
-    "grounding": "--targets TARGETS",
-    "zero-shot": "--targets TARGETS",
-    "convergence": "--reference RUN",
+    "grounding": {"targets": "TARGETS"},
+    "zero-shot": {"targets": "TARGETS"},
+    "convergence": {"reference": "RUN"},
 }
 """Options without which the protocol does not run."""
 
@@ -369,9 +369,9 @@ def missing_results(groups: Sequence[Group], results: Results, only: Sequence[st
         for group, run in lacking:
             seeds.setdefault(group.label, []).append(str(run.config.seed))
         listed = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
-        words = ["lfi", "evaluate", *(shlex.quote(str(run.path)) for _, run in lacking), "--protocol", protocol]
-        words += [_NEEDS[protocol]] if protocol in _NEEDS else []
-        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=" ".join(words)))
+        needed = _NEEDS.get(protocol, {})
+        command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
+        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=command))
     return missing
 
 

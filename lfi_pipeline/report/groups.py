@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.options import current_names, declared
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import mean_curve
-from lfi_pipeline.training.settings import FIELDS
+from lfi_pipeline.training.config import TrainConfig
 
 SLOTS = {
     "none": 0,
@@ -48,7 +49,7 @@ _NAMED_OTHERWISE = frozenset(
         "queries",
         "student",
         "weight",
-        "learning_rate",
+        "lr",
         "epochs",
         "batch_size",
         "image_size",
@@ -57,13 +58,13 @@ _NAMED_OTHERWISE = frozenset(
         "data_root",
     ]
 )
-"""Settings of a run (training/settings.py) that the label or `_SETTINGS` names already, or that do not matter."""
+"""Settings of a run (training/config.py) that the label or `_SETTINGS` names already, or that do not matter."""
 
 
 def _setting(name: str) -> Callable[[RunConfig], object]:
     def read(config: RunConfig) -> object:
         settings = config.raw.get("settings")
-        value = settings.get(name) if isinstance(settings, Mapping) else None
+        value = current_names(TrainConfig, settings, strict=False).get(name) if isinstance(settings, Mapping) else None
         return json.dumps(value) if isinstance(value, dict | list) else value
 
     return read
@@ -76,7 +77,7 @@ def _other_weights(config: RunConfig) -> str:
 
 
 _SETTINGS["weight"] = _other_weights
-_SETTINGS |= {name.replace("_", " "): _setting(name) for name in FIELDS if name not in _NAMED_OTHERWISE}
+_SETTINGS |= {name.replace("_", " "): _setting(name) for name in declared(TrainConfig) if name not in _NAMED_OTHERWISE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

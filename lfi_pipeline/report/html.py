@@ -18,8 +18,8 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from lfi_pipeline import __version__
-from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
-from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
 from lfi_pipeline.report.gallery import build_gallery, map_gallery
@@ -37,6 +37,7 @@ from lfi_pipeline.report.text import (
     p_texts,
     points,
     settings_text,
+    write_text,
 )
 from lfi_pipeline.report.verdict import conclude
 
@@ -63,7 +64,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
     out = _file_to_write(out)
-    _write_page(out, render([load_run(Path(run)) for run in runs], title=title))
+    write_text(out, render([load_run(Path(run)) for run in runs], title=title))
     return out
 
 
@@ -100,7 +101,7 @@ def write_map_gallery(
     out = _file_to_write(out)
     gallery = map_gallery(images, maps, captions=captions, depths=depths)
     template = _environment().get_template("maps.html.jinja")
-    _write_page(out, template.render(title=title, gallery=gallery, version=__version__, **_page_assets()))
+    write_text(out, template.render(title=title, gallery=gallery, version=__version__, **_page_assets()))
     return out
 
 
@@ -108,14 +109,6 @@ def _file_to_write(out: Path) -> Path:
     if Path(out).is_dir():
         raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
     return Path(out)
-
-
-def _write_page(out: Path, page: str) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, page.encode())
-    except OSError as error:
-        raise OutputWriteError(f"Cannot write the page {out}: {error.strerror or error}.") from error
 
 
 def _page_assets() -> dict[str, str]:
@@ -241,14 +234,16 @@ def _missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
     runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
     for name, run in runs:
         if run.summary is None:
-            again = run.config.command or f"lfi train --out {run.path.name}"
+            again = run.config.command or command_line("train", out=run.path.name)
             lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
         if run.classified is None:
             text = f"{name} was not evaluated: its mAP here is the last validation in training."
             lines.append((text, f"lfi evaluate {run.path.name}"))
     for group in groups:
         if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
-            lines.append((f"{group.label} has no gallery.", f"lfi evaluate {group.runs[0].path.name} --targets SHARDS"))
+            lines.append(
+                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
+            )
     return lines
 
 

@@ -7,8 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lfi_pipeline.core.errors import OutputWriteError
+from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Measure, Unit, without_domains
 from lfi_pipeline.report.statistics import LEVEL, Estimate
 from lfi_pipeline.training.sweep import shown as shown_setting
@@ -40,6 +43,15 @@ class TextTable:
     title: str
     headings: list[str]
     rows: list[list[str]]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; missing parents are made. Raises OutputWriteError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise OutputWriteError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def points(value: float, signed: bool = False) -> str:

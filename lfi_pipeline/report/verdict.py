@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.charts import Crossing
 from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
@@ -82,7 +83,7 @@ def conclude(groups: Sequence[Group], table: Table) -> Verdict:
 def _no_lfi(own: Sequence[Group]) -> str:
     if own:
         return "The lfi runs hold no validation score yet. `lfi evaluate RUN` makes one."
-    return "None of these runs learned from the teacher's maps. `lfi train --objective lfi` makes one."
+    return f"None of these runs learned from the teacher's maps. `{command_line('train', objective='lfi')}` makes one."
 
 
 def _no_control(lfi: Group, scores: _Scores) -> str:
@@ -90,7 +91,7 @@ def _no_control(lfi: Group, scores: _Scores) -> str:
     assert score is not None
     return (
         f"{lfi.label} scores {points(score.mean)} mAP on {scores.where}, which says nothing by itself: there "
-        "is no control among these runs. `lfi train --objective none` makes one."
+        f"is no control among these runs. `{command_line('train', objective='none')}` makes one."
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report.groups import Group, gather
@@ -23,7 +24,6 @@ from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table
 from lfi_pipeline.training.run_dir import SUMMARY, recorded_config
 from lfi_pipeline.training.run_reader import read_config, read_summary
-from lfi_pipeline.training.settings import flat_settings
 
 CROSS_DOMAIN = "cross-domain"
 _SEED = "seed"
@@ -129,7 +129,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
 
 def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
-    flat = flat_settings(recorded_config(run))
+    flat = flatten(recorded_config(run))
     path = Path(flat["targets"])
     fingerprint = read_config(run).text_or("targets_fingerprint", str(path))
     flat["targets"] = caches.setdefault(fingerprint, f"{path.name} {fingerprint[:8]}")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.students.backbone import StudentConfig, Tap, pair_layers
+    from lfi_pipeline.students.backbone import Tap, pair_layers
+    from lfi_pipeline.students.config import QueryConfig, StudentConfig
     from lfi_pipeline.students.learned_queries import LearnedQueries
-    from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
+    from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
     from lfi_pipeline.students.student import Features, Student
 
 __all__ = [
@@ -28,9 +29,10 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "backbone": ["StudentConfig", "Tap", "pair_layers"],
+        "backbone": ["Tap", "pair_layers"],
+        "config": ["QueryConfig", "StudentConfig"],
         "learned_queries": ["LearnedQueries"],
-        "queries": ["QueryConfig", "QueryOutput", "Supervision", "TextQueries"],
+        "queries": ["QueryOutput", "Supervision", "TextQueries"],
         "student": ["Features", "Student"],
     },
 )

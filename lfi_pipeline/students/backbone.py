@@ -7,7 +7,7 @@ import itertools
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.hub import untouched_network
+from lfi_pipeline.students.config import StudentConfig
 from lfi_pipeline.students.pretrained import check_tag, check_weights, complete_weights
 
 
@@ -88,27 +89,6 @@ _FINEST_STRIDE = 8  # of automatic taps: queries over a 56x56 stem map cost too 
 _NEAR_NAMES = 20  # of timm's 1,300 models, listed where a name is unknown
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudentConfig:
-    """Which backbone to train.
-
-    Attributes:
-        name: any timm model that answers `forward_intermediates`; MODEL.TAG names its weights.
-        image_size: pixels a side; None takes the model's own.
-        patch_size: for plain vision transformers; None takes the model's own.
-        kwargs: further arguments of `timm.create_model`, such as depth or embed_dim.
-        pretrained: start from timm's weights, or from the file of `pretrained_cfg_overlay` in `kwargs`.
-        taps: indices into the model's feature list; empty chooses `DEFAULT_TAPS` evenly spaced ones.
-    """
-
-    name: str = "vit_tiny_patch16_224"
-    image_size: int | None = None
-    patch_size: int | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    taps: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Tap:
     """A student stage whose features meet the queries.
@@ -167,8 +147,8 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
         if not last_try and "img_size" in str(error):
             return None
         raise ConfigError(
-            f"{config.name} does not accept these overrides: {dict(overrides)} ({error}). Leave --patch-size and "
-            "--student-arg out, or choose a student that takes them, such as a plain vision transformer."
+            f"{config.name} does not accept these overrides: {dict(overrides)} ({error}). Leave `patch_size` and "
+            "`student_arg` out, or choose a student that takes them, such as a plain vision transformer."
         ) from error
     except (AssertionError, LookupError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {_reason(error)}.") from error
@@ -177,7 +157,7 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
             raise
         raise ConfigError(
             f"The weights of {config.name} could not be fetched or read ({type(error).__name__}: {_reason(error)}). "
-            "Try again, or leave --pretrained out."
+            "Try again, or leave `pretrained` out."
         ) from error
 
 
@@ -269,10 +249,10 @@ def _features(model: Any, config: StudentConfig, size: tuple[int, int]) -> list[
             )
     except (AssertionError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         own = tuple(model.pretrained_cfg["input_size"][1:])
-        sized = "" if size == own else f"its own size, {_by(own)} pixels (no --image-size), "
+        sized = "" if size == own else f"its own size, {_by(own)} pixels (no `image_size`), "
         raise ConfigError(
             f"{config.name} cannot give features of {_by(size)} pixels with {dict(config.kwargs)}: {_reason(error)}. "
-            f"Try {sized}{'no --student-arg, ' if config.kwargs else ''}or another student."
+            f"Try {sized}{'no `student_arg`, ' if config.kwargs else ''}or another student."
         ) from error
     finally:
         model.train(was_training)

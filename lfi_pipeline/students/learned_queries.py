@@ -11,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput, QueryStack, make_blocks
+from lfi_pipeline.students.config import QueryConfig
+from lfi_pipeline.students.queries import QueryOutput, QueryStack, make_blocks
 
 
 def match_slots(cost: Tensor, present: Tensor) -> Tensor:

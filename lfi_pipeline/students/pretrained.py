@@ -55,8 +55,8 @@ def check_weights(name: str, overrides: Mapping[str, Any]) -> Remote | None:
         fetch = f"`hf download {remote.repo} {remote.files[0]}`" if remote.repo else f"a download to {remote.folder}"
         raise ConfigError(
             f"timm's weights of {name} are {place}; they are not in the local cache and {why}. Either fetch them with "
-            f"{fetch} on a machine with a network and copy its cache here; or name a file with --student-arg "
-            '\'pretrained_cfg_overlay={"file": "PATH"}\'; or leave --pretrained out.'
+            f"{fetch} on a machine with a network and copy its cache here; or name a file with `student_arg` "
+            '\'pretrained_cfg_overlay={"file": "PATH"}\'; or leave `pretrained` out.'
         )
     return remote
 
@@ -85,7 +85,7 @@ def complete_weights(name: str) -> Iterator[None]:
         keys = found.keys.split(", ")
         raise ConfigError(
             f"The weights do not fit {name}: they lack {len(keys)} of its tensors, such as {keys[0]}. Name the model "
-            "they were made for, and leave out each --student-arg that changes its parts, such as depth."
+            "they were made for, and leave out each `student_arg` that changes its parts, such as depth."
         )
 
 
@@ -112,5 +112,5 @@ def _remote(name: str) -> Remote:
         return Remote("", (url.rpartition("/")[2],), url, Path(torch.hub.get_dir()) / "checkpoints")
     model = split_model_name_tag(name)[0]
     having = [each for each, cfg in get_arch_pretrained_cfgs(model).items() if cfg.has_weights]
-    instead = f"name one of {', '.join(having)}" if having else "leave --pretrained out"
+    instead = f"name one of {', '.join(having)}" if having else "leave `pretrained` out"
     raise ConfigError(f"timm has no weights of {name}: {instead}.")

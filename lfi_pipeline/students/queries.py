@@ -12,45 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfi_kernels import InteractionQueryBlock
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.students.config import QueryConfig
 
 MODES = ("text", "learned")
 STATES = ("persistent", "reset")
 READOUTS = ("concat", "max")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueryConfig:
-    """Shape of the queries (this project's choice: the paper's is not public).
-
-    Attributes:
-        mode: `text` seeds one query per word by its embedding; `learned` has `slots` free ones that feed the head.
-        slots: K, queries of mode `learned`.
-        width: Dq, channels of a query.
-        heads: attention heads at each tap.
-        state: `persistent` carries Q_t to the next tap; `reset` starts every tap from Q_0 (the ablation).
-        readout: how the slots' final states become class logits, see `SlotReadout`; of mode `learned`.
-    """
-
-    mode: str = "text"
-    slots: int = 6
-    width: int = 128
-    heads: int = 4
-    state: str = "persistent"
-    readout: str = "concat"
-
-    def __post_init__(self) -> None:
-        for kind, value, choices in (
-            ("query mode", self.mode, MODES),
-            ("state", self.state, STATES),
-            ("readout", self.readout, READOUTS),
-        ):
-            if value not in choices:
-                raise UnknownNameError(kind, value, choices)
-        if self.width < 1 or self.heads < 1 or self.width % self.heads:
-            raise ConfigError(f"query width must be divisible by heads, got {self.width} and {self.heads}.")
-        if self.slots < 1:
-            raise ConfigError(f"slots must be 1 or more, got {self.slots}.")
 
 
 @dataclass(frozen=True, slots=True)

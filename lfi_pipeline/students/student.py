@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.students.backbone import StudentConfig, Tap, build_backbone, choose_taps, input_size
+from lfi_pipeline.students.backbone import Tap, build_backbone, choose_taps, input_size
+from lfi_pipeline.students.config import QueryConfig, StudentConfig
 from lfi_pipeline.students.learned_queries import LearnedQueries, SlotReadout
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput, Supervision, TextQueries
+from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.study.make import Study, StudyConfig, make_study
+    from lfi_pipeline.study.config import StudyConfig
+    from lfi_pipeline.study.make import Study, make_study
     from lfi_pipeline.study.score import StudyScore, score_study
 
 __all__ = ["Study", "StudyConfig", "StudyScore", "make_study", "score_study"]
 
 __getattr__ = lazy_exports(
-    __name__, {"make": ["Study", "StudyConfig", "make_study"], "score": ["StudyScore", "score_study"]}
+    __name__, {"config": ["StudyConfig"], "make": ["Study", "make_study"], "score": ["StudyScore", "score_study"]}
 )

@@ -226,7 +226,7 @@ def read_key(path: Path) -> StudyKey:
             items=items,
         )
     except RunError as error:
-        raise StudyError(f"{error} Give the key that lfi study make wrote beside the page (--key).") from error
+        raise StudyError(f"{error} Give the key that lfi study make wrote beside the page (`key`).") from error
     if len({item.id for item in items}) != len(items) or not items:
         raise StudyError(f"{path} must list each item once, and at least one.")
     return key

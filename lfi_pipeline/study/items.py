@@ -117,13 +117,13 @@ def choose_kind(asked: str, runs: Sequence[LoadedRun]) -> str:
     if asked == INTERACTION and without:
         raise ConfigError(
             f"Interaction maps need runs with interaction queries; {', '.join(without)} has none. Compare both runs by "
-            "--maps gradcam."
+            "`maps='gradcam'`."
         )
     headless = [str(run.path) for run in runs if run.student.head is None]
     if asked == GRADCAM and headless:
         raise ConfigError(
             f"Grad-CAM needs runs that predict classes; {', '.join(headless)} was trained without labels. Compare two "
-            "runs with interaction queries by --maps interaction."
+            "runs with interaction queries by `maps='interaction'`."
         )
     return asked
 

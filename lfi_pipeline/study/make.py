@@ -24,17 +24,8 @@ from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.report.gallery import encode_image, quantise, still
 from lfi_pipeline.study.answers import CATCH, RUNS, KeyItem, StudyKey, key_path, read_key, write_key
-from lfi_pipeline.study.items import (
-    AUTO,
-    INTERACTION,
-    Map,
-    NamedWord,
-    choose_kind,
-    evenly,
-    named_words,
-    teacher_map,
-    word_maps,
-)
+from lfi_pipeline.study.config import INTERACTION, StudyConfig
+from lfi_pipeline.study.items import Map, NamedWord, choose_kind, evenly, named_words, teacher_map, word_maps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import LoadedRun, load_run
 
@@ -103,43 +94,6 @@ def render(images: Sequence[npt.NDArray[np.uint8]], items: Sequence[PageItem]) -
 
 def _asset(name: str) -> str:
     return (resources.files("lfi_pipeline.study") / "templates" / name).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyConfig:
-    """Options of `make_study`.
-
-    Attributes:
-        targets: cache of the split that both runs were validated on: it knows the words of the images.
-        items: pairs of image and word.
-        maps: `interaction`, `gradcam`, or `auto`: the first if both runs have queries, else the second.
-        repeat: share of the items that each rater sees a second time, sides swapped.
-        catch: trials more, in which the teacher's map stands against the same map with its cells shuffled.
-        weights: `last` or `best`.
-        data_root: where the data set lies, if it has moved.
-        seed: of the choice of items and of whose map is which.
-        device: `auto` takes CUDA where there is one.
-    """
-
-    targets: Path
-    items: int = 60
-    maps: str = AUTO
-    repeat: float = 0.1
-    catch: int = 0
-    weights: str = "last"
-    data_root: Path | None = None
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.items < 1:
-            raise ConfigError(f"items must be 1 or more, got {self.items}.")
-        if not 0 <= self.repeat <= 1:
-            raise ConfigError(f"repeat must be a share from 0 to 1, got {self.repeat}.")
-        if not 0 <= self.catch <= self.items:
-            raise ConfigError(f"catch must be from 0 to the number of items ({self.items}), got {self.catch}.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,7 +241,7 @@ def _pairs(
         if not chunk:
             raise ConfigError(
                 f"The study needs {config.items} words that both runs have a map of; {store.path} has {len(named)} "
-                f"words that name a class, and {len(usable)} of them will do. Ask for fewer --items."
+                f"words that name a class, and {len(usable)} of them will do. Ask for fewer `items`."
             )
         both = (word_maps(run, store, dataset, chunk, kind) for run in runs)
         for word, a, b in zip(chunk, *both, strict=True):
@@ -335,7 +289,7 @@ def _write(out: Path, page: str, key: StudyKey) -> None:
     if path.exists() and read_key(path) != key:
         raise OutputExistsError(
             f"{path} is the key of another study, and its raters' answers mean nothing without it. Choose another "
-            "--out, or move that key away."
+            "`out`, or move that key away."
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

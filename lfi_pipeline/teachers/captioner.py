@@ -112,7 +112,7 @@ def generated_captions(
     if missing:
         raise IncompleteTargetsError(
             f"{folder} has captions of {len(pieces) - len(missing)} of {len(pieces)} pieces of {CHUNK} images; the "
-            "words of all images must be known before maps are made. Let the other --shards ranges write theirs, then "
+            "words of all images must be known before maps are made. Let the other `shards` ranges write theirs, then "
             "run the same command again."
         )
     clear_staging(folder)

@@ -27,15 +27,9 @@ from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
+from lfi_pipeline.teachers.config import require_row
 from lfi_pipeline.teachers.kinds import KINDS, POOLER, Reading, coca_kinds
-from lfi_pipeline.teachers.teacher import (
-    InteractionMaps,
-    choose_layers,
-    logit_scale_of,
-    normalised,
-    require_images,
-    require_row,
-)
+from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, logit_scale_of, normalised, require_images
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text, pad_id
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time

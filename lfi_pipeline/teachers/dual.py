@@ -19,15 +19,9 @@ from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import LayerSpec, TeacherSpec
 from lfi_pipeline.teachers.attention import outputs_of
+from lfi_pipeline.teachers.config import ROWS
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
-from lfi_pipeline.teachers.teacher import (
-    ROWS,
-    InteractionMaps,
-    choose_layers,
-    logit_scale_of,
-    normalised,
-    require_images,
-)
+from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, logit_scale_of, normalised, require_images
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
 
 # Numbers that the gradients of a group of words may hold in one place of the trunk (words * B * T * 4 D)

@@ -9,48 +9,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lfi_pipeline.core.device import OperationCounter, resolve_device
-from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
-from lfi_pipeline.teachers.extract import ExtractConfig, open_job, read_split
+from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
+from lfi_pipeline.teachers.extract import open_job, read_split
 from lfi_pipeline.teachers.shards import Share
 from lfi_pipeline.teachers.text import resolve_mode
 
 MARGIN = 0.1
 """Share of the cache's estimated size that must be free beyond it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanConfig:
-    """What to plan.
-
-    Attributes:
-        extract: the extraction.
-        out: where its cache is to be; need not exist.
-        batches: that are timed.
-        processes: that are to share the work, each with a device of its own.
-        epochs: that a student trains.
-        students: that are to be trained from the cache.
-    """
-
-    extract: ExtractConfig
-    out: Path = field(default_factory=lambda: Path("shards"))
-    batches: int = 3
-    processes: int = 1
-    epochs: int = 100
-    students: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "processes", "epochs", "students"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,10 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
-from lfi_pipeline.core.errors import ConfigError, DatasetError, SpecMismatchError, UnknownNameError
+from lfi_pipeline.core.errors import DatasetError, SpecMismatchError
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.targets import (
-    CODECS,
     CodecSpec,
     DatasetSpec,
     PreprocessingSpec,
@@ -32,17 +31,14 @@ from lfi_pipeline.targets import (
     TextSpec,
     Vocabulary,
 )
-from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.teachers.captioner import generated_captions
+from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension
 from lfi_pipeline.teachers.shards import Plan, ShardMaker, Share, share_of
-from lfi_pipeline.teachers.teacher import Teacher, class_embeddings, require_row
+from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
 from lfi_pipeline.teachers.text import (
-    CAPTION_CHOICES,
     DEFAULT_PROMPTS,
-    MODES,
-    VIEWS,
     TextSource,
     resolve_mode,
     sample_words,
@@ -258,73 +254,6 @@ def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, 
 
 POLL_SECONDS = 2.0
 """How long to wait before looking again at shards that other processes are making."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig:
-    """What to extract.
-
-    Attributes:
-        dataset: name of a manifest, or the path of one.
-        data_root: where its files lie.
-        split: which split.
-        teacher: `NAME[:TAG]`; empty takes the data set's own default.
-        precision: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`, of what is not differentiated.
-        kind: kind of map; empty takes the teacher's default.
-        row: `emitting` or `reading`.
-        layers: how many teacher layers, or which (0-based), for kinds that have several; None for 4, or all if fewer.
-        text: what the teacher reads: `captions`, `prompts` (class names), `generate`, or `auto`.
-        captions: which captions of an image (or prompts) are read: `first`, `longest` or `all`.
-        prompts: templates with one `{}`, in place of the data set's own.
-        words: M, the most words of a sample that get a map.
-        views: geometric versions of the image that the teacher sees.
-        layout: of the cache, `zarr` or `webdataset`.
-        codec: how maps become bytes, a name in `lfi_pipeline.targets.CODECS`.
-        samples_per_shard: size of one commit unit.
-        batch_size: images per forward pass; does not change the spec.
-        workers: threads that read images; 0 chooses.
-        device: where the teacher runs; `auto` takes CUDA where there is one.
-    """
-
-    dataset: str
-    data_root: Path
-    split: str = "train"
-    teacher: str = ""
-    precision: str = "auto"
-    kind: str = ""
-    row: str = "emitting"
-    layers: int | tuple[int, ...] | None = None
-    text: str = "auto"
-    captions: str = "first"
-    prompts: tuple[str, ...] = ()
-    words: int = 16
-    views: tuple[str, ...] = VIEWS
-    layout: str = "zarr"
-    codec: str = "uint8_sqrt"
-    samples_per_shard: int = 1024
-    batch_size: int = 64
-    workers: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for kind, name, choices in (
-            ("text mode", self.text, MODES),
-            ("caption choice", self.captions, CAPTION_CHOICES),
-            ("layout", self.layout, LAYOUTS),
-            ("codec", self.codec, CODECS),
-            *(("view", view, VIEWS) for view in self.views),
-        ):
-            if name not in choices:
-                raise UnknownNameError(kind, name, choices)
-        if self.kind:
-            require_row(self.row, self.kind)
-        if "full" not in self.views:
-            raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.")
-        if self.prompts and self.text not in ("auto", "prompts"):
-            raise ConfigError(f"prompts are for the text mode 'prompts', got {self.text!r}.")
-        for name in ("words", "samples_per_shard", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
 
 
 def extract(

@@ -24,37 +24,12 @@ from lfi_pipeline.evaluation.grounding import (
 )
 from lfi_pipeline.targets import LayerSpec, TargetSpec, TargetStore
 from lfi_pipeline.targets.store import sample_image
+from lfi_pipeline.teachers.config import ROWS, PointingConfig
 from lfi_pipeline.teachers.registry import load_teacher
-from lfi_pipeline.teachers.teacher import ROWS, Teacher
+from lfi_pipeline.teachers.teacher import Teacher
 
 MOST_LAYERS = 4
 """Decoder layers that a kind with several is scored at, evenly spaced, where the model has as many."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PointingConfig:
-    """What to score.
-
-    Attributes:
-        kinds: kinds of map; `("all",)` takes every kind of the teacher.
-        images: with masks, evenly spaced over the cache.
-        teacher: `NAME[:TAG]`; empty takes the one that the cache's spec names.
-        batch_size: images per forward pass.
-        device: where the teacher runs.
-    """
-
-    kinds: tuple[str, ...] = ("all",)
-    images: int = 200
-    teacher: str = ""
-    batch_size: int = 16
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.kinds or min(self.images, self.batch_size) < 1:
-            raise ConfigError(
-                "kinds must name at least one kind, images and batch_size be 1 or more, got "
-                f"{', '.join(self.kinds) or 'none'}, {self.images}, {self.batch_size}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,13 +96,13 @@ def _own_teacher(spec: TargetSpec, config: PointingConfig) -> Teacher:
             raise
         raise TeacherError(
             f"The cache was made by {name}, which cannot be loaded by that name: {error} Name the same weights with "
-            f"--teacher {spec.teacher.name}:PATH."
+            f"`teacher={spec.teacher.name}:PATH`."
         ) from error
     if teacher.identity.weights_sha256 != spec.teacher.weights_sha256:
         raise TeacherError(
             f"The weights of {name} must be those that made the cache (weights_sha256 "
             f"{spec.teacher.weights_sha256[:12]}...), got {teacher.identity.weights_sha256[:12]}.... Name the same "
-            f"weights with --teacher {spec.teacher.name}:PATH."
+            f"weights with `teacher={spec.teacher.name}:PATH`."
         )
     return teacher
 

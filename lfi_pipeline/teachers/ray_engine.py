@@ -1,4 +1,4 @@
-"""Shards as tasks on a Ray cluster: `lfi extract-teacher --engine ray` (extra `ray`).
+"""Shards as tasks on a Ray cluster: `lfi extract-teacher` with engine `ray` (extra `ray`).
 
 The driver creates the cache, then every worker process joins it as any other process would: what it commits is what one
 process alone would have committed. Data root and output must be on storage that all nodes see under one path, and the
@@ -23,7 +23,8 @@ from typing import Any
 from lfi_pipeline.core import errors
 from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.targets import Summary
-from lfi_pipeline.teachers.extract import ExtractConfig, Job, open_job, run_shards
+from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.extract import Job, open_job, run_shards
 from lfi_pipeline.teachers.shards import Share
 
 Failure = tuple[str, str]  # name of the class in lfi_pipeline.core.errors, message
@@ -59,7 +60,7 @@ def extract_on_ray(
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError('--engine ray needs Ray: pip install "lfi-pipeline[ray]".') from error
+        raise ConfigError("`engine='ray'` needs Ray: pip install 'lfi-pipeline[ray]'.") from error
     began = time.monotonic()
     out = out.expanduser().absolute()
     config = _absolute(config)

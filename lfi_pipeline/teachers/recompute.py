@@ -15,12 +15,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
-from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import TeacherError, UnknownNameError
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.targets.codec import kl_total
 from lfi_pipeline.targets.commits import remedy
 from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.teachers.config import RecomputeConfig
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.shards import ShardMaker
 from lfi_pipeline.teachers.teacher import Teacher, class_faults
@@ -39,35 +40,6 @@ COSINE = 0.999
 """Least cosine of the recomputed and the stored image embedding."""
 CHUNK = 256
 """Samples whose maps are in memory at a time."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecomputeConfig:
-    """What to recompute.
-
-    Attributes:
-        share: of the cache's samples, in (0, 1]; at least one sample is recomputed.
-        teacher: `NAME[:TAG]`, or `NAME:PATH` of its weights; empty for the name and tag in the spec.
-        device: where the teacher runs.
-        seed: of the choice of samples; None chooses others each time.
-        batch_size: images per forward pass.
-        workers: threads that read images; 0 chooses.
-        progress: show a bar on stderr.
-    """
-
-    share: float = 0.01
-    teacher: str = ""
-    device: str = "auto"
-    seed: int | None = None
-    batch_size: int = 16
-    workers: int = 0
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"The share to recompute must be above 0 and at most 1, got {self.share}.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +94,13 @@ def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
             raise
         raise TeacherError(
             f"The cache was made by {named}, which cannot be loaded by that name; say where its weights are: "
-            f"--teacher {place}. {error}"
+            f"`teacher={place}`. {error}"
         ) from error
     found, recorded = teacher.identity.weights_sha256, spec.teacher.weights_sha256
     if found != recorded:
         raise TeacherError(
             f"The cache was made by {named} with weights of sha256 {recorded}, but {config.teacher or named} has "
-            f"{found}. Give the same weights: --teacher {place}."
+            f"{found}. Give the same weights: `teacher={place}`."
         )
     if stop_words_sha256() != spec.text.stop_words_sha256:
         raise TeacherError(

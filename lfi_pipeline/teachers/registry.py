@@ -194,7 +194,7 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
             raise TeacherError(f"hf-hub: must be followed by ORG/REPO, got {where!r}.")
         name, tag = teacher, "hub"
         needed = [Remote(where, (CONFIG,)), Remote(where, (SAFE_WEIGHTS, WEIGHTS))]
-    files = f"with {SAFE_WEIGHTS}, copy the folder here, and give --teacher local-dir:PATH."
+    files = f"with {SAFE_WEIGHTS}, copy the folder here, and give `teacher=local-dir:PATH`."
     require(needed, files)
     try:
         with untouched_network(needed):
@@ -266,7 +266,7 @@ def _missing_weights(name: str, tag: str, error: Exception) -> str:
     return (
         f"The weights of {name}:{tag} are not in the local cache and could not be fetched ({type(error).__name__}). "
         f"On a machine with a network fetch {remote.files[0]} from {remote.repo or remote.url}, copy it here, and give "
-        f"--teacher {name}:PATH/{remote.files[0]}."
+        f"`teacher={name}:PATH/{remote.files[0]}`."
     )
 
 

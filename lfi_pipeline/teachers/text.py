@@ -242,14 +242,14 @@ class TextSource:
         if not found:
             raise DatasetError(
                 f"Sample {sample.key} has no caption; every image of the split must have one. Check the captions, or "
-                "use --text prompts (class names) or --text generate (the teacher writes them)."
+                "use `text='prompts'` (class names) or `text='generate'` (the teacher writes them)."
             )
         return ReadTexts(texts=self._chosen(found))
 
     def _prompted(self, sample: Sample) -> ReadTexts:
         if not sample.labels:
             raise DatasetError(
-                f"Sample {sample.key} has no label; prompts need one. Use --text captions or --text generate."
+                f"Sample {sample.key} has no label; prompts need one. Use `text='captions'` or `text='generate'`."
             )
         names = tuple(self._names[label] for label in sample.labels)
         return ReadTexts(

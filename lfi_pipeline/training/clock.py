@@ -130,17 +130,17 @@ def advice(
     working = total - waiting
     share = f"{waiting / total:.0%} of the step's time"
     if workers == 0:
-        found = f"Loading inside the training process (--workers 0) takes {share}."
+        found = f"Loading inside the training process (workers=0) takes {share}."
     else:
         found = f"Waiting for data takes {share} with {workers} worker{'s' * (workers > 1)}."
     if workers >= cpu_count or cpu_count <= 1:
         return (
             f"{found} All {cpu_count} cores are in use: take smaller images, pack the cache to zarr on a local disk "
-            "(lfi pack), or feed several students from one read (--student more than once)."
+            "(lfi pack), or feed several students from one read (several students)."
         )
     if load_seconds is not None and steps > 0:
         loading = load_seconds * steps
     else:
         loading = waiting if workers == 0 else workers * total
     wanted = math.ceil(loading / working) if working > 0 else cpu_count
-    return f"{found} Try --workers {max(workers + 1, min(wanted, cpu_count))} ({cpu_count} cores here)."
+    return f"{found} Try workers={max(workers + 1, min(wanted, cpu_count))} ({cpu_count} cores here)."

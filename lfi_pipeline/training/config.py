@@ -1,4 +1,4 @@
-"""Everything that determines a training run, and apart from it the machine that it runs on."""
+"""Everything that determines a training run, and apart from it the machine that it runs on; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.data.augment import Augmentation, Photometric
-from lfi_pipeline.data.mixing import MixConfig
-from lfi_pipeline.students import QueryConfig, StudentConfig
+from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.data.config import Augmentation, MixConfig, Photometric
+from lfi_pipeline.students.config import QueryConfig, StudentConfig
 
 WEIGHT_SCHEDULES = ("constant", "cosine", "linear")
 
@@ -48,6 +49,10 @@ class Weight:
             raise ConfigError(f"A weight must be a number, such as 0.1 or 0.1:cosine, got {text!r}.") from None
         return cls(value, schedule if colon else "constant")
 
+    def plain(self) -> float | str:
+        """As JSON and TOML have it."""
+        return self.value if self.schedule == "constant" else str(self)
+
     def __str__(self) -> str:
         return repr(self.value) if self.schedule == "constant" else f"{self.value!r}:{self.schedule}"
 
@@ -67,7 +72,7 @@ DEFAULT_WEIGHTS = {
     "logits": Weight(0.02),
     "presence": Weight(0.1),
 }
-"""By term: the best of those tried on the scenes (README, "What was measured"); `presence` is not tuned."""
+"""By term: the best of those tried on the scenes `presence` is not tuned."""
 
 
 MAPS = ("teacher", "shuffled", "uniform")
@@ -76,144 +81,144 @@ PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
 TERMS = tuple(DEFAULT_WEIGHTS)
+DATA, STUDENT, QUERIES, OBJECTIVE = "Data", "Student", "Queries", "Objective"
+OPTIMISER, AUGMENTATION, MACHINE = "Optimiser", "Augmentation", "Machine (changes nothing that is learned)"
+"""Headings of the help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamConfig:
-    """What is read, in which order and how it is augmented. Runs with equal streams can be fed from one read.
+class DataConfig:
+    """What is read, in which order and how it is augmented. Runs with equal data can be fed from one read."""
 
-    Attributes:
-        targets: the cache.
-        data_root: where its images lie; None takes what the cache recorded.
-        hold_out: domains left out of training and scored apart.
-        maps: `teacher`, or a control: `shuffled` gives each image the maps of another, `uniform` flat ones.
-        words: of an image that are read, the first ones of the cache; None: all it holds.
-        mirror_maps: allow mirroring a stored map where the cache has no `hflip` view.
-        augmentation: crops and flips, replayed on the maps.
-        photometric: changes of colour, which leave maps as they are.
-        mix: mixup and cutmix, replayed on labels and maps.
-        epochs: passes over the training images.
-        batch_size: images per step of the optimizer, over all processes.
-        seed: of initialisation, order and augmentation.
-    """
-
-    targets: Path
-    data_root: Path | None = None
-    hold_out: tuple[str, ...] = ()
-    maps: str = "teacher"
-    words: int | None = None
-    mirror_maps: bool = False
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    photometric: Photometric = field(default_factory=Photometric)
-    mix: MixConfig = field(default_factory=MixConfig)
-    epochs: int = 15
-    batch_size: int = 64
-    seed: int = 0
+    targets: Annotated[Path, Option("The cache made by lfi extract-teacher.", panel=DATA)]
+    data_root: Annotated[
+        Path | None, Option("Where the images lie; left out: where the cache says they do.", panel=DATA)
+    ] = None
+    hold_out: Annotated[
+        tuple[str, ...], Option("Domain that is left out of training and scored apart.", panel=DATA)
+    ] = ()
+    maps: Annotated[
+        str,
+        Option(
+            "The teacher's maps, or a control: shuffled gives each image the maps of another, uniform flat ones.",
+            panel=OBJECTIVE,
+            choices=MAPS,
+        ),
+    ] = "teacher"
+    words: Annotated[
+        int | None,
+        Option("Words of an image to read, the first ones; left out: all of the cache.", panel=QUERIES, ge=1),
+    ] = None
+    mirror_maps: Annotated[
+        bool,
+        Option("Mirror stored maps where the cache has no hflip view (an approximation).", panel=AUGMENTATION),
+    ] = False
+    augmentation: Annotated[Augmentation, Option(panel=AUGMENTATION)] = field(default_factory=Augmentation)
+    photometric: Annotated[Photometric, Option(panel=AUGMENTATION)] = field(default_factory=Photometric)
+    mix: Annotated[MixConfig, Option(panel=AUGMENTATION)] = field(default_factory=MixConfig)
+    epochs: Annotated[int, Option("Passes over the training images.", panel=DATA, ge=1)] = 15
+    batch_size: Annotated[int, Option("Images per step of the optimizer, over all processes.", panel=DATA, ge=1)] = 64
+    seed: Annotated[int, Option("Of initialisation, order and augmentation.", panel=DATA, ge=0)] = 0
 
     def __post_init__(self) -> None:
-        if self.maps not in MAPS:
-            raise UnknownNameError("maps", self.maps, MAPS)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.words is not None and self.words < 1:
-            raise ConfigError(f"words must be 1 or more, got {self.words}.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How weights move.
+    """How weights move."""
 
-    Attributes:
-        name: any optimizer of timm, such as adamw, sgd, lamb or lion.
-        learning_rate: peak, reached after `warmup_epochs`.
-        weight_decay: on matrices only.
-        layer_decay: factor on the learning rate from each block to the one before it; None: one rate for all.
-        clip: largest norm of the gradient.
-        schedule: `cosine` or `linear` to zero at the end, or `constant`; stepped at every update.
-        warmup_epochs: linear warm-up.
-        ema: decay of an exponential moving average of the weights, which is then what is scored and kept; None: none.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    layer_decay: float | None = None
-    clip: float = 1.0
-    schedule: str = "cosine"
-    warmup_epochs: int = 1
-    ema: float | None = None
+    name: Annotated[
+        str, Option("Any optimizer of timm, such as adamw, sgd, lamb or lion.", name="opt", aliases=("optimizer",))
+    ] = "adamw"
+    lr: Annotated[
+        float, Option("Peak of the learning rate, reached after the warm-up.", gt=0, aliases=("learning_rate",))
+    ] = 5e-4
+    weight_decay: Annotated[float, Option("On matrices only.", ge=0)] = 0.05
+    layer_decay: Annotated[
+        float | None,
+        Option("Factor on the rate from each block to the one before it; left out: one rate for all.", gt=0, lt=1),
+    ] = None
+    clip_grad: Annotated[float, Option("Largest norm of the gradient.", gt=0, aliases=("clip",))] = 1.0
+    schedule: Annotated[
+        str, Option("cosine or linear to zero at the end, or constant; stepped at every update.", choices=SCHEDULES)
+    ] = "cosine"
+    warmup_epochs: Annotated[int, Option("Linear warm-up.", ge=0)] = 1
+    ema: Annotated[
+        float | None,
+        Option("Decay of a moving average of the weights, which is then what is scored and kept.", gt=0, lt=1),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}.")
-        for name in ("weight_decay", "warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be 0 or more and finite, got {getattr(self, name)}.")
-        for name in ("layer_decay", "ema"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name} must lie between 0 and 1, got {value}.")
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run.
+    """One run."""
 
-    Attributes:
-        stream: what is read.
-        student: which backbone.
-        queries: shape and mode of the interaction queries.
-        optimizer: how weights move.
-        objective: `none` (the task alone) or terms joined by `+`, such as `lfi` or `lfi+embedding`:
-            `lfi` (interaction maps), `embedding` (cosine to the teacher's image embedding), `logits` (KL to the
-            teacher's zero-shot class logits), `presence` (which words the image holds, read from the queries).
-        weights: of terms, where not the default.
-        task: `classification` (one label an image, cross-entropy), `multi-label` (binary cross-entropy), `none` (pure
-            distillation); `auto` takes classification where every image has exactly one label.
-        val_split: split of the same data set to score on after every epoch.
-        precision: `fp32`, or autocast to `bf16`.
-        accumulate: forward passes whose gradients make one step; the batch is split between them.
-    """
-
-    stream: StreamConfig
-    student: StudentConfig = field(default_factory=StudentConfig)
-    queries: QueryConfig = field(default_factory=QueryConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    objective: str = "lfi"
-    weights: Mapping[str, Weight] = field(default_factory=dict)
-    task: str = "auto"
-    val_split: str = "val"
-    precision: str = "fp32"
-    accumulate: int = 1
+    data: DataConfig
+    student: Annotated[StudentConfig, Option(panel=STUDENT)] = field(default_factory=StudentConfig)
+    queries: Annotated[QueryConfig, Option(panel=QUERIES)] = field(default_factory=QueryConfig)
+    optimizer: Annotated[OptimizerConfig, Option(panel=OPTIMISER)] = field(default_factory=OptimizerConfig)
+    objective: Annotated[
+        str,
+        Option(
+            "none (the task alone), or terms joined by +: lfi (interaction maps), embedding (cosine to the teacher's "
+            "image embedding), logits (KL to its zero-shot class logits), presence (which words the image holds).",
+            panel=OBJECTIVE,
+        ),
+    ] = "lfi"
+    weights: Annotated[
+        Mapping[str, Weight],
+        Option(
+            "Weight of a term, such as lfi=0.3 or lfi=0.3:cosine (to zero; also linear).",
+            name="weight",
+            panel=OBJECTIVE,
+            metavar="TERM=VALUE[:SCHEDULE]",
+        ),
+    ] = field(default_factory=dict)
+    task: Annotated[
+        str,
+        Option(
+            "classification (one label an image), multi-label, none (distillation alone), or auto: as the labels are.",
+            panel=OBJECTIVE,
+            choices=TASKS,
+        ),
+    ] = "auto"
+    val_split: Annotated[str, Option("Split of the same data set to score on after every epoch.", panel=DATA)] = "val"
+    precision: Annotated[str, Option("fp32, or autocast to bf16.", panel=OPTIMISER, choices=PRECISIONS)] = "fp32"
+    grad_accum_steps: Annotated[
+        int,
+        Option(
+            "Forward passes whose gradients make one step; the batch is split between them.",
+            panel=OPTIMISER,
+            ge=1,
+            aliases=("accumulate",),
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
+        check(self)
         for term in self.terms:
             if term == NONE:
-                raise ConfigError(f"objective 'none' stands alone, got {self.objective!r}.")
+                raise ConfigError(f"objective 'none' stands alone, got {self.objective!r}.", argument="objective")
             if term == "features":
                 raise ConfigError(
                     "Dense alignment (objective 'features') needs the teacher's patch features, which caches do not "
                     "hold: they would take hundreds of kilobytes an image. Choose lfi, embedding or logits."
                 )
             if term not in TERMS:
-                raise UnknownNameError("objective", term, (NONE, *TERMS))
+                raise UnknownNameError("objective", term, (NONE, *TERMS), argument="objective")
         if len(set(self.terms)) < len(self.terms):
-            raise ConfigError(f"objective must name each term once, got {self.objective!r}.")
-        for kind, value, choices in (("task", self.task, TASKS), ("precision", self.precision, PRECISIONS)):
-            if value not in choices:
-                raise UnknownNameError(kind, value, choices)
+            raise ConfigError(f"objective must name each term once, got {self.objective!r}.", argument="objective")
         unused = [term for term in self.weights if term not in self.terms]
         if unused:
             raise ConfigError(f"weights must be of terms of the objective ({self.objective!r}), got {unused}.")
-        if self.stream.maps != "teacher" and "lfi" not in self.terms:
+        if self.data.maps != "teacher" and "lfi" not in self.terms:
             raise ConfigError(
-                f"maps {self.stream.maps!r} is a control of the term 'lfi', got objective {self.objective!r}."
+                f"maps {self.data.maps!r} is a control of the term 'lfi', got objective {self.objective!r}.",
+                argument="maps",
             )
         if self.task == "none" and not self.terms:
             raise ConfigError("task 'none' leaves nothing to learn with objective 'none'. Choose a term, such as lfi.")
@@ -221,8 +226,11 @@ class TrainConfig:
             raise ConfigError("The presence term scores words, so it needs queries of mode 'text', got 'learned'.")
         if "logits" in self.terms and self.task == "none":
             raise ConfigError("The logits term teaches the task's classes, so it needs a task, got 'none'.")
-        if self.accumulate < 1 or self.stream.batch_size % self.accumulate:
-            raise ConfigError(f"accumulate must divide the batch size {self.stream.batch_size}, got {self.accumulate}.")
+        if self.data.batch_size % self.grad_accum_steps:
+            raise ConfigError(
+                f"grad_accum_steps must divide the batch size {self.data.batch_size}, got {self.grad_accum_steps}.",
+                argument="grad_accum_steps",
+            )
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -240,26 +248,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """Where and how a run is carried out; none of it changes what is learned, and all of it may change on a resume.
+class RuntimeConfig:
+    """Where and how a run is carried out; none of it changes what is learned, and all of it may change on a resume."""
 
-    Attributes:
-        workers: loader processes; 0 loads in the training process.
-        device: `auto` takes CUDA where there is one.
-        track: where metrics go beside metrics.jsonl: tensorboard, wandb, trackio.
-        checkpoint_minutes: between checkpoints within an epoch; there is one after every epoch in any case.
-        keep_every: epochs between checkpoints of the weights that are kept; 0 keeps the last and the best only.
-    """
-
-    workers: int = 0
-    device: str = "auto"
-    track: tuple[str, ...] = ("tensorboard",)
-    checkpoint_minutes: float = 10.0
-    keep_every: int = 0
+    workers: Annotated[int, Option("Loader processes; 0 loads in the training process.", panel=MACHINE, ge=0)] = 0
+    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.", panel=MACHINE)] = "auto"
+    track: Annotated[
+        tuple[str, ...],
+        Option(
+            "Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, or none.", panel=MACHINE, empty="none"
+        ),
+    ] = ("tensorboard",)
+    checkpoint_minutes: Annotated[
+        float, Option("Minutes between checkpoints within an epoch; there is one after each.", panel=MACHINE, ge=0)
+    ] = 10.0
+    keep_every: Annotated[
+        int,
+        Option("Keep the weights of every N-th epoch beside the last and the best; 0: none.", panel=MACHINE, ge=0),
+    ] = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.keep_every < 0 or not self.checkpoint_minutes >= 0:
-            raise ConfigError(
-                "workers, keep_every and checkpoint_minutes must be 0 or more, got "
-                f"{self.workers}, {self.keep_every}, {self.checkpoint_minutes}."
-            )
+        check(self)

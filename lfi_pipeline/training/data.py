@@ -15,11 +15,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, view_image, view_maps
+from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, draw_changes, draw_geometry, view_image, view_maps
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.mixing import Mix, mix_images, mix_labels, mix_maps
+from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, mix_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.training.config import StreamConfig
+from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.sampler import Ticket, training_positions
 
 Grid = tuple[int, int]  # (rows, columns)
@@ -132,16 +132,16 @@ class TargetImages(TorchDataset[Batch]):
 
     Args:
         store: the cache.
-        stream: what is read of it.
+        data: what is read of it.
         sizes: of the students' inputs; an image is read and decoded once for all of them.
         reads: which targets to read, of `MAPS` and `IMAGE_EMBEDDING`.
     """
 
-    def __init__(self, store: TargetStore, stream: StreamConfig, sizes: Sequence[Size], reads: frozenset[str]) -> None:
-        self.store, self.stream, self.sizes, self.reads = store, stream, tuple(dict.fromkeys(sizes)), reads
+    def __init__(self, store: TargetStore, data: DataConfig, sizes: Sequence[Size], reads: frozenset[str]) -> None:
+        self.store, self.data, self.sizes, self.reads = store, data, tuple(dict.fromkeys(sizes)), reads
         self.index = store.index
         self.mirror_stored = "hflip" not in store.spec.views
-        self.donor = _donors(training_positions(store, stream.hold_out), stream.seed)
+        self.donor = _donors(training_positions(store, data.hold_out), data.seed)
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
@@ -150,9 +150,9 @@ class TargetImages(TorchDataset[Batch]):
         seen: dict[Size, list[Tensor]] = {size: [] for size in self.sizes}
         windows, flips = [], []
         for epoch, position in tickets:
-            geometry = self.stream.augmentation.draw(np.random.default_rng([self.stream.seed, epoch, position]))
-            changes = self.stream.photometric.draw(
-                np.random.default_rng([self.stream.seed, epoch, position, _PHOTOMETRIC])
+            geometry = draw_geometry(self.data.augmentation, np.random.default_rng([self.data.seed, epoch, position]))
+            changes = draw_changes(
+                self.data.photometric, np.random.default_rng([self.data.seed, epoch, position, _PHOTOMETRIC])
             )
             image = self._image(position)
             for size, images in seen.items():
@@ -178,13 +178,13 @@ class TargetImages(TorchDataset[Batch]):
         return unchanged_image(self.store, position, self.paths[position], self.checksums[position])
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
-        """Draw how neighbours (2i, 2i + 1) are mixed; None where the stream mixes nothing."""
-        config = self.stream.mix
+        """Draw how neighbours (2i, 2i + 1) are mixed; None where the settings mix nothing."""
+        config = self.data.mix
         if not config.active:
             return None
         pairs = [tickets[i : i + 2] for i in range(0, len(tickets) - 1, 2)]
-        seeds = [[self.stream.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
-        return config.draw([np.random.default_rng(seed) for seed in seeds], len(tickets))
+        seeds = [[self.data.seed, _MIXING, *(number for ticket in pair for number in ticket)] for pair in pairs]
+        return draw_mix(config, [np.random.default_rng(seed) for seed in seeds], len(tickets))
 
     def _targets(self, positions: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
         """Stored targets of the view that each image is seen in."""
@@ -194,7 +194,7 @@ class TargetImages(TorchDataset[Batch]):
             if not len(rows):
                 continue
             own = self.store.read_many(positions[rows], view)
-            maps_of = own if self.stream.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
+            maps_of = own if self.data.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
             for name, values in (
                 ("maps", maps_of.maps),
                 ("scale", maps_of.scale),
@@ -207,9 +207,9 @@ class TargetImages(TorchDataset[Batch]):
         if MAPS not in self.reads:
             return chosen
         maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
-        read = self.stream.words
+        read = self.data.words
         maps, scale, words = maps[:, :, :read], scale[:, :, :read], words[:, :read].long()
-        if self.stream.maps == "shuffled":
+        if self.data.maps == "shuffled":
             scale, maps = _cycled(maps, scale, words)
         if self.mirror_stored and flips.any():
             seen_mirrored = torch.from_numpy(flips)

@@ -28,7 +28,7 @@ _BACKBONE = "student.backbone."
 
 def build_student(config: TrainConfig, store: TargetStore, task: str) -> Student:
     """Return the student that `config` asks for, initialised from its seed."""
-    torch.manual_seed(config.stream.seed)
+    torch.manual_seed(config.data.seed)
     return Student(
         config.student,
         classes=0 if task == NONE else len(store.spec.dataset.classes),
@@ -158,7 +158,7 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     if weights not in WEIGHTS:
         raise UnknownNameError("weights", weights, tuple(WEIGHTS))
     record, config = read_json(run / CONFIG), recorded_config(run)
-    store = TargetStore.open(config.stream.targets, data_root=data_root or config.stream.data_root)
+    store = TargetStore.open(config.data.targets, data_root=data_root or config.data.data_root)
     task = str(record.get("task"))
     # the checkpoint holds every weight: timm's own need not be at hand
     student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)

@@ -23,12 +23,12 @@ from lfi_pipeline.core.errors import LFIError, RunError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
-from lfi_pipeline.training.config import Machine, TrainConfig
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.run_dir import STATE, require_place, write_json
 from lfi_pipeline.training.run_writer import RunRecord, read_summary
-from lfi_pipeline.training.sampler import Tickets, common_stream, require_apart, require_samples, require_views
+from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
 from lfi_pipeline.training.trackers import make_accelerator
 from lfi_pipeline.training.trainer import ActiveRun, Piece
 from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, score_domains
@@ -109,14 +109,16 @@ def forget_dead_loaders() -> None:
 _LOGS_PER_EPOCH = 4
 
 
-def train(runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = "") -> list[dict[str, Any]]:
+def train(
+    runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
+) -> list[dict[str, Any]]:
     """Train each run to its end and return its summary; one that is finished is returned as it is.
 
     Runs of several students read and decode each image once. What a run becomes does not depend on the others.
     A run that was stopped goes on at its last checkpoint, with the weights that it would have had.
 
     Args:
-        runs: settings and directory of each; their `stream` and `accumulate` must be equal.
+        runs: settings and directory of each; their `stream` and `grad_accum_steps` must be equal.
         machine: where and how.
         command: the command line, recorded for whoever reads the runs later.
 
@@ -132,27 +134,27 @@ def train(runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command
 class _Loop:
     """One read of the stream, and the runs that it feeds."""
 
-    def __init__(self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, command: str) -> None:
+    def __init__(self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, command: str) -> None:
         self.outs = [out for _, out in runs]
         self.machine = machine
         configs = [config for config, _ in runs]
         require_apart(self.outs)
-        self.stream = common_stream(configs)
-        self.accumulate = configs[0].accumulate
+        self.data = common_data(configs)
+        self.grad_accum_steps = configs[0].grad_accum_steps
         self.accelerator = make_accelerator(machine.device)
         self.device = resolve_device(machine.device, self.accelerator.local_process_index)
-        self.store = TargetStore.open(self.stream.targets, data_root=self.stream.data_root)
-        self.positions = require_samples(self.store, self.stream)
-        require_views(self.store, self.stream, configs)
+        self.store = TargetStore.open(self.data.targets, data_root=self.data.data_root)
+        self.positions = require_samples(self.store, self.data)
+        require_views(self.store, self.data, configs)
         spec, index = self.store.spec, self.store.index
         labels = [index.labels[position] for position in self.positions.tolist()]
         self.seen = frozenset(index.domains[position] for position in self.positions.tolist())
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.tickets = Tickets(
             self.positions,
-            self.stream,
-            pieces=world * self.accumulate,
-            mine=range(rank * self.accumulate, (rank + 1) * self.accumulate),
+            self.data,
+            pieces=world * self.grad_accum_steps,
+            mine=range(rank * self.grad_accum_steps, (rank + 1) * self.grad_accum_steps),
         )
         self.active: list[ActiveRun] = []
         self.records: dict[Path, RunRecord] = {}
@@ -249,7 +251,7 @@ class _Loop:
             RunError: it died of something else.
         """
         try:
-            return [next(source) for _ in range(self.accumulate)]
+            return [next(source) for _ in range(self.grad_accum_steps)]
         except (RuntimeError, OSError, EOFError) as error:
             # With workers nothing else happens here but talking to them; what they raise comes as "Caught ...".
             if isinstance(error, LFIError) or not self.machine.workers or str(error).startswith("Caught"):
@@ -260,14 +262,14 @@ class _Loop:
                 raise KeyboardInterrupt from error
             raise RunError(
                 f"A loader process died ({error}), most often of too little memory or shared "
-                "memory. A checkpoint was written: run the same command again with fewer --workers."
+                "memory. A checkpoint was written: run the same command again with fewer `workers`."
             ) from error
 
     def _batches(self, start: int) -> Iterator[Batch]:
         """Yield the parts of every step's batch that this process computes, from step `start` on."""
         self.tickets.start = start
         sizes = [run.learner.student.size for run in self.active]
-        images = TargetImages(self.store, self.stream, sizes, self.reads)
+        images = TargetImages(self.store, self.data, sizes, self.reads)
         loader = DataLoader(
             ErrorsAsValues(images),
             batch_sampler=self.tickets,
@@ -282,7 +284,7 @@ class _Loop:
 
     def _piece(self, batch: Batch) -> Piece:
         """Bring a part of a batch to the device, with maps that all students share."""
-        batch, uniform = batch.to(self.device), self.stream.maps == "uniform"
+        batch, uniform = batch.to(self.device), self.data.maps == "uniform"
         cut = CutTargets(batch, self.store.spec.codec.name, uniform=uniform) if MAPS in self.reads else None
         return Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
 
@@ -298,7 +300,7 @@ class _Loop:
         for run in due:
             self.records[run.out].log_time(epoch, spent)
         if due and self.accelerator.is_main_process:
-            tell(epoch_line(epoch, self.stream.epochs, due, spent))
+            tell(epoch_line(epoch, self.data.epochs, due, spent))
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             tell(hint)
@@ -351,5 +353,5 @@ class _Loop:
         return (
             f"{run.out}: training stopped at step {run.step + 1}, before its weights were changed: {run.failure}. The "
             f"{len(positions)} images of that step are listed in {path}. {kept} "
-            "Lower --learning-rate or --weight, or look at those images, and train into another --out."
+            "Lower `lr` or `weight`, or look at those images, and train into another `out`."
         )

@@ -9,21 +9,21 @@ from typing import Any
 
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, RunError
 from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.core.options import build, current_names, flatten, plain
 from lfi_pipeline.training import checkpoint
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.settings import config_of, flat_settings
 
 
 def run_name(config: TrainConfig) -> str:
     """Return STUDENT-OBJECTIVE-SEED, with what makes a run a control or an ablation between them."""
     parts = [config.student.name, config.objective]
-    if config.stream.maps != "teacher":
-        parts.append(config.stream.maps)
+    if config.data.maps != "teacher":
+        parts.append(config.data.maps)
     if config.uses_queries and config.queries.mode != "text":
         parts.append(config.queries.mode)
     if config.uses_queries and config.queries.state != "persistent":
         parts.append(config.queries.state)
-    return "-".join([*parts, str(config.stream.seed)]).replace("/", "-")
+    return "-".join([*parts, str(config.data.seed)]).replace("/", "-")
 
 
 CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.jsonl", "summary.json"
@@ -64,7 +64,7 @@ def recorded_config(run: Path) -> TrainConfig:
     try:
         if not isinstance(settings, dict):
             raise RunError("they are missing")
-        return config_of(settings)
+        return build(TrainConfig, settings)
     except LFIError as error:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
@@ -85,7 +85,7 @@ def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
     if (run / CONFIG).is_file():
         _require_same(run, config, fingerprint)
     elif run.is_dir() and {entry.name for entry in run.iterdir()} - _STARTED:
-        raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another --out.")
+        raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another `out`.")
 
 
 def make_place(run: Path) -> None:
@@ -93,21 +93,25 @@ def make_place(run: Path) -> None:
     try:
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{run} cannot be made: {error.strerror or error}. Choose another --out.") from error
+        raise RunError(f"{run} cannot be made: {error.strerror or error}. Choose another `out`.") from error
 
 
 def _require_same(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    record, new = read_json(run / CONFIG), flat_settings(config)
+    record, new = read_json(run / CONFIG), flatten(config)
     old = record.get("settings")
     if not isinstance(old, dict):
-        raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another --out.")
-    old = {name: value for name, value in old.items() if name not in _PLACES}
+        raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another `out`.")
+    old = {
+        name: plain(value)
+        for name, value in current_names(TrainConfig, old, strict=False).items()
+        if name not in _PLACES
+    }
     new = {name: value for name, value in new.items() if name not in _PLACES}
     old["content of the cache"], new["content of the cache"] = record.get("targets_fingerprint"), fingerprint
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if differing:
         shown = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in differing)
-        raise OutputExistsError(f"{run} holds a run with other settings ({shown}). Choose another --out.")
+        raise OutputExistsError(f"{run} holds a run with other settings ({shown}). Choose another `out`.")
 
 
 class MetricsLog:

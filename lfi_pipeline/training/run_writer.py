@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import save_weights
-from lfi_pipeline.training.config import Machine
+from lfi_pipeline.training.config import RuntimeConfig
 from lfi_pipeline.training.learner import TASK, TOTAL
 from lfi_pipeline.training.run_dir import (
     CONFIG,
@@ -22,7 +23,7 @@ from lfi_pipeline.training.run_dir import (
     read_json,
     write_json,
 )
-from lfi_pipeline.training.settings import flat_settings, write_config
+from lfi_pipeline.training.settings import write_config
 from lfi_pipeline.training.trackers import Trackers
 from lfi_pipeline.training.trainer import ActiveRun
 from lfi_pipeline.training.validate import main_score
@@ -50,7 +51,7 @@ class RunRecord:
         self,
         run: ActiveRun,
         store: TargetStore,
-        machine: Machine,
+        machine: RuntimeConfig,
         *,
         train_samples: int,
         val_samples: int,
@@ -142,22 +143,22 @@ def _record(
     """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
     config, spec, student = run.config, store.spec, run.learner.student
     taps = zip(student.taps, run.learner.layers, strict=True)
-    located = replace(config, stream=replace(config.stream, targets=store.path))
+    located = replace(config, data=replace(config.data, targets=store.path))
     return {
         "name": run.out.name,
         "student": config.student.name,
         "objective": config.objective,
-        "maps": config.stream.maps,
+        "maps": config.data.maps,
         "mode": config.queries.mode,
         "state": config.queries.state,
-        "seed": config.stream.seed,
-        "epochs": config.stream.epochs,
-        "batch_size": config.stream.batch_size,
-        "learning_rate": config.optimizer.learning_rate,
+        "seed": config.data.seed,
+        "epochs": config.data.epochs,
+        "batch_size": config.data.batch_size,
+        "learning_rate": config.optimizer.lr,
         "lambda_int": config.weight("lfi").value,
         "image_size": student.size[0],
         "patch_size": config.student.patch_size,
-        "hold_out": list(config.stream.hold_out),
+        "hold_out": list(config.data.hold_out),
         "task": run.task,
         "targets": str(store.path),
         "targets_fingerprint": spec.fingerprint,
@@ -172,5 +173,5 @@ def _record(
         },
         "seen_domains": sorted(seen),
         "command": command,
-        "settings": flat_settings(located),
+        "settings": flatten(located),
     }

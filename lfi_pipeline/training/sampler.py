@@ -11,21 +11,21 @@ from torch.utils.data import Sampler
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.config import StreamConfig, TrainConfig
+from lfi_pipeline.training.config import DataConfig, TrainConfig
 
 
-def common_stream(configs: Sequence[TrainConfig]) -> StreamConfig:
+def common_data(configs: Sequence[TrainConfig]) -> DataConfig:
     first = configs[0]
     for config in configs[1:]:
-        if (config.stream, config.accumulate, config.val_split, config.task) != (
-            first.stream, first.accumulate, first.val_split, first.task,
+        if (config.data, config.grad_accum_steps, config.val_split, config.task) != (
+            first.data, first.grad_accum_steps, first.val_split, first.task,
         ):  # fmt: skip
             raise ConfigError(
                 "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
-                "seed), on the task, the validation split and on accumulate. Train the others in a command of their "
-                "own."
+                "seed), on the task, the validation split and on grad_accum_steps. Train the others in a command of "
+                "their own."
             )
-    return first.stream
+    return first.data
 
 
 def require_apart(outs: Sequence[Path]) -> None:
@@ -33,29 +33,29 @@ def require_apart(outs: Sequence[Path]) -> None:
         raise ConfigError(f"Each run must have a directory of its own, got {', '.join(map(str, outs))}.")
 
 
-def require_samples(store: TargetStore, stream: StreamConfig) -> npt.NDArray[np.int64]:
-    """Return the positions that `stream` trains on, of which there is one at least."""
+def require_samples(store: TargetStore, data: DataConfig) -> npt.NDArray[np.int64]:
+    """Return the positions that `data` trains on, of which there is one at least."""
     known = set(store.index.domains)
-    unknown = [domain for domain in stream.hold_out if domain not in known]
+    unknown = [domain for domain in data.hold_out if domain not in known]
     if unknown:
         raise ConfigError(
             f"hold_out must name domains of the cache ({sorted(known)}), got {unknown}. A domain that the cache "
             "lacks is not trained on as it is."
         )
-    positions = training_positions(store, stream.hold_out)
+    positions = training_positions(store, data.hold_out)
     if not len(positions):
-        raise ConfigError(f"{stream.targets} has no usable sample left to train on.")
+        raise ConfigError(f"{data.targets} has no usable sample left to train on.")
     return positions
 
 
-def require_views(store: TargetStore, stream: StreamConfig, configs: Sequence[TrainConfig]) -> None:
+def require_views(store: TargetStore, data: DataConfig, configs: Sequence[TrainConfig]) -> None:
     """Check that the cache holds what the teacher sees of the images as they are augmented."""
     reads_targets = any(config.terms for config in configs)
-    if reads_targets and stream.augmentation.flip > 0 and "hflip" not in store.spec.views and not stream.mirror_maps:
+    if reads_targets and data.augmentation.hflip > 0 and "hflip" not in store.spec.views and not data.mirror_maps:
         raise ConfigError(
-            f"{stream.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
-            "image. Extract with --views full,hflip, or train with --flip 0, or accept mirrored maps with "
-            "--mirror-maps."
+            f"{data.targets} has no 'hflip' view, and what the teacher saw is not what it would see of the mirrored "
+            "image. Extract with `views=['full', 'hflip']`, or train with `hflip=0`, or accept mirrored maps with "
+            "`mirror_maps=True`."
         )
 
 
@@ -82,15 +82,15 @@ class Tickets(Sampler[list[Ticket]]):
     def __init__(
         self,
         positions: npt.NDArray[np.int64],
-        stream: StreamConfig,
+        data: DataConfig,
         *,
         start: int = 0,
         pieces: int = 1,
         mine: Sequence[int] = (0,),
     ) -> None:
-        self.positions, self.stream, self.start, self.mine = positions, stream, start, tuple(mine)
-        self.size = min(stream.batch_size, len(positions))
-        self.steps_per_epoch = max(1, len(positions) // stream.batch_size)
+        self.positions, self.data, self.start, self.mine = positions, data, start, tuple(mine)
+        self.size = min(data.batch_size, len(positions))
+        self.steps_per_epoch = max(1, len(positions) // data.batch_size)
         pairs = (self.size + 1) // 2
         if pairs < pieces:
             raise ConfigError(
@@ -103,14 +103,14 @@ class Tickets(Sampler[list[Ticket]]):
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_epoch * self.stream.epochs
+        return self.steps_per_epoch * self.data.epochs
 
     def __len__(self) -> int:
         return (self.steps - self.start) * len(self.cuts)
 
     def __iter__(self) -> Iterator[list[Ticket]]:
-        for epoch in range(self.start // self.steps_per_epoch, self.stream.epochs):
-            order = np.random.default_rng([self.stream.seed, epoch]).permutation(self.positions)
+        for epoch in range(self.start // self.steps_per_epoch, self.data.epochs):
+            order = np.random.default_rng([self.data.seed, epoch]).permutation(self.positions)
             first = self.start % self.steps_per_epoch if epoch == self.start // self.steps_per_epoch else 0
             for step in range(first, self.steps_per_epoch):
                 batch = order[step * self.size : (step + 1) * self.size]

@@ -2,7 +2,7 @@
 
     out = "runs/first"              # relative to the file, as all paths in it
 
-    [base]                          # settings of every run, as in `lfi train --config FILE`
+    [base]                          # settings of every run, as in a run's config.toml
     targets = "shards"
     epochs = 15
 
@@ -13,7 +13,7 @@
 
     [[where]]                       # for the runs that match; later ones see what earlier ones set
     match = {objective = "none"}    # a list matches any of its values
-    set = {learning_rate = 1e-3}
+    set = {lr = 1e-3}
 
 Combinations that come out as the same run are one. A run keeps its directory when the file changes: it is known by its
 settings, not by its name.
@@ -29,19 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
+from lfi_pipeline.core.options import build, defaults
+from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.run_dir import recorded_config
-from lfi_pipeline.training.settings import (
-    config_of,
-    default_settings,
-    read_toml,
-    setting_name,
-    setting_value,
-    settings_in,
-)
+from lfi_pipeline.training.settings import RUN_FILE
 
 _TABLES = ("out", "base", "grid", "where")
-_SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "optimizer", "student_arg", "weight", "seed")
+_SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "opt", "student_arg", "weight", "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +92,7 @@ def read_sweep(path: Path) -> SweepFile:
     out = content.get("out")
     if out is not None and not isinstance(out, str):
         raise ConfigError(f"{path}: out must be a path, got {out!r}.")
-    base = settings_in(_table(content.get("base", {}), path, "base"), path, "base")
+    base = RUN_FILE.table(_table(content.get("base", {}), path, "base"), path, "base")
     grid = _grid(_table(content.get("grid", {}), path, "grid"), path)
     twice = sorted(base.keys() & grid.keys())
     if twice:
@@ -128,12 +123,12 @@ def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
     chosen: list[tuple[str, TrainConfig]] = []
     for values in itertools.product(*sweep.grid.values()):
         picked = dict(zip(sweep.grid, values, strict=True))
-        flat = {**default_settings(), **sweep.base, **picked}
+        flat = {**defaults(TrainConfig), **sweep.base, **picked}
         for condition in sweep.where:
             if condition.holds(flat):
                 flat.update(condition.set)
         try:
-            config = config_of(flat)
+            config = build(TrainConfig, flat)
         except LFIError as error:
             told = ", ".join(f"{name} = {value!r}" for name, value in picked.items())
             wrong.append(f"{told or '[base]'}: {error}")
@@ -172,8 +167,8 @@ def _is_moved(config: TrainConfig, found: TrainConfig | None) -> bool:
     """Whether both are one run but for where the data lie; training then asks whether the cache is the same."""
     if found is None:
         return False
-    stream = replace(found.stream, targets=config.stream.targets, data_root=config.stream.data_root)
-    return replace(found, stream=stream) == config
+    data = replace(found.data, targets=config.data.targets, data_root=config.data.data_root)
+    return replace(found, data=data) == config
 
 
 def _config_in(folder: Path) -> TrainConfig | None:
@@ -219,12 +214,12 @@ def _grid(table: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for key, values in table.items():
         told = f"{path}, [grid]"
-        name = setting_name(key, told)
+        name = RUN_FILE.name(key, told)
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{told}: {key} must be a list of values to try, got {values!r}.")
         if name in grid:
-            raise ConfigError(f"{told}: {name} must be given once, found it with '-' and with '_'.")
-        grid[name] = [setting_value(name, value, path, told) for value in values]
+            raise ConfigError(f"{told}: {name} must be given once, found it under two spellings.")
+        grid[name] = [RUN_FILE.entry(key, value, path, told)[1] for value in values]
     return grid
 
 
@@ -235,9 +230,16 @@ def _condition(table: Any, path: Path, number: int) -> Condition:
             raise UnknownNameError(f"entry of {path}, [[{told}]]:", name, ("match", "set"))
     match = {}
     for key, wanted in _table(table.get("match", {}), path, f"match of {told}").items():
-        name = setting_name(key, f"{path}, [[{told}]]")
-        match[name] = wanted if isinstance(wanted, list) else setting_value(name, wanted, path, f"{path}, [[{told}]]")
-    changes = settings_in(_table(table.get("set", {}), path, f"set of {told}"), path, told)
+        match.update(_wanted(key, wanted, path, f"{path}, [[{told}]]"))
+    changes = RUN_FILE.table(_table(table.get("set", {}), path, f"set of {told}"), path, told)
     if not match or not changes:
         raise ConfigError(f"{path}, [[{told}]] must say what to match and what to set.")
     return Condition(match=match, set=changes)
+
+
+def _wanted(key: str, wanted: Any, path: Path, told: str) -> dict[str, Any]:
+    """What a run must have to match; a list matches any of its values, or the setting that is a list."""
+    name = RUN_FILE.name(key, told)
+    if not isinstance(wanted, list) or name == key.replace("-", "_"):
+        return {name: wanted if isinstance(wanted, list) else RUN_FILE.entry(key, wanted, path, told)[1]}
+    return {name: [RUN_FILE.entry(key, value, path, told)[1] for value in wanted]}

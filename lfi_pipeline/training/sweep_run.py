@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.config import Machine, TrainConfig
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.run_dir import SUMMARY, write_json
 from lfi_pipeline.training.sampler import Tickets, require_samples
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
@@ -23,7 +23,7 @@ class Train(Protocol):
     """Trains runs of equal streams from one read, as `lfi_pipeline.training.train` does."""
 
     def __call__(
-        self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
     ) -> Sequence[Mapping[str, Any]]:
         """Return a summary a run."""
 
@@ -51,10 +51,10 @@ def check_runs(plan: Sequence[PlannedRun], source: Path) -> list[int]:
     steps, wrong = [], []
     for run in plan:
         try:
-            stream = run.config.stream
-            cache = (stream.targets, stream.data_root)
+            data = run.config.data
+            cache = (data.targets, data.data_root)
             if cache not in stores:
-                stores[cache] = TargetStore.open(stream.targets, data_root=stream.data_root)
+                stores[cache] = TargetStore.open(data.targets, data_root=data.data_root)
             steps.append(_steps(run.config, stores[cache]))
             key = repr(run.config.student)
             if key not in students:
@@ -73,7 +73,7 @@ def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun
     reads: dict[Any, list[PlannedRun]] = {}
     for run in plan:
         if not is_finished(run):
-            read = (run.config.stream, run.config.accumulate, run.config.val_split)
+            read = (run.config.data, run.config.grad_accum_steps, run.config.val_split)
             reads.setdefault(read, []).append(run)
     return [runs[i : i + together] for runs in reads.values() for i in range(0, len(runs), together)]
 
@@ -86,7 +86,7 @@ def is_finished(run: PlannedRun) -> bool:
 def run_sweep(
     plan: Sequence[PlannedRun],
     out: Path,
-    machine: Machine,
+    machine: RuntimeConfig,
     *,
     train: Train,
     together: int = 1,
@@ -135,7 +135,7 @@ def run_sweep(
 
 
 def _train_group(
-    group: Sequence[PlannedRun], machine: Machine, train: Train, command: str, tell: Callable[[str], None]
+    group: Sequence[PlannedRun], machine: RuntimeConfig, train: Train, command: str, tell: Callable[[str], None]
 ) -> dict[Path, str]:
     try:
         train([(run.config, run.folder) for run in group], machine, command=command)
@@ -164,7 +164,7 @@ def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, s
 
 
 def _steps(config: TrainConfig, store: TargetStore) -> int:
-    return Tickets(require_samples(store, config.stream), config.stream).steps
+    return Tickets(require_samples(store, config.data), config.data).steps
 
 
 def _student_error(config: TrainConfig) -> LFIError | None:

@@ -69,11 +69,11 @@ def resolve(names: Sequence[str]) -> list[str]:
             raise UnknownNameError("tracker", name, (*TRACKERS, "none"))
     if "none" in names:
         if len(set(names)) > 1:
-            raise ConfigError(f"--track none must stand alone, got {','.join(names)}.")
+            raise ConfigError(f"track 'none' must stand alone, got {','.join(names)}.")
         return []
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"--track {name} needs a package that is not installed. Run: pip install {name}")
+            raise ConfigError(f"`track={name}` needs a package that is not installed. Run: pip install {name}")
     return list(dict.fromkeys(names))
 
 

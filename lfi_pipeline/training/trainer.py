@@ -39,7 +39,7 @@ def make_schedule(
     """Return timm's scheduler for `config`; call its `step_update(step)` before step 0, 1, ... `steps` - 1."""
     common: dict[str, Any] = {
         "warmup_t": min(config.warmup_epochs * steps_per_epoch, steps - 1),
-        "warmup_lr_init": config.learning_rate * _WARMUP_START,
+        "warmup_lr_init": config.lr * _WARMUP_START,
         "warmup_prefix": False,
         "t_in_epochs": False,
     }
@@ -72,7 +72,7 @@ class ActiveRun:
         device: where it computes.
         steps: of the whole run.
         steps_per_epoch: for the warm-up.
-        keep_every: as of `Machine`.
+        keep_every: as of `RuntimeConfig`.
 
     Raises:
         LFIError: a student that cannot be built, a term that the cache cannot serve, a checkpoint that cannot be read.
@@ -147,7 +147,7 @@ class ActiveRun:
 
     def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Move the weights, unless something is wrong with the step; return its numbers."""
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip_grad)
         values = self._over_processes(sums | {"gradient_norm": norm})
         self.failure = self._guard.check(values[TOTAL], values["gradient_norm"])
         if self.failure is None:
@@ -196,7 +196,7 @@ class ActiveRun:
             self.ema.module.load_state_dict(state["ema"])
 
     def _seed_of_step(self) -> int:
-        seeds = [self.config.stream.seed, self.step, self.accelerator.process_index]
+        seeds = [self.config.data.seed, self.step, self.accelerator.process_index]
         return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def _mass(self, weights: Sequence[Sequence[Tensor]]) -> Tensor | None:
@@ -222,7 +222,7 @@ def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimi
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             learner,
             opt=asked.name,
-            lr=asked.learning_rate,
+            lr=asked.lr,
             weight_decay=asked.weight_decay,
             layer_decay=asked.layer_decay,
         )

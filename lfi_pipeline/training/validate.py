@@ -35,14 +35,14 @@ def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> s
         return NONE
     if not classes or counts <= {0}:
         raise ConfigError(
-            "The cache holds no labels, so there is no task to learn. Train with --task none (pure distillation)."
+            "The cache holds no labels, so there is no task to learn. Train with `task='none'` (pure distillation)."
         )
     if asked == "auto":
         return CLASSIFICATION if counts == {1} else MULTI_LABEL
     if asked == CLASSIFICATION and counts != {1}:
         raise ConfigError(
             f"task 'classification' needs exactly one label for every image, found images with {sorted(counts)}. "
-            "Use --task multi-label."
+            "Use `task='multi-label'`."
         )
     return asked
 

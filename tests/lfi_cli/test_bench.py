@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lfi_cli.bench import app
+from lfi_cli.main import bench
 
 PLOTS = ["plot-kernel"]
-NAMES = sorted({command.name or "" for command in app.registered_commands} - {*PLOTS})
+NAMES = sorted({*bench.list_commands()} - {*PLOTS})
 Fails = Callable[..., str]
 
 
@@ -90,4 +90,6 @@ def test_codec_shows_a_table_that_is_not_cut(lfi: Callable[..., Any], fails: Fai
 
 
 def test_a_number_that_is_none_is_refused(fails: Fails) -> None:
-    assert "workers must be whole numbers" in fails("ConfigError", "bench", "loader", "--quick", "--workers", "0,two")
+    assert "workers must be a list of whole numbers" in fails(
+        "ConfigError", "bench", "loader", "--quick", "--workers", "0,two"
+    )

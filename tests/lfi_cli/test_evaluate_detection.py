@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SHORT = ("--iterations", "1", "--batch-size", "2", "--detection-width", "16", "--learning-rate", "0.001")
+SHORT = ("--iterations", "1", "--batch-size", "2", "--detection-width", "16", "--lr", "0.001")
 
 
 def test_box_and_mask_ap_of_a_run_and_of_the_control(lfi: Callable[..., Any], trained: Path) -> None:

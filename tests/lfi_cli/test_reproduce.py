@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from lfi_cli.main import app
 from tests.lfi_pipeline.data import layouts
@@ -71,7 +70,7 @@ def test_every_command_of_a_plan_is_one_that_there_is(
     zero_shot = ("--zero-shot", f"pacs={layouts.make_pacs(tmp_path / 'other')}") if name == "coco" else ()
     words = ("--data-root", data_of(name, tmp_path / "data"), "--out", tmp_path / "out", *zero_shot, *scale)
     found = lfi("reproduce", name, *words, "--dry-run", "--no-measure", "--json").json
-    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    commands: dict[str, Any] = vars(app)["commands"]
     for line in found["commands"]:
         program, command, *rest = shlex.split(line)
         assert program == "lfi"

@@ -12,8 +12,8 @@ import pytest
 
 from lfi_pipeline import training
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.training import Machine, TrainConfig
-from lfi_pipeline.training.settings import flat_settings
+from lfi_pipeline.core.options import flatten
+from lfi_pipeline.training import RuntimeConfig, TrainConfig
 
 Lfi = Callable[..., Any]
 Fails = Callable[..., str]
@@ -27,16 +27,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
 
     def train(
-        runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
     ) -> list[Mapping[str, Any]]:
         calls.append([folder.name for _, folder in runs])
-        assert machine == Machine(workers=1, track=())
+        assert machine == RuntimeConfig(workers=1, track=())
         for config, folder in runs:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps({"settings": flat_settings(config)}))
-            if config.stream.seed == 9:
+            (folder / "config.json").write_text(json.dumps({"settings": flatten(config)}))
+            if config.data.seed == 9:
                 raise ConfigError("The loss is nan.")
-            score = SCORES[config.objective] + config.stream.seed / 100
+            score = SCORES[config.objective] + config.data.seed / 100
             (folder / "summary.json").write_text(json.dumps({"map_seen": score, "map_heldout": None}))
         return [{} for _ in runs]
 

@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-import typer
 
+from lfi_cli.generate import GeneratedCommand
 from lfi_cli.main import app
+from lfi_cli.train import Train
 from lfi_pipeline import training
-from lfi_pipeline.training import Machine, TrainConfig
-from lfi_pipeline.training.config import Weight
-from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings, write_config
+from lfi_pipeline.core.options import build, declared, defaults, flatten
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig, Weight
+from lfi_pipeline.training.settings import write_config
 
 Lfi = Callable[..., Any]
 Fails = Callable[..., str]
-Calls = list[tuple[list[tuple[TrainConfig, Path]], Machine, str]]
+Calls = list[tuple[list[tuple[TrainConfig, Path]], RuntimeConfig, str]]
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     made: Calls = []
 
     def train(
-        runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
     ) -> list[Mapping[str, Any]]:
         made.append((list(runs), machine, command))
         parameters = {"backbone": 1234567, "head": 890, "queries": 0}
@@ -40,24 +42,26 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return made
 
 
-def options() -> dict[str, Any]:
-    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
-    return {parameter.name: parameter for parameter in command.params}
+def options() -> dict[str, click.Parameter]:
+    command = app.get_command(None, "train")
+    assert isinstance(command, GeneratedCommand)
+    return {parameter.name or "": parameter for parameter in command.get_params(click.Context(command))}
 
 
 def test_every_setting_and_all_of_the_machine_is_an_option_without_a_default() -> None:
-    found = options()
-    assert set(FIELDS) | set(Machine.__dataclass_fields__) <= set(found)
+    found = {name: option for name, option in options().items() if not getattr(option, "hidden", False)}
     own = {"config", "out", "dry_run", "as_json"}
-    assert set(found) == set(FIELDS) | set(Machine.__dataclass_fields__) | own | (set(found) & {"help"})
-    assert {name for name, option in found.items() if name not in own and option.default is not None} == set()
+    assert {name for name in found if "help" not in name} == set(declared(TrainConfig)) | set(
+        declared(RuntimeConfig)
+    ) | own
+    assert {name for name in declared(Train) if found[name].default is not None} == set()
 
 
 def test_help_is_grouped_and_shows_the_defaults_of_the_library(lfi: Lfi) -> None:
     text = " ".join(lfi("train", "--help").out.split())
     for panel in ("Data:", "Student:", "Queries:", "Objective:", "Optimiser:", "Augmentation:", "Machine"):
         assert panel in text
-    assert f"[default: {default_settings()['learning_rate']}]" in text
+    assert f"[default: {defaults(TrainConfig)['lr']}]" in text
     assert "[default: tensorboard]" in text
     assert "Example: lfi train" in text
 
@@ -65,9 +69,9 @@ def test_help_is_grouped_and_shows_the_defaults_of_the_library(lfi: Lfi) -> None
 def test_nothing_but_targets_gives_the_defaults(lfi: Lfi, calls: Calls) -> None:
     assert lfi("train", "--targets", "shards").code == 0
     [([(config, folder)], machine, command)] = calls
-    assert config == config_of({"targets": str(Path("shards").resolve())})
+    assert config == build(TrainConfig, {"targets": str(Path("shards").resolve())})
     assert folder == Path("runs/vit_tiny_patch16_224-lfi-0")
-    assert machine == Machine()
+    assert machine == RuntimeConfig()
     assert command.startswith("lfi")
 
 
@@ -76,7 +80,7 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
         --batch-size 12 --seed 4 --student resnet18 --image-size 64 --patch-size 8 --student-arg depth=6
         --student-arg act=gelu --pretrained --taps 1,3 --queries learned --slots 3 --state reset --readout max
         --query-width 16 --query-heads 2 --objective lfi+embedding --weight lfi=0.3:cosine --weight embedding=2
-        --maps uniform --words 4 --task multi-label --optimizer sgd --learning-rate 0.1 --weight-decay 0.2
+        --maps uniform --words 4 --task multi-label --optimizer sgd --lr 0.1 --weight-decay 0.2
         --layer-decay 0.7
         --clip 2 --schedule linear --warmup-epochs 2 --ema 0.99 --accumulate 2 --precision bf16 --least-area 0.3
         --aspect 1.5 --flip 0.2 --mirror-maps --randaugment 2 --randaugment-pool hue --magnitude 5
@@ -84,13 +88,13 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
     machine = "--workers 2 --device cpu --track wandb --track trackio --checkpoint-minutes 1 --keep-every 3"
     assert lfi("train", *words.split(), *machine.split(), "--out", "run").code == 0
     [([(config, folder)], on, _)] = calls
-    flat = flat_settings(config)
-    same = [name for name, default in default_settings().items() if flat[name] == default]
+    flat = flatten(config)
+    same = [name for name, default in defaults(TrainConfig).items() if flat[name] == default]
     assert same == []  # so that no option is left out above
     assert flat["student_arg"] == {"depth": 6, "act": "gelu"}
     assert (flat["hold_out"], flat["taps"], flat["pretrained"]) == (["grey", "outline"], [1, 3], True)
     assert config.weights == {"lfi": Weight(0.3, "cosine"), "embedding": Weight(2.0)}
-    assert on == Machine(workers=2, device="cpu", track=("wandb", "trackio"), checkpoint_minutes=1, keep_every=3)
+    assert on == RuntimeConfig(workers=2, device="cpu", track=("wandb", "trackio"), checkpoint_minutes=1, keep_every=3)
     assert folder == Path("run")
 
 
@@ -104,20 +108,22 @@ def test_options_go_over_a_file(lfi: Lfi, calls: Calls, tmp_path: Path) -> None:
     assert lfi("train", "--config", "configs/a.toml", *words).code == 0
     [([(config, folder)], machine, _)] = calls
     wanted = {"targets": str(tmp_path.resolve() / "shards"), "student": "resnet18", "epochs": 5, "batch_size": 8}
-    assert config == config_of(wanted | {"student_arg": {"depth": 3, "act": "gelu"}, "weight": {"lfi": 0.5}})
+    assert config == build(TrainConfig, wanted | {"student_arg": {"depth": 3, "act": "gelu"}, "weight": {"lfi": 0.5}})
     assert folder == Path("runs/resnet18-lfi-0")
     assert machine.track == ()
 
 
 def test_a_saved_file_reruns_the_run(lfi: Lfi, calls: Calls, tmp_path: Path) -> None:
-    config = config_of({"targets": "shards", "objective": "lfi+presence", "weight": {"lfi": "1.0:linear"}, "ema": 0.9})
-    write_config(tmp_path / "config.toml", flat_settings(config))
+    config = build(
+        TrainConfig, {"targets": "shards", "objective": "lfi+presence", "weight": {"lfi": "1.0:linear"}, "ema": 0.9}
+    )
+    write_config(tmp_path / "config.toml", flatten(config))
     (tmp_path / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path / "elsewhere")
         assert lfi("train", "--config", tmp_path / "config.toml", "--out", "again").code == 0
     [([(again, _)], _, _)] = calls
-    assert flat_settings(again) == flat_settings(config) | {"targets": str(tmp_path.resolve() / "shards")}
+    assert flatten(again) == flatten(config) | {"targets": str(tmp_path.resolve() / "shards")}
 
 
 def test_several_students_are_several_runs_of_one_stream(lfi: Lfi, calls: Calls) -> None:
@@ -126,7 +132,7 @@ def test_several_students_are_several_runs_of_one_stream(lfi: Lfi, calls: Calls)
     [(runs, _, _)] = calls
     assert [folder.as_posix() for _, folder in runs] == ["both/resnet18-lfi-2", "both/vit_tiny_patch16_224-lfi-2"]
     assert [config.student.name for config, _ in runs] == ["resnet18", "vit_tiny_patch16_224"]
-    assert runs[0][0].stream == runs[1][0].stream
+    assert runs[0][0].data == runs[1][0].data
     assert [run["out"] for run in ended.json["runs"]] == [str(folder) for _, folder in runs]
     shown = lfi(*words).out
     assert shown.count("50.0 %") == 2
@@ -157,7 +163,7 @@ def test_a_dry_run_prints_a_file_that_can_be_run(lfi: Lfi, calls: Calls, tmp_pat
     assert lfi("train", "--config", "dry.toml").code == 0
     [([(config, _)], _, _)] = calls
     assert config.weights == {"lfi": Weight(0.3, "cosine")}
-    assert lfi(*words, "--json").json["runs"][0]["settings"] == json.loads(json.dumps(flat_settings(config)))
+    assert lfi(*words, "--json").json["runs"][0]["settings"] == json.loads(json.dumps(flatten(config)))
 
 
 @pytest.mark.parametrize(
@@ -171,8 +177,8 @@ def test_a_dry_run_prints_a_file_that_can_be_run(lfi: Lfi, calls: Calls, tmp_pat
         ("UnknownNameError", ("--targets", "x", "--weight", "lfi=1:step"), "constant, cosine, linear"),
         ("ConfigError", ("--targets", "x", "--student-arg", "depth"), "KEY=VALUE"),
         ("ConfigError", ("--targets", "x", "--student-arg", "act=null"), "plain values"),
-        ("ConfigError", ("--targets", "x", "--taps", "1,x"), "'1,x'"),
-        ("ConfigError", ("--targets", "x", "--learning-rate", "nan"), "finite"),
+        ("ConfigError", ("--targets", "x", "--taps", "1,x"), "a list of whole numbers, got [1, 'x']"),
+        ("ConfigError", ("--targets", "x", "--lr", "nan"), "finite"),
         ("ConfigError", ("--targets", "x", "--workers", "-1"), "workers"),
         ("ConfigError", ("--config", "nowhere.toml"), "nowhere.toml"),
     ],

@@ -9,10 +9,8 @@ from lfi_pipeline.core import lazy_exports
 if TYPE_CHECKING:
     from lfi_pipeline.data.scenes.categories import NAMES
     from lfi_pipeline.data.scenes.domains import DOMAINS
-    from lfi_pipeline.data.scenes.write import ScenesConfig, write_scenes
+    from lfi_pipeline.data.scenes.write import write_scenes
 
-__all__ = ["DOMAINS", "NAMES", "ScenesConfig", "write_scenes"]
+__all__ = ["DOMAINS", "NAMES", "write_scenes"]
 
-__getattr__ = lazy_exports(
-    __name__, {"categories": ["NAMES"], "domains": ["DOMAINS"], "write": ["ScenesConfig", "write_scenes"]}
-)
+__getattr__ = lazy_exports(__name__, {"categories": ["NAMES"], "domains": ["DOMAINS"], "write": ["write_scenes"]})

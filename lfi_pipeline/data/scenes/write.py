@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
+from lfi_pipeline.core.errors import OutputExistsError
+from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.scenes.categories import NAMES
-from lfi_pipeline.data.scenes.domains import DOMAINS
 from lfi_pipeline.data.scenes.render import render_scene
 
 _SETTINGS = "scenes.json"
@@ -26,48 +26,6 @@ _LICENSE = {
     "name": "CC BY-SA 4.0. All emojis designed by OpenMoji, the open-source emoji and icon project",
     "url": "https://creativecommons.org/licenses/by-sa/4.0/",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScenesConfig:
-    """Everything that determines a rendering.
-
-    Attributes:
-        train: scenes in the train split, domains taking turns.
-        val: scenes in the val split, domains and held-out domains taking turns.
-        domains: domains of both splits.
-        held_out: domains of the val split only, for cross-domain scores.
-        size: pixels a side.
-        object_scale: size of the objects; smaller is harder.
-        seed: of the whole rendering.
-    """
-
-    train: int = 4000
-    val: int = 800
-    domains: tuple[str, ...] = ("colour", "outline", "grey")
-    held_out: tuple[str, ...] = ("photo",)
-    size: int = 64
-    object_scale: float = 1.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for domain in (*self.domains, *self.held_out):
-            if domain not in DOMAINS:
-                raise UnknownNameError("domain", domain, DOMAINS)
-        if not self.domains:
-            raise ConfigError("domains must name at least one domain, got none.")
-        both = set(self.domains) & set(self.held_out)
-        if both:
-            raise ConfigError(f"A held-out domain must not be trained on; in both lists: {', '.join(sorted(both))}.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
-        if not 0.3 <= self.object_scale <= 1.35:
-            raise ConfigError(f"object_scale must be 0.3 to 1.35, got {self.object_scale}.")
-        if self.train < 1 or self.val < 1 or not 32 <= self.size <= 1024:
-            raise ConfigError(
-                "train and val must be 1 or more and size 32 to 1024, "
-                f"got train {self.train}, val {self.val}, size {self.size}."
-            )
 
 
 def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None) -> None:
@@ -81,7 +39,7 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputExistsError(f"{out} cannot be made: {error.strerror or error}. Choose another --out.") from error
+        raise OutputExistsError(f"{out} cannot be made: {error.strerror or error}. Choose another `out`.") from error
     if not (out / _SETTINGS).exists():
         (out / _SETTINGS).write_text(settings, encoding="utf-8")
     (out / "annotations").mkdir(exist_ok=True)
@@ -107,10 +65,10 @@ def _require_own_or_empty(out: Path, settings: str) -> None:
         if stored != settings:
             raise OutputExistsError(
                 f"{out} holds scenes rendered with other settings ({_differences(stored, settings)}). "
-                "Give the same options, or another --out."
+                "Give the same options, or another `out`."
             )
     elif any(out.iterdir()):
-        raise OutputExistsError(f"{out} must be empty or hold scenes, found other files. Choose another --out.")
+        raise OutputExistsError(f"{out} must be empty or hold scenes, found other files. Choose another `out`.")
 
 
 def _differences(stored: str, settings: str) -> str:

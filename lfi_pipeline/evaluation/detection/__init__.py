@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.evaluation.detection.protocol import SOURCES, DetectionConfig, detection
+    from lfi_pipeline.evaluation.config import SOURCES, DetectionConfig
+    from lfi_pipeline.evaluation.detection.protocol import detection
 
 __all__ = ["SOURCES", "DetectionConfig", "detection"]
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import load_manifest
+from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection.coco_data import (
     CocoSplit,
     DetectionImages,
@@ -37,7 +38,7 @@ from lfi_pipeline.evaluation.detection.coco_data import (
 )
 from lfi_pipeline.evaluation.detection.coco_score import KINDS, Detection, coco_truth, detect, score_detections
 from lfi_pipeline.evaluation.detection.model import build_detector
-from lfi_pipeline.evaluation.results import EVALUATION, EvaluationConfig, ProtocolResult, load
+from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, load
 from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.loop import tell
@@ -148,51 +149,6 @@ def _groups(detector: Any) -> list[dict[str, Any]]:
 SOURCES = ("run", "scratch")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DetectionConfig:
-    """How the detector is made. The defaults are for COCO on a GPU; README tells what suits small data.
-
-    Attributes:
-        detection_data: directory in COCO's layout; None takes the run's own data set.
-        detection_train: as the annotation file has it, `instances_SPLIT*.json`; None takes `train`, of the run's own
-            data set the split that the run was trained on.
-        detection_val: the same for scoring; None takes `val`, or the run's own.
-        class_agnostic: take all objects as of one category, where the data are too few to learn to name them.
-        iterations: steps of the fine-tuning.
-        batch_size: images a step.
-        learning_rate: highest of the schedule.
-        image_size: pixels of an image's longer side, and of the square that it is filled up to; None takes the
-            student's own.
-        detection_width: channels of the feature pyramid and of the heads.
-        seed: of the heads' first weights, the order of images and the sampled regions; None takes the run's own.
-        source: `run`, or `scratch` for the same backbone with random weights, as a control.
-        keep_detections: write them to `evaluation/` as COCO results, compressed with gzip.
-    """
-
-    detection_data: Path | None = None
-    detection_train: str | None = None
-    detection_val: str | None = None
-    class_agnostic: bool = False
-    iterations: int = 90_000
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    image_size: int | None = None
-    detection_width: int = 256
-    seed: int | None = None
-    source: str = "run"
-    keep_detections: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "detection_width", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {value}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"learning_rate must be more than 0, got {self.learning_rate}.")
-        if self.source not in SOURCES:
-            raise UnknownNameError("source of the backbone", self.source, SOURCES)
-
-
 def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> ProtocolResult:
     """Fine-tune a Mask R-CNN on the backbone of `run` and score its boxes and masks.
 
@@ -207,7 +163,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
     device = next(loaded.student.parameters()).device
     train, val = _splits(loaded, config)
     truth = coco_truth(val)
-    seed = loaded.config.stream.seed if config.seed is None else config.seed
+    seed = loaded.config.data.seed if config.seed is None else config.seed
     size = config.image_size or _side(loaded)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -218,9 +174,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             device
         )
     draws = training_draws(train, config.iterations * config.batch_size, seed)
-    schedule = Schedule(
-        iterations=config.iterations, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed
-    )
+    schedule = Schedule(iterations=config.iterations, batch_size=config.batch_size, learning_rate=config.lr, seed=seed)
     began = time.monotonic()
     losses = finetune(detector, DetectionImages(train, draws), schedule, workers=common.workers, tell=tell)
     tuned = time.monotonic() - began
@@ -235,7 +189,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "class_agnostic": config.class_agnostic,
             "weights": common.weights if config.source == "run" else None,
             "source": config.source,
-            **{name: getattr(config, name) for name in ("iterations", "batch_size", "learning_rate")},
+            **{name: getattr(config, name) for name in ("iterations", "batch_size", "lr")},
             "width": config.detection_width,
             "image_size": size,
             "seed": "the run's" if config.seed is None else seed,  # so that seeds of one setting can be compared
@@ -273,7 +227,7 @@ def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, Coco
         if manifest.layout != "coco":
             raise ConfigError(
                 f"The run's own data set, {dataset.name}, has no boxes and masks to train a detector on. Give a "
-                "directory in COCO's layout with --detection-data."
+                "directory in COCO's layout with `detection_data`."
             )
         both = [manifest.files(split or name) for split, name in _asked(config, dataset.split, loaded.config.val_split)]
         train, val = (read_split(root / files["instances"], root / files["images"]) for files in both)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lfi_kernels import bench
-from lfi_pipeline.benchmarks.kernel import KernelConfig, _asked, bench_kernel
+from lfi_pipeline.benchmarks.config import KernelConfig
+from lfi_pipeline.benchmarks.kernel import _asked, bench_kernel
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError
 
 Limit = tuple[float | None, float | None]

@@ -12,7 +12,8 @@ import torch
 from lfi_pipeline.benchmarks import Outcome, training_online, training_step
 from lfi_pipeline.benchmarks import training_online as training_students
 from lfi_pipeline.benchmarks import training_step as training_parameters
-from lfi_pipeline.benchmarks.train import TrainBenchConfig, bench_train
+from lfi_pipeline.benchmarks.config import TrainBenchConfig
+from lfi_pipeline.benchmarks.train import bench_train, built_students
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, UnknownNameError
 from lfi_pipeline.exporting.check import PlainModel
 from lfi_pipeline.students import Features, Student, StudentConfig
@@ -22,7 +23,7 @@ from lfi_pipeline.training.data import Cut, CutTargets
 from lfi_pipeline.training.trainer import ActiveRun
 
 TINY = TrainBenchConfig(device="cpu").tiny()
-STUDENT = TINY.students[0]
+STUDENT = built_students(TINY)[0]
 NAME = STUDENT.name
 CPU = torch.device("cpu")
 
@@ -187,5 +188,8 @@ def test_wrong_settings_are_refused() -> None:
         TrainBenchConfig(workers=(-1,))
     with pytest.raises(ConfigError, match="students must name at least one"):
         TrainBenchConfig(students=())
-    assert [each.name for each in TrainBenchConfig().students] == ["vit_tiny_patch16_224", "vit_small_patch16_224"]
-    assert StudentConfig() == TrainBenchConfig().students[0]
+    assert [each.name for each in built_students(TrainBenchConfig())] == [
+        "vit_tiny_patch16_224",
+        "vit_small_patch16_224",
+    ]
+    assert StudentConfig() == built_students(TrainBenchConfig())[0]

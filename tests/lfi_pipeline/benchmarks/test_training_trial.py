@@ -10,7 +10,7 @@ import torch
 from lfi_pipeline.benchmarks.training_trial import StepTrial, time_training
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import StudentConfig
-from lfi_pipeline.training.config import StreamConfig, TrainConfig
+from lfi_pipeline.training.config import DataConfig, TrainConfig
 
 DEPTH, WIDTH, SIZE, PATCH = 3, 64, 64, 16
 
@@ -18,8 +18,8 @@ DEPTH, WIDTH, SIZE, PATCH = 3, 64, 64, 16
 def trial(batch_size: int, *, depth: int = DEPTH, objective: str = "none", steps: int = 1) -> StepTrial:
     kwargs = {"depth": depth, "embed_dim": WIDTH, "num_heads": 2}
     student = StudentConfig(name="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, kwargs=kwargs)
-    stream = StreamConfig(targets=Path("no such cache"), hold_out=("no such domain",), batch_size=128)
-    config = TrainConfig(stream=stream, student=student, objective=objective)
+    data = DataConfig(targets=Path("no such cache"), hold_out=("no such domain",), batch_size=128)
+    config = TrainConfig(data=data, student=student, objective=objective)
     return time_training(
         config, device=torch.device("cpu"), batch_size=batch_size, steps=steps, maps_shape=(1, 4, 4, 4)
     )

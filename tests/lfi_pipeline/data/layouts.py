@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from lfi_pipeline.data.scenes import ScenesConfig, write_scenes
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import write_scenes
 
 PACS_DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

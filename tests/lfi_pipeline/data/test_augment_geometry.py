@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data.augment import (
     DIRECTION_WORDS,
     WHOLE,
-    Augmentation,
     Geometry,
+    draw_geometry,
     mirrored_caption,
     view_image,
     view_maps,
 )
+from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.codec import codec_kl
 from lfi_pipeline.teachers import CocaTeacher
@@ -198,9 +200,9 @@ def test_the_whole_image_at_its_own_size_is_untouched() -> None:
     flip=st.floats(0, 1),
 )
 def test_draw_is_deterministic_and_within_its_bounds(seed: int, least_area: float, aspect: float, flip: float) -> None:
-    augmentation = Augmentation(least_area=least_area, aspect=aspect, flip=flip)
-    geometry = augmentation.draw(np.random.default_rng(seed))
-    assert geometry == augmentation.draw(np.random.default_rng(seed))
+    augmentation = Augmentation(scale=(least_area, 1), ratio=(1 / aspect, aspect), hflip=flip)
+    geometry = draw_geometry(augmentation, np.random.default_rng(seed))
+    assert geometry == draw_geometry(augmentation, np.random.default_rng(seed))
     left, top, right, bottom = geometry.window
     assert 0 <= left < right <= 1
     assert 0 <= top < bottom <= 1
@@ -212,9 +214,9 @@ def test_draw_is_deterministic_and_within_its_bounds(seed: int, least_area: floa
 
 
 def test_draw_covers_its_range_and_flips_as_often_as_asked() -> None:
-    augmentation = Augmentation(least_area=0.25, aspect=2, flip=0.3)
+    augmentation = Augmentation(scale=(0.25, 1), ratio=(0.5, 2), hflip=0.3)
     rng = np.random.default_rng(0)
-    draws = [augmentation.draw(rng) for _ in range(2000)]
+    draws = [draw_geometry(augmentation, rng) for _ in range(2000)]
     areas = np.array([(d.window[2] - d.window[0]) * (d.window[3] - d.window[1]) for d in draws])
     assert areas.mean() == pytest.approx(0.625, abs=0.02)  # uniform in [0.25, 1]
     assert np.mean([d.flip for d in draws]) == pytest.approx(0.3, abs=0.04)
@@ -224,14 +226,23 @@ def test_draw_covers_its_range_and_flips_as_often_as_asked() -> None:
 
 def test_no_cropping_and_no_flip_is_the_whole_image() -> None:
     rng = np.random.default_rng(0)
-    assert all(Augmentation(least_area=1, flip=0).draw(rng) == WHOLE for _ in range(20))
+    assert all(draw_geometry(Augmentation(scale=(1, 1), hflip=0), rng) == WHOLE for _ in range(20))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"least_area": 0}, {"least_area": 1.1}, {"aspect": 0.9}, {"flip": -0.1}, {"flip": 2}]
+    ("wrong", "told"),
+    [
+        ({"scale": (0, 1)}, "scale must be above 0 to 1, got 0, 1"),
+        ({"scale": (0.5, 1.1)}, "scale must be above 0 to 1"),
+        ({"scale": (0.9, 0.5)}, "scale must be a least and a largest value"),
+        ({"ratio": (1.1, 0.9)}, "ratio must be a least and a largest value"),
+        ({"ratio": (0, 1)}, "ratio must be positive and finite"),
+        ({"hflip": -0.1}, "hflip must be from 0 to 1"),
+        ({"hflip": 2}, "hflip must be from 0 to 1, got 2"),
+    ],
 )
-def test_impossible_distributions_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"least_area must be in \(0, 1\]"):
+def test_impossible_distributions_are_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
         Augmentation(**wrong)
 
 

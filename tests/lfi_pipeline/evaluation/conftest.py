@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lfi_pipeline.core.options import build
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.training import Machine, train
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training import RuntimeConfig, train
+from lfi_pipeline.training.config import TrainConfig
 
 
 def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **settings: Any) -> Path:
-    config = config_of(
+    config = build(
+        TrainConfig,
         {
             "targets": str(targets),
             "student": "vit_tiny_patch16_224",
@@ -33,9 +35,9 @@ def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **
             "epochs": 1,
             "batch_size": 8,
         }
-        | settings
+        | settings,
     )
-    train([(config, out)], Machine(device="cpu", track=()))
+    train([(config, out)], RuntimeConfig(device="cpu", track=()))
     return out
 
 

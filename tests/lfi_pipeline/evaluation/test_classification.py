@@ -21,7 +21,7 @@ from lfi_pipeline.data import Dataset, images, read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation import classification as probes
 from lfi_pipeline.evaluation import results as loading
-from lfi_pipeline.evaluation.classification import ClassificationConfig
+from lfi_pipeline.evaluation.config import ClassificationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult
 from lfi_pipeline.report import load_run as read_run
 from lfi_pipeline.training.data import PlainImages

@@ -11,7 +11,8 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-from lfi_pipeline.evaluation.convergence import ConvergenceConfig, convergence
+from lfi_pipeline.evaluation.config import ConvergenceConfig
+from lfi_pipeline.evaluation.convergence import convergence
 from lfi_pipeline.evaluation.results import ProtocolResult, read_results
 
 

@@ -14,8 +14,9 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation import cross_domain as cross
-from lfi_pipeline.evaluation.cross_domain import CrossDomainConfig, cross_domain
-from lfi_pipeline.training import Machine, train
+from lfi_pipeline.evaluation.config import CrossDomainConfig
+from lfi_pipeline.evaluation.cross_domain import cross_domain
+from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.training.data import PlainImages, TargetImages
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import recorded_config
@@ -56,7 +57,7 @@ def test_no_image_of_the_domain_is_read_in_training(
         return inner(images, position)
 
     monkeypatch.setattr(TargetImages, "_image", spied)
-    train([(recorded_config(left_out_run), tmp_path / "again")], Machine(device="cpu", track=()))
+    train([(recorded_config(left_out_run), tmp_path / "again")], RuntimeConfig(device="cpu", track=()))
     samples = read_dataset("scenes", scenes_root, "train").samples
     assert read == {sample.path for sample in samples if sample.domain != "grey"}
 

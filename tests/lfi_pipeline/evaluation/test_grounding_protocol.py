@@ -24,8 +24,8 @@ from lfi_pipeline.evaluation import (
     grounding_protocol,
     teacher_grounding,
 )
+from lfi_pipeline.evaluation.config import GroundingConfig
 from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, peaks_in_mask, score, threshold_ious
-from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
 from lfi_pipeline.evaluation.maps import class_maps, student_maps
 from lfi_pipeline.evaluation.results import ProtocolResult, load, read_results
 from lfi_pipeline.students import LearnedQueries

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation import EvaluationConfig, grounded_words
+from lfi_pipeline.evaluation.config import GroundingConfig
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
-from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig, _on_grid, grounding
+from lfi_pipeline.evaluation.grounding_protocol import _on_grid, grounding
 from lfi_pipeline.evaluation.maps import class_maps
 from lfi_pipeline.report import load_run as load_reported
 from lfi_pipeline.targets import TargetStore, decode_maps

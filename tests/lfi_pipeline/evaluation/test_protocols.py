@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, RunError, TargetsError, UnknownNameError
+from lfi_pipeline.core.options import declared
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-from lfi_pipeline.evaluation.classification import ClassificationConfig
-from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig
-from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES, PROTOCOLS
-from lfi_pipeline.evaluation.protocols import (
-    RUNNABLE,
-    config_of,
-    default_options,
-    default_protocols,
-    load_protocol,
-    option_names,
+from lfi_pipeline.evaluation.config import (
+    PROTOCOL_CONFIGS,
+    ClassificationConfig,
+    DetectionConfig,
+    GroundingConfig,
+    evaluation_configs,
 )
+from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES, PROTOCOLS
+from lfi_pipeline.evaluation.protocols import default_protocols, load_protocol
 from lfi_pipeline.evaluation.results import latest_result, read_results
 
 CPU = EvaluationConfig(device="cpu")
@@ -93,20 +92,28 @@ def test_grounding_is_scored_by_default_where_the_targets_have_masks(
 
 def test_a_config_is_made_of_the_options_that_the_protocol_has(tiny_val_targets: Path) -> None:
     options = {"targets": tiny_val_targets, "iterations": 3}
-    assert config_of("grounding", options) == GroundingConfig(targets=tiny_val_targets)
-    with pytest.raises(ConfigError, match="grounding needs --targets"):
-        config_of("grounding", {})
+    common, configs = evaluation_configs(("grounding", "detection"), options)
+    assert common == EvaluationConfig()
+    assert configs == {
+        "grounding": GroundingConfig(targets=tiny_val_targets),
+        "detection": DetectionConfig(iterations=3),
+    }
+    with pytest.raises(ConfigError, match="grounding needs `targets`"):
+        evaluation_configs(("grounding",), {})
+    with pytest.raises(ConfigError, match="iterations is an option of protocol detection"):
+        evaluation_configs(("grounding",), options)
+    with pytest.raises(UnknownNameError, match="Did you mean 'gallery'"):
+        evaluation_configs(("grounding",), {"targets": tiny_val_targets, "galery": 3})
 
 
 def test_every_protocol_can_be_loaded_and_shares_no_default_with_another() -> None:
-    assert set(RUNNABLE) <= set(PROTOCOLS)
+    assert set(PROTOCOL_CONFIGS) <= set(PROTOCOLS)
     owners: dict[str, object] = {}
-    for name in RUNNABLE:
-        assert callable(load_protocol(name).run)
-        for option in option_names(name):
-            default = load_protocol(name).config.__dataclass_fields__[option].default
-            assert owners.setdefault(option, default) == default, option  # one option of the command line
-    assert default_options()["gallery"] == 12
+    for name, kind in PROTOCOL_CONFIGS.items():
+        assert callable(load_protocol(name))
+        for option, each in declared(kind).items():
+            assert owners.setdefault(option, each.default) == each.default, option  # one option of the command line
+    assert owners["gallery"] == 12
 
 
 def test_a_head_is_scored_by_the_same_names_in_training_and_evaluation() -> None:

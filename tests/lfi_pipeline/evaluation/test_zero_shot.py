@@ -11,8 +11,9 @@ import torch
 from lfi_pipeline.core.errors import ConfigError, ImageReadError
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation import zero_shot as teacher_zero_shot
+from lfi_pipeline.evaluation.config import ZeroShotConfig
 from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
+from lfi_pipeline.evaluation.zero_shot import zero_shot
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
@@ -24,7 +25,7 @@ def test_several_labels_an_image(presence_run: Path, tiny_val_targets: Path) -> 
     result = zero_shot(presence_run, CPU, ZeroShotConfig(targets=tiny_val_targets))
     store = TargetStore.open(tiny_val_targets)
     names = [name.replace("_", " ") for name in store.spec.dataset.classes]
-    trained = TargetStore.open(load_run(presence_run, device="cpu").config.stream.targets)
+    trained = TargetStore.open(load_run(presence_run, device="cpu").config.data.targets)
     words = {**dict(zip(trained.vocabulary.words, trained.vocabulary.embeddings, strict=True))}
     words |= dict(zip(store.vocabulary.words, store.vocabulary.embeddings, strict=True))
     assert store.zero_shot is not None

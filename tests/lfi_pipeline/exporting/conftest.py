@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lfi_pipeline.students import QueryConfig, Student, StudentConfig
-from lfi_pipeline.training import Machine, StreamConfig, TrainConfig, train
+from lfi_pipeline.training import DataConfig, RuntimeConfig, TrainConfig, train
 
 VIT = StudentConfig(
     name="vit_tiny_patch16_224",
@@ -63,9 +63,9 @@ def make_student() -> Callable[[str], Student]:
 @pytest.fixture(scope="session")
 def _trained(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "lfi-0"
-    stream = StreamConfig(targets=tiny_targets, epochs=1, batch_size=8)
-    config = TrainConfig(stream=stream, student=VIT, queries=QueryConfig(width=16, heads=2))
-    train([(config, out)], Machine(device="cpu", track=()), command="lfi train --targets shards")
+    data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
+    config = TrainConfig(data=data, student=VIT, queries=QueryConfig(width=16, heads=2))
+    train([(config, out)], RuntimeConfig(device="cpu", track=()), command="lfi train --targets shards")
     return out
 
 

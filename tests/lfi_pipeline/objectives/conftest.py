@@ -24,13 +24,13 @@ class Bench:
     """One learner, in evaluation mode, its queries far from uniform, and batches of its cache."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.store = config, TargetStore.open(config.stream.targets)
+        self.config, self.store = config, TargetStore.open(config.data.targets)
         self.learner = Learner(config, self.store, "multi-label").eval()
         torch.manual_seed(3)
         for name, weight in self.learner.named_parameters():
             if "queries.blocks" in name and weight.ndim > 1:
                 nn.init.normal_(weight, std=0.7)
-        self.images = TargetImages(self.store, config.stream, [self.learner.student.size], self.learner.reads)
+        self.images = TargetImages(self.store, config.data, [self.learner.student.size], self.learner.reads)
 
     def batch(self, positions: range, epoch: int = 0) -> Batch:
         return self.images.__getitems__([(epoch, position) for position in positions])
@@ -55,6 +55,6 @@ def bench(make_config: MakeConfig) -> Callable[..., Bench]:
     """Return a `Bench` of the settings given, of images cropped down to a fifth and flipped."""
 
     def make(**changes: Any) -> Bench:
-        return Bench(make_config(**{"least_area": 0.2, "flip": 0.5, **changes}))
+        return Bench(make_config(**{"scale": [0.2, 1.0], "hflip": 0.5, **changes}))
 
     return make

@@ -78,7 +78,7 @@ def test_it_is_the_formula(bench: Callable[..., Any], state: str) -> None:
 
 def test_head_means_are_the_maps_that_are_shown(bench: Callable[..., Any]) -> None:
     """With one head, what is compared is what `maps` returns."""
-    made = bench(objective="lfi", query_heads=1, flip=1.0)
+    made = bench(objective="lfi", query_heads=1, hflip=1.0)
     batch = made.batch(range(4))
     told = made.told(batch)
     supervision = told[1]

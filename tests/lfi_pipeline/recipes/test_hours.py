@@ -10,7 +10,8 @@ import pytest
 from lfi_pipeline.benchmarks.training_trial import StepTrial
 from lfi_pipeline.recipes import Place, hours, load_recipe
 from lfi_pipeline.recipes.commands import Prepared, prepare
-from lfi_pipeline.teachers.estimate import PlanConfig, Trial, extrapolated
+from lfi_pipeline.teachers.config import PlanConfig
+from lfi_pipeline.teachers.estimate import Trial, extrapolated
 from lfi_pipeline.training.config import TrainConfig
 from tests.lfi_pipeline.data import layouts
 

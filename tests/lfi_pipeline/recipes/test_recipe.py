@@ -51,7 +51,7 @@ def test_every_recipe_of_the_package_is_found() -> None:
 def test_full_scale_compares_every_objective_over_three_seeds(name: str, tmp_path: Path) -> None:
     found = prepared(name, tmp_path)
     kinds = Counter(
-        (run.config.objective, run.config.stream.maps, run.config.stream.seed, run.config.stream.hold_out)
+        (run.config.objective, run.config.data.maps, run.config.data.seed, run.config.data.hold_out)
         for run in found.runs
     )
     assert set(kinds.values()) == {1}
@@ -78,10 +78,10 @@ def test_a_budget_of_steps_is_kept_whatever_is_left_out(tmp_path: Path) -> None:
     recipe, place = load_recipe("pacs"), Place(data_root=tmp_path, out=tmp_path / "out")
     epochs = {}
     for run in planned_runs(sweep_table(recipe, place, recipe.splits[0], train), place.out):
-        (domain,) = run.config.stream.hold_out
+        (domain,) = run.config.data.hold_out
         steps_per_epoch = math.ceil((8977 - sizes[domain]) / 96)
-        assert abs(run.config.stream.epochs * steps_per_epoch - 5000) <= steps_per_epoch / 2
-        epochs[domain] = run.config.stream.epochs
+        assert abs(run.config.data.epochs * steps_per_epoch - 5000) <= steps_per_epoch / 2
+        epochs[domain] = run.config.data.epochs
     assert len(set(epochs.values())) == 4
     assert max(epochs, key=lambda name: epochs[name]) == "sketch"
 
@@ -139,7 +139,7 @@ def test_convergence_is_to_runs_without_a_term_that_left_out_the_same_domain(tmp
 def test_a_limit_of_images_is_whole_shards(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(content().replace("steps = 5000", "steps = 5000\nmost_images = 20") + "")
-    path.write_text(path.read_text().replace('views = "full,hflip"', 'views = "full"\nsamples_per_shard = 8'))
+    path.write_text(path.read_text().replace('views = ["full", "hflip"]', 'views = ["full"]\nsamples_per_shard = 8'))
     layouts.make_pacs(tmp_path / "data")
     found = prepare(load_recipe(str(path)), Place(data_root=tmp_path / "data", out=tmp_path / "out"))
     assert found.commands[0].line.count("--shards 0:3") == 1

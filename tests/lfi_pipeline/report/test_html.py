@@ -257,7 +257,7 @@ def test_a_page_of_maps_of_ones_own_images(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written_is_one_error(tmp_path: Path, make_run: Any) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputWriteError, match="Cannot write the page"):
+    with pytest.raises(OutputWriteError, match="Cannot write"):
         write_report([make_run("a", "none")], tmp_path / "file" / "r.html")
 
 

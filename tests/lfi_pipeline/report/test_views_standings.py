@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.core.options import build, flatten
 from lfi_pipeline.report.text import standings_csv, standings_markdown, standings_table
 from lfi_pipeline.report.views import standings
-from lfi_pipeline.training.settings import config_of, flat_settings
+from lfi_pipeline.training.config import TrainConfig
 
 
 def run(folder: Path, scores: dict[str, Any] | None, *, fingerprint: str = "f00", **settings: Any) -> Path:
     folder.mkdir()
-    flat = flat_settings(config_of({"targets": "shards"} | settings))
+    flat = flatten(build(TrainConfig, {"targets": "shards"} | settings))
     (folder / "config.json").write_text(json.dumps({"settings": flat, "targets_fingerprint": fingerprint}))
     if scores is not None:
         (folder / "summary.json").write_text(json.dumps({"steps": 3} | scores))

@@ -124,7 +124,7 @@ def test_an_unknown_student_names_the_nearest(wrong: str, right: str) -> None:
         ({**TINY, "kwargs": {**SMALL, "num_heads": 5}}, "divisible"),
         ({**TINY, "kwargs": {**SMALL, "num_heads": 0}}, "num_heads"),
         ({**TINY, "kwargs": {**SMALL, "depth": 0}}, "depth"),
-        ({**TINY, "image_size": 0}, "image size"),
+        ({**TINY, "image_size": 0}, "image_size must be 1 or more"),
     ],
 )
 def test_overrides_that_do_not_fit_are_named(options: dict[str, object], words: str) -> None:
@@ -144,7 +144,7 @@ def test_weights_that_cannot_be_fetched_are_a_clear_error(monkeypatch: pytest.Mo
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConfigError, match="leave --pretrained out"):
+    with pytest.raises(ConfigError, match="leave `pretrained` out"):
         build_backbone(StudentConfig(name="test_vit", pretrained=True))
 
 

@@ -51,7 +51,7 @@ def test_offline_the_error_names_model_repository_file_and_ways_out(asked: list[
         "model.safetensors",
         "does not answer",
         "pretrained_cfg_overlay",
-        "leave --pretrained out",
+        "leave `pretrained` out",
     ):
         assert part in message
     assert f"hf download {REPO} model.safetensors" in message
@@ -128,7 +128,7 @@ def test_an_unknown_tag_lists_the_tags(pretrained: bool, asked: list[str]) -> No
 
 
 def test_a_model_that_timm_has_no_weights_of_says_so(asked: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"timm has no weights of coatnet_0_224.*leave --pretrained out"):
+    with pytest.raises(ConfigError, match=r"timm has no weights of coatnet_0_224.*leave `pretrained` out"):
         build_backbone(StudentConfig(name="coatnet_0_224", pretrained=True))
     assert not asked
 
@@ -139,5 +139,5 @@ def test_weights_that_break_off_are_a_clear_error(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(hub, "answers", lambda url: True)
     monkeypatch.setattr(timm, "create_model", breaks)
-    with pytest.raises(ConfigError, match=r"test_vit could not be fetched.*reset by peer.*leave --pretrained out"):
+    with pytest.raises(ConfigError, match=r"test_vit could not be fetched.*reset by peer.*leave `pretrained` out"):
         build_backbone(StudentConfig(name=NAME, pretrained=True))

@@ -23,7 +23,9 @@ def test_unknown_names_list_the_choices(options: dict[str, str], choices: str) -
 
 @pytest.mark.parametrize(("width", "heads"), [(10, 4), (0, 1), (8, 0), (8, -2)])
 def test_width_and_heads_must_fit(width: int, heads: int) -> None:
-    with pytest.raises(ConfigError, match=rf"{width} and {heads}"):
+    with pytest.raises(
+        ConfigError, match=rf"{width} and {heads}|(width|heads) must be 1 or more, got {min(width, heads)}"
+    ):
         QueryConfig(width=width, heads=heads)
 
 

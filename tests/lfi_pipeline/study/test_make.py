@@ -192,7 +192,7 @@ def test_what_cannot_be_compared(
             make_study(runs["lfi"], runs["none"], out, StudyConfig(**changed))
         assert not out.is_file()
 
-    refused(ConfigError, "none has none.*--maps gradcam", maps="interaction")
+    refused(ConfigError, "none has none.*`maps='gradcam'`", maps="interaction")
     refused(UnknownNameError, "kind of map 'attention'", maps="attention")
     refused(ConfigError, "validation split", targets=tiny_targets)
     refused(ConfigError, "fewer --items", items=1000)

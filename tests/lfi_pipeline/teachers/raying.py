@@ -20,7 +20,7 @@ import ray
 from lfi_cli.main import app
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.teachers import ray_engine
-from lfi_pipeline.teachers.extract import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.shards import Share
 
 make_shard = ray_engine._make_shard  # found in the workers by its name, unlike what this script defines

@@ -17,7 +17,8 @@ from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import captioner as captioning
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.captioner import UNREADABLE, generated_captions
-from lfi_pipeline.teachers.extract import ExtractConfig, extract
+from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.shards import Share
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps
 from lfi_pipeline.teachers.attention import probe_attention
+from lfi_pipeline.teachers.config import require_row
 from lfi_pipeline.teachers.kinds import KINDS
-from lfi_pipeline.teachers.teacher import require_row
 from lfi_pipeline.teachers.text import Word
 
 FORMS = ("pooler", "cascade", "parallel", "no pooler")

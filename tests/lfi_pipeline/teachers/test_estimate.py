@@ -20,8 +20,8 @@ from lfi_pipeline.data import read_dataset
 from lfi_pipeline.teachers import CocaTeacher, extract, shards
 from lfi_pipeline.teachers import estimate as planning
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.estimate import Estimate, PlanConfig, Trial, estimate, extrapolated, run_trial
-from lfi_pipeline.teachers.extract import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
+from lfi_pipeline.teachers.estimate import Estimate, Trial, estimate, extrapolated, run_trial
 from lfi_pipeline.teachers.text import TextSource
 
 TRIAL = Trial(

@@ -22,7 +22,7 @@ from lfi_pipeline.targets import Summary, TargetStore, TargetWriter, decode_maps
 from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.teachers import CocaTeacher, extract
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.extract import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.kinds import KINDS
 from lfi_pipeline.teachers.text import stop_words_sha256
 

@@ -14,7 +14,8 @@ from lfi_pipeline.targets import TargetStore, TeacherSpec
 from lfi_pipeline.teachers import CocaTeacher, pointing
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.pointing import PointingConfig, pointing_by_kind
+from lfi_pipeline.teachers.config import PointingConfig
+from lfi_pipeline.teachers.pointing import pointing_by_kind
 
 
 @pytest.fixture

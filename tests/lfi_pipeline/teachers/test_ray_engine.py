@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.teachers.extract import ExtractConfig, extract
+from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.ray_engine import extract_on_ray
 from lfi_pipeline.teachers.shards import Share
 

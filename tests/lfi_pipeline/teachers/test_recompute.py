@@ -18,7 +18,8 @@ from lfi_pipeline.targets.codec import decode_maps
 from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.teachers import CocaTeacher, extract, recompute
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
+from lfi_pipeline.teachers.config import RecomputeConfig
+from lfi_pipeline.teachers.recompute import Recomputation
 
 Arrays = dict[str, dict[str, np.ndarray]]
 Extract = Callable[..., Path]

@@ -16,7 +16,8 @@ from lfi_pipeline.targets import Summary, TargetStore
 from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.extract import ExtractConfig, extract
+from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.extract import extract
 
 Run = Callable[..., Summary]
 OUTSIDE = ("manifest.json", "source.json")

@@ -22,9 +22,9 @@ from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.teachers import CocaTeacher, extract, recompute
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers import teacher as module
+from lfi_pipeline.teachers.config import ExtractConfig, RecomputeConfig
 from lfi_pipeline.teachers.dual import DualTeacher
-from lfi_pipeline.teachers.extract import ExtractConfig
-from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
+from lfi_pipeline.teachers.recompute import Recomputation
 from lfi_pipeline.teachers.teacher import class_embeddings
 
 TEMPLATES = ("a photo of a {}.", "a drawing of a {}.", "{}")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.data.augment import Augmentation
+from lfi_pipeline.core.options import build
+from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.training import TrainConfig
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training.config import TrainConfig
 
 STUDENT = StudentConfig(
     name="vit_tiny_patch16_224",
@@ -27,7 +27,7 @@ STUDENT = StudentConfig(
 
 @pytest.fixture
 def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
-    """Return settings of two epochs of three steps; keywords replace settings by their flat names (`settings.FIELDS`),
+    """Return settings of two epochs of three steps; keywords replace settings by their flat names ,
     `student_config` and `augmentation` whole groups."""
 
     def make(
@@ -41,9 +41,11 @@ def make_config(tiny_targets: Path) -> Callable[..., TrainConfig]:
             "batch_size": 8,
         }
         flat |= changes
-        config = config_of({name: str(value) if isinstance(value, Path) else value for name, value in flat.items()})
-        stream = config.stream if augmentation is None else replace(config.stream, augmentation=augmentation)
-        return replace(config, student=student_config, stream=stream)
+        config = build(
+            TrainConfig, {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
+        )
+        data = config.data if augmentation is None else replace(config.data, augmentation=augmentation)
+        return replace(config, student=student_config, data=data)
 
     return make
 

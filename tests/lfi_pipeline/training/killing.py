@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from lfi_pipeline.training import Machine, train
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.core.options import build
+from lfi_pipeline.training import RuntimeConfig, train
+from lfi_pipeline.training.config import TrainConfig
 
 FIRST_STEPS = "checkpoints/state.safetensors"
 
@@ -30,8 +31,8 @@ def start(settings: dict[str, Any], out: Path, workers: int) -> int:
         try:
             sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - progress bars
             torch.set_num_threads(1)
-            machine = Machine(device="cpu", track=(), workers=workers, checkpoint_minutes=0)
-            train([(config_of(settings), out)], machine)
+            machine = RuntimeConfig(device="cpu", track=(), workers=workers, checkpoint_minutes=0)
+            train([(build(TrainConfig, settings), out)], machine)
             code = 0
         finally:
             os._exit(code)

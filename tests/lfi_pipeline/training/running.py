@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lfi_pipeline.training import Machine, TrainConfig, train
+from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 
-MACHINE = Machine(device="cpu", track=())
+MACHINE = RuntimeConfig(device="cpu", track=())
 TIMED = ("images_per_second", "step_ms")
 
 
-def train_one(config: TrainConfig, out: Path, machine: Machine = MACHINE, command: str = "") -> dict[str, Any]:
+def train_one(config: TrainConfig, out: Path, machine: RuntimeConfig = MACHINE, command: str = "") -> dict[str, Any]:
     """Train one run alone and return its summary."""
     (summary,) = train([(config, out)], machine, command=command)
     return summary

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from lfi_pipeline.training import Machine, train
+from lfi_pipeline.core.options import build
+from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.training.clock import EpochClock
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.trainer import ActiveRun, Piece
 
 
@@ -48,8 +49,8 @@ def take_part(turn: dict[str, Any], rank: int, port: int) -> None:
         stop_before(stop)
     interrupted = False
     try:
-        machine = Machine(device="cpu", track=(), workers=turn["workers"])
-        train([(config_of(settings), Path(out)) for settings, out in turn["runs"]], machine)
+        machine = RuntimeConfig(device="cpu", track=(), workers=turn["workers"])
+        train([(build(TrainConfig, settings), Path(out)) for settings, out in turn["runs"]], machine)
     except KeyboardInterrupt:
         interrupted = True
     assert interrupted == (stop is not None)

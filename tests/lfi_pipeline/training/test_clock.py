@@ -106,7 +106,7 @@ def test_workers_are_counted_from_loading_against_work(
 ) -> None:
     text = advice(seconds(waiting, 10), workers=workers, cpu_count=8, load_seconds=load, steps=100)
     assert text is not None
-    assert f"Try --workers {wanted} (8 cores here)" in text
+    assert f"Try workers={wanted} (8 cores here)" in text
     assert ("inside the training process" in text) == (workers == 0)
 
 

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.augment import DIRECTION_WORDS, Augmentation
+from lfi_pipeline.data.augment import DIRECTION_WORDS
+from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.data import (
@@ -31,16 +32,16 @@ from lfi_pipeline.training.sampler import Tickets, training_positions
 
 SIZE = (64, 64)
 MakeConfig = Callable[..., TrainConfig]
-ALWAYS = Augmentation(least_area=1, flip=1)
-NEVER = Augmentation(least_area=1, flip=0)
+ALWAYS = Augmentation(scale=(1, 1), hflip=1)
+NEVER = Augmentation(scale=(1, 1), hflip=0)
 
 
 def images_of(config: TrainConfig) -> TargetImages:
     reads = {"none": frozenset[str](), "embedding": frozenset({IMAGE_EMBEDDING})}.get(
         config.objective, frozenset({MAPS})
     )
-    stream = config.stream
-    return TargetImages(TargetStore.open(stream.targets), stream, [SIZE], frozenset(reads))
+    data = config.data
+    return TargetImages(TargetStore.open(data.targets), data, [SIZE], frozenset(reads))
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ def test_a_ticket_gives_the_same_bytes_in_any_company(make_config: MakeConfig, m
 def test_workers_change_nothing(make_config: MakeConfig, workers: int) -> None:
     config = make_config(epochs=1)
     images = images_of(config)
-    tickets = Tickets(np.arange(24), config.stream)
+    tickets = Tickets(np.arange(24), config.data)
     images.__getitems__([(0, 0)])  # handles opened before the fork must not be used after it
     loader = DataLoader(
         ErrorsAsValues(images), batch_sampler=tickets, num_workers=workers, collate_fn=lambda batch: batch
@@ -117,7 +118,7 @@ def test_labels_and_pixels_are_those_of_the_data_set(make_config: MakeConfig, sc
 
 
 def test_flipped_images_get_the_targets_of_the_flipped_view(make_config: MakeConfig) -> None:
-    config = make_config(augmentation=Augmentation(least_area=1, flip=0.5))
+    config = make_config(augmentation=Augmentation(scale=(1, 1), hflip=0.5))
     images, plain = images_of(config), images_of(make_config(augmentation=NEVER))
     tickets = [(0, position) for position in range(24)]
     batch, upright = images.__getitems__(tickets), plain.__getitems__(tickets)
@@ -154,7 +155,7 @@ def test_mirrored_maps_are_mirrored_and_lose_words_of_direction(
     images = images_of(config)
     tickets = [(0, position) for position in range(24)]
     mirrored = images.__getitems__(tickets)
-    upright = images_of(replace(config, stream=replace(config.stream, augmentation=NEVER))).__getitems__(tickets)
+    upright = images_of(replace(config, data=replace(config.data, augmentation=NEVER))).__getitems__(tickets)
     assert mirrored.maps is not None
     assert upright.maps is not None
     assert mirrored.words is not None
@@ -224,9 +225,7 @@ def copy_of_the_data(scenes_root: Path, place: Path) -> tuple[Path, Path]:
 def test_a_changed_image_is_refused_by_name(make_config: MakeConfig, scenes_root: Path, tmp_path: Path) -> None:
     root, path = copy_of_the_data(scenes_root, tmp_path)
     config = make_config()
-    images = TargetImages(
-        TargetStore.open(config.stream.targets, data_root=root), config.stream, [SIZE], frozenset({MAPS})
-    )
+    images = TargetImages(TargetStore.open(config.data.targets, data_root=root), config.data, [SIZE], frozenset({MAPS}))
     images.__getitems__([(0, 2)])
     path.write_bytes((scenes_root / "train" / "000000000004.png").read_bytes())
     with pytest.raises(CorruptTargetsError, match=r"sample 000000000003.*not the image that the teacher saw"):
@@ -240,9 +239,7 @@ def test_an_error_in_a_worker_keeps_its_own_message(make_config: MakeConfig, sce
     root, path = copy_of_the_data(scenes_root, tmp_path)
     path.write_bytes(b"not the image")
     config = make_config(epochs=1)
-    images = TargetImages(
-        TargetStore.open(config.stream.targets, data_root=root), config.stream, [SIZE], frozenset({MAPS})
-    )
+    images = TargetImages(TargetStore.open(config.data.targets, data_root=root), config.data, [SIZE], frozenset({MAPS}))
     loader = DataLoader(ErrorsAsValues(images), batch_sampler=[[(0, 2)]], num_workers=1, collate_fn=lambda batch: batch)
     (error,) = list(loader)
     assert isinstance(error, ImageReadError)
@@ -269,10 +266,10 @@ def test_a_pair_is_mixed_the_same_in_any_batch(make_config: MakeConfig) -> None:
 
 def test_every_size_shows_the_same_part_of_the_image(make_config: MakeConfig) -> None:
     config = make_config()
-    store = TargetStore.open(config.stream.targets)
-    both = TargetImages(store, config.stream, [SIZE, (32, 32), SIZE], frozenset()).__getitems__([(0, 1), (0, 9)])
+    store = TargetStore.open(config.data.targets)
+    both = TargetImages(store, config.data, [SIZE, (32, 32), SIZE], frozenset()).__getitems__([(0, 1), (0, 9)])
     assert set(both.images) == {SIZE, (32, 32)}
-    alone = TargetImages(store, config.stream, [(32, 32)], frozenset()).__getitems__([(0, 1), (0, 9)])
+    alone = TargetImages(store, config.data, [(32, 32)], frozenset()).__getitems__([(0, 1), (0, 9)])
     assert torch.equal(both.images[32, 32], alone.images[32, 32])
     assert torch.equal(both.windows, alone.windows)
 

@@ -25,11 +25,11 @@ def test_batches_of_both_layouts_are_the_same(
     make_config: Callable[..., TrainConfig], tmp_path: Path, workers: str
 ) -> None:
     config = make_config(objective="lfi")
-    pack(config.stream.targets, tmp_path / "tars", layout="webdataset")
+    pack(config.data.targets, tmp_path / "tars", layout="webdataset")
     reads = frozenset({MAPS, IMAGE_EMBEDDING})
-    arrays = TargetImages(TargetStore.open(config.stream.targets), config.stream, [SIZE], reads)
+    arrays = TargetImages(TargetStore.open(config.data.targets), config.data, [SIZE], reads)
     store = TargetStore.open(tmp_path / "tars", data_root=tmp_path / "gone")
-    tars = TargetImages(store, config.stream, [SIZE], reads)
+    tars = TargetImages(store, config.data, [SIZE], reads)
     expected = arrays.__getitems__(TICKETS)
     tars.__getitems__(TICKETS[:1])  # the parent has read before its workers do
     if workers == "none":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
-from lfi_pipeline.training import StreamConfig, TrainConfig
+from lfi_pipeline.training import DataConfig, TrainConfig
 from lfi_pipeline.training.learner import load_run
 from tests.lfi_pipeline.training.running import train_one
 
@@ -19,8 +19,8 @@ from tests.lfi_pipeline.training.running import train_one
 @pytest.fixture
 def run(tiny_targets: Path, tmp_path: Path) -> Path:
     student = StudentConfig(image_size=32, kwargs={"depth": 2, "embed_dim": 16, "num_heads": 2})
-    stream = StreamConfig(targets=tiny_targets, epochs=1, batch_size=8)
-    train_one(TrainConfig(stream=stream, student=student, objective="none"), tmp_path / "run")
+    data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
+    train_one(TrainConfig(data=data, student=student, objective="none"), tmp_path / "run")
     return tmp_path / "run"
 
 

@@ -28,9 +28,9 @@ from lfi_pipeline.core.errors import (
     TargetsError,
     UnknownNameError,
 )
-from lfi_pipeline.data.augment import Augmentation
+from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training import Machine, TrainConfig, loop, train
+from lfi_pipeline.training import RuntimeConfig, TrainConfig, loop, train
 from lfi_pipeline.training.checkpoint import load_state
 from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.learner import build_student
@@ -49,7 +49,7 @@ from tests.lfi_pipeline.training.running import (
 
 MakeConfig = Callable[..., TrainConfig]
 ROOT = Path(__file__).resolve().parents[3]
-PLAIN = Augmentation(least_area=1, flip=0)
+PLAIN = Augmentation(scale=(1, 1), hflip=0)
 
 
 @pytest.mark.parametrize("objective", ["none", "embedding", "lfi", "lfi+embedding+logits+presence"])
@@ -101,9 +101,7 @@ def test_workers_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None
 @pytest.mark.parametrize("objective", ["none", "embedding", "lfi"])
 def test_every_objective_learns_what_it_is_shown(make_config: MakeConfig, tmp_path: Path, objective: str) -> None:
     weight = {} if objective == "none" else {"weight": {objective: 1.0}}
-    config = make_config(
-        objective=objective, epochs=12, batch_size=24, learning_rate=1e-2, augmentation=PLAIN, **weight
-    )
+    config = make_config(objective=objective, epochs=12, batch_size=24, lr=1e-2, augmentation=PLAIN, **weight)
     train_one(config, tmp_path / "run")
     first, *_, last = train_lines(tmp_path / "run")
     assert last["task_loss"] < 0.5 * first["task_loss"]
@@ -206,11 +204,11 @@ def test_flips_need_the_flipped_view_or_consent(
     make_config: MakeConfig, full_only_targets: Path, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"targets": full_only_targets, "epochs": 1}
-    with pytest.raises(ConfigError, match=r"--views full,hflip.*--flip 0.*--mirror-maps"):
+    with pytest.raises(ConfigError, match=r"`views=\['full', 'hflip'\]`.*`hflip=0`.*`mirror_maps=True`"):
         train_one(make_config(**asked), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train_one(make_config(**asked, mirror_maps=True), tmp_path / "mirrored")
-    train_one(make_config(**asked, flip=0.0), tmp_path / "upright")
+    train_one(make_config(**asked, hflip=0.0), tmp_path / "upright")
     train_one(make_config(**asked, objective="none"), tmp_path / "none")
 
 
@@ -223,9 +221,9 @@ def test_what_cannot_serve_is_refused_before_anything_is_written(make_config: Ma
     with pytest.raises(DatasetError, match="Data root"):
         train_one(make_config(data_root=tmp_path / "nowhere"), out)
     with pytest.raises(ConfigError, match="device"):
-        train_one(make_config(), out, Machine(device="gpu"))
+        train_one(make_config(), out, RuntimeConfig(device="gpu"))
     with pytest.raises(ConfigError, match=r"2 images cannot be shared by 2.*4 images or more"):
-        train_one(make_config(batch_size=2, accumulate=2), out)
+        train_one(make_config(batch_size=2, grad_accum_steps=2), out)
     with pytest.raises(ConfigError, match="exactly one label"):
         train_one(make_config(task="classification"), out)
     assert not out.exists()
@@ -250,7 +248,7 @@ def test_a_changed_image_stops_training_by_name_with_workers_too(
     assert not killed, "the loader waited five seconds for a worker that was not told to end"
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"task": "none"}, {"val_split": "train"}, {"accumulate": 2}])
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"task": "none"}, {"val_split": "train"}, {"grad_accum_steps": 2}])
 def test_runs_that_cannot_share_a_read_are_refused(
     make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -281,11 +279,13 @@ import sys
 from pathlib import Path
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation.classification import ClassificationConfig
-from lfi_pipeline.training import Machine, train
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.training import RuntimeConfig, train
+from lfi_pipeline.core.options import build
+from lfi_pipeline.training.config import TrainConfig
 out = Path({str(tmp_path / "run")!r})
-config = config_of(dict(targets={str(tiny_targets)!r}, student="test_vit", image_size=64, epochs=1, batch_size=8))
-train([(config, out)], Machine(device="cpu"))
+settings = dict(targets={str(tiny_targets)!r}, student="test_vit", image_size=64, epochs=1, batch_size=8)
+config = build(TrainConfig, settings)
+train([(config, out)], RuntimeConfig(device="cpu"))
 evaluate_runs([out], dict(classification=ClassificationConfig()), EvaluationConfig(device="cpu"))
 loaded = [name for name in sys.modules if name.startswith(("lfi_pipeline.teachers", "open_clip"))]
 assert not loaded, loaded
@@ -308,7 +308,7 @@ def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(TargetImages, "__getitems__", dies_in_the_second_epoch)
-        with pytest.raises(RunError, match=r"loader process died.*run the same command again with fewer --workers"):
+        with pytest.raises(RunError, match=r"loader process died.*run the same command again with fewer `workers`"):
             train([(config, tmp_path / "run")], replace(MACHINE, workers=1))
     assert 1 <= load_state(tmp_path / "run" / STATE)["step"] <= 3  # the loader is ahead of the training
     train_one(config, tmp_path / "run")
@@ -326,6 +326,6 @@ def test_learned_queries_are_there_without_maps_too(make_config: MakeConfig, tmp
     config = make_config(objective="none", queries="learned", epochs=1)
     summary = train_one(config, tmp_path / "run")
     assert summary["parameters"]["kept_queries"] == summary["parameters"]["queries"] > 0
-    start = build_student(config, TargetStore.open(config.stream.targets), "multi-label").state_dict()
+    start = build_student(config, TargetStore.open(config.data.targets), "multi-label").state_dict()
     moved = weights(tmp_path / "run")
     assert not torch.equal(moved["queries.slots"], start["queries.slots"])

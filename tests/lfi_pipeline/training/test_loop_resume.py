@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import OutputExistsError
-from lfi_pipeline.training import Machine, TrainConfig, train
+from lfi_pipeline.core.options import flatten
+from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.clock import EpochClock
-from lfi_pipeline.training.settings import flat_settings
 from lfi_pipeline.training.trainer import ActiveRun, Piece
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, metrics, train_one
 
@@ -29,7 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "student_arg": {"depth": 3, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2},
     "weight": {"lfi": "0.3:cosine"},
     "ema": 0.9,
-    "accumulate": 2,
+    "grad_accum_steps": 2,
     "mixup": 0.4,
     "cutmix": 1.0,
     "randaugment": 2,
@@ -37,7 +37,7 @@ EVERYTHING: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": EVERYTHING,
-    "learned": {"queries": "learned", "slots": 3, "optimizer": "sgd", "epochs": 3},
+    "learned": {"queries": "learned", "slots": 3, "opt": "sgd", "epochs": 3},
 }
 
 
@@ -53,7 +53,7 @@ def test_killed_at_any_moment_a_run_ends_the_same(make_config: MakeConfig, tmp_p
     for name in CASES:
         config = config_for(make_config, name)
         train_one(config, tmp_path / "whole" / name)
-        runs.append([flat_settings(config), str(tmp_path / "killed" / name)])
+        runs.append([flatten(config), str(tmp_path / "killed" / name)])
     (tmp_path / "plan.json").write_text(json.dumps({"seed": 5, "kills": 3, "runs": runs}))
     path = os.pathsep.join(str(ROOT / part) for part in (".", "cli", "kernels"))
     done = subprocess.run(
@@ -235,8 +235,8 @@ def test_a_cache_that_moved_goes_on_and_another_is_refused(
             train_one(make_config(), tmp_path / "run", OFTEN)
     with pytest.raises(OutputExistsError, match="content of the cache"):
         train_one(make_config(targets=tiny_val_targets), tmp_path / "run")
-    with pytest.raises(OutputExistsError, match=r"learning_rate: 0\.0005 there, 0\.1 asked; seed: 0 there, 3 asked\)"):
-        train_one(make_config(seed=3, learning_rate=0.1), tmp_path / "run")
+    with pytest.raises(OutputExistsError, match=r"lr: 0\.0005 there, 0\.1 asked; seed: 0 there, 3 asked\)"):
+        train_one(make_config(seed=3, lr=0.1), tmp_path / "run")
     moved = tmp_path / "moved"
     moved.symlink_to(tiny_targets)
     train_one(make_config(targets=moved), tmp_path / "run")
@@ -255,7 +255,7 @@ def test_ctrl_c_finishes_the_step_and_saves(make_config: MakeConfig, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ActiveRun, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_one(make_config(), tmp_path / "run", Machine(device="cpu", track=()))
+            train_one(make_config(), tmp_path / "run", RuntimeConfig(device="cpu", track=()))
     assert [line["step"] for line in metrics(tmp_path / "run")][-1] == 4
     train_one(make_config(), tmp_path / "run")
     assert_same_run(tmp_path / "whole", tmp_path / "run")

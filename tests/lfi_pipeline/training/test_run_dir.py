@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lfi_pipeline.core.errors import OutputExistsError, RunError
-from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.core.options import build, flatten
+from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.run_dir import (
     CONFIG,
     METRICS,
@@ -20,10 +21,10 @@ from lfi_pipeline.training.run_dir import (
     require_place,
     write_json,
 )
-from lfi_pipeline.training.settings import config_of, flat_settings
 
-PLAIN = config_of({"targets": "shards"})
-RICH = config_of(
+PLAIN = build(TrainConfig, {"targets": "shards"})
+RICH = build(
+    TrainConfig,
     {
         "targets": "shards",
         "data_root": "data/scenes",
@@ -38,11 +39,11 @@ RICH = config_of(
         "weight": {"lfi": "0.3:cosine"},
         "maps": "shuffled",
         "hold_out": ["grey", "outline"],
-        "least_area": 0.3,
-        "flip": 0.0,
-        "learning_rate": 3e-4,
+        "scale": [0.3, 1.0],
+        "hflip": 0.0,
+        "lr": 3e-4,
         "seed": 5,
-    }
+    },
 )
 FINGERPRINT = "0123abcd"
 
@@ -51,7 +52,7 @@ def begin(run: Path, config: TrainConfig) -> None:
     """Leave what a started run leaves."""
     require_place(run, config, FINGERPRINT)
     make_place(run)
-    write_json(run / CONFIG, {"settings": flat_settings(config), "targets_fingerprint": FINGERPRINT})
+    write_json(run / CONFIG, {"settings": flatten(config), "targets_fingerprint": FINGERPRINT})
 
 
 @pytest.mark.parametrize("config", [PLAIN, RICH])
@@ -71,7 +72,7 @@ def test_settings_come_back(config: TrainConfig, tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_a_run_error_naming_the_file(tmp_path: Path, break_it: object) -> None:
-    settings = flat_settings(RICH)
+    settings = flatten(RICH)
     break_it(settings)  # type: ignore[operator]
     write_json(tmp_path / CONFIG, {"settings": settings})
     with pytest.raises(RunError, match=r"config\.json: the settings of this run cannot be read"):
@@ -110,11 +111,11 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, finished: bool) ->
     (run / METRICS).write_text("kept")
     if finished:
         write_json(run / SUMMARY, {"steps": 1})
-    other = config_of(flat_settings(RICH) | {"seed": 6, "learning_rate": 1e-2, "weight": {"lfi": 0.3}})
+    other = build(TrainConfig, flatten(RICH) | {"seed": 6, "lr": 1e-2, "weight": {"lfi": 0.3}})
     with pytest.raises(OutputExistsError) as caught:
         require_place(run, other, FINGERPRINT)
     assert "seed: 5 there, 6 asked" in str(caught.value)
-    assert "learning_rate: 0.0003 there, 0.01 asked" in str(caught.value)
+    assert "lr: 0.0003 there, 0.01 asked" in str(caught.value)
     assert "weight: {'lfi': '0.3:cosine'} there, {'lfi': 0.3} asked" in str(caught.value)
     assert "epochs" not in str(caught.value)
     assert (run / METRICS).read_text() == "kept"
@@ -122,7 +123,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, finished: bool) ->
 
 def test_a_cache_may_move_and_may_not_change(tmp_path: Path) -> None:
     begin(tmp_path / "run", RICH)
-    moved = config_of(flat_settings(RICH) | {"targets": "elsewhere", "data_root": None})
+    moved = build(TrainConfig, flatten(RICH) | {"targets": "elsewhere", "data_root": None})
     require_place(tmp_path / "run", moved, FINGERPRINT)
     with pytest.raises(OutputExistsError, match=r"\(content of the cache: '0123abcd' there, 'ffff' asked\)"):
         require_place(tmp_path / "run", RICH, "ffff")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from lfi_pipeline.core.options import build
+from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.run_dir import run_name
-from lfi_pipeline.training.settings import config_of
 
 
 @pytest.mark.parametrize(
@@ -23,4 +24,4 @@ from lfi_pipeline.training.settings import config_of
     ],
 )
 def test_a_run_is_named_after_what_it_is(settings: dict[str, Any], name: str) -> None:
-    assert run_name(config_of({"targets": "x", "student": "resnet18"} | settings)) == name
+    assert run_name(build(TrainConfig, {"targets": "x", "student": "resnet18"} | settings)) == name

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.data.augment import Augmentation, Photometric
-from lfi_pipeline.data.mixing import MixConfig
+from lfi_pipeline.core.options import build, declared, defaults, flatten, typed
+from lfi_pipeline.data.config import Augmentation, MixConfig, Photometric
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.training.config import (
     MAPS,
@@ -22,12 +22,11 @@ from lfi_pipeline.training.config import (
     TASKS,
     TERMS,
     WEIGHT_SCHEDULES,
+    DataConfig,
     OptimizerConfig,
-    StreamConfig,
     TrainConfig,
     Weight,
 )
-from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings, typed_setting
 
 NAMES = st.text("abcdefgh_/.- é", min_size=1, max_size=8)
 POSITIVE = st.floats(min_value=1e-12, max_value=1e6)
@@ -35,14 +34,19 @@ SHARE = st.floats(min_value=0.01, max_value=0.99)
 PLAIN = st.one_of(st.integers(-9, 9), st.booleans(), NAMES, st.lists(st.integers(-9, 9), max_size=2))
 
 STREAMS = st.builds(
-    StreamConfig,
+    DataConfig,
     targets=NAMES.map(Path),
     data_root=st.none() | NAMES.map(Path),
     hold_out=st.lists(NAMES, max_size=3).map(tuple),
     maps=st.sampled_from(MAPS),
     words=st.none() | st.integers(1, 99),
     mirror_maps=st.booleans(),
-    augmentation=st.builds(Augmentation, least_area=SHARE, aspect=st.floats(1, 3), flip=SHARE),
+    augmentation=st.builds(
+        Augmentation,
+        scale=SHARE.map(lambda least: (least, 1.0)),
+        ratio=st.floats(1, 3).map(lambda most: (1 / most, most)),
+        hflip=SHARE,
+    ),
     photometric=st.builds(Photometric, ops=st.integers(0, 3)),
     mix=st.builds(MixConfig, mixup=SHARE),
     epochs=st.integers(1, 99),
@@ -61,10 +65,10 @@ STUDENTS = st.builds(
 OPTIMIZERS = st.builds(
     OptimizerConfig,
     name=NAMES,
-    learning_rate=POSITIVE,
+    lr=POSITIVE,
     weight_decay=POSITIVE,
     layer_decay=st.none() | SHARE,
-    clip=POSITIVE,
+    clip_grad=POSITIVE,
     schedule=st.sampled_from(SCHEDULES),
     warmup_epochs=st.integers(0, 9),
     ema=st.none() | SHARE,
@@ -76,7 +80,7 @@ WEIGHTS = st.builds(Weight, st.floats(0, 1e6), st.sampled_from(WEIGHT_SCHEDULES)
 def configs(draw: st.DrawFn) -> TrainConfig:
     terms = ["lfi", *draw(st.lists(st.sampled_from([t for t in TERMS if t != "lfi"]), unique=True))]
     return TrainConfig(
-        stream=draw(STREAMS),
+        data=draw(STREAMS),
         student=draw(STUDENTS),
         queries=draw(st.builds(QueryConfig, state=st.sampled_from(["persistent", "reset"]), slots=st.integers(1, 9))),
         optimizer=draw(OPTIMIZERS),
@@ -85,16 +89,16 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         task=draw(st.sampled_from([t for t in TASKS if t != "none"])),
         val_split=draw(NAMES),
         precision=draw(st.sampled_from(PRECISIONS)),
-        accumulate=draw(st.sampled_from([1, 2, 3])),
+        grad_accum_steps=draw(st.sampled_from([1, 2, 3])),
     )
 
 
 @given(config=configs())
 @settings(max_examples=60, deadline=None)
 def test_there_and_back(config: TrainConfig) -> None:
-    flat = flat_settings(config)
-    assert config_of(flat) == config
-    assert config_of(json.loads(json.dumps(flat))) == config
+    flat = flatten(config)
+    assert build(TrainConfig, flat) == config
+    assert build(TrainConfig, json.loads(json.dumps(flat))) == config
 
 
 def places(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
@@ -102,8 +106,8 @@ def places(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[An
     found = []
     for field in dataclasses.fields(kind):
         made = field.default_factory
-        if field.name == "stream":
-            found += places(StreamConfig, "stream.")
+        if field.name == "data":
+            found += places(DataConfig, "data.")
         elif isinstance(made, type) and dataclasses.is_dataclass(made):
             found += places(made, f"{prefix}{field.name}.")
         else:
@@ -112,8 +116,9 @@ def places(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[An
 
 
 def test_every_field_has_one_flat_name() -> None:
-    assert sorted(FIELDS.values()) == sorted(place for place, _ in places(TrainConfig))
-    assert all(name.isidentifier() for name in FIELDS)
+    found = sorted(".".join(each.place) for each in declared(TrainConfig).values())
+    assert found == sorted(place for place, _ in places(TrainConfig))
+    assert all(name.isidentifier() for name in declared(TrainConfig))
 
 
 def test_none_means_the_default() -> None:
@@ -124,22 +129,26 @@ def test_none_means_the_default() -> None:
 
 
 def test_every_type_has_a_rule() -> None:
-    for name in FIELDS:
+    for name in declared(TrainConfig):
         with pytest.raises(ConfigError, match=rf"^{name} must be .*, got .*object"):
-            typed_setting(name, object())
+            typed(declared(TrainConfig)[name], object())
 
 
 def test_defaults_are_of_the_dataclasses() -> None:
-    default = default_settings()
-    assert list(default) == list(FIELDS)
+    default = defaults(TrainConfig)
+    assert list(default) == list(declared(TrainConfig))
     assert default["targets"] is None
-    assert default["learning_rate"] == OptimizerConfig().learning_rate
-    assert config_of(default | {"targets": "x"}) == TrainConfig(stream=StreamConfig(targets=Path("x")))
+    assert default["lr"] == OptimizerConfig().lr
+    assert build(TrainConfig, default | {"targets": "x"}) == TrainConfig(data=DataConfig(targets=Path("x")))
 
 
 def test_what_is_left_out_or_none_is_the_default() -> None:
-    plain = TrainConfig(stream=StreamConfig(targets=Path("x")))
-    assert config_of({"targets": "x"}) == config_of({"targets": "x", "epochs": None, "image_size": None}) == plain
+    plain = TrainConfig(data=DataConfig(targets=Path("x")))
+    assert (
+        build(TrainConfig, {"targets": "x"})
+        == build(TrainConfig, {"targets": "x", "epochs": None, "image_size": None})
+        == plain
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,9 +157,9 @@ def test_what_is_left_out_or_none_is_the_default() -> None:
         ("epochs", "3", "a whole number, got '3'"),
         ("epochs", 3.0, "a whole number"),
         ("epochs", True, "a whole number, got True"),
-        ("learning_rate", "1e-3", "a finite number"),
-        ("learning_rate", False, "a finite number"),
-        ("aspect", float("nan"), "a finite number, got nan"),
+        ("lr", "1e-3", "a finite number"),
+        ("lr", False, "a finite number"),
+        ("hflip", float("nan"), "a finite number, got nan"),
         ("weight_decay", float("inf"), "a finite number"),
         ("pretrained", 1, "true or false, got 1"),
         ("student", ["a"], "a text"),
@@ -159,36 +168,36 @@ def test_what_is_left_out_or_none_is_the_default() -> None:
         ("hold_out", [1], "a list of texts"),
         ("taps", "1,3", "a list of whole numbers"),
         ("taps", [1, True], "a list of whole numbers"),
-        ("weight", 0.1, "a table of terms"),
-        ("weight", {"lfi": None}, "a table of terms"),
-        ("weight", {"lfi": True}, "a table of terms"),
-        ("student_arg", ["depth=3"], "a table of names"),
+        ("weight", 0.1, "a table, such as TERM=VALUE"),
+        ("weight", {"lfi": None}, "a table, such as TERM=VALUE"),
+        ("weight", {"lfi": True}, "a table, such as TERM=VALUE"),
+        ("student_arg", ["depth=3"], "a table of plain values"),
         ("student_arg", {"act_layer": None}, "plain values"),
         ("student_arg", {"a": [{"b": {1, 2}}]}, "plain values"),
     ],
 )
 def test_wrong_types(name: str, value: Any, wanted: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{name} must be .*{wanted}"):
-        config_of({"targets": "x", name: value})
+        build(TrainConfig, {"targets": "x", name: value})
 
 
 def test_a_wrong_weight_names_its_term() -> None:
-    with pytest.raises(ConfigError, match=r"weight of lfi: .*0\.1:cosine, got 'much'"):
-        config_of({"targets": "x", "weight": {"lfi": "much"}})
+    with pytest.raises(ConfigError, match=r"weight: lfi: .*0\.1:cosine, got 'much'"):
+        build(TrainConfig, {"targets": "x", "weight": {"lfi": "much"}})
 
 
 def test_a_whole_number_is_a_number() -> None:
-    config = config_of({"targets": "x", "learning_rate": 1})
-    assert isinstance(config.optimizer.learning_rate, float)
+    config = build(TrainConfig, {"targets": "x", "lr": 1})
+    assert isinstance(config.optimizer.lr, float)
 
 
 def test_unknown_names_list_near_ones() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'learning_rate'") as raised:
-        config_of({"targets": "x", "lerning_rate": 1.0})
+    with pytest.raises(UnknownNameError, match="Did you mean 'lr'") as raised:
+        build(TrainConfig, {"targets": "x", "lerning_rate": 1.0})
     assert "student_arg" not in str(raised.value)  # not all forty
 
 
 def test_targets_must_be_given() -> None:
     for flat in ({}, {"targets": None}):
         with pytest.raises(ConfigError, match="lfi extract-teacher"):
-            config_of(flat)
+            build(TrainConfig, flat)

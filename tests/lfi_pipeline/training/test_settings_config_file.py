@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, OutputWriteError, UnknownNameError
-from lfi_pipeline.training.settings import FIELDS, config_of, default_settings, flat_settings, read_config, write_config
+from lfi_pipeline.core.options import build, declared, defaults, flatten
+from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.settings import RUN_FILE, write_config
 
 FULL: dict[str, Any] = {
     "targets": "/data/shards",
@@ -19,18 +21,18 @@ FULL: dict[str, Any] = {
     "weight": {"lfi": "0.3:cosine", "embedding": 2.0},
     "objective": "lfi+embedding",
     "ema": 0.999,
-    "learning_rate": 1e-3,
-    "flip": 0,
+    "lr": 1e-3,
+    "hflip": 0,
 }
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    config = config_of(FULL)
+    config = build(TrainConfig, FULL)
     path = tmp_path / "config.toml"
-    write_config(path, flat_settings(config))
-    flat = read_config(path)
-    assert config_of(flat) == config
-    assert set(FIELDS) - set(flat) == {
+    write_config(path, flatten(config))
+    flat = RUN_FILE.read(path)
+    assert build(TrainConfig, flat) == config
+    assert set(declared(TrainConfig)) - set(flat) == {
         "data_root",
         "words",
         "image_size",
@@ -43,7 +45,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_the_file_says_how_to_run_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a run").mkdir()
-    write_config(Path("a run/config.toml"), flat_settings(config_of({"targets": "x"})))
+    write_config(Path("a run/config.toml"), flatten(build(TrainConfig, {"targets": "x"})))
     text = (tmp_path / "a run/config.toml").read_text()
     assert text.startswith(f"# lfi train --config '{tmp_path.resolve()}/a run/config.toml'\n")
 
@@ -64,18 +66,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     folder.mkdir()
     (folder / "lfi.toml").write_text('targets = "../shards"\ndata-root = "/images"\nval_split = "shards"\n')
     there = {"targets": str(tmp_path.resolve() / "shards"), "data_root": "/images", "val_split": "shards"}
-    assert read_config(folder / "lfi.toml") == there
+    assert RUN_FILE.read(folder / "lfi.toml") == there
     monkeypatch.chdir(folder)
-    assert read_config(Path("lfi.toml")) == there
+    assert RUN_FILE.read(Path("lfi.toml")) == there
 
 
 def test_keys_with_either_sign(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("learning-rate = 1\nbatch_size = 8\n[student-arg]\nembed_dim = 32\n")
-    assert read_config(path) == {"learning_rate": 1, "batch_size": 8, "student_arg": {"embed_dim": 32}}
-    path.write_text("learning-rate = 1\nlearning_rate = 2\n")
-    with pytest.raises(ConfigError, match=r"run\.toml: learning_rate must be given once"):
-        read_config(path)
+    assert RUN_FILE.read(path) == {"lr": 1, "batch_size": 8, "student_arg": {"embed_dim": 32}}
+    path.write_text("warmup-epochs = 1\nwarmup_epochs = 2\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: warmup_epochs must be given once"):
+        RUN_FILE.read(path)
 
 
 @pytest.mark.parametrize(
@@ -83,23 +85,23 @@ def test_keys_with_either_sign(tmp_path: Path) -> None:
     [
         (b"a = 1\nepochs = = 3", ConfigError, r"run\.toml must be TOML: .*line 2, column 10"),
         (b"student = '\xff'", ConfigError, r"run\.toml must be TOML.*UTF-8"),
-        (b"lerning-rate = 1", UnknownNameError, r"run\.toml.*'lerning-rate'. Did you mean 'learning_rate'"),
+        (b"lerning-rate = 1", UnknownNameError, r"run\.toml.*'lerning-rate'. Did you mean 'lr'"),
         (b"epochs = '3'", ConfigError, r"run\.toml: epochs must be a whole number, got '3'"),
         (b"student-arg = {since = 2020-01-01}", ConfigError, "plain values"),
-        (b"workers = 4", ConfigError, r"workers says how a run is carried out.*--workers"),
-        (b"checkpoint_minutes = 4", ConfigError, "--checkpoint-minutes"),
+        (b"workers = 4", ConfigError, r"workers says how a run is carried out.*`workers`"),
+        (b"checkpoint_minutes = 4", ConfigError, "`checkpoint_minutes`"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, content: bytes, error: type[Exception], words: str) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(error, match=words):
-        read_config(path)
+        RUN_FILE.read(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.toml", tmp_path):
         with pytest.raises(ConfigError, match=f"{path} cannot be read"):
-            read_config(path)
+            RUN_FILE.read(path)
     with pytest.raises(OutputWriteError, match="cannot be written"):
-        write_config(tmp_path / "nowhere" / "config.toml", default_settings())
+        write_config(tmp_path / "nowhere" / "config.toml", defaults(TrainConfig))

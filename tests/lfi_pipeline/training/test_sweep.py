@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
-from lfi_pipeline.training.settings import flat_settings
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.training.sweep import PlannedRun, plan_sweep, read_sweep
 
 Plan = Callable[[str], list[PlannedRun]]
@@ -38,7 +38,7 @@ def plan(tmp_path: Path) -> Plan:
 def begin(run: PlannedRun, **changes: Any) -> None:
     """Leave what a run leaves when it starts."""
     run.folder.mkdir(parents=True)
-    settings = flat_settings(run.config) | changes
+    settings = flatten(run.config) | changes
     (run.folder / "config.json").write_text(json.dumps({"settings": settings}))
 
 
@@ -56,8 +56,8 @@ def test_every_combination_is_a_run(plan: Plan, tmp_path: Path) -> None:
     ]
     for run in runs:
         config = run.config
-        assert run.name == f"{config.student.name}-{config.objective}-{config.stream.seed}"
-        assert config.stream.targets == tmp_path.resolve() / "shards"
+        assert run.name == f"{config.student.name}-{config.objective}-{config.data.seed}"
+        assert config.data.targets == tmp_path.resolve() / "shards"
         assert run.folder.parent == tmp_path / "runs"
 
 
@@ -74,8 +74,8 @@ def test_names_hold_what_varies(plan: Plan) -> None:
         hold_out = [[], ["grey", "outline"]]
         """
     )
-    assert names(runs)[0] == "learning_rate=0.001-lfi=0.3-hold_out=none"
-    assert names(runs)[-1] == "learning_rate=0.0005-lfi=1-cosine-hold_out=grey+outline"
+    assert names(runs)[0] == "lr=0.001-lfi=0.3-hold_out=none"
+    assert names(runs)[-1] == "lr=0.0005-lfi=1-cosine-hold_out=grey+outline"
     assert len(set(names(runs))) == 8
 
 
@@ -98,9 +98,9 @@ def test_conditions_apply_to_what_matches_and_in_order(plan: Plan) -> None:
     )
     for run in runs:
         none = run.config.objective == "none"
-        assert run.config.optimizer.learning_rate == (1e-3 if none else 5e-4)
+        assert run.config.optimizer.lr == (1e-3 if none else 5e-4)
         small = none and run.config.student.name == "resnet18"
-        assert run.config.stream.batch_size == (8 if small else 64)
+        assert run.config.data.batch_size == (8 if small else 64)
 
 
 def test_a_condition_can_match_a_default(plan: Plan) -> None:
@@ -130,7 +130,7 @@ def test_two_runs_never_share_a_directory(plan: Plan) -> None:
         "[[where]]\nmatch={objective='none'}\nset={objective='lfi', epochs=3}"
     )
     assert names(runs) == ["lfi", "lfi-2"]
-    assert [run.config.stream.epochs for run in runs] == [3, 15]
+    assert [run.config.data.epochs for run in runs] == [3, 15]
 
 
 def test_wrong_combinations_are_all_listed(plan: Plan) -> None:
@@ -149,9 +149,9 @@ def test_runs_keep_their_directories_when_the_file_changes(plan: Plan) -> None:
         begin(run)
     assert plan(GRID) == first
     more = plan(GRID + "epochs = [15, 30]\n")
-    assert [run for run in more if run.config.stream.epochs == 15] == first
-    assert {run.name for run in more if run.config.stream.epochs == 30} == {
-        f"{run.name}".replace(f"-{run.config.stream.seed}", f"-epochs=30-{run.config.stream.seed}") for run in first
+    assert [run for run in more if run.config.data.epochs == 15] == first
+    assert {run.name for run in more if run.config.data.epochs == 30} == {
+        f"{run.name}".replace(f"-{run.config.data.seed}", f"-epochs=30-{run.config.data.seed}") for run in first
     }
 
 
@@ -213,7 +213,7 @@ def test_where_runs_go(tmp_path: Path) -> None:
         ("[grid]\nepochs = [3, 'x']", ConfigError, r"\[grid\]: epochs must be a whole number, got 'x'"),
         ("[grid]\nepoch = [3]", UnknownNameError, r"\[grid\].*'epochs'"),
         ("[grid]\nbatch-size = [3]\nbatch_size = [4]", ConfigError, "once"),
-        ("[base]\nworkers = 3", ConfigError, r"\[base\]: workers.*--workers"),
+        ("[base]\nworkers = 3", ConfigError, r"\[base\]: workers.*`workers`"),
         ("[base]\nbatch-size = 3\n[grid]\nbatch_size = [4]", ConfigError, "batch_size in both"),
         ("[where]\nmatch = {seed = 1}", ConfigError, r"\[\[where\]\]"),
         ("[[where]]\nmatch = {seed = 1}", ConfigError, "what to match and what to set"),

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.training.config import Machine, TrainConfig
-from lfi_pipeline.training.settings import config_of
+from lfi_pipeline.core.options import build
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun
 from lfi_pipeline.training.sweep_run import check_runs, groups_of, run_sweep
 
 
 def planned(out: Path, name: str, **settings: Any) -> PlannedRun:
-    return PlannedRun(folder=out / name, config=config_of({"targets": "shards"} | settings))
+    return PlannedRun(folder=out / name, config=build(TrainConfig, {"targets": "shards"} | settings))
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ class Loop:
         self.calls: list[list[str]] = []
 
     def __call__(
-        self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+        self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
     ) -> list[Mapping[str, Any]]:
         names = [folder.name for _, folder in runs]
         self.calls.append(names)
-        assert len({config.stream for config, _ in runs}) == 1
-        assert (machine, command) == (Machine(workers=3), "lfi sweep x")
+        assert len({config.data for config, _ in runs}) == 1
+        assert (machine, command) == (RuntimeConfig(workers=3), "lfi sweep x")
         if bad := self.failing & set(names):
             raise ConfigError(f"no good: {sorted(bad)}")
         for _, folder in runs:
@@ -57,7 +57,7 @@ def sweep(
 ) -> tuple[dict[str, str | None], list[str]]:
     told: list[str] = []
     outcomes = run_sweep(
-        plan, out, Machine(workers=3), train=loop, together=together, command="lfi sweep x", tell=told.append
+        plan, out, RuntimeConfig(workers=3), train=loop, together=together, command="lfi sweep x", tell=told.append
     )
     return {outcome.run.name: outcome.error for outcome in outcomes}, told
 
@@ -79,7 +79,7 @@ def test_one_by_one_in_order_of_streams(plan: list[PlannedRun], tmp_path: Path) 
 def test_groups_share_a_stream_and_have_a_limit(plan: list[PlannedRun], together: int, sizes: list[int]) -> None:
     groups = groups_of(plan, together)
     assert [len(group) for group in groups] == sizes
-    assert all(len({run.config.stream for run in group}) == 1 for group in groups)
+    assert all(len({run.config.data for run in group}) == 1 for group in groups)
     assert sorted(run.name for group in groups for run in group) == sorted(run.name for run in plan)
 
 
@@ -129,7 +129,7 @@ def test_what_a_failed_group_has_finished_is_not_trained_again(plan: list[Planne
         """Fails after the other runs of the group have ended, as the loop does for a loss that explodes."""
 
         def __call__(
-            self, runs: Sequence[tuple[TrainConfig, Path]], machine: Machine, *, command: str = ""
+            self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
         ) -> list[Mapping[str, Any]]:
             good = [run for run in runs if run[1].name not in self.failing]
             super().__call__(good, machine, command=command)
@@ -144,7 +144,11 @@ def test_what_a_failed_group_has_finished_is_not_trained_again(plan: list[Planne
 
 
 def test_a_read_is_shared_only_where_its_batches_are_cut_alike(tmp_path: Path) -> None:
-    plan = [planned(tmp_path, "a"), planned(tmp_path, "b", accumulate=2), planned(tmp_path, "c", val_split="test")]
+    plan = [
+        planned(tmp_path, "a"),
+        planned(tmp_path, "b", grad_accum_steps=2),
+        planned(tmp_path, "c", val_split="test"),
+    ]
     assert [len(group) for group in groups_of([*plan, planned(tmp_path, "d")], 9)] == [2, 1, 1]
 
 
@@ -153,12 +157,12 @@ def test_what_is_not_ours_is_not_swallowed(plan: list[PlannedRun], tmp_path: Pat
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_sweep(plan, tmp_path, Machine(), train=broken)
+        run_sweep(plan, tmp_path, RuntimeConfig(), train=broken)
 
 
 def test_one_of_several_processes_writes(plan: list[PlannedRun], tmp_path: Path) -> None:
     loop = Loop()
-    run_sweep(plan, tmp_path, Machine(workers=3), train=loop, command="lfi sweep x", record=False)
+    run_sweep(plan, tmp_path, RuntimeConfig(workers=3), train=loop, command="lfi sweep x", record=False)
     assert not (tmp_path / "sweep.json").exists()
 
 

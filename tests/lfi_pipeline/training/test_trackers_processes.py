@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.training import TrainConfig
-from lfi_pipeline.training.settings import flat_settings
 from tests.lfi_pipeline.training.running import metrics, train_lines, train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "text": {"objective": "lfi+embedding+logits", "ema": 0.9},
     "learned": {"objective": "lfi", "queries": "learned", "mixup": 0.5, "cutmix": 1.0},
 }
-LONG = {"epochs": 17, "batch_size": 8, "least_area": 0.2}  # 51 steps
+LONG = {"epochs": 17, "batch_size": 8, "scale": [0.2, 1.0]}  # 51 steps
 
 
 def shared(plan: list[dict[str, Any]], folder: Path) -> None:
@@ -50,17 +50,17 @@ def assert_close(one: Path, other: Path) -> None:
 
 def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
     configs = {name: make_config(**LONG, **changes) for name, changes in CASES.items()}
-    uneven = {name: replace(config, stream=replace(config.stream, batch_size=10)) for name, config in configs.items()}
+    uneven = {name: replace(config, data=replace(config.data, batch_size=10)) for name, config in configs.items()}
     runs: list[list[Any]] = []
     for name, config in configs.items():
         train_one(config, tmp_path / "one" / name)
-        runs.append([flat_settings(config), str(tmp_path / "two" / name)])
-    short = replace(uneven["text"], stream=replace(uneven["text"].stream, epochs=2))
+        runs.append([flatten(config), str(tmp_path / "two" / name)])
+    short = replace(uneven["text"], data=replace(uneven["text"].data, epochs=2))
     train_one(short, tmp_path / "one" / "uneven")
-    parts = [flat_settings(replace(short, accumulate=2)), str(tmp_path / "two" / "parts")]
-    back = flat_settings(configs["text"])
+    parts = [flatten(replace(short, grad_accum_steps=2)), str(tmp_path / "two" / "parts")]
+    back = flatten(configs["text"])
     plan: list[dict[str, Any]] = [{"processes": 2, "runs": [run]} for run in runs[1:]]
-    plan += [{"processes": 2, "runs": [[flat_settings(short), str(tmp_path / "two" / "uneven")]]}]
+    plan += [{"processes": 2, "runs": [[flatten(short), str(tmp_path / "two" / "uneven")]]}]
     plan += [{"processes": 2, "workers": 1, "runs": [parts]}]
     plan += [
         {"processes": processes, "stop": stop, "runs": [[back, str(tmp_path / "two" / "text")]]}
@@ -69,9 +69,7 @@ def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: 
     together = {name: make_config(objective=name, epochs=1) for name in ("none", "lfi")}
     for name, config in together.items():
         train_one(config, tmp_path / "one" / f"with {name}")
-    plan += [
-        {"processes": 2, "runs": [[flat_settings(c), str(tmp_path / "two" / f"with {n}")] for n, c in together.items()]}
-    ]
+    plan += [{"processes": 2, "runs": [[flatten(c), str(tmp_path / "two" / f"with {n}")] for n, c in together.items()]}]
     shared(plan, tmp_path)
     for name in (*CASES, "uneven"):
         assert len(train_lines(tmp_path / "one" / name)) == (51 if name != "uneven" else 4)

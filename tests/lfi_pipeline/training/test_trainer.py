@@ -58,7 +58,7 @@ def test_a_ruined_step_is_not_taken_and_the_other_student_ends(
     train_one(other, tmp_path / "alone")
     seen = poison(monkeypatch, "bad", 4, factor)
     runs = [(make_config(), tmp_path / "bad"), (other, tmp_path / "other")]
-    with pytest.raises(RunError, match=r"bad: training stopped at step 5.*loss is (nan|inf).*8 images.*Lower --learn"):
+    with pytest.raises(RunError, match=r"bad: training stopped at step 5.*loss is (nan|inf).*8 images.*Lower `lr`"):
         train(runs, MACHINE)
     before, after = seen
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -76,7 +76,7 @@ def test_a_ruined_step_is_not_taken_and_the_other_student_ends(
 
 def test_a_learning_rate_that_ruins_a_run_is_noticed(make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"training stopped at step \d.*It has no checkpoint yet"):
-        train_one(make_config(learning_rate=1e30, warmup_epochs=0, epochs=1), tmp_path / "run")
+        train_one(make_config(lr=1e30, warmup_epochs=0, epochs=1), tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "failure.json").is_file()
 
@@ -100,10 +100,10 @@ def test_the_images_of_the_failed_step_are_those_it_was_made_of(
 
     monkeypatch.setattr(ActiveRun, "train_step", noted)
     poison(monkeypatch, "run", 1, math.nan)
-    config = make_config(accumulate=2)
+    config = make_config(grad_accum_steps=2)
     with pytest.raises(RunError):
         train_one(config, tmp_path / "run")
-    keys = TargetStore.open(config.stream.targets).index.keys
+    keys = TargetStore.open(config.data.targets).index.keys
     assert json.loads((tmp_path / "run" / "failure.json").read_text())["keys"] == [keys[i] for i in read[1]]
 
 
@@ -116,9 +116,9 @@ def test_the_images_of_the_failed_step_are_those_it_was_made_of(
     ],
 )
 def test_a_batch_in_parts_is_the_batch(make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]) -> None:
-    sets = {"epochs": 5, "batch_size": 12, "least_area": 0.2, **changes}
+    sets = {"epochs": 5, "batch_size": 12, "scale": [0.2, 1.0], **changes}
     for parts in (1, 2, 3):
-        train_one(make_config(accumulate=parts, **sets), tmp_path / str(parts))
+        train_one(make_config(grad_accum_steps=parts, **sets), tmp_path / str(parts))
     whole = untimed(tmp_path / "1")
     for parts in ("2", "3"):
         for line, other in zip(whole, untimed(tmp_path / parts), strict=True):
@@ -130,7 +130,7 @@ def test_an_average_follows_the_weights_and_is_what_is_scored_and_kept(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decay = 0.6
-    config = make_config(objective="none", ema=decay, learning_rate=1e-2, epochs=4)
+    config = make_config(objective="none", ema=decay, lr=1e-2, epochs=4)
     plain = train_one(replace(config, optimizer=replace(config.optimizer, ema=None)), tmp_path / "plain")
     kept: list[dict[str, Tensor]] = [{}]
     average: dict[str, Tensor] = {}
@@ -161,10 +161,10 @@ def test_an_average_follows_the_weights_and_is_what_is_scored_and_kept(
 
 def test_the_gradient_is_clipped(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
-        objective="none", optimizer="sgd", schedule="constant", warmup_epochs=0, weight_decay=0.0, epochs=1,
-        learning_rate=1.0, clip=0.01, batch_size=24,
+        objective="none", opt="sgd", schedule="constant", warmup_epochs=0, weight_decay=0.0, epochs=1,
+        lr=1.0, clip_grad=0.01, batch_size=24,
     )  # fmt: skip
-    start = Learner(config, TargetStore.open(config.stream.targets), "multi-label").student.state_dict()
+    start = Learner(config, TargetStore.open(config.data.targets), "multi-label").student.state_dict()
     train_one(config, tmp_path / "run")
     moved = sum(float((value - start[name]).square().sum()) for name, value in weights(tmp_path / "run").items())
     (line,) = train_lines(tmp_path / "run")
@@ -174,17 +174,17 @@ def test_the_gradient_is_clipped(make_config: MakeConfig, tmp_path: Path) -> Non
 
 def test_an_optimizer_that_is_none_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"optimizer must be one of timm's.*'adamx'"):
-        train_one(make_config(optimizer="adamx"), tmp_path / "run")
+        train_one(make_config(opt="adamx"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_every_layer_has_its_own_rate_where_asked(make_config: MakeConfig, tmp_path: Path) -> None:
     """The first step of Lion is the rate itself, up to its sign: what moved shows the rate of each parameter."""
     config = make_config(
-        optimizer="lion", layer_decay=0.5, schedule="constant", warmup_epochs=0, weight_decay=0.0, epochs=1,
-        learning_rate=1e-3, batch_size=24, objective="lfi+embedding",
+        opt="lion", layer_decay=0.5, schedule="constant", warmup_epochs=0, weight_decay=0.0, epochs=1,
+        lr=1e-3, batch_size=24, objective="lfi+embedding",
     )  # fmt: skip
-    start = Learner(config, TargetStore.open(config.stream.targets), "multi-label").student.state_dict()
+    start = Learner(config, TargetStore.open(config.data.targets), "multi-label").student.state_dict()
     train_one(config, tmp_path / "run")
     end = weights(tmp_path / "run")
     rates = {
@@ -210,7 +210,7 @@ def test_every_layer_has_its_own_rate_where_asked(make_config: MakeConfig, tmp_p
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_biases_norms_and_positions_do_not_decay(make_config: MakeConfig, layer_decay: float | None) -> None:
     config = make_config(layer_decay=layer_decay, weight_decay=0.1)
-    learner = Learner(config, TargetStore.open(config.stream.targets), "multi-label")
+    learner = Learner(config, TargetStore.open(config.data.targets), "multi-label")
     groups = _make_optimizer(config, learner).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     found = {name: decays[id(p)] for name, p in learner.named_parameters()}

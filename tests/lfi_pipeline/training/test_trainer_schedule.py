@@ -15,7 +15,7 @@ STEPS, PER_EPOCH, PEAK = 40, 4, 0.8
 
 def rates(schedule: str, warmup_epochs: int = 1, steps: int = STEPS) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
-    config = OptimizerConfig(learning_rate=PEAK, schedule=schedule, warmup_epochs=warmup_epochs)
+    config = OptimizerConfig(lr=PEAK, schedule=schedule, warmup_epochs=warmup_epochs)
     made = make_schedule(config, optimizer, steps, PER_EPOCH)
     found = []
     for step in range(steps):
@@ -53,6 +53,6 @@ def test_a_run_of_one_step_and_one_of_warm_up_alone_train(schedule: str) -> None
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_a_resume_finds_the_same_rate(schedule: str) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
-    config = OptimizerConfig(learning_rate=PEAK, schedule=schedule)
+    config = OptimizerConfig(lr=PEAK, schedule=schedule)
     make_schedule(config, optimizer, STEPS, PER_EPOCH).step_update(17)
     assert optimizer.param_groups[0]["lr"] == rates(schedule)[17]

@@ -48,7 +48,7 @@ def one_label_targets(tiny_teacher: CocaTeacher, tmp_path_factory: pytest.TempPa
 def test_images_of_one_label_each_are_classified(
     make_config: MakeConfig, one_label_targets: Path, tmp_path: Path
 ) -> None:
-    config = make_config(targets=one_label_targets, val_split="val", learning_rate=1e-2, hold_out=("sketch",))
+    config = make_config(targets=one_label_targets, val_split="val", lr=1e-2, hold_out=("sketch",))
     summary = train_one(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "classification"
     loaded = load_run(tmp_path / "run", device="cpu")
@@ -120,7 +120,7 @@ def test_the_labels_choose_the_task(asked: str, labels: list[tuple[int, ...]], c
 @pytest.mark.parametrize(
     ("asked", "labels", "classes", "words"),
     [
-        ("auto", [(), ()], 3, "no labels.*--task none"),
+        ("auto", [(), ()], 3, "no labels.*`task='none'`"),
         ("auto", [(), ()], 0, "no labels"),
         ("multi-label", [()], 2, "no labels"),
         ("classification", [(0,), (0, 1)], 3, r"exactly one label.*\[1, 2\].*multi-label"),

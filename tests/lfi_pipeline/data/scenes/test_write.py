@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig, write, write_scenes
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import DOMAINS, NAMES, write, write_scenes
 from lfi_pipeline.data.scenes.render import render_scene
 
 SMALL = ScenesConfig(train=5, val=4, size=32, seed=8)
@@ -201,12 +202,12 @@ def test_an_unknown_domain_lists_the_choices(field: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"domains": ()}, "at least one domain"),
+        ({"domains": ()}, "domains must name at least one"),
         ({"held_out": ("grey",)}, "must not be trained on; in both lists: grey"),
-        ({"object_scale": 1.4}, r"object_scale must be 0\.3 to 1\.35, got 1\.4"),
-        ({"train": 0}, "got train 0"),
-        ({"val": 0}, "val 0"),
-        ({"size": 16}, "size 16"),
+        ({"object_scale": 1.4}, r"object_scale must be from 0\.3 to 1\.35, got 1\.4"),
+        ({"train": 0}, "train must be 1 or more, got 0"),
+        ({"val": 0}, "val must be 1 or more, got 0"),
+        ({"size": 16}, "size must be from 32 to 1024, got 16"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.evaluation.detection import DetectionConfig, detection, protocol
+from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
+from lfi_pipeline.evaluation.detection import detection, protocol
 from lfi_pipeline.evaluation.detection.coco_data import read_split
 from lfi_pipeline.evaluation.detection.coco_score import coco_truth, score_detections
-from lfi_pipeline.evaluation.results import EvaluationConfig, read_results, write_result
+from lfi_pipeline.evaluation.results import read_results, write_result
 from lfi_pipeline.training import run_dir
 
 CPU = EvaluationConfig(device="cpu")
-SHORT = DetectionConfig(iterations=2, batch_size=4, detection_width=16, learning_rate=1e-3)
+SHORT = DetectionConfig(iterations=2, batch_size=4, detection_width=16, lr=1e-3)
 
 
 def test_the_runs_own_data_set_is_the_default(run_of: dict[str, Path], scenes_root: Path) -> None:
@@ -31,7 +32,7 @@ def test_the_runs_own_data_set_is_the_default(run_of: dict[str, Path], scenes_ro
         "source": "run",
         "iterations": 2,
         "batch_size": 4,
-        "learning_rate": 1e-3,
+        "lr": 1e-3,
         "width": 16,
         "image_size": 64,
         "seed": "the run's",
@@ -104,7 +105,7 @@ def test_what_cannot_work_is_refused_before_the_fine_tuning(
         detection(run_of["none"], CPU, replace(SHORT, detection_data=coco_root))
     with pytest.raises(ConfigError, match="iterations must be 1 or more, got 0"):
         DetectionConfig(iterations=0)
-    with pytest.raises(ConfigError, match="learning_rate must be more than 0"):
-        DetectionConfig(learning_rate=0)
+    with pytest.raises(ConfigError, match="lr must be positive and finite"):
+        DetectionConfig(lr=0)
     with pytest.raises(UnknownNameError, match="scratch"):
         DetectionConfig(source="skratch")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lfi_pipeline.data.scenes import DOMAINS, ScenesConfig
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import DOMAINS
 from lfi_pipeline.teachers.registry import load_coca_folder
 from lfi_pipeline.teachers.scenes_coca.recipe import Recipe, learn_merges, train, write_merges
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lfi_pipeline.data import load_manifest
-from lfi_pipeline.data.scenes import DOMAINS, NAMES, ScenesConfig
+from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.scenes import DOMAINS, NAMES
 from lfi_pipeline.data.scenes.render import render_scene
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
 from lfi_pipeline.targets import teacher_logits

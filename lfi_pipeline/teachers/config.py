@@ -1,0 +1,198 @@
+"""What stage one makes, tries and checks: settings alone, which import no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.options import Option, check
+
+VIEWS = ("full", "hflip")
+TEXT_MODES = ("auto", "captions", "prompts", "generate")
+CAPTION_CHOICES = ("first", "longest", "all")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+ROWS = ("emitting", "reading")
+READING_KINDS = ("attention",)
+DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
+_OWN_ROOT = Path("data/DATASET")
+
+
+def layouts() -> tuple[str, ...]:
+    """Names of the layouts of a cache."""
+    from lfi_pipeline.targets.layout import LAYOUTS
+
+    return LAYOUTS
+
+
+def codec_names() -> tuple[str, ...]:
+    """Names of the codecs of maps."""
+    from lfi_pipeline.targets.codec import CODECS
+
+    return tuple(CODECS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig:
+    """What to extract."""
+
+    dataset: Annotated[
+        str, Option("A data set of lfi datasets, such as scenes or coco, or the path of your own manifest.")
+    ]
+    data_root: Annotated[Path, Option("Where its files lie.")] = _OWN_ROOT
+    split: Annotated[str, Option("Which split of the data set.")] = "train"
+    teacher: Annotated[
+        str,
+        Option(
+            "NAME[:TAG] of lfi teachers, with one of open_clip's tags, a checkpoint's path, or 'random' (timing only). "
+            "Left out: the data set's own."
+        ),
+    ] = ""
+    precision: Annotated[
+        str,
+        Option("auto is bf16 on CUDA, else fp32; maps are always made in fp32.", choices=PRECISIONS),
+    ] = "auto"
+    kind: Annotated[
+        str, Option("How a map is made; lfi teachers NAME lists the choices. Left out: the teacher's own.")
+    ] = ""
+    row: Annotated[
+        str, Option("Rows of attention maps: of the step that emits the word, or that reads it.", choices=ROWS)
+    ] = "emitting"
+    layers: Annotated[
+        int | tuple[int, ...] | None,
+        Option(
+            "Teacher layers, for kinds that have several: how many, or which, as 2,5,8,11. Left out: 4, or all.",
+            metavar="N|I,J,...",
+        ),
+    ] = None
+    text: Annotated[
+        str,
+        Option(
+            "What the teacher reads: captions, prompts (made of class names), generate (it writes captions itself), or "
+            "auto: the first of these that the data set allows.",
+            choices=TEXT_MODES,
+            noun="text mode",
+        ),
+    ] = "auto"
+    captions: Annotated[
+        str,
+        Option(
+            "Which captions (or prompts) of an image are read; maps of all are averaged.",
+            choices=CAPTION_CHOICES,
+            noun="caption choice",
+        ),
+    ] = "first"
+    prompts: Annotated[
+        tuple[str, ...],
+        Option(
+            "A template with one {} for the class name, in place of the data set's.",
+            name="prompt",
+            aliases=("prompts",),
+        ),
+    ] = ()
+    words: Annotated[int, Option("The most words of an image that get a map.", ge=1)] = 16
+    views: Annotated[
+        tuple[str, ...],
+        Option(
+            "What the teacher sees: full, or full,hflip so that training can mirror images.",
+            choices=VIEWS,
+            noun="view",
+            separator=",",
+            metavar="VIEW,...",
+        ),
+    ] = VIEWS
+    layout: Annotated[
+        str, Option("zarr (images stay where they are) or webdataset (tars with images and targets).", choices=layouts)
+    ] = "zarr"
+    codec: Annotated[str, Option("How maps become bytes; uint5_cbrt takes half of them.", choices=codec_names)] = (
+        "uint8_sqrt"
+    )
+    samples_per_shard: Annotated[int, Option("Samples in one commit unit.", ge=1)] = 1024
+    batch_size: Annotated[int, Option("Images per forward pass; changes nothing in the cache's spec.", ge=1)] = 64
+    workers: Annotated[int, Option("Threads that read images; 0 chooses.", ge=0)] = 0
+    device: Annotated[str, Option(DEVICE)] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.data_root == _OWN_ROOT:
+            object.__setattr__(self, "data_root", Path("data") / Path(self.dataset).stem)
+        if self.kind:
+            require_row(self.row, self.kind)
+        if "full" not in self.views:
+            raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.", argument="views")
+        if self.prompts and self.text not in ("auto", "prompts"):
+            raise ConfigError(f"prompts are for the text mode 'prompts', got {self.text!r}.")
+
+
+def require_row(row: str, kind: str) -> None:
+    """Raise ConfigError unless maps of this kind have this row of attention."""
+    if row == "reading" and kind not in READING_KINDS:
+        raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.", argument="row")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    """What to plan."""
+
+    extract: ExtractConfig
+    out: Annotated[Path, Option("Where the cache is to be; nothing is written there.")] = Path("shards")
+    batches: Annotated[int, Option("Batches to time, after one that is not timed.", ge=1)] = 3
+    processes: Annotated[int, Option("Processes that are to share the work, each on a device of its own.", ge=1)] = 1
+    epochs: Annotated[int, Option("Epochs that a student trains.", ge=1)] = 100
+    students: Annotated[int, Option("Students to be trained from the cache.", ge=1)] = 10
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointingConfig:
+    """Which kinds of map to score against masks, with the teacher that is run anew."""
+
+    kinds: Annotated[
+        tuple[str, ...],
+        Option(
+            "Run the teacher and score these kinds of map (or all) beside the cached.",
+            separator=",",
+            metavar="KIND,...",
+        ),
+    ] = ("all",)
+    images: Annotated[int, Option("With kinds: images with masks to score, evenly spaced.", ge=1)] = 200
+    teacher: Annotated[
+        str, Option("With kinds: NAME:PATH of the cache's own weights, where its name does not find them.")
+    ] = ""
+    batch_size: Annotated[int, Option("Images per forward pass.", ge=1, cli=False)] = 16
+    device: Annotated[str, Option(DEVICE)] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecomputeConfig:
+    """Which samples of a cache the teacher makes anew, to compare."""
+
+    share: Annotated[
+        float,
+        Option(
+            "Let the teacher make this share of the samples anew (0.01: 1 %) and compare; 0: none.",
+            name="recompute",
+            ge=0,
+            le=1,
+            metavar="SHARE",
+        ),
+    ] = 0.01
+    teacher: Annotated[
+        str, Option("To recompute: NAME:PATH of the teacher's weights; left out: as the cache names it.")
+    ] = ""
+    device: Annotated[str, Option(DEVICE)] = "auto"
+    seed: Annotated[
+        int | None, Option("To recompute: choose the same samples each time; left out: others each time.", ge=0)
+    ] = None
+    batch_size: Annotated[int, Option("Images per forward pass.", ge=1, cli=False)] = 16
+    workers: Annotated[int, Option("Threads that read images; 0 chooses.", ge=0, cli=False)] = 0
+    progress: Annotated[bool, Option("Show a bar on stderr.", cli=False)] = False
+
+    def __post_init__(self) -> None:
+        check(self)
