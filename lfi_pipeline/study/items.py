@@ -102,30 +102,30 @@ _BATCH = 64
 Map = npt.NDArray[np.float32]
 
 
-def choose_kind(asked: str, runs: Sequence[LoadedRun]) -> str:
+def choose_kind(kind: str, runs: Sequence[LoadedRun]) -> str:
     """Return the kind of map that all `runs` have: interaction maps if asked for `auto` and all have queries.
 
     Raises:
         UnknownNameError: no such kind.
         ConfigError: a run that has no maps of the kind.
     """
-    if asked not in KINDS:
-        raise UnknownNameError("kind of map", asked, KINDS)
+    if kind not in KINDS:
+        raise UnknownNameError("kind of map", kind, KINDS)
     without = [str(run.path) for run in runs if run.student.queries is None]
-    if asked == AUTO:
-        asked = GRADCAM if without else INTERACTION
-    if asked == INTERACTION and without:
+    if kind == AUTO:
+        kind = GRADCAM if without else INTERACTION
+    if kind == INTERACTION and without:
         raise ConfigError(
             f"Interaction maps need runs with interaction queries; {', '.join(without)} has none. Compare both runs by "
             "`maps='gradcam'`."
         )
     headless = [str(run.path) for run in runs if run.student.head is None]
-    if asked == GRADCAM and headless:
+    if kind == GRADCAM and headless:
         raise ConfigError(
             f"Grad-CAM needs runs that predict classes; {', '.join(headless)} was trained without labels. Compare two "
             "runs with interaction queries by `maps='interaction'`."
         )
-    return asked
+    return kind
 
 
 def word_maps(
