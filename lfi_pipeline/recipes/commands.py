@@ -239,7 +239,7 @@ def require_place(place: Place, recipe: Recipe) -> None:
             wanted = recipe.to_plain().get(name)
             if there.get(name) != wanted:
                 raise OutputExistsError(
-                    f"{out} holds another recipe ({name}: {there.get(name)!r} there, {wanted!r} wanted); choose another "
+                    f"{out} holds another recipe ({name}: {there.get(name)!r} there, {wanted!r} asked); choose another "
                     "`out`, or move it away."
                 )
     elif out.is_dir() and any(out.iterdir()):
