@@ -66,7 +66,7 @@ def _value(measure: Measure, value: float, half: float | None = None) -> str:
 
 def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     domains = details.get("map_per_domain", {}).items()
-    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains]
+    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains if domain]
     if (probes := details.get("probes")) is not None:
         fitted = (
             f"{probes['training_images']:,} training images; L2 {probes['l2']:.1e} by {probes['held_back']:,} of them"
