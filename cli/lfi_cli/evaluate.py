@@ -87,16 +87,15 @@ def _path(value: str | None) -> Path | None:
 
 
 def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[str]]:
-    from lfi_pipeline.report.cross_domain import PROTOCOL
-    from lfi_pipeline.report.protocol_tables import seed_tables
+    from lfi_pipeline.report.views import CROSS_DOMAIN, seed_tables
 
-    others = {run: {name: r for name, r in of.items() if name != PROTOCOL} for run, of in results.items()}
+    others = {run: {name: r for name, r in of.items() if name != CROSS_DOMAIN} for run, of in results.items()}
     return seed_tables(others) if len(results) > 1 and any(others.values()) else ({}, ())
 
 
 def _domain_tables(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
     """Runs that leave out different domains are columns of one row, so their table is another."""
-    from lfi_pipeline.report.cross_domain import PROTOCOL, domain_tables
+    from lfi_pipeline.report.views import CROSS_DOMAIN, domain_tables
 
-    found = {run: of[PROTOCOL] for run, of in results.items() if PROTOCOL in of}
-    return {PROTOCOL: domain_tables(found)} if len(found) > 1 else {}
+    found = {run: of[CROSS_DOMAIN] for run, of in results.items() if CROSS_DOMAIN in of}
+    return {CROSS_DOMAIN: domain_tables(found)} if len(found) > 1 else {}

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from lfi_pipeline.evaluation.metrics import Measure
     from lfi_pipeline.evaluation.results import ProtocolResult
-    from lfi_pipeline.report.cross_domain import DomainTable
-    from lfi_pipeline.report.protocol_tables import SeedRow
+    from lfi_pipeline.report.views import DomainTable, SeedRow
 
 _SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}
 _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
@@ -60,7 +59,7 @@ def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
     """Print each table, and what the reader should know of it."""
     from rich.table import Table
 
-    from lfi_pipeline.report.cross_domain import LEGEND, domain_cells
+    from lfi_pipeline.report.text import DOMAIN_LEGEND, domain_cells
 
     for table in tables:
         headings, rows = domain_cells(table)
@@ -68,7 +67,7 @@ def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
         for row in rows:
             shown.add_row(*("\n".join(cell) for cell in row))
         whole_table(console, shown)
-        console.print(LEGEND, style="dim", soft_wrap=True)
+        console.print(DOMAIN_LEGEND, style="dim", soft_wrap=True)
         for note in table.notes:
             console.print(note, markup=False, style="dim", soft_wrap=True)
 
@@ -85,7 +84,7 @@ def _value(measure: Measure, value: float, half: float | None = None) -> str:
 
 def _classification(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     domains = details.get("map_per_domain", {}).items()
-    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains]
+    rows: list[tuple[str, object]] = [(f"mAP, {domain}", percent(value)) for domain, value in domains if domain]
     if (probes := details.get("probes")) is not None:
         fitted = (
             f"{probes['training_images']:,} training images; L2 {probes['l2']:.1e} by {probes['held_back']:,} of them"

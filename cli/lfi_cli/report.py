@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lfi_pipeline.report.compare import Comparison
-    from lfi_pipeline.report.comparison_text import TextTable
+    from lfi_pipeline.report.text import TextTable
 
 _LEAST_WIDTH = 100
 RUNS = "Run directories, or directories that hold runs; those that differ in seed are one line."
@@ -105,8 +105,8 @@ def compare(config: Compare) -> Shown:
     Example: lfi compare runs/ --markdown results.md
     """
     from lfi_pipeline.report.compare import compare as compare_runs
-    from lfi_pipeline.report.comparison_text import comparison_csv, comparison_markdown, tidy
     from lfi_pipeline.report.runs import find_runs
+    from lfi_pipeline.report.text import comparison_csv, comparison_markdown, tidy, write_text
 
     found, notes = find_runs(config.runs)
     comparison = compare_runs(found, control=config.control, protocols=config.protocol)
@@ -114,8 +114,7 @@ def compare(config: Compare) -> Shown:
         (path, text) for path, text in ((config.markdown, comparison_markdown), (config.csv, comparison_csv)) if path
     ]
     for path, text in written:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(comparison), encoding="utf-8")
+        write_text(path, text(comparison))
     result: Result = {
         "runs": [str(run) for run in found],
         "results": tidy(comparison),
@@ -129,7 +128,7 @@ def compare(config: Compare) -> Shown:
 
 
 def _show(console: Console, comparison: Comparison, result: Result) -> None:
-    from lfi_pipeline.report.comparison_text import block_tables, cost_table, legend, settings_text
+    from lfi_pipeline.report.text import block_tables, cost_table, legend, settings_text
 
     for block in comparison.blocks:
         console.print(settings_text(block), style="dim", markup=False)
@@ -150,7 +149,7 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
 def _draw(console: Console, table: TextTable, lines: bool = False) -> None:
     from rich.table import Table
 
-    from lfi_pipeline.report.comparison_text import column_width
+    from lfi_pipeline.report.text import column_width
 
     drawn = Table(title=table.title, title_justify="left", show_lines=lines)
     for place, heading in enumerate(table.headings):

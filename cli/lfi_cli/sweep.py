@@ -18,7 +18,7 @@ from lfi_pipeline.training.config import RuntimeConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lfi_pipeline.report.leaderboard import Standing
+    from lfi_pipeline.report.views import Standing
     from lfi_pipeline.training.sweep import PlannedRun
 
 FILES = {
@@ -99,11 +99,12 @@ def _planned(plan: list[PlannedRun], steps: list[int], out: Path) -> Shown:
 
 def _leaderboard(result: Result, out: Path) -> list[Standing]:
     """Write the leaderboard of `out`, and add it to the result."""
-    from lfi_pipeline.report.leaderboard import standings, standings_csv, standings_markdown
+    from lfi_pipeline.report.text import standings_csv, standings_markdown, write_text
+    from lfi_pipeline.report.views import standings
 
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
-    (out / "leaderboard.md").write_text(standings_markdown(rows), encoding="utf-8")
-    (out / "leaderboard.csv").write_text(standings_csv(rows), encoding="utf-8")
+    write_text(out / "leaderboard.md", standings_markdown(rows))
+    write_text(out / "leaderboard.csv", standings_csv(rows))
     result["leaderboard"] = [dataclasses.asdict(row) for row in rows]
     return rows
 
@@ -111,7 +112,7 @@ def _leaderboard(result: Result, out: Path) -> list[Standing]:
 def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from lfi_pipeline.report.leaderboard import standings_table
+    from lfi_pipeline.report.text import standings_table
 
     headings, cells = standings_table(rows)
     table = Table(*headings)

@@ -1,8 +1,9 @@
 """Protocol `convergence`: how soon a run reaches the score that a reference run ends with.
 
-Steps for lfi to reach the best control's final score, as a ratio. The validation curve of the run,
-as training logged it, is read off where it first reaches the final validation score of the reference, linear between
-evaluations. A run that never does has no steps, and says so: a mean over seeds must tell how many of how many it is of.
+The measure is `step_ratio = steps / reference steps`: `steps` is where the validation curve of the run, as training
+logged it, first reaches the final validation score of the reference (linear between validations), `reference steps` is
+how many the reference took in all. A run that never reaches the score has no steps: a mean over seeds must say how many
+of how many seeds it is of.
 
 Seconds are steps times the run's own median step time, loading and validation left out: the clock in the metrics is
 that of the process, which several runs may have shared. They compare runs of one machine at equal load only.
@@ -10,7 +11,6 @@ that of the process, which several runs may have shared. They compare runs of on
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError, RunError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
 from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json
+from lfi_pipeline.training.run_dir import METRICS, SUMMARY
+from lfi_pipeline.training.run_reader import read_config, read_metrics, read_summary
 from lfi_pipeline.training.validate import main_score
 
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """What a run's files say: its record, validation curve and summary; an empty summary where it was stopped."""
+    """A run's `config.json`, validation curve and `summary.json`; the summary is empty where the run was stopped."""
 
     path: Path
     record: Mapping[str, Any]
@@ -61,7 +62,7 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
         RunError: a run cannot be read.
     """
     began = time.monotonic()
-    own = read_json(run / CONFIG)
+    own = read_config(run).values
     score = config.score or main_score(str(own.get("task")))
     if score is None:
         raise ConfigError(f"{run} has no task and so no validation score to compare: it cannot converge to one.")
@@ -114,34 +115,14 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
 
 
 def _read(run: Path, score: str) -> _Trained:
-    curve = _curve(run / METRICS, score)
+    curve = read_metrics(run).curve(score)
     if not curve:
         raise ConfigError(
             f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
-    return _Trained(run, read_json(run / CONFIG), curve, read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {})
-
-
-def _curve(path: Path, score: str) -> list[tuple[float, float]]:
-    """Read the log. Of a step that was logged twice, the later line counts; an unfinished last line does not."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} must be the log of a run (made by `lfi train`), and cannot be read: {error}."
-        ) from error
-    found: dict[float, float] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            if values["event"] == "val" and values.get(score) is not None:
-                found[float(values["step"])] = float(values[score])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path}, line {number}, must be an event of a run with its step, got {line[:80]!r}."
-            ) from error
-    return [point for point in sorted(found.items()) if math.isfinite(point[1])]
+    summary = read_summary(run)
+    return _Trained(run, read_config(run).values, curve, summary.values if summary is not None else {})
 
 
 def _require_comparable(trained: _Trained, reference: _Trained) -> None:
@@ -158,8 +139,8 @@ def _require_comparable(trained: _Trained, reference: _Trained) -> None:
 def _validated(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes validation scores comparable."""
     dataset = record["dataset"]
-    told = {name: record.get(name) for name in ("task", "seen_domains")}
-    return {"data set": dataset["name"], "images": dataset["val_samples"], "split": _split(record), **told}
+    split = {"split": _split(record), **{name: record.get(name) for name in ("task", "seen_domains")}}
+    return {"data set": dataset["name"], "images": dataset["val_samples"], **split}
 
 
 def _split(record: Mapping[str, Any]) -> str:

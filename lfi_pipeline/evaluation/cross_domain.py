@@ -3,7 +3,7 @@
 DomainBed (Gulrajani & Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, section 4): one run for every
 domain left out; a model is chosen by its score on the training domains (weights `best`), never on the one left out.
 DomainBed scores the four fifths of the left-out domain that its own random split gives; here every image of it counts,
-of all splits, since none was trained on. `report.cross_domain` makes the table over runs and seeds.
+of all splits, since none was trained on. `report.views` makes the table over runs and seeds.
 
 The runs are a sweep over `hold_out`, each value a list, on a cache whose training split has all domains:
 

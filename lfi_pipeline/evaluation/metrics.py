@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 _DOMAINS = {"seen": "seen domains", "heldout": "held-out domains"}
@@ -13,7 +13,7 @@ _DOMAINS = {"seen": "seen domains", "heldout": "held-out domains"}
 
 def over_domains(name: str, heading: str) -> dict[str, str]:
     """Return the names of a score on seen and on held-out domains -> their headings."""
-    return {f"{name}_{part}": f"{heading}, {told}" for part, told in _DOMAINS.items()}
+    return {f"{name}_{part}": f"{heading}, {domains}" for part, domains in _DOMAINS.items()}
 
 
 HEAD_SCORES: Mapping[str, str] = {
@@ -73,6 +73,13 @@ class Measure:
 
 def _named(headings: Mapping[str, str]) -> tuple[Measure, ...]:
     return tuple(Measure(name=name, heading=heading) for name, heading in headings.items())
+
+
+def without_domains(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """Return the measures with headings that do not speak of seen domains where none is of held-out ones."""
+    if any(measure.name.endswith("_heldout") for measure in measures):
+        return tuple(measures)
+    return tuple(replace(each, heading=each.heading.removesuffix(f", {_DOMAINS['seen']}")) for each in measures)
 
 
 MEASURES: Mapping[str, tuple[Measure, ...]] = {

@@ -178,19 +178,25 @@ def _student_and_teacher(
 def _scores(
     scores: Tensor | None, truth: Tensor, rows: Tensor, one_label: bool, prefix: str
 ) -> dict[str, float | None]:
-    names = ("top1", "top5") if one_label else ("map",)
+    ranks = _ranks(truth.shape[1])
+    names = tuple(f"top{k}" for k in ranks) if one_label else ("map",)
     if scores is None or not truth[rows].any():
         return {prefix + name: None for name in names}
     scores, truth = scores[rows], truth[rows]
     if one_label:
-        return {f"{prefix}top{k}": top_k_accuracy(scores, truth, k) for k in (1, 5)}
+        return {f"{prefix}top{k}": top_k_accuracy(scores, truth, k) for k in ranks}
     return {f"{prefix}map": mean_average_precision(scores, truth)}
+
+
+def _ranks(classes: int) -> tuple[int, ...]:
+    """Return the k of the top-k accuracies: a top-5 of five classes or fewer is always 1."""
+    return (1, 5) if classes > 5 else (1,)
 
 
 def _chance(truth: Tensor, one_label: bool) -> dict[str, float]:
     images, classes = truth.shape
     if one_label:
-        return {f"top{k}": min(k, classes) / classes for k in (1, 5)}
+        return {f"top{k}": k / classes for k in _ranks(classes)}
     positives = truth.sum(0)
     return {"map": float((positives[positives > 0] / images).mean())}
 

@@ -1,4 +1,4 @@
-"""A recipe meets the data: which splits there are, which runs that makes, and what to run."""
+"""Turn a recipe and a data root into splits, a sweep of runs, and the list of commands to run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Command:
     Attributes:
         title: what it is for.
         words: after `lfi`.
-        once: it would do its work again, so whoever runs the recipe keeps note of it.
+        once: whether it would do its work again, so that whoever runs the recipe must note that it was done.
     """
 
     title: str
@@ -179,29 +179,31 @@ def _extract(
     return Command(title=f"maps of {dataset}, {split}", words=words)
 
 
-def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path) -> list[Command]:
-    scored = [run for run in runs if not asked.objectives or run.config.objective in asked.objectives]
-    scored = [run for run in scored if run.config.objective != asked.references]
+def _evaluations(
+    evaluation: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path
+) -> list[Command]:
+    scored = [run for run in runs if not evaluation.objectives or run.config.objective in evaluation.objectives]
+    scored = [run for run in scored if run.config.objective != evaluation.references]
     caches: list[Path | None] = [None]
-    if asked.targets == "val":
+    if evaluation.targets == "val":
         caches = [val]
-    elif asked.targets == "zero-shot":
+    elif evaluation.targets == "zero-shot":
         caches = [place.out / f"shards-{name}" for name in place.zero_shot]
-    options = {name.replace("-", "_"): value for name, value in asked.options.items() if value is not False}
+    options = {name.replace("-", "_"): value for name, value in evaluation.options.items() if value is not False}
     groups = [scored]
-    if asked.one_by_one:
+    if evaluation.one_by_one:
         groups = [[run] for run in scored]
-    elif asked.references:
+    elif evaluation.references:
         choices = dict.fromkeys(run.config.data.hold_out for run in scored)
         groups = [[run for run in scored if run.config.data.hold_out == left_out] for left_out in choices]
     return [
         Command(
-            title=asked.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
+            title=evaluation.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
             words=command_words(
                 "evaluate",
                 *(run.folder for run in group),
-                **{"protocol": asked.protocol, "weights": splits.weights, "targets": cache},
-                **{"reference": _references(asked, runs, group)},
+                **{"protocol": evaluation.protocol, "weights": splits.weights, "targets": cache},
+                **{"reference": _references(evaluation, runs, group)},
                 **options,
                 **{"workers": place.workers, "device": place.device},
             ),
@@ -213,10 +215,12 @@ def _evaluations(asked: Evaluation, place: Place, splits: Splits, runs: list[Pla
     ]
 
 
-def _references(asked: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> tuple[Path, ...]:
+def _references(evaluation: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> tuple[Path, ...]:
     """The runs that those of `group` are held against."""
     left_out = {run.config.data.hold_out for run in group}
-    fit = [run for run in runs if run.config.objective == asked.references and run.config.data.hold_out in left_out]
+    fit = [
+        run for run in runs if run.config.objective == evaluation.references and run.config.data.hold_out in left_out
+    ]
     return tuple(run.folder for run in fit)
 
 
@@ -248,10 +252,12 @@ def write_files(place: Place, recipe: Recipe, sweep: Mapping[str, Any], commands
     Raises:
         OutputWriteError: they cannot be written.
     """
-    told = f"# As it runs here; {command_line('reproduce', place.out / RECIPE, data_root='DIR')} runs it elsewhere.\n\n"
+    heading = (
+        f"# As it runs here; {command_line('reproduce', place.out / RECIPE, data_root='DIR')} runs it elsewhere.\n\n"
+    )
     script = "".join(f"\n# {command.title}\n{command.line}\n" for command in commands)
     texts = {
-        RECIPE: told + tomli_w.dumps(recipe.to_plain()),
+        RECIPE: heading + tomli_w.dumps(recipe.to_plain()),
         SWEEP: f"# Recipe {recipe.name}: {recipe.title}.\n\n{tomli_w.dumps(sweep)}",
         COMMANDS: f"#!/bin/sh\n# Recipe {recipe.name}, command by command.\nset -e\n{script}",
     }

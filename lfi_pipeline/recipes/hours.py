@@ -28,7 +28,7 @@ _WORDS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A device that nothing is measured on.
+    """A GPU whose hours are estimated from its data sheet, not measured.
 
     Attributes:
         name: of it.
@@ -94,7 +94,7 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
     device = resolve_device(place.device)
     on_cpu = device.type == "cpu"
     words = int(recipe.extract.get("words", _WORDS))
-    found = estimate(
+    extraction = estimate(
         PlanConfig(
             extract=_extract_config(recipe, place, splits, words, batch_size=1 if on_cpu else 32),
             out=place.shards,
@@ -115,7 +115,7 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
     }
     passes = _passes(prepared, prepared.images[splits.train], len(prepared.val))
     gpu = Gpu()
-    operations = None if recipe.teacher == EMBEDDED else found.trial.operations  # far too small to fill a GPU
+    operations = None if recipe.teacher == EMBEDDED else extraction.trial.operations  # far too small to fill a GPU
     rate = gpu.peak * gpu.sustained
     seconds = {kind: trial.seconds for kind, trial in trials.items()}
     ideal = {kind: trial.operations / rate for kind, trial in trials.items()}
@@ -128,10 +128,12 @@ def plan_recipe(prepared: Prepared) -> RecipePlan:
                 training=_training(_passes(prepared, splits.published, splits.published_val), ideal),
             )
     return RecipePlan(
-        extraction=found,
+        extraction=extraction,
         steps=tuple(trials.values()),
         runs=len(runs),
-        here=Hours(extraction=found.trial.seconds * prepared.extracted / 3600, training=_training(passes, seconds)),
+        here=Hours(
+            extraction=extraction.trial.seconds * prepared.extracted / 3600, training=_training(passes, seconds)
+        ),
         gpu=gpu,
         estimated=estimated,
         published=published,

@@ -1,7 +1,7 @@
 """Recipes: one declarative TOML file each, shipped in the wheel or written by the user.
 
 A recipe is this project's choice of how to compare the objectives on a data set at full scale; comments in the files
-name where a value comes from. The paper's own settings are not public.
+name where a value comes from. The paper's own settings were not known to us when this was written.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What to run at full scale."""
+    """A comparison at full scale: data, teacher, runs and evaluations."""
 
     name: Annotated[str, Option("Of the recipe.")]
     title: Annotated[str, Option("One line.")]

@@ -14,9 +14,19 @@ from importlib import resources
 
 import jinja2
 
-from lfi_pipeline.report.verdict import Crossing, points
+from lfi_pipeline.report.text import points
 
 LABEL_GAP = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossing:
+    """Where `label` first reaches the final score of `control`, mean over seeds: a point to mark."""
+
+    score: float
+    step: float
+    label: str
+    control: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,11 +186,11 @@ def line_chart(
                 ghost=line.ghost,
             )
         )
-    told = [line for line in lines if not line.ghost]
+    named = [line for line in lines if not line.ghost]
     return Chart(
         title=title,
         description=f"{title}. Last values: "
-        + ", ".join(f"{line.label} {y_text(line.points[-1][1])}" for line in told),
+        + ", ".join(f"{line.label} {y_text(line.points[-1][1])}" for line in named),
         x_label=x_label,
         size=size,
         box=box,
@@ -189,7 +199,7 @@ def line_chart(
         lines=tuple(drawn),
         levels=tuple(Level(name=name, y=py(y), kind=kind) for name, y, kind in levels),
         mark=(px(crossing.step), py(crossing.score), f"step {crossing.step:,.0f}") if crossing else None,
-        readout=_readout(told, px, x_text, y_text, levels),
+        readout=_readout(named, px, x_text, y_text, levels),
         small=small,
     )
 

@@ -7,24 +7,25 @@ comparison by Holm's method.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
+from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure
 from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals
-from lfi_pipeline.report.protocol_tables import Missing, RawTable, applies, missing_results, protocol_tables
-from lfi_pipeline.report.runs import load_run
-from lfi_pipeline.report.statistics import Difference, Estimate, difference, estimate, holm
+from lfi_pipeline.report.runs import RunConfig, load_run
+from lfi_pipeline.report.statistics import LEVEL, Difference, Estimate, difference, estimate, holm
+from lfi_pipeline.report.table import BySeed, Panel, Results, aggregate, panels, training_table
+from lfi_pipeline.report.text import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """One group's.
+    """What one group cost.
 
     Attributes:
         seeds: how many runs the times are means of.
@@ -51,12 +52,12 @@ class Cost:
 
 def costs_of(groups: Sequence[Group], controls: Mapping[str, str]) -> list[Cost]:
     """Return the costs of the groups, in their order; `controls` is label -> label of the control."""
-    times = {group.label: group.estimate(lambda run: run.step_ms) for group in groups}
+    means = aggregate(training_table(groups), "label", "measure")
     costs = []
     for group in groups:
         summary = next((run.summary for run in group.runs if run.summary is not None), None)
         control = controls.get(group.label)
-        own, other = times[group.label], times.get(control or "")
+        own, other = means.get((group.label, "step_ms")), means.get((control, "step_ms"))
         costs.append(
             Cost(
                 label=group.label,
@@ -69,14 +70,10 @@ def costs_of(groups: Sequence[Group], controls: Mapping[str, str]) -> list[Cost]
                 added=summary.queries - summary.kept_queries + summary.terms if summary else None,
                 step_ms=own,
                 ratio=own.mean / other.mean if own and other else None,
-                seconds=group.estimate(lambda run: run.summary.seconds if run.summary else None),
+                seconds=means.get((group.label, "seconds")),
             )
         )
     return costs
-
-
-LEVEL = 0.05
-"""p values below it are marked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +140,14 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """A result that a comparison could have and has not, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """All blocks, what training cost, and what a reader should know.
 
@@ -185,81 +190,124 @@ def compare_groups(
         if protocol not in PROTOCOLS:
             raise UnknownNameError("protocol", protocol, PROTOCOLS)
     results = {run.path: read_results(run.path) for group in groups for run in group.runs}
-    tables = protocol_tables(groups, results, protocols)
+    kept, repeated = _without_repeats(panels(groups, results, protocols))
     configs = {group.label: group.config for group in groups}
-    # A table that joins groups has labels of its own; a control that is given must be a label of one or the other.
-    known = configs | {row.label: row.config for table in tables for row in table.rows}
-    chosen = choose_controls(configs if control in (None, *configs) else known, control)
-    tests: dict[tuple[int, str, int, str], Difference] = {}
-    drafts = [_Draft(table, number, control, tests) for number, table in enumerate(tables)]
-    tested = {key: gap.p for key, gap in tests.items() if gap.p is not None}
+    # A panel that joins groups has labels of its own; a control that is named must be a label of one or the other.
+    known = configs | {row.label: row.config for panel in kept for row in panel.rows}
+    controls = choose_controls(configs if control in (None, *configs) else known, control)
+    tests: dict[_Test, Difference] = {}
+    drafts = [_Draft(panel, number, control, tests) for number, panel in enumerate(kept)]
+    tested = {test: gap.p for test, gap in tests.items() if gap.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     blocks = [draft.block(corrected) for draft in drafts]
-    asked = f"`{control}`" if control else "runs of objective none with the same student and data"
+    wanted = f"`{control}`" if control else "runs of objective none with the same student and data"
     alone = [
-        f"{block.title}: nothing is compared, since there are no results of {asked}."
+        f"{block.title}: nothing is compared, since there are no results of {wanted}."
         for block in blocks
         if all(row.control is None for row in block.rows)
         and (control or any(applies(block.protocol, c) for c in configs.values() if c.objective == "none"))
     ]
     return Comparison(
         blocks=tuple(blocks),
-        costs=tuple(costs_of(groups, chosen)),
+        costs=tuple(costs_of(groups, controls)),
         tests=len(tested),
-        notes=(*notes, *alone),
+        notes=(*notes, *repeated, *alone),
         missing=tuple(missing_results(groups, results, protocols)),
     )
+
+
+REPEATS: Mapping[str, str] = {"map": "map_heldout", "top1": "top1_heldout"}
+"""Measure of `cross-domain` -> measure of `classification` that is the same number where the images are the same."""
+
+
+def _without_repeats(every: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
+    """Leave out columns of `cross-domain` that repeat one of `classification`, and say so.
+
+    A run that left one domain out has one score there. Shown twice it would be tested twice, and every other test would
+    pay for it in the correction.
+    """
+    values: dict[str, list[dict[str, BySeed]]] = {}
+    for panel in every:
+        for place, column in enumerate(panel.columns) if panel.protocol == "classification" else ():
+            values.setdefault(column.name, []).append(_rounded(panel, place))
+    kept, notes = [], []
+    for panel in every:
+        repeated = [
+            place
+            for place, column in enumerate(panel.columns)
+            if panel.protocol == "cross-domain"
+            and _rounded(panel, place) in values.get(REPEATS.get(column.name, ""), [])
+        ]
+        notes += [
+            f"{panel.protocol}: {panel.columns[place].heading} is the held-out score of classification: it is shown "
+            "and tested there, once."
+            for place in repeated
+        ]
+        places = [place for place in range(len(panel.columns)) if place not in repeated]
+        rows = tuple(replace(row, cells=tuple(row.cells[place] for place in places)) for row in panel.rows)
+        columns = tuple(panel.columns[place] for place in places)
+        if columns:
+            teacher = tuple(panel.teacher[place] for place in places)
+            kept.append(replace(panel, columns=columns, rows=rows, teacher=teacher))
+    return kept, notes
+
+
+def _rounded(panel: Panel, place: int) -> dict[str, BySeed]:
+    """Label -> values by seed of a column, rounded: two ways to one score differ in their last bits."""
+    return {row.label: {seed: round(v, 6) for seed, v in row.cells[place].items()} for row in panel.rows}
+
+
+_Test = tuple[int, str, int, str]
+"""Number of a panel, label, column, label that it is compared with."""
 
 
 class _Draft:
     """A block whose tests are not corrected yet: the correction needs the tests of all blocks.
 
     Args:
-        table: values by seed.
-        number: of the table.
-        control: a label that was asked for.
-        tests: (number, label, column, control) -> difference; its own are added.
+        panel: values by seed.
+        number: of the panel.
+        control: label that the user named, if any.
+        tests: the differences of all blocks; its own are added.
     """
 
-    def __init__(
-        self, table: RawTable, number: int, control: str | None, tests: dict[tuple[int, str, int, str], Difference]
-    ) -> None:
-        self._table, self._number, self._tests = table, number, tests
-        self._configs = {row.label: row.config for row in table.rows}
-        self._values = {row.label: row.values for row in table.rows}
+    def __init__(self, panel: Panel, number: int, control: str | None, tests: dict[_Test, Difference]) -> None:
+        self._panel, self._number, self._tests = panel, number, tests
+        self._configs = {row.label: row.config for row in panel.rows}
+        self._cells = {row.label: row.cells for row in panel.rows}
         absent = control is not None and control not in self._configs
         self._controls = {} if absent else choose_controls(self._configs, control)
         self._best = {}
-        for row in table.rows:
-            for column in range(len(table.columns)):
+        for row in panel.rows:
+            for column in range(len(panel.columns)):
                 best = self._best_rival(row.label, column)
                 self._best[row.label, column] = best
                 for other in {self._controls.get(row.label), best} - {None}:
                     assert other is not None
-                    gap = difference(row.values[column], self._values[other][column])
+                    gap = difference(row.cells[column], self._cells[other][column])
                     if gap is not None:
                         tests[number, row.label, column, other] = gap
 
     def _best_rival(self, label: str, column: int) -> str | None:
-        better = self._table.columns[column].higher_is_better
+        better = self._panel.columns[column].higher_is_better
         means = {
             name: score.mean
             for name in rivals(label, self._configs)
-            if (score := estimate(list(self._values[name][column].values())))
+            if (score := estimate(list(self._cells[name][column].values())))
         }
         if better is None or not means:
             return None
         return max(means, key=lambda name: means[name] if better else -means[name])
 
-    def block(self, corrected: Mapping[tuple[int, str, int, str], float]) -> Block:
-        """The finished block."""
-        table = self._table
+    def block(self, corrected: Mapping[_Test, float]) -> Block:
+        """Return the finished block."""
+        panel = self._panel
 
         def gap(label: str, column: int, control: str | None) -> Gap | None:
-            key = (self._number, label, column, control or "")
-            if key not in self._tests:
+            test = (self._number, label, column, control or "")
+            if test not in self._tests:
                 return None
-            return Gap(control=control or "", gap=self._tests[key], p_holm=corrected.get(key))
+            return Gap(control=control or "", gap=self._tests[test], p_holm=corrected.get(test))
 
         rows = [
             Row(
@@ -273,26 +321,64 @@ class _Draft:
                         gap=gap(row.label, column, self._controls.get(row.label)),
                         best=gap(row.label, column, self._best[row.label, column]),
                     )
-                    for column, values in enumerate(row.values)
+                    for column, values in enumerate(row.cells)
                 ),
             )
-            for row in table.rows
+            for row in panel.rows
         ]
-        apart = ", ".join(f"{name.replace('_', ' ')} {shown(table.settings.get(name))}" for name in table.differing)
+        apart = ", ".join(f"{name.replace('_', ' ')} {shown(panel.settings.get(name))}" for name in panel.differing)
         return Block(
-            protocol=table.protocol,
-            title=f"{table.protocol} ({apart})" if apart else table.protocol,
-            settings=table.settings,
-            columns=table.columns,
+            protocol=panel.protocol,
+            title=f"{panel.protocol} ({apart})" if apart else panel.protocol,
+            settings=panel.settings,
+            columns=panel.columns,
             rows=tuple(rows),
-            teacher=table.teacher,
+            teacher=panel.teacher,
         )
 
 
-def shown(value: Any) -> str:
-    """A setting as people read it; a digest by its first characters."""
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value)) or "none"
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
-        return value[:8]
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+_NEEDS = {
+    "grounding": {"targets": "TARGETS"},
+    "zero-shot": {"targets": "TARGETS"},
+    "convergence": {"reference": "RUN"},
+}
+"""Options without which the protocol does not run."""
+
+
+def missing_results(groups: Sequence[Group], results: Results, only: Sequence[str] = ()) -> list[Missing]:
+    """Return what is missing: a protocol that other runs have, and, where no run has any result, classification.
+
+    Args:
+        groups: of runs.
+        results: path of a run -> its results.
+        only: protocols to look at; empty: all.
+    """
+    there = {result.protocol for of_run in results.values() for result in of_run}
+    wanted = [protocol for protocol in PROTOCOLS if protocol in (only or there or ("classification",))]
+    missing = []
+    for protocol in wanted:
+        lacking = [
+            (group, run)
+            for group in groups
+            for run in group.runs
+            if applies(protocol, run.config) and all(result.protocol != protocol for result in results[run.path])
+        ]
+        if not lacking:
+            continue
+        seeds: dict[str, list[str]] = {}
+        for group, run in lacking:
+            seeds.setdefault(group.label, []).append(str(run.config.seed))
+        listed = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
+        needed = _NEEDS.get(protocol, {})
+        command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
+        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=command))
+    return missing
+
+
+def applies(protocol: str, config: RunConfig) -> bool:
+    """Whether the protocol can score such a run at all; in doubt, it can."""
+    if protocol == "zero-shot":
+        return "presence" in config.objective.split("+") and config.mode == "text"
+    if protocol == "convergence":  # its reference is the control
+        return config.objective != "none"
+    return True

@@ -1,15 +1,123 @@
-"""Which charts the page has, and which numbers go into each; their geometry is `charts`."""
+"""Which numbers the page shows: the leaderboard's columns, and what goes into each chart (geometry: `charts`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lfi_pipeline.report.charts import Chart, Line, line_chart, plain
+from lfi_pipeline.report.charts import Chart, Crossing, Line, line_chart, plain
 from lfi_pipeline.report.groups import Group
-from lfi_pipeline.report.runs import Run, Tap, TrainPoint
+from lfi_pipeline.report.runs import TrainPoint
 from lfi_pipeline.report.statistics import Estimate, mean_curve, thin
-from lfi_pipeline.report.verdict import Crossing
+from lfi_pipeline.report.table import Table, aggregate
+from lfi_pipeline.report.text import MISSING, millions, points
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One value. `dot` is (low, mean, high) in per cent of the column's scale, for the interval drawing."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+    dot: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """A heading, what it means, and its cells in the order of the groups."""
+
+    name: str
+    hint: str
+    cells: tuple[Cell, ...]
+
+
+def leaderboard(groups: Sequence[Group], table: Table) -> list[Column]:
+    """The columns that at least one label has a value in; `table` is `training_table(groups)`."""
+    estimates = aggregate(table.where(domain="", depth=None), "measure", "label")
+    by_measure = {
+        measure: [estimates.get((measure, group.label)) for group in groups]
+        for measure in ("map_seen", "map_heldout", "pointing", "step_ms")
+    }
+    some_held_out = any(by_measure["map_heldout"])
+    seen = "domains seen in training" if some_held_out else "validation split"
+    columns = [
+        _scores("mAP seen" if some_held_out else "mAP", f"mean average precision, {seen}", by_measure["map_seen"]),
+        _scores("mAP held-out", "mean average precision, domains held out of training", by_measure["map_heldout"]),
+        _scores(
+            "pointing",
+            "words whose peak in the last tap's map lies in the object's mask, %",
+            by_measure["pointing"],
+        ),
+        _parameters(groups),
+        _time(groups, by_measure["step_ms"]),
+    ]
+    return [column for column in columns if column is not None]
+
+
+def _scores(name: str, hint: str, scores: Sequence[Estimate | None]) -> Column | None:
+    known = [score for score in scores if score is not None]
+    if not known:
+        return None
+    best = max(score.mean for score in known)
+    top = min(1.0, max(score.high or score.mean for score in known)) or 1.0
+    cells = []
+    for score in scores:
+        if score is None:
+            cells.append(Cell(text=MISSING))
+            continue
+        low, mean, high = (
+            100 * min(max(v if v is not None else score.mean, 0.0) / top, 1.0)
+            for v in (score.low, score.mean, score.high)
+        )
+        cells.append(
+            Cell(
+                text=points(score.mean),
+                interval=f"± {points(score.half)}" if score.half is not None else "one seed",
+                best=len(known) > 1 and score.mean == best,
+                dot=(round(low, 1), round(mean, 1), round(high, 1)) if len(known) > 1 else None,
+            )
+        )
+    return Column(name=name, hint=hint, cells=tuple(cells))
+
+
+def _parameters(groups: Sequence[Group]) -> Column | None:
+    cells = []
+    for group in groups:
+        summary = next((run.summary for run in group.runs if run.summary is not None), None)
+        if summary is None:
+            cells.append(Cell(text=MISSING))
+            continue
+        queries = f"+ {millions(summary.queries)} in training" if summary.queries else ""
+        cells.append(Cell(text=f"{millions(summary.backbone)} / {millions(summary.head)}", interval=queries))
+    if all(cell.text == MISSING for cell in cells):
+        return None
+    hint = "backbone / head; the interaction queries serve in training only"
+    return Column(name="parameters", hint=hint, cells=tuple(cells))
+
+
+def _time(groups: Sequence[Group], times: Sequence[Estimate | None]) -> Column | None:
+    known = [time for time in times if time is not None]
+    if not known:
+        return None
+    base = next((t.mean for g, t in zip(groups, times, strict=True) if t and g.config.objective == "none"), None)
+    cells = []
+    for time in times:
+        if time is None:
+            cells.append(Cell(text=MISSING))
+            continue
+        ratio = f"{time.mean / base:.2f}× none" if base else ""
+        cells.append(Cell(text=f"{time.mean:.1f} ms", interval=ratio, best=_is_fastest(time, known)))
+    hint = "median milliseconds of a training step, and its ratio to none; bold where its interval is below all others"
+    return Column(name="step time", hint=hint, cells=tuple(cells))
+
+
+def _is_fastest(time: Estimate, times: Sequence[Estimate]) -> bool:
+    """Whether the interval of `time` lies below all the others'; a single seed has no interval, and so does not."""
+    others = [other for other in times if other is not time]
+    return bool(others) and all(
+        time.high is not None and other.low is not None and time.high < other.low for other in others
+    )
 
 
 def learning_curves(groups: Sequence[Group], crossing: Crossing | None) -> list[Chart]:
@@ -17,7 +125,8 @@ def learning_curves(groups: Sequence[Group], crossing: Crossing | None) -> list[
     charts = []
     curves = {heldout: [group.curve(heldout) for group in groups] for heldout in (False, True)}
     top = max((row[3] for both in curves.values() for curve in both for row in curve), default=0.0)
-    for heldout, title in ((False, "Seen domains"), (True, "Held-out domains")):
+    seen = "Seen domains" if any(curves[True]) else "Validation"
+    for heldout, title in ((False, seen), (True, "Held-out domains")):
         lines = [
             Line(
                 label=group.label,
@@ -78,19 +187,21 @@ class Bar:
     high: float | None
 
 
-def domain_bars(groups: Sequence[Group]) -> list[tuple[str, bool, list[Bar]]]:
-    """(domain, whether it is held out, bars) for every domain that was scored, held-out ones last."""
-    scored = [run for group in groups for run in group.runs if run.scores is not None]
-    names = sorted({name for run in scored if run.scores for name in run.scores.map_per_domain})
+def domain_bars(groups: Sequence[Group], table: Table) -> list[tuple[str, bool, list[Bar]]]:
+    """(domain, whether it is held out, bars) for every domain that was scored, held-out ones last.
+
+    Empty for data without domains; `table` is `training_table(groups)`.
+    """
+    scores = aggregate(table.where(measure="map"), "domain", "label")
+    names = {name for name, _ in scores}
+    if names <= {""}:
+        return []
     held = {name for group in groups for name in group.config.hold_out}
-    found: dict[str, list[tuple[Group, Estimate]]] = {}
-    for name in names:
-
-        def pick(run: Run, name: str = name) -> float | None:
-            return run.scores.map_per_domain.get(name) if run.scores else None
-
-        found[name] = [(group, score) for group in groups if (score := group.estimate(pick))]
-    longest = max((s.high or s.mean for pairs in found.values() for _, s in pairs), default=0.0) or 1.0
+    by_domain: dict[str, list[tuple[Group, Estimate]]] = {
+        name: [(group, scores[name, group.label]) for group in groups if (name, group.label) in scores]
+        for name in names
+    }
+    longest = max((s.high or s.mean for pairs in by_domain.values() for _, s in pairs), default=0.0) or 1.0
     longest = min(longest, 1.0)
 
     def share(value: float | None) -> float | None:
@@ -98,7 +209,7 @@ def domain_bars(groups: Sequence[Group]) -> list[tuple[str, bool, list[Bar]]]:
 
     return [
         (
-            name,
+            name or "no domain",
             name in held,
             [
                 Bar(
@@ -109,49 +220,49 @@ def domain_bars(groups: Sequence[Group]) -> list[tuple[str, bool, list[Bar]]]:
                     low=share(score.low),
                     high=share(score.high),
                 )
-                for group, score in found[name]
+                for group, score in by_domain[name]
             ],
         )
         for name in sorted(names, key=lambda n: (n in held, n))
     ]
 
 
-def map_charts(groups: Sequence[Group]) -> list[Chart]:
-    """Pointing game and mass in mask over the depth of the taps, against the teacher and the chance level."""
-    picks: list[tuple[str, Callable[[Tap], float]]] = [
-        ("Peak in the object's mask, % of words", lambda tap: tap.pointing),
-        ("Mass in the object's mask, %", lambda tap: tap.mass_in_mask),
-    ]
+def map_charts(groups: Sequence[Group], table: Table) -> list[Chart]:
+    """Pointing game and mass in mask over the depth of the taps, against the teacher and the chance level.
+
+    `table` is `training_table(groups)`.
+    """
     scores = [run.scores for group in groups for run in group.runs if run.scores and run.scores.taps]
+    areas = [each.area for each in scores if each.area is not None]
     charts = []
-    for i, (title, pick) in enumerate(picks):
-        teachers = [t for s in scores if (t := (s.teacher_pointing, s.teacher_mass)[i]) is not None]
-        areas = [s.area for s in scores if s.area is not None]
-        levels = [("teacher", sum(teachers) / len(teachers), "teacher")] if teachers else []
-        levels += [("chance", sum(areas) / len(areas), "chance")] if areas else []
+    for title, measure, teachers in (
+        ("Peak in the object's mask, % of words", "tap_pointing", [each.teacher_pointing for each in scores]),
+        ("Mass in the object's mask, %", "tap_mass_in_mask", [each.teacher_mass for each in scores]),
+    ):
+        levels = [
+            (name, sum(known) / len(known), name)
+            for name, values in (("teacher", teachers), ("chance", areas))
+            if (known := [value for value in values if value is not None])
+        ]
         lines = []
         for group in groups:
-            per_seed = [
-                [(tap.depth, pick(tap)) for tap in run.scores.taps]
-                for run in group.runs
-                if run.scores and run.scores.taps
-            ]
-            rows = mean_curve(per_seed)
+            of_runs = table.where(measure=measure, label=group.label).split("run").values()
+            curves = [[(row.depth or 0.0, row.value) for row in part.rows if row.value is not None] for part in of_runs]
+            rows = mean_curve(curves)
             lines.append(
                 Line(
                     label=group.label,
                     slot=group.slot,
                     points=[(depth, mean) for depth, mean, _, _ in rows],
-                    band=[(depth, low, high) for depth, _, low, high in rows] if len(per_seed) > 1 else (),
+                    band=[(depth, low, high) for depth, _, low, high in rows] if len(curves) > 1 else (),
                 )
             )
-        depths = sorted({depth for line in lines for depth, _ in line.points})
         chart = line_chart(
             lines,
             title=title,
             x_label="depth of the tap in the student",
             x_text=lambda x: f"{x * 100:.0f} %",
-            x_values=depths,
+            x_values=sorted({depth for line in lines for depth, _ in line.points}),
             levels=levels,
             dots=True,
             y_top=1.0,

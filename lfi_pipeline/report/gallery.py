@@ -1,4 +1,4 @@
-"""The gallery: images once, maps as uint8 grids, and a first state that shows without JavaScript.
+"""The gallery's data: each image once, maps as uint8 grids, and a first state that shows without JavaScript.
 
 A map is drawn relative to its own peak, or to four times the uniform level where the peak is lower than that:
 a map that looks everywhere stays dark instead of being stretched to full colour.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.report.groups import Group, is_control
-from lfi_pipeline.report.samples import GallerySample
+from lfi_pipeline.report.runs import GallerySample
 
 FULL_AT = 4.0
 """Times the uniform level at which a map reaches full colour, where its own peak is lower."""
@@ -129,7 +130,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One sample as the page first shows it; `student` and `cam` are None where no run has such maps of it."""
+    """One sample as the page first shows it; `teacher`, `student` and `cam` are None where it has no such maps."""
 
     number: int
     key: str
@@ -141,19 +142,29 @@ class Card:
     word: int
     words: tuple[str, ...]
     marks: tuple[bool | None, ...]
-    teacher: Panel
+    teacher: Panel | None
     student: Panel | None
     cam: Panel | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gallery:
-    """The cards, the runs to switch between, the depth of their taps, and the data that the script reads."""
+    """What the gallery's template and script need.
+
+    Attributes:
+        cards: one a sample.
+        runs: names to switch between.
+        taps: how many maps of a word, from shallow to deep.
+        depths: of the taps, as text; empty where they are not known.
+        masked: whether some peak is known to lie in a mask or beside it.
+        data: what the script reads.
+    """
 
     cards: tuple[Card, ...]
     runs: tuple[str, ...]
     taps: int
     depths: tuple[str, ...]
+    masked: bool
     data: dict[str, Any]
 
 
@@ -180,8 +191,7 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
     cards, data = [], []
     for number, owners in enumerate(merged.values()):
         first = next(iter(owners.values()))
-        teacher = quantise(first.teacher)
-        cards.append(_card(number, first, teacher))
+        cards.append(_card(number, first))
         students = [
             _packed(sample.student) | {"run": place, "correct": sample.student_correct}
             for place, sample in owners.items()
@@ -192,24 +202,99 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
             for place, sample in owners.items()
             if sample.cam is not None
         ]
-        data.append(
-            {
-                "words": first.words,
-                "teacher": _packed(first.teacher) | {"correct": first.teacher_correct},
-                "students": students,
-                "cams": cams,
-            }
-        )
-    configs = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
+        data.append(_sample_data(first, students, cams))
+    per_run = [[f"{t.depth * 100:.0f} %" for t in r.scores.taps] if r.scores else [] for _, r in drawn]
     taps = max((s.student.shape[0] for _, r in drawn for s in r.gallery if s.student is not None), default=0)
-    depths = next((tuple(found) for found in configs if len(found) == taps), ())
+    depths = next((tuple(each) for each in per_run if len(each) == taps), ())
     return Gallery(
         cards=tuple(cards),
         runs=tuple(f"{group.label}, seed {run.config.seed}" for group, run in drawn),
         taps=taps,
         depths=depths,
-        data={"ramp": base64.b64encode(ramp().tobytes()).decode(), "samples": data},
+        masked=any(mark is not None for card in cards for mark in card.marks),
+        data=_gallery_data(data),
     )
+
+
+def map_gallery(
+    images: Sequence[npt.NDArray[np.uint8] | Image.Image],
+    maps: Sequence[Mapping[str, npt.ArrayLike]],
+    *,
+    captions: Sequence[str] | None = None,
+    depths: Sequence[float] = (),
+) -> Gallery:
+    """Return the gallery of a student's maps of images that have neither masks nor a teacher's maps.
+
+    Args:
+        images: uint8 [H, W, 3], or images of Pillow.
+        maps: for each image, word -> map [gh, gw], or [T, gh, gw] with a map a tap; values of at least 0, of any scale.
+        captions: of the images; by default the words, joined.
+        depths: of the T taps in the student, in [0, 1].
+
+    Raises:
+        ConfigError: not one entry an image, an image without a map, or maps of one image that differ in shape.
+    """
+    if not images or len(maps) != len(images) or (captions is not None and len(captions) != len(images)):
+        counts = f"{len(images)} images, {len(maps)} maps" + ("" if captions is None else f", {len(captions)} captions")
+        raise ConfigError(f"images, maps and captions must have one entry an image, and at least one; got {counts}.")
+    samples = []
+    for number, (image, of_image) in enumerate(zip(images, maps, strict=True)):
+        samples.append(
+            GallerySample(
+                key=f"image {number + 1}",
+                caption=", ".join(of_image) if captions is None else captions[number],
+                domain="",
+                words=tuple(of_image),
+                image=np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.uint8),
+                teacher=None,
+                student=_stacked(of_image, number),
+                teacher_correct=(),
+                student_correct=(),
+            )
+        )
+    taps = {sample.student.shape[0] for sample in samples if sample.student is not None}
+    if len(taps) != 1 or (depths and len(depths) not in taps):
+        wanted = f"the {len(depths)} depths" if depths else "all images"
+        raise ConfigError(f"maps must have as many taps for {wanted}, got {', '.join(map(str, sorted(taps)))}.")
+    data = [
+        _sample_data(sample, [_packed(sample.student) | {"run": 0, "correct": ()}], [])
+        for sample in samples
+        if sample.student is not None
+    ]
+    return Gallery(
+        cards=tuple(_card(number, sample) for number, sample in enumerate(samples)),
+        runs=("student",),
+        taps=taps.pop(),
+        depths=tuple(f"{depth * 100:.0f} %" for depth in depths),
+        masked=False,
+        data=_gallery_data(data),
+    )
+
+
+def _stacked(maps: Mapping[str, npt.ArrayLike], number: int) -> npt.NDArray[np.float32]:
+    """Maps of one image as fp32 [T, M, gh, gw], each summing to 1 (or zero where it is zero)."""
+    arrays = [np.asarray(each, dtype=np.float32) for each in maps.values()]
+    shapes = {array.shape for array in arrays}
+    shape = next(iter(shapes), ())
+    if len(shapes) != 1 or len(shape) not in (2, 3) or not all(shape):
+        listed = ", ".join(str(list(each)) for each in sorted(shapes)) or "none"
+        raise ConfigError(
+            f"maps of image {number} must be [gh, gw] or [T, gh, gw], of one shape for all words, got {listed}."
+        )
+    stacked = np.stack([array.reshape(-1, *shape[-2:]) for array in arrays], axis=1)
+    stacked = np.nan_to_num(stacked, nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
+    totals = stacked.sum(axis=(-2, -1), keepdims=True)
+    normed: npt.NDArray[np.float32] = (stacked / np.where(totals > 0, totals, 1.0)).astype(np.float32)
+    return normed
+
+
+def _sample_data(sample: GallerySample, students: list[dict[str, Any]], cams: list[dict[str, Any]]) -> dict[str, Any]:
+    teacher = None if sample.teacher is None else _packed(sample.teacher) | {"correct": sample.teacher_correct}
+    return {"words": sample.words, "teacher": teacher, "students": students, "cams": cams}
+
+
+def _gallery_data(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"ramp": base64.b64encode(ramp().tobytes()).decode(), "samples": samples}
 
 
 def _named(cam: npt.NDArray[np.float32]) -> list[bool]:
@@ -218,7 +303,8 @@ def _named(cam: npt.NDArray[np.float32]) -> list[bool]:
 
 
 def _identity(sample: GallerySample) -> tuple[Any, ...]:
-    return (sample.key, sample.caption, sample.words, sample.image.tobytes(), sample.teacher.tobytes())
+    teacher = b"" if sample.teacher is None else sample.teacher.tobytes()
+    return (sample.key, sample.caption, sample.words, sample.image.tobytes(), teacher)
 
 
 def _packed(maps: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -230,11 +316,17 @@ def _packed(maps: npt.NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) -> Card:
+def _card(number: int, sample: GallerySample) -> Card:
     marks = sample.student_correct[-1] if sample.student_correct else sample.cam_correct or sample.teacher_correct
     word = next((i for i, mark in enumerate(marks) if mark is not None), 0)
     caption, others = caption_parts(sample.caption, sample.words)
-    student = None
+    teacher = student = None
+    if sample.teacher is not None:
+        teacher = Panel(
+            heat=still(quantise(sample.teacher)[word]),
+            peak=peak(sample.teacher[word]),
+            correct=sample.teacher_correct[word],
+        )
     if sample.student is not None:
         student = Panel(
             heat=still(quantise(sample.student)[-1, word]),
@@ -256,8 +348,8 @@ def _card(number: int, sample: GallerySample, teacher: npt.NDArray[np.uint8]) ->
         aspect=f"{sample.image.shape[1]} / {sample.image.shape[0]}",
         word=word,
         words=sample.words,
-        marks=marks,
-        teacher=Panel(heat=still(teacher[word]), peak=peak(sample.teacher[word]), correct=sample.teacher_correct[word]),
+        marks=marks or (None,) * len(sample.words),
+        teacher=teacher,
         student=student,
         cam=cam,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.core.options import current_names, declared
 from lfi_pipeline.report.runs import Run, RunConfig
-from lfi_pipeline.report.statistics import Estimate, estimate, mean_curve
+from lfi_pipeline.report.statistics import mean_curve
 from lfi_pipeline.training.config import TrainConfig
 
 SLOTS = {
@@ -64,7 +64,7 @@ _NAMED_OTHERWISE = frozenset(
         "data_root",
     ]
 )
-"""Settings of a run (training/config.py) that the label or `_SETTINGS` tells already, or that do not matter."""
+"""Settings of a run (training/config.py) that the label or `_SETTINGS` names already, or that do not matter."""
 
 
 def _setting(name: str) -> Callable[[RunConfig], object]:
@@ -77,9 +77,9 @@ def _setting(name: str) -> Callable[[RunConfig], object]:
 
 
 def _other_weights(config: RunConfig) -> str:
-    weights = _setting("weight")(config)
-    found = json.loads(weights) if isinstance(weights, str) else {}
-    return " ".join(f"{term} {value}" for term, value in sorted(found.items()) if term != "lfi") or "default"
+    text = _setting("weight")(config)
+    weights = json.loads(text) if isinstance(text, str) else {}
+    return " ".join(f"{term} {value}" for term, value in sorted(weights.items()) if term != "lfi") or "default"
 
 
 _SETTINGS["weight"] = _other_weights
@@ -98,15 +98,6 @@ class Group:
     def config(self) -> RunConfig:
         """The settings that all of its runs share (the seed aside)."""
         return self.runs[0].config
-
-    def by_seed(self, pick: Callable[[Run], float | None]) -> dict[int, float]:
-        """The values that are there, by seed."""
-        picked = ((run.config.seed, pick(run)) for run in self.runs)
-        return {seed: value for seed, value in picked if value is not None}
-
-    def estimate(self, pick: Callable[[Run], float | None]) -> Estimate | None:
-        """Mean and interval over the seeds that have the value."""
-        return estimate(list(self.by_seed(pick).values()))
 
     def curve(self, heldout: bool = False) -> list[tuple[float, float, float, float]]:
         """(step, mean, lowest, highest) of the validation mAP, at the steps that every seed has."""
@@ -208,7 +199,7 @@ def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def _unequal(groups: Sequence[Group]) -> list[str]:
-    """Settings that differ between labels: whoever compares them should know."""
+    """Return a note for each setting that differs between labels."""
     notes = []
     for name, read in _SETTINGS.items():
         if name == "weight":  # of a term that others do not have
@@ -218,8 +209,8 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
             if _matters(name, group.config):
                 values.setdefault(_plain(read(group.config)), []).append(group.label)
         if len(values) > 1:
-            told = "; ".join(f"{value or 'none'} for {', '.join(labels)}" for value, labels in values.items())
-            notes.append(f"The labels do not share one setting of “{name}”: {told}.")
+            listed = "; ".join(f"{value or 'none'} for {', '.join(labels)}" for value, labels in values.items())
+            notes.append(f"The labels do not share one setting of “{name}”: {listed}.")
     return notes
 
 
@@ -240,11 +231,11 @@ def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None
     """Return label -> label of its control, for the labels that have one.
 
     The control is the group of objective `none` that is comparable and differs in the fewest settings, the first of
-    several; groups of objective `none` have none themselves. A `control` that is given is that of every other label.
+    several; groups of objective `none` have none themselves. A `control` that is named is that of every other label.
 
     Args:
         configs: label -> its configuration.
-        control: a label.
+        control: a label, or None for the default.
 
     Raises:
         UnknownNameError: there is no label `control`.

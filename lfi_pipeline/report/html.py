@@ -1,4 +1,4 @@
-"""One self-contained HTML page out of a set of runs: no request leaves it, no text of a run runs in it."""
+"""Self-contained HTML pages: the report of a set of runs, and a gallery of maps. They load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup, escape
+from PIL import Image
 
 from lfi_pipeline import __version__
 from lfi_pipeline.core.errors import OutputExistsError, RunError
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.report.compare import Row, compare_groups
-from lfi_pipeline.report.comparison_text import (
+from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
+from lfi_pipeline.report.gallery import build_gallery, map_gallery
+from lfi_pipeline.report.groups import Group, gather
+from lfi_pipeline.report.runs import Run, load_run
+from lfi_pipeline.report.table import training_table
+from lfi_pipeline.report.text import (
     cell_text,
     cost_table,
     gap_text,
     heading,
     legend,
+    millions,
     number,
     p_texts,
+    points,
     settings_text,
+    write_text,
 )
-from lfi_pipeline.report.figures import domain_bars, learning_curves, loss_charts, map_charts
-from lfi_pipeline.report.gallery import build_gallery
-from lfi_pipeline.report.groups import Group, gather
-from lfi_pipeline.report.leaderboard import leaderboard, millions
-from lfi_pipeline.report.runs import Run, load_run
-from lfi_pipeline.report.verdict import conclude, points
+from lfi_pipeline.report.verdict import conclude
 
 _DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
 _VERSIONED = ("torch", "timm", "numpy")
@@ -54,31 +59,72 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     Raises:
         RunError: no runs, or a directory that is not a readable run.
         OutputExistsError: `out` is a directory.
+        OutputWriteError: `out` cannot be written.
     """
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
-    out = Path(out)
-    if out.is_dir():
-        raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
-    page = render([load_run(Path(run)) for run in runs], title=title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    out = _file_to_write(out)
+    write_text(out, render([load_run(Path(run)) for run in runs], title=title))
     return out
 
 
-def render(runs: Sequence[Run], *, title: str | None = None) -> str:
-    """The page as a string."""
-    groups, notes = gather(runs)
-    verdict = conclude(groups)
-    gallery = build_gallery(groups)
-    comparison = compare_groups(groups)
+def write_map_gallery(
+    images: Sequence[npt.NDArray[np.uint8] | Image.Image],
+    maps: Sequence[Mapping[str, npt.ArrayLike]],
+    out: Path,
+    *,
+    captions: Sequence[str] | None = None,
+    depths: Sequence[float] = (),
+    title: str = "Where the student looks",
+) -> Path:
+    """Write a student's maps of your own images, which need no masks, to the self-contained HTML page `out`.
+
+    Example:
+        >>> write_map_gallery([pixels], [{"dog": maps_of_dog}], Path("maps.html"))  # doctest: +SKIP
+
+    Args:
+        images: uint8 [H, W, 3], or images of Pillow.
+        maps: for each image, word -> map [gh, gw], or [T, gh, gw] with a map a tap; values of at least 0, of any scale.
+        out: the HTML file, replaced where it is there; missing parents are made.
+        captions: of the images; by default the words, joined.
+        depths: of the T taps in the student, in [0, 1], for the slider.
+        title: of the page.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: not one entry an image, an image without a map, or maps of one image that differ in shape.
+        OutputExistsError: `out` is a directory.
+        OutputWriteError: `out` cannot be written.
+    """
+    out = _file_to_write(out)
+    gallery = map_gallery(images, maps, captions=captions, depths=depths)
+    template = _environment().get_template("maps.html.jinja")
+    write_text(out, template.render(title=title, gallery=gallery, version=__version__, **_page_assets()))
+    return out
+
+
+def _file_to_write(out: Path) -> Path:
+    if Path(out).is_dir():
+        raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
+    return Path(out)
+
+
+def _page_assets() -> dict[str, str]:
+    """Stylesheet, script, and the digest by which the page's policy admits that script alone."""
     script = _asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(_stylesheet()), "script": Markup(script), "script_digest": digest}
+
+
+def render(runs: Sequence[Run], *, title: str | None = None) -> str:
+    """Return the report of `runs` as a string."""
+    groups, notes = gather(runs)
+    table = training_table(groups)
+    verdict = conclude(groups, table)
+    gallery = build_gallery(groups)
+    comparison = compare_groups(groups)
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -88,22 +134,20 @@ def render(runs: Sequence[Run], *, title: str | None = None) -> str:
             facts=_facts(runs),
             notes=notes,
             groups=groups,
-            columns=leaderboard(groups),
+            columns=leaderboard(groups, table),
             comparison=comparison,
             legend=legend(comparison),
             costs=cost_table(comparison.costs),
             curves=learning_curves(groups, verdict.crossing),
             losses=loss_charts(groups),
-            domains=domain_bars(groups),
-            maps=map_charts(groups),
+            domains=domain_bars(groups, table),
+            maps=map_charts(groups, table),
             gallery=gallery,
             missing=_missing(groups),
             configs=_configs(runs),
             runs=runs,
             versions={"lfi-pipeline": __version__} | _versions(),
-            style=Markup(_stylesheet()),
-            script=Markup(script),
-            script_digest=digest,
+            **_page_assets(),
         )
     )
 
@@ -148,13 +192,13 @@ def _stylesheet() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _VERSIONED:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _some(values: Sequence[str]) -> str:

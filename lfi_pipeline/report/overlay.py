@@ -226,8 +226,8 @@ def position_of(store: TargetStore, key: str) -> int:
         ConfigError: no such sample; names the nearest keys.
     """
     keys = store.index.keys
-    for position, found in enumerate(keys):
-        if found == key:
+    for position, each in enumerate(keys):
+        if each == key:
             return position
     ordered = sorted(keys)
     place = bisect.bisect_left(ordered, key)

@@ -12,36 +12,41 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 from lfi_pipeline.core.errors import RunError
-from lfi_pipeline.core.schema import Fields, read_text
+from lfi_pipeline.core.schema import Fields
 from lfi_pipeline.evaluation.results import EVALUATION, latest_result
-from lfi_pipeline.report.samples import GallerySample, load_samples
+from lfi_pipeline.training.run_reader import TRAINED, is_run, read_config, read_metrics, read_summary
 
 
-def find_runs(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the runs of `given`, each once, and notes on directories that were passed over.
+def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the runs that `paths` name, each once, and notes on directories that were passed over.
 
-    A directory that is no run stands for the runs directly below it; files beside runs, which `runs/*` also names, are
-    passed over.
+    Args:
+        paths: runs, directories that hold runs, or patterns; files beside runs, which `runs/*` also names, are ignored.
 
     Raises:
         RunError: something that is not there, or no run at all.
     """
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     notes: list[str] = []
-    for path in [match for one in given for match in _expanded(one)]:
+    for path in [match for one in paths for match in _expanded(one)]:
         if not path.is_dir():
             continue
-        inside = [path] if _is_run(path) else sorted(child for child in path.iterdir() if _is_run(child))
+        inside = [path] if is_run(path) else sorted(child for child in path.iterdir() if is_run(child))
         if not inside:
             notes.append(f"{path} was passed over: neither it nor a directory directly below it is a run.")
-        found |= dict.fromkeys(inside)
-    if not found:
+        runs |= dict.fromkeys(inside)
+    if not runs:
         raise RunError(
-            f"Give directories of training runs, or a directory that holds some: {', '.join(map(str, given))} must "
+            f"Give directories of training runs, or a directory that holds some: {', '.join(map(str, paths))} must "
             f"have {' and '.join(TRAINED)}. `lfi train` makes one."
         )
-    return list(found), notes
+    return list(runs), notes
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -51,13 +56,6 @@ def _expanded(path: Path) -> list[Path]:
     if not matches:
         raise RunError(f"{path} must be a training run, or a directory that holds some, and is not there.")
     return matches
-
-
-def _is_run(path: Path) -> bool:
-    return all((path / name).is_file() for name in TRAINED)
-
-
-TRAINED = ("config.json", "metrics.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,16 +135,50 @@ class Tap:
 class Scores:
     """The latest evaluation of a run: protocols `classification` and `grounding`, each empty where it was not scored.
 
-    `area` is the mean share of the image that a mask covers, the chance level.
+    Attributes:
+        map_seen, map_heldout: mAP over the domains trained on and over the others; None where there are no such images.
+        map_per_domain: mAP of each domain; None where it has no positive label.
+        taps: localisation by the maps of each tap.
+        teacher_pointing, teacher_mass: of the teacher's own maps.
+        area: mean share of the image that a mask covers, which is the chance level.
     """
 
     map_seen: float | None
     map_heldout: float | None
-    map_per_domain: Mapping[str, float]
+    map_per_domain: Mapping[str, float | None]
     taps: tuple[Tap, ...]
     teacher_pointing: float | None
     teacher_mass: float | None
     area: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GallerySample:
+    """One validation image with its maps.
+
+    Attributes:
+        words: the M words that have a map.
+        image: uint8 [H, W, 3].
+        teacher: float32 [M, gh, gw], each map sums to 1; None for images that no teacher has seen.
+        student: float32 [T, M, gh', gw'], None for a run without queries.
+        teacher_correct: per word, whether the teacher's peak lies in the object's mask; None without a mask.
+        student_correct: the same per tap and word; empty for a run without queries.
+        cam: float32 [M, gh'', gw''], class maps (Grad-CAM) of the words that name a class, zeros for others; None for a
+            student without class scores.
+        cam_correct: as `teacher_correct`, None for a word that names no class; empty where there is no `cam`.
+    """
+
+    key: str
+    caption: str
+    domain: str
+    words: tuple[str, ...]
+    image: npt.NDArray[np.uint8]
+    teacher: npt.NDArray[np.float32] | None
+    student: npt.NDArray[np.float32] | None
+    teacher_correct: tuple[bool | None, ...]
+    student_correct: tuple[tuple[bool | None, ...], ...]
+    cam: npt.NDArray[np.float32] | None = None
+    cam_correct: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,17 +232,20 @@ def load_run(path: Path) -> Run:
     Raises:
         RunError: it is not a run, or a file in it is not what it should be; the message names file and field.
     """
-    for name in TRAINED:
-        if not (path / name).is_file():
-            raise RunError(f"{path} must be a training run, but has no {name}. `lfi train` makes one.")
-    summary = path / "summary.json"
-    train, validation = _metrics(path / "metrics.jsonl")
+    metrics, summary = read_metrics(path), read_summary(path)
     return Run(
         path=path,
-        config=_config(Fields.read(path / "config.json")),
-        train=train,
-        validation=validation,
-        summary=_summary(Fields.read(summary)) if summary.is_file() else None,
+        config=_config(read_config(path)),
+        train=tuple(_train_point(event) for event in metrics.train),
+        validation=tuple(
+            ValPoint(
+                step=event.integer("step"),
+                map_seen=event.share_or_none("map_seen"),
+                map_heldout=event.share_or_none("map_heldout"),
+            )
+            for event in metrics.validation
+        ),
+        summary=_summary(summary) if summary is not None else None,
         scores=_scores(path),
         gallery=load_samples(path) if (path / "gallery.json").is_file() else (),
     )
@@ -246,39 +281,14 @@ def _config(fields: Fields) -> RunConfig:
     )
 
 
-def _metrics(path: Path) -> tuple[tuple[TrainPoint, ...], tuple[ValPoint, ...]]:
-    """Read the log. A resumed run repeats steps: the later line wins. An unfinished last line is skipped."""
-    text = read_text(path)
-    lines = text.split("\n")[:-1]
-    train: list[TrainPoint] = []
-    validation: list[ValPoint] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        fields = Fields.parse(line, f"{path}, line {number}")
-        event, step = fields.text("event"), fields.integer("step")
-        if event == "train":
-            while train and train[-1].step >= step:
-                train.pop()
-            while validation and validation[-1].step >= step:
-                validation.pop()
-            train.append(
-                TrainPoint(
-                    step=step,
-                    loss=fields.number("loss"),
-                    task_loss=fields.number_or_none("task_loss"),
-                    interaction_loss=fields.number_or_none("lfi_loss"),
-                    step_ms=fields.number_or_none("step_ms"),
-                )
-            )
-        elif event == "val":
-            while validation and validation[-1].step >= step:
-                validation.pop()
-            point = ValPoint(
-                step=step, map_seen=fields.share_or_none("map_seen"), map_heldout=fields.share_or_none("map_heldout")
-            )
-            validation.append(point)
-    return tuple(train), tuple(validation)
+def _train_point(event: Fields) -> TrainPoint:
+    return TrainPoint(
+        step=event.integer("step"),
+        loss=event.number("loss"),
+        task_loss=event.number_or_none("task_loss"),
+        interaction_loss=event.number_or_none("lfi_loss"),
+        step_ms=event.number_or_none("step_ms"),
+    )
 
 
 def _summary(fields: Fields) -> Summary:
@@ -302,16 +312,16 @@ def _scores(run: Path) -> Scores | None:
     scores = classified.child("scores") if classified else None
     details = classified.child("details") if classified else None
     domains = details.child_or_none("map_per_domain") if details else None
-    looks = grounded.child("details") if grounded else None
-    teacher = looks.child_or_none("teacher") if looks else None
+    localisation = grounded.child("details") if grounded else None
+    teacher = localisation.child_or_none("teacher") if localisation else None
     return Scores(
         map_seen=scores.share_or_none("map_seen") if scores else None,
         map_heldout=scores.share_or_none("map_heldout") if scores else None,
-        map_per_domain={name: domains.share(name) for name in domains.values} if domains else {},
-        taps=tuple(_tap(tap) for tap in looks.children("taps")) if looks else (),
+        map_per_domain={name: domains.share_or_none(name) for name in domains.values} if domains else {},
+        taps=tuple(_tap(tap) for tap in localisation.children("taps")) if localisation else (),
         teacher_pointing=teacher.share("pointing") if teacher else None,
         teacher_mass=teacher.share("mass_in_mask") if teacher else None,
-        area=looks.share_or_none("area") if looks else None,
+        area=localisation.share_or_none("area") if localisation else None,
     )
 
 
@@ -327,3 +337,59 @@ def _tap(fields: Fields) -> Tap:
         pointing=fields.share("pointing"),
         mass_in_mask=fields.share("mass_in_mask"),
     )
+
+
+def load_samples(path: Path) -> tuple[GallerySample, ...]:
+    """Load `gallery.json` and `gallery.safetensors` of the run directory `path`.
+
+    Raises:
+        RunError: one of them is unreadable, or a field or tensor is not what it should be.
+    """
+    source = path / "gallery.safetensors"
+    try:
+        tensors = load_file(source)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{source} must be a readable safetensors file, got: {error}.") from error
+
+    def take(name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+        array = tensors.get(name)
+        got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+        fits = array is not None and np.issubdtype(array.dtype, dtype) and len(array.shape) == len(shape)
+        if array is None or not fits or not array.size:
+            raise RunError(f"{source}: tensor {name!r} must be {dtype.__name__} {list(shape)}, got {got}.")
+        if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
+            raise RunError(f"{source}: tensor {name!r} must have shape {list(shape)}, got {got}.")
+        return array
+
+    samples = []
+    for i, fields in enumerate(Fields.read(path / "gallery.json").children("samples")):
+        words = fields.texts("words")
+        if not words:
+            raise fields.wrong("words", "a list of at least one word")
+        student_correct = fields.verdict_rows("student_correct", len(words))
+        student = None
+        if f"student_{i}" in tensors:
+            shape = (len(student_correct) or None, len(words), None, None)
+            student = take(f"student_{i}", np.floating, shape).astype(np.float32)
+        cam, cam_correct = None, fields.verdicts("cam_correct", len(words)) if f"cam_{i}" in tensors else ()
+        if f"cam_{i}" in tensors:
+            cam = take(f"cam_{i}", np.floating, (len(words), None, None)).astype(np.float32)
+        samples.append(
+            GallerySample(
+                key=fields.text("key"),
+                caption=fields.text("caption"),
+                domain=fields.text_or("domain", ""),
+                words=words,
+                image=take(f"image_{i}", np.uint8, (None, None, 3)),
+                teacher=take(f"teacher_{i}", np.floating, (len(words), None, None)).astype(np.float32),
+                student=student,
+                teacher_correct=fields.verdicts("teacher_correct", len(words)),
+                student_correct=student_correct if student is not None else (),
+                cam=cam,
+                # A class map of nothing points nowhere.
+                cam_correct=tuple(
+                    mark if cam is not None and cam[word].any() else None for word, mark in enumerate(cam_correct)
+                ),
+            )
+        )
+    return tuple(samples)

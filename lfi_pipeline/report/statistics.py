@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from lfi_pipeline.evaluation.metrics import Curve
 
+LEVEL = 0.05
+"""p values below it are marked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
+from lfi_pipeline.report.charts import Crossing
 from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
-from lfi_pipeline.report.runs import Run
-from lfi_pipeline.report.statistics import Estimate, difference
+from lfi_pipeline.report.statistics import Difference, Estimate, difference
+from lfi_pipeline.report.table import Table, aggregate
+from lfi_pipeline.report.text import points
 
-
-def points(value: float, signed: bool = False) -> str:
-    """A share as points with one decimal and a true minus sign: 0.557 -> "55.7"."""
-    return f"{value * 100:{'+' if signed else ''}.1f}".replace("-", "−")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Crossing:
-    """Where lfi first reaches the final score of a control, mean over seeds; the learning curve marks it."""
-
-    score: float
-    step: float
-    label: str
-    control: str
+SEEN, HELD_OUT = "map_seen", "map_heldout"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,41 +25,58 @@ class Verdict:
     crossing: Crossing | None
 
 
-def _seen(run: Run) -> float | None:
-    return run.map_seen
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Scores of groups by measure, out of `training_table`."""
+
+    table: Table
+
+    def by_seed(self, group: Group, measure: str) -> dict[int, float]:
+        return self.table.where(label=group.label, measure=measure).by_seed()
+
+    def mean(self, group: Group, measure: str) -> Estimate | None:
+        return aggregate(self.table.where(label=group.label, measure=measure), "label").get((group.label,))
+
+    def difference(self, left: Group, right: Group, measure: str) -> Difference | None:
+        return difference(self.by_seed(left, measure), self.by_seed(right, measure))
+
+    def best(self, groups: Sequence[Group]) -> Group | None:
+        scored = [(score.mean, group) for group in groups if (score := self.mean(group, SEEN))]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+    @property
+    def where(self) -> str:
+        """What `SEEN` is of: a data set without held-out domains has no seen ones either."""
+        held_out = any(row.value is not None for row in self.table.where(measure=HELD_OUT).rows)
+        return "seen domains" if held_out else "the validation split"
 
 
-def _heldout(run: Run) -> float | None:
-    return run.map_heldout
+def conclude(groups: Sequence[Group], table: Table) -> Verdict:
+    """Compare lfi (the teacher's maps) with the best control, and say how sure the seeds make it.
 
-
-def _best(groups: Sequence[Group]) -> Group | None:
-    scored = [(score.mean, group) for group in groups if (score := group.estimate(_seen))]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-def conclude(groups: Sequence[Group]) -> Verdict:
-    """Compare lfi (the teacher's maps) with the best control, and say how sure the seeds make it."""
+    Args:
+        groups: of runs.
+        table: `training_table(groups)`.
+    """
+    scores = _Scores(table)
     own = [g for g in groups if not is_control(g.config)]
-    persistent = [g for g in own if g.config.state == "persistent"]
-    control_groups = [g for g in groups if is_control(g.config)]
-    lfi, control = _best(persistent or own), _best(control_groups)
+    settings = [g for g in own if g.config.state == "persistent"] or own
+    controls = [g for g in groups if is_control(g.config)]
+    lfi, control = scores.best(settings), scores.best(controls)
     if lfi is None:
         return Verdict(headline="No lfi run to judge", sentences=(_no_lfi(own),), crossing=None)
     if control is None:
-        return Verdict(headline="Nothing to compare lfi with", sentences=(_no_control(lfi),), crossing=None)
-    seen = difference(lfi.by_seed(_seen), control.by_seed(_seen))
-    assert seen is not None  # _best only returns groups with a score
-    rank = "the best of the controls" if len(control_groups) > 1 else "the control"
-    sentences = [f"On seen domains, {_gap(lfi, control, _seen, seen, rank)}"]
-    heldout = difference(lfi.by_seed(_heldout), control.by_seed(_heldout))
-    if heldout is not None:
-        sentences.append(f"On held-out domains, {_gap(lfi, control, _heldout, heldout, 'the same control')}")
+        return Verdict(headline="Nothing to compare lfi with", sentences=(_no_control(lfi, scores),), crossing=None)
+    seen = scores.difference(lfi, control, SEEN)
+    assert seen is not None  # `best` only returns groups with a score
+    rank = "the best of the controls" if len(controls) > 1 else "the control"
+    sentences = [f"On {scores.where}, {_gap(lfi, control, SEEN, scores, rank)}"]
+    if scores.difference(lfi, control, HELD_OUT) is not None:
+        sentences.append(f"On held-out domains, {_gap(lfi, control, HELD_OUT, scores, 'the same control')}")
     speed, crossing = _speed(lfi, control)
-    sentences += speed + _shuffled(lfi, groups) + _pointing(lfi)
-    if len(persistent or own) > 1:
-        count = len(persistent or own)
-        sentences.append(f"{lfi.label} is the best of {count} lfi settings, picked by this same score.")
+    sentences += speed + _shuffled(lfi, groups, scores) + _pointing(lfi, scores)
+    if len(settings) > 1:
+        sentences.append(f"{lfi.label} is the best of {len(settings)} lfi settings, picked by this same score.")
     return Verdict(headline=_headline(lfi, control, seen), sentences=tuple(sentences), crossing=crossing)
 
 
@@ -80,11 +86,11 @@ def _no_lfi(own: Sequence[Group]) -> str:
     return f"None of these runs learned from the teacher's maps. `{command_line('train', objective='lfi')}` makes one."
 
 
-def _no_control(lfi: Group) -> str:
-    score = lfi.estimate(_seen)
+def _no_control(lfi: Group, scores: _Scores) -> str:
+    score = scores.mean(lfi, SEEN)
     assert score is not None
     return (
-        f"{lfi.label} scores {points(score.mean)} mAP on seen domains, which says nothing by itself: there "
+        f"{lfi.label} scores {points(score.mean)} mAP on {scores.where}, which says nothing by itself: there "
         f"is no control among these runs. `{command_line('train', objective='none')}` makes one."
     )
 
@@ -92,34 +98,37 @@ def _no_control(lfi: Group) -> str:
 def _headline(lfi: Group, control: Group, gap: Estimate) -> str:
     size = points(abs(gap.mean))
     if gap.half is None:
-        word = "ahead of" if gap.mean > 0 else "behind" if gap.mean < 0 else "level with"
-        return f"{lfi.label} is {size} mAP {word} {control.label}, with too few seeds to be sure"
+        ahead = f"{size} mAP {'ahead of' if gap.mean > 0 else 'behind'}" if size != points(0) else "level with"
+        return f"{lfi.label} is {ahead} {control.label}, with too few seeds to be sure"
     if gap.sign == 0:
         return f"{lfi.label} and {control.label} are not told apart"
     verb = "beats" if gap.sign > 0 else "is worse than"
     return f"{lfi.label} {verb} {control.label} by {size} mAP"
 
 
-def _gap(lfi: Group, control: Group, pick: Callable[[Run], float | None], gap: Estimate, role: str) -> str:
-    left, right = lfi.by_seed(pick), control.by_seed(pick)
-    means = sum(left.values()) / len(left), sum(right.values()) / len(right)
+def _gap(lfi: Group, control: Group, measure: str, scores: _Scores, role: str) -> str:
+    gap, own, other = (
+        scores.difference(lfi, control, measure),
+        scores.mean(lfi, measure),
+        scores.mean(control, measure),
+    )
+    assert gap is not None
+    assert own is not None
+    assert other is not None
     head = (
-        f"{lfi.label} scores {points(means[0])} mAP and {control.label}, {role}, {points(means[1])}: "
+        f"{lfi.label} scores {points(own.mean)} mAP and {control.label}, {role}, {points(other.mean)}: "
         f"{points(gap.mean, signed=True)} points"
     )
-    if gap.half is None:
-        if len(left) == len(right) == 1:
+    if gap.low is None or gap.high is None:
+        if own.count == other.count == 1:
             return f"{head}. One seed each, so there is no interval: the difference may be chance."
         return f"{head}. One side has a single seed, so there is no interval: the difference may be chance."
-    assert gap.low is not None
-    assert gap.high is not None
-    interval = f"(95\u00a0% interval {points(gap.low, signed=True)} to {points(gap.high, signed=True)}, "
-    paired = f"{len(left)} seeds, paired)"
-    unpaired = f"{len(left)} and {len(right)} seeds)"
-    tail = f"{head} {interval}{paired if left.keys() == right.keys() else unpaired}."
+    seeds = f"{own.count} seeds, paired" if gap.paired else f"{own.count} and {other.count} seeds"
+    interval = f"{points(gap.low, signed=True)} to {points(gap.high, signed=True)}"
+    text = f"{head} (95\u00a0% interval {interval}, {seeds})."
     if gap.sign < 0:
-        return f"{tail} lfi is worse here."
-    return tail if gap.sign > 0 else f"{tail} The interval includes zero: these seeds do not tell the two apart."
+        return f"{text} lfi is worse here."
+    return text if gap.sign > 0 else f"{text} The interval includes zero: these seeds do not tell the two apart."
 
 
 def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
@@ -134,8 +143,8 @@ def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
         return [f"{lfi.label} never reached {goal} in training."], None
     mean_step = sum(reached) / len(reached)
     if len(reached) < len(curves):
-        told = f"{len(reached)} of {len(curves)} seeds of {lfi.label} reached {goal}"
-        return [f"{told}, those at step {mean_step:,.0f} on average; the others never did."], None
+        some = f"{len(reached)} of {len(curves)} seeds of {lfi.label} reached {goal}"
+        return [f"{some}, those at step {mean_step:,.0f} on average; the others never did."], None
     crossing = Crossing(score=score, step=mean_step, label=lfi.label, control=control.label)
     first = steps_to_reach([(step, value) for step, value, _, _ in own], score)
     assert first is not None  # the last point of the curve is the score
@@ -145,30 +154,30 @@ def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
     return [f"{text}, no sooner than {control.label} itself (step {first:,.0f})."], crossing
 
 
-def _shuffled(lfi: Group, groups: Sequence[Group]) -> list[str]:
-    shuffled = [g for g in groups if learns_maps(g.config) and g.config.maps == "shuffled"]
-    other = _best(shuffled)
-    gap = difference(lfi.by_seed(_seen), other.by_seed(_seen)) if other else None
-    score = other.estimate(_seen) if other else None
+def _shuffled(lfi: Group, groups: Sequence[Group], scores: _Scores) -> list[str]:
+    other = scores.best([g for g in groups if learns_maps(g.config) and g.config.maps == "shuffled"])
+    gap = scores.difference(lfi, other, SEEN) if other else None
+    score = scores.mean(other, SEEN) if other else None
     if gap is None or score is None:
         return []
     text = f"With the maps shuffled between images it scores {points(score.mean)}"
     if gap.half is None:
-        side = "less" if gap.mean > 0 else "more"
-        return [f"{text}, {points(abs(gap.mean))} {side} (too few seeds to be sure)."]
+        size = points(abs(gap.mean))
+        side = f"{size} {'less' if gap.mean > 0 else 'more'}" if size != points(0) else "the same"
+        return [f"{text}, {side} (too few seeds to be sure)."]
     if gap.sign > 0:
         return [f"{text}, so it matters where the maps point."]
     verdict = "more, so" if gap.sign < 0 else "not told apart from the true maps, so"
     return [f"{text}, {verdict} these runs do not show that it matters where the maps point."]
 
 
-def _pointing(lfi: Group) -> list[str]:
-    mine = lfi.estimate(lambda run: run.pointing)
-    scores = next((run.scores for run in lfi.runs if run.scores is not None), None)
-    if mine is None or scores is None or scores.teacher_pointing is None:
+def _pointing(lfi: Group, scores: _Scores) -> list[str]:
+    mine = scores.mean(lfi, "pointing")
+    evaluation = next((run.scores for run in lfi.runs if run.scores is not None), None)
+    if mine is None or evaluation is None or evaluation.teacher_pointing is None:
         return []
-    chance = f", and chance at {points(scores.area)}\u00a0%" if scores.area is not None else ""
+    chance = f", and chance at {points(evaluation.area)}\u00a0%" if evaluation.area is not None else ""
     return [
         f"Its last tap points into the right object for {points(mine.mean)}\u00a0% of words; "
-        f"the teacher does for {points(scores.teacher_pointing)}\u00a0%{chance}."
+        f"the teacher does for {points(evaluation.teacher_pointing)}\u00a0%{chance}."
     ]

@@ -1,14 +1,15 @@
-"""The files of a study: what raters send back, and the key that tells which map is whose."""
+"""The files of a study: the answers that raters send back, and the key, which says whose map is whose."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lfi_pipeline.core.errors import RunError, StudyError
+from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.core.schema import Fields
-from lfi_pipeline.training.run_dir import write_json
 
 FORMAT, VERSION = "lfi-study-answers", 1
 SIDES = ("left", "right")
@@ -19,7 +20,7 @@ LONGEST_RATER, LONGEST_ANSWER = 80, 86_400_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """One answer, with the sides taken out.
+    """One answer, translated from the side that was pressed to the map that stood there.
 
     Attributes:
         item: what was shown.
@@ -55,21 +56,21 @@ def read_answers(paths: Sequence[Path], key: StudyKey) -> list[RaterAnswers]:
     if not paths:
         raise StudyError("Scoring needs at least one file of a rater, got none.")
     seen: dict[str, Path] = {}
-    found = []
+    raters = []
     for path in paths:
         try:
-            one = _read(path, key)
+            rater = _read(path, key)
         except RunError as error:
             raise StudyError(f"{error} Ask the rater to save the file again.") from error
-        name = " ".join(one.rater.split()).casefold()
+        name = " ".join(rater.rater.split()).casefold()
         if name in seen:
             raise StudyError(
-                f"{path} and {seen[name]} are both of rater {one.rater!r}; each rater counts once. Leave one out, or "
+                f"{path} and {seen[name]} are both of rater {rater.rater!r}; each rater counts once. Leave one out, or "
                 "give each person a code of their own."
             )
         seen[name] = path
-        found.append(one)
-    return found
+        raters.append(rater)
+    return raters
 
 
 def _read(path: Path, key: StudyKey) -> RaterAnswers:
@@ -135,10 +136,10 @@ CATCH = ("teacher", "shuffled")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyItem:
-    """One item as the raters do not see it.
+    """One item, with what raters are not shown: whose its two maps are.
 
     Attributes:
-        id: opaque; what the page and the raters' files call it.
+        id: opaque name of the item in the page and in the raters' files.
         sample: key of the image.
         word: shown with it.
         domain: of the image, "" where the data set has none.
@@ -157,17 +158,17 @@ class KeyItem:
 
     @property
     def is_catch(self) -> bool:
-        """Whether it tests the rater and not the runs."""
+        """Whether the item checks the rater instead of comparing the runs."""
         return self.x in CATCH
 
     def of(self, shown: str) -> str:
-        """Whose the map `shown` ("x" or "y") is."""
+        """Return whose map `shown` ("x" or "y") is."""
         return self.x if shown == "x" else self.y
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyKey:
-    """Everything that scoring needs to know.
+    """What scoring needs beside the raters' files.
 
     Attributes:
         study: id of the study; a digest of everything that is shown.
@@ -201,7 +202,8 @@ def key_path(page: Path) -> Path:
 
 def write_key(path: Path, key: StudyKey) -> None:
     """Write `key` to `path`, whole or not at all."""
-    write_json(path, {"format": KEY_FORMAT, "version": KEY_VERSION} | asdict(key))
+    content = {"format": KEY_FORMAT, "version": KEY_VERSION} | asdict(key)
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_key(path: Path) -> StudyKey:
@@ -212,9 +214,9 @@ def read_key(path: Path) -> StudyKey:
     """
     try:
         fields = Fields.read(path)
-        found = (fields.text("format"), fields.integer("version"))
-        if found != (KEY_FORMAT, KEY_VERSION):
-            raise StudyError(f"{path} must be a {KEY_FORMAT} of version {KEY_VERSION}, got {found[0]!r}, {found[1]}.")
+        kind = (fields.text("format"), fields.integer("version"))
+        if kind != (KEY_FORMAT, KEY_VERSION):
+            raise StudyError(f"{path} must be a {KEY_FORMAT} of version {KEY_VERSION}, got {kind[0]!r}, {kind[1]}.")
         items = tuple(_item(item) for item in fields.children("items"))
         passed_over = fields.child("passed_over")
         key = StudyKey(

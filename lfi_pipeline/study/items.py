@@ -49,11 +49,11 @@ def named_words(store: TargetStore, dataset: Dataset) -> list[NamedWord]:
     Raises:
         DatasetError: the cache and the data set do not belong together, or no word names a class.
     """
-    found = []
+    words = []
     for position, row, place, label in class_words(store, dataset):
         sample = dataset.samples[place]
         if label in sample.labels:
-            found.append(
+            words.append(
                 NamedWord(
                     position=position,
                     row=row,
@@ -64,16 +64,16 @@ def named_words(store: TargetStore, dataset: Dataset) -> list[NamedWord]:
                     domain=sample.domain,
                 )
             )
-    if not found:
+    if not words:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} that its image is labelled with; a study needs "
             "words that name something."
         )
-    return found
+    return words
 
 
 def evenly(words: Sequence[NamedWord], seed: int) -> Iterator[NamedWord]:
-    """Yield all `words` so that every beginning is even: over domains first, then classes, then images.
+    """Yield all `words` in an order of which any first part is balanced: over domains, then classes, then images.
 
     The next word is of the domain with the fewest words so far, among those of the class with the fewest, among those
     of the image with the fewest; ties fall at random, by `seed`.
@@ -102,30 +102,30 @@ _BATCH = 64
 Map = npt.NDArray[np.float32]
 
 
-def choose_kind(asked: str, runs: Sequence[LoadedRun]) -> str:
+def choose_kind(kind: str, runs: Sequence[LoadedRun]) -> str:
     """Return the kind of map that all `runs` have: interaction maps if asked for `auto` and all have queries.
 
     Raises:
         UnknownNameError: no such kind.
         ConfigError: a run that has no maps of the kind.
     """
-    if asked not in KINDS:
-        raise UnknownNameError("kind of map", asked, KINDS)
+    if kind not in KINDS:
+        raise UnknownNameError("kind of map", kind, KINDS)
     without = [str(run.path) for run in runs if run.student.queries is None]
-    if asked == AUTO:
-        asked = GRADCAM if without else INTERACTION
-    if asked == INTERACTION and without:
+    if kind == AUTO:
+        kind = GRADCAM if without else INTERACTION
+    if kind == INTERACTION and without:
         raise ConfigError(
             f"Interaction maps need runs with interaction queries; {', '.join(without)} has none. Compare both runs by "
             "`maps='gradcam'`."
         )
     headless = [str(run.path) for run in runs if not run.student.classifies]
-    if asked == GRADCAM and headless:
+    if kind == GRADCAM and headless:
         raise ConfigError(
             f"Grad-CAM needs runs that predict classes; {', '.join(headless)} was trained without labels. Compare two "
             "runs with interaction queries by `maps='interaction'`."
         )
-    return asked
+    return kind
 
 
 def word_maps(
@@ -141,7 +141,7 @@ def word_maps(
         per_tap = dict(student_maps(run.student, store, dataset, positions))
         return [_normed(per_tap[word.position][-1][word.row].numpy()) for word in words]
     images, device = PlainImages(dataset, [run.student.size]), next(run.student.parameters()).device
-    found: list[Map | None] = []
+    of_words: list[Map | None] = []
     for first in range(0, len(words), _BATCH):
         chunk = words[first : first + _BATCH]
         places = sorted({word.place for word in chunk})
@@ -149,14 +149,14 @@ def word_maps(
         image_of = torch.tensor([places.index(word.place) for word in chunk], device=device)
         labels = torch.tensor([word.label for word in chunk], device=device)
         maps = class_maps(run.student, pixels, image_of, labels)
-        found += [_normed(each) for each in maps.float().cpu().numpy()]
-    return found
+        of_words += [_normed(each) for each in maps.float().cpu().numpy()]
+    return of_words
 
 
 def teacher_map(store: TargetStore, word: NamedWord) -> Map | None:
     """Return the teacher's cached map of `word` at its last layer."""
-    read = store.read(word.position)
-    return _normed(decode_maps(read.maps[-1, word.row], read.scale[-1, word.row], store.spec.codec.name))
+    targets = store.read(word.position)
+    return _normed(decode_maps(targets.maps[-1, word.row], targets.scale[-1, word.row], store.spec.codec.name))
 
 
 def _normed(grid: Map) -> Map | None:

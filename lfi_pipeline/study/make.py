@@ -56,7 +56,7 @@ def render(images: Sequence[npt.NDArray[np.uint8]], items: Sequence[PageItem]) -
 
     Args:
         images: uint8 [H, W, 3] each.
-        items: what is asked; ids depend on content and place alone.
+        items: in the page's order; their ids depend on content and place alone.
     """
     shown = [
         {"word": item.word, "image": item.image, "x": still(quantise(item.x)), "y": still(quantise(item.y))}
@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """What was made.
+    """Where a study was written, and what is in it.
 
     Attributes:
         page: for the raters.
@@ -248,7 +248,7 @@ def _pairs(
             image = _image(dataset, word)
             if a is not None and b is not None and image is not None:
                 usable[word] = _Pair(word=word, image=image, a=a, b=b)
-            passed_over.update(name for name, found in (("a", a), ("b", b), ("image", image)) if found is None)
+            passed_over.update(name for name, part in (("a", a), ("b", b), ("image", image)) if part is None)
     chosen = islice(evenly(list(usable), config.seed), config.items)
     return [usable[word] for word in chosen], dict(sorted(passed_over.items()))
 
@@ -262,7 +262,7 @@ def _image(dataset: Dataset, word: NamedWord) -> npt.NDArray[np.uint8] | None:
 
 
 def _halves(count: int, draws: random.Random) -> list[bool]:
-    """As many true as false, or one more of the latter, in random order."""
+    """Return `count` booleans in random order, half of them true (one fewer where `count` is odd)."""
     flips = [number % 2 == 1 for number in range(count)]
     draws.shuffle(flips)
     return flips
@@ -271,7 +271,7 @@ def _halves(count: int, draws: random.Random) -> list[bool]:
 def _entry(
     word: NamedWord, image: int, shown: tuple[Map, Map], whose: tuple[str, str], repeated: bool, flipped: bool
 ) -> tuple[PageItem, tuple[NamedWord, str, str]]:
-    """One item of the page, and what the key says of it."""
+    """Return one item of the page, and what the key holds of it: its word, and whose maps x and y are."""
     (x, y), (of_x, of_y) = (shown[::-1], whose[::-1]) if flipped else (shown, whose)
     return PageItem(word=word.word, image=image, x=x, y=y, repeated=repeated), (word, of_x, of_y)
 

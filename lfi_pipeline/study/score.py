@@ -1,8 +1,8 @@
 """What raters prefer, how sure that is, and how far they agree with each other and with themselves.
 
 The study is a two-alternative forced choice with an escape (no preference). The paper reports that its maps were
-preferred 2.7 times as often as a baseline's; how it asked and counted is not public, so the ratio here is this
-project's reading of it: answers for A over answers for B, answers without a preference left out.
+preferred 2.7 times as often as a baseline's. How it put the question and counted was not known to us when this was
+written, so the ratio here is this project's reading of it: answers for A over answers for B, ties left out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def wilson(successes: int, trials: int, coverage: float = 0.95) -> Interval | No
         return None
     from scipy.stats import binomtest
 
-    found = binomtest(successes, trials).proportion_ci(coverage, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(successes, trials).proportion_ci(coverage, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def sign_test(first: int, second: int) -> float | None:
@@ -66,15 +66,15 @@ def crossed_bootstrap(
     Returns:
         None where there is no answer.
     """
-    given = ~np.isnan(answers)
-    if not given.any():
+    answered = ~np.isnan(answers)
+    if not answered.any():
         return None
     raters, items = answers.shape
     generator = np.random.default_rng(seed)
     rater_counts = generator.multinomial(raters, np.full(raters, 1 / raters), size=replicates).astype(np.float64)
     item_counts = generator.multinomial(items, np.full(items, 1 / items), size=replicates).astype(np.float64)
     ones = ((rater_counts @ np.nan_to_num(answers)) * item_counts).sum(1)
-    total = ((rater_counts @ given.astype(np.float64)) * item_counts).sum(1)
+    total = ((rater_counts @ answered.astype(np.float64)) * item_counts).sum(1)
     shares = ones[total > 0] / total[total > 0]
     if not len(shares):
         return None
@@ -170,7 +170,7 @@ class RaterScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyScore:
-    """The outcome of a study.
+    """The scores of a study.
 
     Attributes:
         study: its id.
@@ -309,5 +309,5 @@ def _notes(raters: Sequence[RaterScore], agreement: float | None, passed_over: M
         notes.append(f"Stopped early, with so many showings unanswered: {', '.join(short)}.")
     lacking = [f"{count} of run {name.upper()}" for name, count in passed_over.items() if name in RUNS and count]
     if lacking:
-        notes.append(f"Words that a run has no map of were not asked about: {', '.join(lacking)}.")
+        notes.append(f"Words that a run has no map of were left out: {', '.join(lacking)}.")
     return tuple(notes)

@@ -123,7 +123,7 @@
   const marksOf = (sample, tap) => {
     const student = studentOf(sample);
     if (student) return student.correct[tapOf(student, tap)] || [];
-    return camOf(sample)?.correct || (sample.students.length ? [] : sample.teacher.correct);
+    return camOf(sample)?.correct || (sample.students.length ? [] : sample.teacher?.correct || []);
   };
   const kind = (correct) => (correct === true ? "hit" : correct === false ? "miss" : "");
   const TEXT = { hit: "✓ hit", miss: "✗ miss", "": "no mask" };
@@ -154,7 +154,7 @@
       button.className = `word ${mark}`;
       if (button.getAttribute("aria-pressed") === "true") word = Number(button.dataset.word);
     }
-    if (!moving) fill(card.querySelector('[data-role="teacher"]'), mapOf(sample.teacher, 0, word), sample.teacher.correct[word], "Teacher");
+    if (!moving && sample.teacher) fill(card.querySelector('[data-role="teacher"]'), mapOf(sample.teacher, 0, word), sample.teacher.correct[word], "Teacher");
     const cam = card.querySelector('[data-role="cam"]'), classMap = camOf(sample);
     if (cam && !moving) {
       cam.hidden = !classMap;

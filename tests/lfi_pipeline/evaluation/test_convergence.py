@@ -121,7 +121,7 @@ def test_a_torn_line_is_skipped_and_a_step_logged_twice_counts_once(tmp_path: Pa
     assert found.scores["steps"] == pytest.approx(150)
     assert found.details["final"] == 0.2
     (run / "metrics.jsonl").write_text("nonsense\n")
-    with pytest.raises(RunError, match="line 1, must be an event"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1 must be JSON"):
         scored(run, run)
 
 

@@ -12,7 +12,7 @@ from lfi_pipeline.core.errors import ConfigError, ImageReadError
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation.config import ZeroShotConfig
 from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.zero_shot import teacher_zero_shot, zero_shot
+from lfi_pipeline.evaluation.zero_shot import _chance, _scores, teacher_zero_shot, zero_shot
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
@@ -75,6 +75,14 @@ def test_one_label_an_image_of_another_data_set(presence_run: Path, pacs_targets
     assert (seen["images"], seen["same_data_set"], seen["domains"]) == (0, False, [])
     assert seen["labelled_classes"] == 5  # scenes have no house and no person
     assert set(result.details["domains"]) == {"art_painting", "cartoon", "photo", "sketch"}
+
+
+@pytest.mark.parametrize(("classes", "ranks"), [(3, ["top1"]), (5, ["top1"]), (6, ["top1", "top5"])])
+def test_there_is_no_top_5_of_five_classes_or_fewer(classes: int, ranks: list[str]) -> None:
+    truth = torch.eye(classes)
+    assert list(_scores(truth, truth, torch.ones(classes, dtype=torch.bool), True, "")) == ranks
+    assert list(_scores(None, truth, torch.ones(classes, dtype=torch.bool), True, "")) == ranks
+    assert _chance(truth, True) == {name: int(name[3:]) / classes for name in ranks}
 
 
 @pytest.mark.parametrize("kind", ["none", "lfi", "learned"])

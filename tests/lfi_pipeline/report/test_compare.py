@@ -15,7 +15,7 @@ from scipy import stats
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.evaluation.results import ProtocolResult, write_result
 from lfi_pipeline.report.compare import Block, Comparison, Row, compare
-from lfi_pipeline.report.comparison_text import (
+from lfi_pipeline.report.text import (
     FRAME,
     block_tables,
     column_width,
@@ -338,3 +338,36 @@ def test_csv_is_tidy(many: Comparison) -> None:
     none = next(r for r in rows if r["objective"] == "none")
     assert (none["diff"], none["p"], none["control"]) == ("", "", "")
     assert float(none["low"]) <= float(none["mean"]) <= float(none["high"])
+
+
+def test_a_held_out_score_is_shown_and_tested_once(scored: Any) -> None:
+    """One domain is left out: its score is that of `classification` on the same images."""
+    values = {"none": (0.2, 0.24, 0.22), "lfi": (0.3, 0.29, 0.33)}
+
+    def runs(shift: float) -> list[Path]:
+        return [
+            scored(
+                objective,
+                seed,
+                {
+                    "classification": {"map_seen": 2 * value, "map_heldout": value},
+                    "cross-domain": [({"domains": ["photo"]}, {"map": value + 1e-9 + shift})],
+                },
+                hold_out=["photo"],
+            )
+            for objective, of_seeds in values.items()
+            for seed, value in enumerate(of_seeds)
+        ]
+
+    made = compare(runs(0.0))
+    assert [block.protocol for block in made.blocks] == ["classification"]
+    assert made.tests == 2
+    assert any("left-out domain, mAP: photo is the held-out score of classification" in note for note in made.notes)
+    other = compare(runs(0.01))  # of other images
+    assert [block.protocol for block in other.blocks] == ["classification", "cross-domain"]
+    assert other.tests == 3
+
+
+def test_headings_do_not_speak_of_seen_domains_where_none_is_held_out(scored: Any) -> None:
+    (block,) = compare([scored("lfi", 0, {"classification": {"map_seen": 0.4, "map_heldout": None}})]).blocks
+    assert [column.heading for column in block.columns] == ["mAP"]

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.report.gallery import (
     STILL,
     build_gallery,
     caption_parts,
     encode_image,
+    map_gallery,
     peak,
     quantise,
     ramp,
@@ -115,3 +117,40 @@ def test_class_maps_show_runs_without_queries_after_lfi(make_run: Any) -> None:
     assert [student["run"] for student in sample["students"]] == [0]
     assert sample["cams"][1]["named"] == [True, True, False]  # "beside" is no class
     assert sample["cams"][1]["correct"][2] is None
+
+
+def test_maps_of_ones_own_images_need_no_masks_and_no_teacher() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (20, 30, 3)).astype(np.uint8), Image.new("L", (16, 16))]
+    dog = np.zeros((2, 4, 4), np.float32)
+    dog[0, 0, 0], dog[1, 3, 2] = 5.0, 7.0  # of any scale
+    gallery = map_gallery(images, [{"dog": dog, "sky": np.ones((2, 4, 4))}, {"cat": dog}], depths=(0.5, 1.0))
+    assert (gallery.taps, gallery.depths, gallery.masked) == (2, ("50 %", "100 %"), False)
+    first, second = gallery.cards
+    assert (first.words, first.teacher, first.cam, first.marks) == (("dog", "sky"), None, None, (None, None))
+    assert first.caption == [("dog", 0), (", ", None), ("sky", 1)]
+    assert first.student is not None
+    assert (first.student.peak, first.student.correct) == ((62.5, 87.5), None)
+    assert second.aspect == "16 / 16"
+    student = gallery.data["samples"][0]["students"][0]
+    grids = np.frombuffer(base64.b64decode(student["grids"]), np.uint8).reshape(student["shape"])
+    assert grids[0, 0, 0, 0] == grids[1, 0, 3, 2] == 255
+    assert (grids[:, 1] == 64).all()  # a map that looks everywhere stays dark
+
+
+@pytest.mark.parametrize(
+    ("maps", "options", "message"),
+    [
+        ([], {}, "one entry an image"),
+        ([{}], {}, "image 0 must be .* got none"),
+        ([{"a": np.ones((4, 4)), "b": np.ones((2, 4))}], {}, r"one shape for all words, got \[2, 4\], \[4, 4\]"),
+        ([{"a": np.ones(4)}], {}, r"got \[4\]"),
+        ([{"a": np.ones((4, 4))}], {"captions": []}, "0 captions"),
+        ([{"a": np.ones((3, 4, 4))}], {"depths": (0.5, 1.0)}, "as many taps for the 2 depths, got 3"),
+    ],
+)
+def test_maps_that_do_not_fit_their_images_are_refused(
+    maps: list[dict[str, Any]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        map_gallery([np.zeros((8, 8, 3), np.uint8)], maps, **options)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
 from lfi_pipeline.evaluation.results import latest_result, write_result
-from lfi_pipeline.report import write_report
+from lfi_pipeline.report import write_map_gallery, write_report
 from lfi_pipeline.report.groups import SLOT_COUNT
 from lfi_pipeline.report.html import prose
 
@@ -234,6 +234,31 @@ def test_wrong_arguments_are_refused(tmp_path: Path, make_run: Any) -> None:
         write_report([tmp_path], tmp_path / "r.html")
     with pytest.raises(OutputExistsError, match="must be a file"):
         write_report([make_run("a", "none")], tmp_path)
+
+
+def test_a_page_of_maps_of_ones_own_images(tmp_path: Path) -> None:
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    maps = [{"dog": np.eye(4), EVIL: np.ones((4, 4))}, {"cat": np.eye(4)}]
+    out = write_map_gallery(images, maps, tmp_path / "deep" / "maps.html", title=EVIL)
+    assert [path.name for path in out.parent.iterdir()] == ["maps.html"]
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    assert [a for a in page.addresses if not a.startswith(("data:", "#"))] == []
+    assert len(page.scripts) == 2
+    assert page.handlers == []
+    assert text.count('<article class="card"') == 2
+    body = text.partition("</style>")[2].partition("<script>")[0]
+    assert 'data-role="student"' in body
+    assert 'data-role="teacher"' not in body
+    assert "Failures first" not in body  # nothing is counted right or wrong without masks
+    with pytest.raises(OutputExistsError, match="must be a file"):
+        write_map_gallery(images, maps, tmp_path)
+
+
+def test_a_page_that_cannot_be_written_is_one_error(tmp_path: Path, make_run: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputWriteError, match="Cannot write"):
+        write_report([make_run("a", "none")], tmp_path / "file" / "r.html")
 
 
 def contrast(first: str, second: str) -> float:

@@ -6,11 +6,14 @@ from typing import Any
 
 from lfi_pipeline.report.groups import SLOTS, gather
 from lfi_pipeline.report.runs import load_run
-from lfi_pipeline.report.verdict import Verdict, conclude, points
+from lfi_pipeline.report.table import training_table
+from lfi_pipeline.report.text import points
+from lfi_pipeline.report.verdict import Verdict, conclude
 
 
 def judge(*paths: Any) -> tuple[Verdict, str]:
-    verdict = conclude(gather([load_run(path) for path in paths])[0])
+    groups = gather([load_run(path) for path in paths])[0]
+    verdict = conclude(groups, training_table(groups))
     return verdict, " ".join(verdict.sentences)
 
 
@@ -23,6 +26,7 @@ def test_points_have_a_true_minus_sign() -> None:
     assert points(0.557) == "55.7"
     assert points(-0.031, signed=True) == "−3.1"
     assert points(0.031, signed=True) == "+3.1"
+    assert points(-0.0004) == points(0.0004, signed=True) == "0.0"
 
 
 def test_better(make_run: Any) -> None:
@@ -61,6 +65,13 @@ def test_one_seed_has_no_interval(make_run: Any) -> None:
     assert "95" not in text
     behind, _ = judge(*several(make_run, "embedding", [0.6]), make_run("x", "lfi", seen=0.4))
     assert "behind embedding" in behind.headline
+
+
+def test_equal_scores_are_level(make_run: Any) -> None:
+    verdict, text = judge(make_run("a", "none", seen=0.4, held_out=False), make_run("b", seen=0.4, held_out=False))
+    assert verdict.headline == "lfi is level with none, with too few seeds to be sure"
+    assert "On the validation split, lfi scores 40.0 mAP" in text  # without held-out domains there are no seen ones
+    assert "seen domains" not in text
 
 
 def test_the_best_control_is_the_one_to_beat(make_run: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.evaluation.results import ProtocolResult, write_result
-from lfi_pipeline.report.cross_domain import domain_cells, domain_markdown, domain_tables, read_domain_tables
+from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.report.text import domain_cells
+from lfi_pipeline.report.views import domain_tables
 
 ALL = ("art", "cartoon", "photo")
 RUNS = {
@@ -117,20 +117,11 @@ def test_other_settings_are_another_table(scored: Any) -> None:
     assert second.title == "left-out domain, mAP: vlcs, all, best weights"
 
 
-def test_markdown(scored: Any) -> None:
+def test_cells_are_lines_of_per_cent(scored: Any) -> None:
     (table,) = domain_tables(scored(RUNS))
-    lines = domain_markdown(table).splitlines()
-    assert lines[2] == "|  | art | photo | mean | seeds |"
-    assert lines[4].startswith("| none | 53.0 ± 1.4<br>45.5 to 60.5 | 75.0 ± 2.4<br>")
-    assert lines[5].endswith("| 90.0 | 75.0 | 2 |")
-    assert lines[-1] == "- lfi: no run left out photo with seed 1; its mean is of seed 0."
-    assert domain_markdown(table).endswith(".\n")
-
-
-def test_results_are_read_from_the_runs(scored: Any, make_run: Any) -> None:
-    results = scored(RUNS)
-    for run, result in results.items():
-        write_result(run, result)
-    assert read_domain_tables(list(results)) == domain_tables(results)
-    with pytest.raises(ConfigError, match=r"unscored has no cross-domain score.*--protocol cross-domain"):
-        read_domain_tables([*results, make_run("unscored")])
+    headings, (none, lfi) = domain_cells(table)
+    assert headings == ["", "art", "photo", "mean", "seeds"]
+    assert none[:2] == [["none"], ["53.0 ± 1.4", "45.5 to 60.5"]]
+    assert none[2][0] == "75.0 ± 2.4"
+    assert lfi[2:] == [["90.0"], ["75.0"], ["2"]]
+    assert table.notes[-1] == "lfi: no run left out photo with seed 1; its mean is of seed 0."

@@ -1,22 +1,30 @@
-"""A comparison as text: tables of cells for the terminal, Markdown, and tidy CSV. Numbers as people read them."""
+"""Numbers and tables as text: for the terminal, in Markdown, and as CSV. Numbers as people read them."""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lfi_pipeline.evaluation.metrics import Unit
-from lfi_pipeline.report.compare import LEVEL, Block, Cell, Comparison, Cost, Gap, Row, shown
-from lfi_pipeline.report.leaderboard import millions
-from lfi_pipeline.report.statistics import Estimate
+from lfi_pipeline.core.errors import OutputWriteError
+from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Measure, Unit, without_domains
+from lfi_pipeline.report.statistics import LEVEL, Estimate
+from lfi_pipeline.training.sweep import shown as shown_setting
+
+if TYPE_CHECKING:
+    from lfi_pipeline.report.compare import Block, Cell, Comparison, Cost, Gap, Row
+    from lfi_pipeline.report.views import DomainScore, DomainTable, Standing
 
 MISSING = "–"
 TEACHER = "(teacher)"
 FRAME = 3
 """Characters that a terminal table adds to each column."""
+DOMAIN_LEGEND = "Per cent: mean over seeds ± standard error (as DomainBed), and 95 % interval (Student's t)."
 _SHOWN: Mapping[Unit, tuple[float, str]] = {
     "share": (100, ".1f"),
     "nats": (1, ".3f"),
@@ -37,10 +45,41 @@ class TextTable:
     rows: list[list[str]]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; missing parents are made. Raises OutputWriteError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise OutputWriteError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def points(value: float, signed: bool = False) -> str:
+    """A share as points with one decimal and a true minus sign: 0.557 -> "55.7"; what rounds to 0 has no sign."""
+    return number(value, "share", signed)
+
+
+def millions(count: int) -> str:
+    """A parameter count: "5.7 M", "12.3 k"."""
+    if count >= 1_000_000:
+        return f"{count / 1e6:.1f} M"
+    return f"{count / 1e3:.1f} k" if count >= 1000 else str(count)
+
+
+def shown(value: Any) -> str:
+    """A setting as people read it; a digest by its first characters."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value)) or "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
+        return value[:8]
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def number(value: float, unit: Unit, signed: bool = False) -> str:
-    """A value in its unit, without the unit: a share in per cent, a true minus sign."""
+    """A value in its unit, without the unit: a share in per cent, a true minus sign, no sign for what rounds to 0."""
     factor, form = _SHOWN[unit]
-    return f"{value * factor:{'+' if signed else ''}{form}}".replace("-", "−")
+    text = f"{value * factor:{'+' if signed else ''}{form}}"
+    return (text if float(text.replace(",", "")) else text.lstrip("+-")).replace("-", "−")
 
 
 def value_text(value: Estimate | None, unit: Unit, signed: bool = False) -> str:
@@ -208,18 +247,18 @@ def comparison_markdown(comparison: Comparison) -> str:
         if any(value is not None for value in block.teacher):
             known = zip(block.teacher, units, strict=True)
             rows.append([TEACHER, "", *(MISSING if v is None else number(v, u) for v, u in known)])
-        parts.append(_markdown(["objective", "seeds", *heads], rows))
+        parts.append(markdown_table(["objective", "seeds", *heads], rows))
         for name, pick in (("difference", "gap"), ("difference to the best control of each measure", "best")):
             rows = []
             for row in block.rows:
                 gaps: list[Gap | None] = [getattr(cell, pick) for cell in row.cells]
                 if all(gap is None or (pick == "best" and gap.control == row.control) for gap in gaps):
                     continue
-                told = [_told(gap, unit, pick == "best") for gap, unit in zip(gaps, units, strict=True)]
-                rows.append([f"{row.label} − {row.control if pick == 'gap' else 'best control'}", *told])
-            parts += [_markdown([name, *heads], rows)] if rows else []
+                cells = [_gap_cell(gap, unit, pick == "best") for gap, unit in zip(gaps, units, strict=True)]
+                rows.append([f"{row.label} − {row.control if pick == 'gap' else 'best control'}", *cells])
+            parts += [markdown_table([name, *heads], rows)] if rows else []
     table = cost_table(comparison.costs)
-    parts += [f"### {table.title}", _markdown(table.headings, table.rows)]
+    parts += [f"### {table.title}", markdown_table(table.headings, table.rows)]
     parts.append("\n".join(f"- {line}" for line in _remarks(comparison)))
     return "\n\n".join(parts) + "\n"
 
@@ -229,15 +268,16 @@ def _remarks(comparison: Comparison) -> list[str]:
     return [*lines, *comparison.notes, *(f"{missing.what} `{missing.command}`" for missing in comparison.missing)]
 
 
-def _told(gap: Gap | None, unit: Unit, named: bool) -> str:
+def _gap_cell(gap: Gap | None, unit: Unit, named: bool) -> str:
     if gap is None:
         return MISSING
     tests = f" ({p_texts(gap)})" if p_texts(gap) else ""
-    told = gap_text(gap, unit).replace("*", r"\*") + tests
-    return f"{told}, {gap.control}" if named else told
+    text = gap_text(gap, unit).replace("*", r"\*") + tests
+    return f"{text}, {gap.control}" if named else text
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -269,12 +309,12 @@ def tidy(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _numbers(gap: Gap | None, prefix: str) -> dict[str, float | None]:
-    found = gap.gap if gap else None
+    value = gap.gap if gap else None
     return {
-        f"{prefix}diff": found.mean if found else None,
-        f"{prefix}diff_low": found.low if found else None,
-        f"{prefix}diff_high": found.high if found else None,
-        f"{prefix}p": found.p if found else None,
+        f"{prefix}diff": value.mean if value else None,
+        f"{prefix}diff_low": value.low if value else None,
+        f"{prefix}diff_high": value.high if value else None,
+        f"{prefix}p": value.p if value else None,
         f"{prefix}p_holm": gap.p_holm if gap else None,
     }
 
@@ -287,3 +327,67 @@ def comparison_csv(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def standings_table(rows: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells as a person reads them: per cent, mean ± half the interval."""
+    settings, scores = _standing_columns(rows)
+    cells = [
+        [
+            *(shown_setting(row.settings[name]) for name in settings),
+            str(len(row.seeds)),
+            *(value_text(row.scores.get(score.name), "share") for score in scores),
+        ]
+        for row in rows
+    ]
+    return [*settings, "seeds", *(score.heading for score in scores)], cells
+
+
+def standings_markdown(rows: Sequence[Standing]) -> str:
+    """Return the table in Markdown, with a line that says what the numbers are."""
+    table = markdown_table(*standings_table(rows))
+    return f"{table}\n\nPer cent; mean over seeds ± half of the 95 % interval (Student's t).\n"
+
+
+def standings_csv(rows: Sequence[Standing]) -> str:
+    """Return the table as CSV: settings, seeds, and mean, low and high of every score as shares."""
+    settings, scores = _standing_columns(rows)
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*settings, "seeds", *(f"{score.name}{end}" for score in scores for end in ("", "_low", "_high"))])
+    for row in rows:
+        estimates = [row.scores.get(score.name) for score in scores]
+        numbers = [value for e in estimates for value in ((e.mean, e.low, e.high) if e else (None, None, None))]
+        values = (shown_setting(row.settings[name]) for name in settings)
+        writer.writerow([*values, " ".join(map(str, row.seeds)), *numbers])
+    return text.getvalue()
+
+
+def _standing_columns(rows: Sequence[Standing]) -> tuple[list[str], tuple[Measure, ...]]:
+    """Names of settings, and the scores that some row has."""
+    names = [name for name in HEAD_SCORES if any(name in row.scores for row in rows)]
+    scores = without_domains([Measure(name=name, heading=HEAD_SCORES[name]) for name in names])
+    return list(rows[0].settings) if rows else [], scores
+
+
+def domain_cells(table: DomainTable) -> tuple[list[str], list[list[list[str]]]]:
+    """Return headings, and for each row its cells as lines: per cent ± standard error, then the 95 % interval."""
+    cells = [
+        [
+            [row.label],
+            *(_domain_lines(row.domains.get(domain)) for domain in table.domains),
+            _domain_lines(row.mean),
+            [str(len({seed for score in row.domains.values() for seed in score.seeds}))],
+        ]
+        for row in table.rows
+    ]
+    return ["", *table.domains, "mean", "seeds"], cells
+
+
+def _domain_lines(score: DomainScore | None) -> list[str]:
+    if score is None:
+        return [MISSING]
+    if score.error is None or score.half is None:
+        return [points(score.mean)]
+    low, high = points(score.mean - score.half), points(score.mean + score.half)
+    return [f"{points(score.mean)} ± {points(score.error)}", f"{low} to {high}"]

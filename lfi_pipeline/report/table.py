@@ -1,0 +1,322 @@
+"""The one tidy table of what runs scored, and the one place that averages it over seeds.
+
+A row is one value of one run. Every view (leaderboards, comparisons, the cross-domain table, the verdict) selects rows
+and calls `aggregate` or `by_seed`; none averages on its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS, Measure, without_domains
+from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.report.groups import Group, label_runs
+from lfi_pipeline.report.runs import Run, RunConfig
+from lfi_pipeline.report.statistics import Estimate, estimate
+
+TRAINING = "training"
+"""Stands for a protocol in rows of what a run says without an evaluation protocol of its own."""
+TEACHER = "teacher_"
+"""Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
+ACROSS_DOMAINS = ("hold out", "train samples")
+"""Settings in which runs of one row of a cross-domain table differ: the domain left out, and so the images left."""
+_OF_A_RUN = {"seed": PROTOCOLS, "domains": ("cross-domain",)}
+"""Setting of a result -> the protocols in which it tells values within one table apart, not tables."""
+
+Results = Mapping[Path, Sequence[ProtocolResult]]
+"""Path of a run -> its results."""
+BySeed = Mapping[int, float]
+"""Seed -> value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One value of one run.
+
+    Attributes:
+        label: of the run; runs that differ in their seed alone share it.
+        seed: of the run.
+        run: its directory.
+        protocol: one of `PROTOCOLS`, or `TRAINING`.
+        measure: name of what was measured.
+        value: in the measure's unit; None where it is undefined, such as the mAP of images without a positive label.
+        settings: JSON of the protocol's settings that must be equal for two values to be comparable.
+        domain: that the value is of; empty where it is of all, or where the data set has none.
+        depth: of the tap in the student, in [0, 1]; None where the value is not of a tap.
+    """
+
+    label: str
+    seed: int
+    run: Path
+    protocol: str
+    measure: str
+    value: float | None
+    settings: str = "{}"
+    domain: str = ""
+    depth: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows in the order in which they are shown."""
+
+    rows: tuple[Row, ...]
+
+    def where(self, **columns: object) -> Table:
+        """Return the rows whose columns have these values."""
+        wanted = columns.items()
+        return Table(tuple(row for row in self.rows if all(getattr(row, name) == value for name, value in wanted)))
+
+    def distinct(self, column: str) -> list[Any]:
+        """Return the different values of a column, in the order of their first appearance."""
+        return list(dict.fromkeys(getattr(row, column) for row in self.rows))
+
+    def split(self, *columns: str) -> dict[tuple[Any, ...], Table]:
+        """Return values of the columns -> the rows that have them."""
+        parts: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            parts.setdefault(tuple(getattr(row, name) for name in columns), []).append(row)
+        return {key: Table(tuple(rows)) for key, rows in parts.items()}
+
+    def by_seed(self) -> dict[int, float]:
+        """Return the value of each seed that has one; several values of a seed count once, by their mean."""
+        values: dict[int, list[float]] = {}
+        for row in self.rows:
+            if row.value is not None:
+                values.setdefault(row.seed, []).append(row.value)
+        return {seed: math.fsum(each) / len(each) for seed, each in values.items()}
+
+    def mean(self) -> float | None:
+        """Return the mean of all values, whatever their seeds; None where there is none."""
+        values = [row.value for row in self.rows if row.value is not None]
+        return math.fsum(values) / len(values) if values else None
+
+
+def aggregate(table: Table, *by: str) -> dict[tuple[Any, ...], Estimate]:
+    """Return mean and 95 % Student interval over seeds of each part of the table.
+
+    Args:
+        table: of values.
+        by: the columns that tell parts apart.
+
+    Returns:
+        Values of the columns -> estimate; without parts that have no value.
+    """
+    estimates = {key: estimate(list(part.by_seed().values())) for key, part in table.split(*by).items()}
+    return {key: value for key, value in estimates.items() if value is not None}
+
+
+def over_domains(by_domain: Sequence[BySeed]) -> dict[int, float]:
+    """Return the mean over domains of each seed that has them all: a mean over fewer domains is another number."""
+    complete = sorted(set.intersection(*(set(values) for values in by_domain))) if by_domain else []
+    return {seed: math.fsum(values[seed] for values in by_domain) / len(by_domain) for seed in complete}
+
+
+def training_table(groups: Sequence[Group]) -> Table:
+    """Return what runs say of themselves: `map_seen`, `map_heldout`, `pointing`, `step_ms`, `seconds` and their parts.
+
+    `map` has a row for each domain, `tap_pointing` and `tap_mass_in_mask` one for each tap.
+    """
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            template = Row(
+                label=group.label, seed=run.config.seed, run=run.path, protocol=TRAINING, measure="", value=None
+            )
+            values = {
+                "map_seen": run.map_seen,
+                "map_heldout": run.map_heldout,
+                "pointing": run.pointing,
+                "step_ms": run.step_ms,
+                "seconds": run.summary.seconds if run.summary else None,
+            }
+            rows += [replace(template, measure=name, value=value) for name, value in values.items()]
+            if run.scores is None:
+                continue
+            domains = run.scores.map_per_domain.items()
+            rows += [replace(template, measure="map", domain=name, value=value) for name, value in domains]
+            for tap in run.scores.taps:
+                of_tap = {"tap_pointing": tap.pointing, "tap_mass_in_mask": tap.mass_in_mask}
+                rows += [replace(template, measure=n, depth=tap.depth, value=value) for n, value in of_tap.items()]
+    return Table(tuple(rows))
+
+
+def result_table(groups: Sequence[Group], results: Results) -> Table:
+    """Return every score of every result, protocols in the order of `PROTOCOLS`.
+
+    Rows of protocol `cross-domain` have labels of their own, which runs that left out other domains share.
+
+    Args:
+        groups: of runs.
+        results: path of a run -> its results; runs without any may be missing.
+    """
+    variants: dict[tuple[str, str], list[tuple[str, Run, ProtocolResult]]] = {}
+    for group in groups:
+        for run in group.runs:
+            for result in results.get(run.path, ()):
+                variants.setdefault((result.protocol, _shared_key(result)), []).append((group.label, run, result))
+    rows = []
+    for (protocol, settings), members in sorted(variants.items(), key=_order):
+        if protocol == "cross-domain":
+            members = _relabelled(members)
+        rows += [
+            Row(
+                label=label,
+                seed=run.config.seed,
+                run=run.path,
+                protocol=protocol,
+                measure=measure.name,
+                value=result.scores.get(measure.name),
+                settings=settings,
+                domain=left_out(result) if protocol == "cross-domain" else "",
+            )
+            for label, run, result in members
+            for measure in MEASURES[protocol]
+        ]
+    return Table(tuple(rows))
+
+
+def left_out(result: ProtocolResult) -> str:
+    """Return the domains that a result of `cross-domain` is of."""
+    return "+".join(result.settings.get("domains") or ["held out"])
+
+
+def _relabelled(members: Sequence[tuple[str, Run, ProtocolResult]]) -> list[tuple[str, Run, ProtocolResult]]:
+    runs = {run.path: run for _, run, _ in members}
+    relabelled = []
+    for label, of_label in label_runs(list(runs.values()), across=ACROSS_DOMAINS).items():
+        paths = {run.path for run in of_label}
+        own = [(label, run, result) for _, run, result in members if run.path in paths]
+        relabelled += sorted(own, key=lambda member: member[1].config.seed)
+    return relabelled
+
+
+def _shared(result: ProtocolResult) -> dict[str, Any]:
+    return {k: value for k, value in result.settings.items() if result.protocol not in _OF_A_RUN.get(k, ())}
+
+
+def _shared_key(result: ProtocolResult) -> str:
+    return json.dumps(_shared(result), sort_keys=True)
+
+
+def _order(variant: tuple[tuple[str, str], object]) -> tuple[int, list[tuple[str, float, str]]]:
+    """Protocols as listed; among their settings numbers by size, all else as text."""
+    (protocol, key), _ = variant
+    settings = [
+        (name, value, "") if isinstance(value, int | float) else (name, 0.0, json.dumps(value))
+        for name, value in sorted(json.loads(key).items())
+    ]
+    return PROTOCOLS.index(protocol), settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelRow:
+    """One label: its colour, configuration, the seeds that were scored, and for each column its values by seed."""
+
+    label: str
+    slot: int
+    config: RunConfig
+    seeds: tuple[int, ...]
+    cells: tuple[BySeed, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One protocol with one choice of settings, labels by measures.
+
+    Attributes:
+        settings: of the protocol.
+        differing: names of those in which this protocol's panels differ.
+        columns: what was measured, main ones first.
+        rows: labels with at least one run that was scored, be it without a value: it may never have got there.
+        teacher: for each column the teacher's own value, None where there is none.
+    """
+
+    protocol: str
+    settings: Mapping[str, Any]
+    differing: tuple[str, ...]
+    columns: tuple[Measure, ...]
+    rows: tuple[PanelRow, ...]
+    teacher: tuple[float | None, ...]
+
+
+def panels(groups: Sequence[Group], results: Results, only: Sequence[str] = ()) -> list[Panel]:
+    """Return a panel for each protocol and choice of settings that at least one run has a value of.
+
+    Args:
+        groups: of runs.
+        results: path of a run -> its results.
+        only: protocols to keep; empty: all.
+    """
+    table = result_table(groups, results)
+    known = {run.path: (group.slot, run) for group in groups for run in group.runs}
+    made = []
+    for (protocol,), of_protocol in table.split("protocol").items():
+        if only and protocol not in only:
+            continue
+        variants = of_protocol.split("settings")
+        settings = [json.loads(key) for (key,) in variants]
+        names = sorted({name for each in settings for name in each})
+        differing = tuple(n for n in names if len({json.dumps(each.get(n), sort_keys=True) for each in settings}) > 1)
+        made += [
+            _panel(protocol, each, differing, part, known)
+            for each, part in zip(settings, variants.values(), strict=True)
+        ]
+    return [panel for panel in made if panel.columns]
+
+
+def _panel(
+    protocol: str,
+    settings: Mapping[str, Any],
+    differing: tuple[str, ...],
+    table: Table,
+    known: Mapping[Path, tuple[int, Run]],
+) -> Panel:
+    domains = sorted(table.distinct("domain"))
+    columns = _columns(protocol, domains)
+    parts = table.split("label", "measure", "domain")
+    rows = []
+    for (label,), of_label in table.split("label").items():
+        by_domain = {
+            measure.name: [
+                parts[label, measure.name, d].by_seed() if (label, measure.name, d) in parts else {} for d in domains
+            ]
+            for measure in MEASURES[protocol]
+        }
+        cells = [
+            over_domains(by_domain[measure]) if domain is None else by_domain[measure][domains.index(domain)]
+            for measure, domain, _ in columns
+        ]
+        slot, first = min((known[path] for path in of_label.distinct("run")), key=lambda each: each[1].config.hold_out)
+        seeds = tuple(sorted(of_label.distinct("seed")))
+        rows.append(PanelRow(label=label, slot=slot, config=first.config, seeds=seeds, cells=tuple(cells)))
+    kept = [i for i in range(len(columns)) if any(row.cells[i] for row in rows)]
+    return Panel(
+        protocol=protocol,
+        settings=settings,
+        differing=differing,
+        columns=without_domains([columns[i][2] for i in kept]),
+        rows=tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
+        teacher=tuple(table.where(measure=TEACHER + columns[i][2].name).mean() for i in kept),
+    )
+
+
+def _columns(protocol: str, domains: Sequence[str]) -> list[tuple[str, str | None, Measure]]:
+    """Return (measure, domain, shown as) of the columns; domain None is the mean over several."""
+    measures = [measure for measure in MEASURES[protocol] if not measure.name.startswith(TEACHER)]
+    if protocol != "cross-domain":
+        return [(measure.name, domains[0], measure) for measure in measures]
+    columns: list[tuple[str, str | None, Measure]] = []
+    for measure in measures:
+        name, heading = measure.name, measure.heading
+        if len(domains) == 1:
+            columns.append((name, domains[0], replace(measure, heading=f"{heading}: {domains[0]}")))
+            continue
+        columns.append((name, None, replace(measure, heading=f"{heading}: mean of {len(domains)}")))
+        columns += [(name, d, replace(measure, name=f"{name}_{d}", heading=f"{heading}: {d}")) for d in domains]
+    return columns
