@@ -130,7 +130,7 @@ def describe(name: str) -> TeacherFacts:
     height, width = _pair(vision.get("image_size", 224))
     patch = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
     rows, columns = (int(patch[1]),) * 2 if patch else _pair(vision.get("patch_size", 16))
-    kinds = coca_kinds(pooler=bool(vision.get("attentional_pool"))) if family == "coca" else tuple(DUAL_KINDS)
+    kinds = coca_kinds(pooler=vision.get("attentional_pool", False)) if family == "coca" else tuple(DUAL_KINDS)
     tags = EMBEDDED_TAGS if name == EMBEDDED else tuple(map(str, open_clip.list_pretrained_tags_by_model(name)))
     return TeacherFacts(
         name=name,

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
-from lfi_pipeline.targets import LayerSpec, TeacherSpec
+from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
 from lfi_pipeline.teachers.attention import outputs_of
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
+from lfi_pipeline.teachers.settings import COMMON_WORDS, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
     ROWS,
     InteractionMaps,
@@ -123,7 +124,6 @@ DUAL_KINDS: dict[str, DualKind] = {
 
 # Dual encoders were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice.
 WORD_TEMPLATE = "a photo of a {}."
-KEPT_WORDS = 1 << 16  # embeddings of words kept from batch to batch
 
 
 class DualTeacher:
@@ -152,7 +152,7 @@ class DualTeacher:
         self.interpolation: str = pixels.get("interpolation", "bicubic")
         self.mean: tuple[float, float, float] = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
-        self._embeddings: dict[str, Tensor] = {}
+        self._asked = AskedWords(self.embed_texts)
         with torch.no_grad():
             token = torch.zeros(1, 1, self.trunk.width, device=self.device)
             self.embedding_dim = int(self.trunk.embed_alone(token).shape[-1])
@@ -192,6 +192,17 @@ class DualTeacher:
             return (LayerSpec(name="visual.pooled", depth=1.0),)
         return choose_layers(self.identity.name, self.trunk.prefix, len(self.trunk.blocks), chosen)
 
+    def map_settings(
+        self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
+    ) -> MapSpec:
+        """Return how a map of `kind` is made; see `Teacher`."""
+        if kind not in DUAL_KINDS:
+            raise UnknownNameError("map kind", kind, self.kinds)
+        template = self.word_template
+        return settings_of_kind(
+            kind, own_steps=0, steps=steps, word_template=template, centre=centre, artefacts=artefacts
+        )
+
     def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
         """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
         return encode_text(self.tokenizer, text, phrases)
@@ -226,6 +237,7 @@ class DualTeacher:
         layers: Sequence[LayerSpec],
         row: str = "emitting",
         image_of: Sequence[int] | None = None,
+        settings: MapSpec | None = None,
     ) -> InteractionMaps:
         """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c.
 
@@ -237,6 +249,7 @@ class DualTeacher:
             layers: as `layers(kind, ...)` returned them.
             row: `emitting`; nothing is read word by word.
             image_of: for each caption its image; by default caption c is of image c.
+            settings: as `map_settings(kind, ...)` returned them; by default `map_settings(kind)`.
 
         Raises:
             UnknownNameError: unknown kind or row.
@@ -249,14 +262,12 @@ class DualTeacher:
         if row != "emitting":
             raise ConfigError(f"row must be 'emitting' for {self.identity.name}, which reads no caption, got {row!r}.")
         chosen = require_images(len(texts), len(images), image_of)
-        slots = max(1, *map(len, words), 1)
+        settings = settings or self.map_settings(kind)
         nth = [chosen[:c].count(image) for c, image in enumerate(chosen)]  # a caption's place among those of its image
+        directions = self._asked.directions(words, settings, self.device)  # [M, C, E]
+        slots = len(directions)
         asked = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
-        self._learn({word.text for row_words in words for word in row_words if word is not None})
-        for c, row_words in enumerate(words):
-            for slot, word in enumerate(row_words):
-                if word is not None:
-                    asked[nth[c], slot, chosen[c]] = self._embeddings[word.text]
+        asked[nth, :, chosen] = directions.transpose(0, 1)
         question = Question(
             images=images,
             words=asked.flatten(0, 1),
@@ -277,11 +288,3 @@ class DualTeacher:
         raise TeacherError(
             f"{self.identity.name} cannot write captions: it is a dual encoder. Give captions or prompts, or a CoCa."
         )
-
-    def _learn(self, words: set[str]) -> None:
-        """Embed words that are new, so that a data set's words are each embedded once."""
-        new = sorted(words - self._embeddings.keys())
-        if len(self._embeddings) + len(new) > KEPT_WORDS:
-            self._embeddings.clear()
-            new = sorted(words)
-        self._embeddings |= dict(zip(new, self.embed_words(new).to(self.device), strict=True))

@@ -23,6 +23,7 @@ from lfi_pipeline.targets import (
     CODECS,
     CodecSpec,
     DatasetSpec,
+    MapSpec,
     PreprocessingSpec,
     ShardPayload,
     Summary,
@@ -35,7 +36,8 @@ from lfi_pipeline.targets import (
 from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.registry import load_teacher
-from lfi_pipeline.teachers.reuse import Extension
+from lfi_pipeline.teachers.reuse import Extension, recorded_centre
+from lfi_pipeline.teachers.settings import ARTEFACTS, data_centre
 from lfi_pipeline.teachers.shards import Plan, ShardMaker, Share, share_of
 from lfi_pipeline.teachers.teacher import Teacher, class_embeddings, require_row
 from lfi_pipeline.teachers.text import (
@@ -171,7 +173,13 @@ def open_job(
         generated=generated,
     )
     plan = Plan(dataset.samples, source)
-    spec = _spec(config, dataset, teacher, kind, source)
+    settings = teacher.map_settings(
+        kind,
+        centre=(recorded_centre(out) if extend else None) or data_centre(teacher.encode_text, dataset, source),
+        steps=config.steps,
+        artefacts=config.artefacts,
+    )
+    spec = _spec(config, dataset, teacher, kind, source, settings)
     extension = Extension.of(out, spec) if extend else None
     place = extension.place if extension is not None else out
     writer = TargetWriter.open(
@@ -218,7 +226,9 @@ def _require_same_templates(writer: TargetWriter, templates: tuple[str, ...], pl
         )
 
 
-def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource) -> TargetSpec:
+def _spec(
+    config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource, settings: MapSpec
+) -> TargetSpec:
     listing = hashlib.sha256()
     for sample in dataset.samples:
         listing.update(json.dumps(asdict(sample), sort_keys=True).encode())
@@ -240,6 +250,7 @@ def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, 
         ),
         kind=kind,
         layers=teacher.layers(kind, config.layers),
+        maps=settings,
         row="emitting" if config.row == "emitting" else "reading",
         text=TextSpec(
             mode=cast(Literal["captions", "prompts", "generate"], source.mode),
@@ -273,6 +284,8 @@ class ExtractConfig:
         kind: kind of map; empty takes the teacher's default.
         row: `emitting` or `reading`.
         layers: how many teacher layers, or which (0-based), for kinds that have several; None for 4, or all if fewer.
+        steps: of integrated gradients, for kinds that have them; 0 for the kind's own.
+        artefacts: what becomes of patches that the teacher uses as a store: `fill` from their neighbours, or `keep`.
         text: what the teacher reads: `captions`, `prompts` (class names), `generate`, or `auto`.
         captions: which captions of an image (or prompts) are read: `first`, `longest` or `all`.
         prompts: templates with one `{}`, in place of the data set's own.
@@ -294,6 +307,8 @@ class ExtractConfig:
     kind: str = ""
     row: str = "emitting"
     layers: int | tuple[int, ...] | None = None
+    steps: int = 0
+    artefacts: str = "fill"
     text: str = "auto"
     captions: str = "first"
     prompts: tuple[str, ...] = ()
@@ -312,6 +327,7 @@ class ExtractConfig:
             ("caption choice", self.captions, CAPTION_CHOICES),
             ("layout", self.layout, LAYOUTS),
             ("codec", self.codec, CODECS),
+            ("treatment of artefacts", self.artefacts, ARTEFACTS),
             *(("view", view, VIEWS) for view in self.views),
         ):
             if name not in choices:
