@@ -117,16 +117,21 @@ class MapSpec:
             so that every shard, process and extension takes off the same.
         artefacts: what becomes of patches that the teacher uses as a store: `fill` gives them the median of their
             neighbours, `keep` leaves them.
+        support: standard deviation, in cells, of the Gaussian by which a map is blurred before it is multiplied by
+            itself, so that a patch counts as much as its surroundings do; 0 leaves the map.
     """
 
     steps: int = 1
     word_template: str = "{}"
     centre: tuple[str, ...] = ()
     artefacts: Literal["fill", "keep"] = "keep"
+    support: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
         _positive("maps.steps", self.steps)
+        if not 0.0 <= self.support <= 100.0:
+            raise ConfigError(f"maps.support must be in [0, 100] cells, got {self.support}.")
         if [self.word_template.count(part) for part in ("{}", "{", "}")] != [1, 1, 1]:
             raise ConfigError(f"maps.word_template must have exactly one {{}}, got {self.word_template!r}.")
 

@@ -29,9 +29,9 @@ from lfi_pipeline.teachers.artefacts import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.attention import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
-from lfi_pipeline.teachers.contrastive import CONTRASTIVE, contrastive_mass, first_query
+from lfi_pipeline.teachers.contrastive import CONTRASTIVE, STEPS, contrastive_mass, first_query
 from lfi_pipeline.teachers.kinds import BLOCKS, KINDS, POOLER, Reading, coca_kinds
-from lfi_pipeline.teachers.settings import COMMON_WORDS, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
     InteractionMaps,
     choose_layers,
@@ -39,6 +39,7 @@ from lfi_pipeline.teachers.teacher import (
     normalised,
     require_images,
     require_row,
+    supported,
 )
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text, pad_id
 
@@ -52,10 +53,10 @@ class CocaTeacher:
         model: `open_clip.CoCa`; put in eval mode, parameters frozen.
         tokenizer: open_clip's tokenizer with the model's vocabulary.
         identity: name, tag, weights digest, family and precision, recorded in the spec.
-        word_template: what a word is put into before it is embedded; the bare word by default.
+        word_template: what a word is put into before it is embedded.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = "{}") -> None:
+    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.identity, self.word_template = tokenizer, identity, word_template
         visual = model.visual
@@ -138,6 +139,7 @@ class CocaTeacher:
             word_template=self.word_template,
             centre=centre if KINDS[kind].contrastive else (),
             artefacts=artefacts,
+            support=KINDS[kind].support,
         )
 
     @torch.no_grad()
@@ -197,10 +199,11 @@ class CocaTeacher:
         else:
             mass = self._read(tokens, texts, words, kind, layers, row, settings.steps)
             if KINDS[kind].contrastive:
-                mass = mass * self._contrast([tokens], words, settings, 1)
+                mass = mass * self._contrast([tokens], words, settings, STEPS)
         if settings.artefacts == "fill":
             mass = without_artefacts(mass, torch.stack(artefacts, dim=1).expand(-1, mass.shape[1], -1), self.grid)
-        return InteractionMaps(*normalised(mass, self.grid), embedding)
+        maps, kept = normalised(mass, self.grid)
+        return InteractionMaps(supported(maps, settings.support), kept, embedding)
 
     def _contrast(
         self, layers: Sequence[Tensor], words: Sequence[Sequence[Word | None]], settings: MapSpec, steps: int

@@ -20,7 +20,7 @@ from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
 from lfi_pipeline.teachers.attention import outputs_of
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
-from lfi_pipeline.teachers.settings import COMMON_WORDS, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
     ROWS,
     InteractionMaps,
@@ -120,10 +120,6 @@ DUAL_KINDS: dict[str, DualKind] = {
     "gradcam": DualKind(make=_gradcam, layered=True),
     "relevance": DualKind(make=_relevance, layered=False),
 }
-
-
-# Dual encoders were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice.
-WORD_TEMPLATE = "a photo of a {}."
 
 
 class DualTeacher:

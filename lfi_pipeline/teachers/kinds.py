@@ -170,6 +170,7 @@ class Kind:
         pooler: it cannot do without an attentional pooler.
         gradient: it differentiates.
         steps: of integrated gradients unless others are asked for; 0 where it integrates nothing.
+        support: as in `MapSpec`.
         contrastive: it needs what `contrastive` needs.
     """
 
@@ -178,6 +179,7 @@ class Kind:
     pooler: bool = False
     gradient: bool = True
     steps: int = 0
+    support: float = 0.0
     contrastive: bool = False
 
 
@@ -188,8 +190,8 @@ KINDS: dict[str, Kind] = {
     "relevance": Kind(make=_relevance, place=TRUNK),
     "integrated": Kind(make=_integrated, place=TRUNK, steps=8),
     "agreement": Kind(make=_agreement, place=TRUNK, pooler=True, steps=8),
-    CONTRASTIVE: Kind(make=None, pooler=True, steps=STEPS, contrastive=True),
-    "agreement_contrastive": Kind(make=_agreement, place=TRUNK, pooler=True, steps=8, contrastive=True),
+    CONTRASTIVE: Kind(make=None, pooler=True, steps=STEPS, support=1.0, contrastive=True),
+    "agreement_contrastive": Kind(make=_agreement, place=TRUNK, pooler=True, steps=8, support=1.0, contrastive=True),
 }
 
 

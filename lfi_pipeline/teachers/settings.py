@@ -15,6 +15,8 @@ from lfi_pipeline.targets import MapSpec
 from lfi_pipeline.targets.zero_shot import readable_names
 from lfi_pipeline.teachers.text import Encode, TextSource, Word
 
+WORD_TEMPLATE = "a photo of a {}."
+"""Text towers were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice."""
 ARTEFACTS = ("fill", "keep")
 MOST_CENTRE = 512
 """Words that a centre is the mean of, at most: it stands in the spec."""
@@ -44,7 +46,14 @@ def centre_of(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def settings_of_kind(
-    kind: str, *, own_steps: int, steps: int, word_template: str, centre: Sequence[str], artefacts: str
+    kind: str,
+    *,
+    own_steps: int,
+    steps: int,
+    word_template: str,
+    centre: Sequence[str],
+    artefacts: str,
+    support: float = 0.0,
 ) -> MapSpec:
     """Return the settings of a kind, `own_steps` of its own where `steps` is 0; raises as `Teacher.map_settings`."""
     if artefacts not in ARTEFACTS:
@@ -58,6 +67,7 @@ def settings_of_kind(
         word_template=word_template,
         centre=tuple(centre),
         artefacts="fill" if artefacts == "fill" else "keep",
+        support=support,
     )
 
 

@@ -63,6 +63,7 @@ def test_unknown_version_names_both_versions(synthetic: Any) -> None:
         (lambda plain: plain["maps"].update(steps=0), r"maps\.steps must be positive"),
         (lambda plain: plain["maps"].update(word_template="a dog"), r"maps\.word_template must have exactly one"),
         (lambda plain: plain["maps"].update(artefacts="drop"), "artefacts must be one of 'fill', 'keep'"),
+        (lambda plain: plain["maps"].update(support=float("inf")), r"maps\.support must be in"),
         (lambda plain: plain.pop("maps"), "missing field maps"),
         (lambda plain: plain.update(version=1), "unknown field maps in version 1"),
     ],
@@ -119,7 +120,8 @@ def test_a_spec_of_version_1_is_read_and_written_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "maps", [{"steps": 4}, {"word_template": "a {}"}, {"centre": ("cat", "dog")}, {"artefacts": "fill"}]
+    "maps",
+    [{"steps": 4}, {"word_template": "a {}"}, {"centre": ("cat", "dog")}, {"artefacts": "fill"}, {"support": 1.0}],
 )
 def test_what_changes_a_map_changes_the_fingerprint(synthetic: Any, maps: dict[str, Any]) -> None:
     (name,) = maps

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.targets import TeacherSpec
-from lfi_pipeline.teachers.dual import DUAL_KINDS, WORD_TEMPLATE, DualTeacher
+from lfi_pipeline.teachers.dual import DUAL_KINDS, DualTeacher
 from lfi_pipeline.teachers.dual_trunks import POOL, trunk_of
+from lfi_pipeline.teachers.settings import WORD_TEMPLATE
 from lfi_pipeline.teachers.text import EncodedText, Word
 
 LAYERS = 3  # of each trunk and text tower; widths, heads, pooling and grids are the configs' own

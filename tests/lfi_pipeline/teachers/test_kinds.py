@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -64,21 +64,31 @@ def _blocks(model: Any, image: Tensor) -> list[Tensor]:
 
 
 def _contrastive(teacher: CocaTeacher, form: str, tokens: Tensor, word: Word) -> Tensor:
-    """Gradient times input at the normalised tokens, times the first query's Grad-CAM; by autograd."""
+    """Integrated gradients from the mean patch, times the first query's Grad-CAM; by autograd."""
     model, visual = teacher.model, teacher.model.visual
     with torch.no_grad():
         texts = torch.cat(
-            [model.encode_text(teacher.tokenizer([text]), normalize=True) for text in (word.text, *CENTRE)]
+            [
+                model.encode_text(teacher.tokenizer([teacher.word_template.format(text)]), normalize=True)
+                for text in (word.text, *CENTRE)
+            ]
         )
     direction = texts[0] - texts[1:].mean(0)
-    tokens = tokens.clone().requires_grad_()
     pool = visual.attn_pool if form == "pooler" else visual.attn_pool_contrastive
-    normed = pool.ln_k(tokens if form == "pooler" else visual.ln_post(tokens))
-    pooled, attention = _attend(pool.attn, pool.ln_q(pool.query), normed)
-    embedding = (visual.ln_post(pooled) if form == "pooler" else pooled)[0] @ visual.proj
-    score = embedding @ direction / embedding.norm()
-    at_tokens, at_attention = torch.autograd.grad(score, [normed, attention])
-    first = (at_tokens * normed).sum(-1).clamp_min(0)
+
+    def score(x: Tensor) -> tuple[Tensor, Tensor]:
+        normed = pool.ln_k(x if form == "pooler" else visual.ln_post(x))
+        pooled, attention = _attend(pool.attn, pool.ln_q(pool.query), normed)
+        embedding = (visual.ln_post(pooled) if form == "pooler" else pooled)[0] @ visual.proj
+        return embedding @ direction / embedding.norm(), attention
+
+    start, path = tokens[1:].mean(0, keepdim=True), []
+    for middle in (0.125, 0.375, 0.625, 0.875):
+        x = (start + (tokens - start) * middle).requires_grad_()
+        path.append(torch.autograd.grad(score(x)[0], x)[0])
+    first = (torch.stack(path).mean(0) * (tokens - start)).sum(-1).clamp_min(0)
+    value, attention = score(tokens.clone().requires_grad_())
+    (at_attention,) = torch.autograd.grad(value, [attention])
     return (first * (attention * at_attention.clamp_min(0))[:, 0].mean(0)).detach()
 
 
@@ -168,7 +178,10 @@ def test_maps_are_those_of_the_definition(
     words: list[list[Word | None]] = [[None, *text.words] for text in texts]
     layers = teacher.layers(kind, 2 if kind == "contrastive" else 3)  # all
     settings = teacher.map_settings(kind, centre=CENTRE, artefacts="keep")
-    assert settings.steps == (STEPS if kind.startswith(("integrated", "agreement")) else 1)
+    assert settings.steps == {"integrated": 8, "agreement": 8, "agreement_contrastive": 8, "contrastive": 4}.get(
+        kind, 1
+    )
+    settings = replace(settings, support=0.0)
     found = teacher.interaction_maps(_images(), texts, words, kind=kind, layers=layers, row=row, settings=settings)
     assert found.maps.shape == (3, len(layers), max(map(len, words)), 4, 4)
     compared = 0
@@ -222,7 +235,7 @@ def test_maps_of_every_config_are_those_of_the_definition(
         else:
             masses[kind] = _mass(teacher, form, image, text, word, kind, "emitting")
         layers = teacher.layers(kind, min(2, len(masses[kind])))
-        settings = teacher.map_settings(kind, centre=CENTRE)
+        settings = replace(teacher.map_settings(kind, centre=CENTRE), support=0.0)
         found = teacher.interaction_maps(
             image[None], [text], [[word]], kind=kind, layers=layers, settings=settings
         ).maps[0, :, 0]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.targets import MapSpec
-from lfi_pipeline.teachers import settings
+from lfi_pipeline.teachers import CocaTeacher, settings
 from lfi_pipeline.teachers.settings import COMMON_WORDS, MOST_CENTRE, AskedWords, centre_of
+from lfi_pipeline.teachers.teacher import supported
 from lfi_pipeline.teachers.text import Word
 
 
@@ -62,3 +64,28 @@ def test_words_are_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "KEPT_WORDS", 2)
     many = asked.directions([[Word(text, (1,)) for text in ("dog", "cow", "hen")]], spec, device)
     assert many.shape == (3, 1, 8)  # more at once than are kept
+
+
+def test_support_is_the_blurred_map_times_the_map() -> None:
+    maps = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(1))
+    maps[1, 2] = 0
+    maps = maps / maps.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+    weights = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
+    kernel = (weights[:, None] * weights / weights.sum() ** 2)[None, None]
+    padded = torch.nn.functional.pad(maps.view(-1, 1, 5, 7), (2, 2, 2, 2), mode="replicate")
+    expected = maps * torch.nn.functional.conv2d(padded, kernel).view(maps.shape)
+    found = supported(maps, 1.0)
+    torch.testing.assert_close(found, expected / expected.sum((-2, -1), keepdim=True).clamp_min(1e-30))
+    assert not found[1, 2].any()
+    assert supported(maps, 0.0) is maps
+    assert torch.isfinite(supported(maps[..., :1, :1], 2.0)).all()
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("relevance", 2), ("contrastive", -1)])
+def test_steps_that_a_kind_has_not_are_refused(tiny_teacher: CocaTeacher, kind: str, steps: int) -> None:
+    with pytest.raises(ConfigError, match=f"steps must be .*; {kind} got {steps}"):
+        tiny_teacher.map_settings(kind, steps=steps)
+    with pytest.raises(UnknownNameError, match="fill, keep"):
+        tiny_teacher.map_settings(kind, artefacts="drop")
+    assert tiny_teacher.map_settings("relevance").centre == ()  # of no kind that asks by an embedding
+    assert tiny_teacher.map_settings("contrastive", steps=7).steps == 7
