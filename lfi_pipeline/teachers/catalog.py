@@ -15,7 +15,7 @@ import torch
 
 from lfi_pipeline.core.errors import TeacherError, UnknownNameError
 from lfi_pipeline.core.hub import Remote, untouched_network, why_missing
-from lfi_pipeline.teachers.dual import DUAL_KINDS
+from lfi_pipeline.teachers.dual import dual_kinds
 from lfi_pipeline.teachers.kinds import coca_kinds
 
 __all__ = ["CONFIG", "SAFE_WEIGHTS", "WEIGHTS", "Remote", "require", "untouched_network", "weights_of"]
@@ -130,7 +130,10 @@ def describe(name: str) -> TeacherFacts:
     height, width = _pair(vision.get("image_size", 224))
     patch = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
     rows, columns = (int(patch[1]),) * 2 if patch else _pair(vision.get("patch_size", 16))
-    kinds = coca_kinds(pooler=vision.get("attentional_pool", False)) if family == "coca" else tuple(DUAL_KINDS)
+    if family == "coca":
+        kinds = coca_kinds(pooler=vision.get("attentional_pool", False))
+    else:
+        kinds = dual_kinds(own_blocks="timm_model_name" not in vision and vision.get("pool_type", "tok") == "tok")
     tags = EMBEDDED_TAGS if name == EMBEDDED else tuple(map(str, open_clip.list_pretrained_tags_by_model(name)))
     return TeacherFacts(
         name=name,

@@ -49,7 +49,7 @@ def test_configs_are_described() -> None:
     assert describe("coca_roberta-ViT-B-32").repositories == ("roberta-base",)
     assert parameters("coca_roberta-ViT-B-32") is None
     clip = describe("ViT-B-32")
-    assert (clip.kinds[0], clip.generates, clip.repositories) == ("similarity", False, ())
+    assert (clip.kinds[:2], clip.generates, clip.repositories) == (("contrastive", "value"), False, ())
     assert "openai" in clip.tags
     assert parameters("ViT-B-32") == 151_277_313  # as published
     with pytest.raises(UnknownNameError, match=r"teacher 'RN50'"):
