@@ -27,8 +27,11 @@ from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.text import EncodedText
 
 VISION = "vision forward"
-LIMITS = {"ViT-B-32": 3.0, "ViT-L-14": 2.0}
-"""Most times the vision forward that `relevance` may cost, where a limit was set."""
+LIMITS = {
+    "relevance": {"ViT-B-32": 3.0, "ViT-L-14": 2.0},
+    "contrastive": {"ViT-B-32": 1.3, "ViT-L-14": 1.15},
+}
+"""Most times the vision forward that a kind may cost, where a limit was set."""
 
 
 def bench_maps(config: MapsConfig) -> Outcome:
@@ -62,11 +65,11 @@ def bench_maps(config: MapsConfig) -> Outcome:
             ("over the vision forward", value / seconds[VISION], ""),
         ):
             measured.append(Measurement(case=case, shape=shape, metric=metric, value=number, unit=unit))
-    limit = next((most for name, most in LIMITS.items() if config.teacher.startswith(f"coca_{name}")), None)
     asked = [
-        Asked(what=f"relevance over the vision forward, {config.teacher}", value=value / seconds[VISION], most=limit)
+        Asked(what=f"{kind} over the vision forward, {config.teacher}", value=value / seconds[VISION], most=most)
         for kind, value in seconds.items()
-        if kind == "relevance" and limit is not None
+        for name, most in LIMITS.get(kind, {}).items()
+        if config.teacher.startswith(f"coca_{name}")
     ]
     return Outcome(
         benchmark="maps",
@@ -94,7 +97,10 @@ def _texts(teacher: Teacher, config: MapsConfig) -> list[EncodedText]:
 def _maker(teacher: Teacher, images: Tensor, texts: list[EncodedText], kind: str, layers: int) -> Callable[[], Tensor]:
     chosen = teacher.layers(kind, layers)
     words = [text.words for text in texts]
-    return lambda: _finished(teacher.interaction_maps(images, texts, words, kind=kind, layers=chosen).maps)
+    settings = teacher.map_settings(kind, centre=CONTENT_WORDS)
+    return lambda: _finished(
+        teacher.interaction_maps(images, texts, words, kind=kind, layers=chosen, settings=settings).maps
+    )
 
 
 def _check(kind: str, make: Callable[[], object], words: int) -> None:

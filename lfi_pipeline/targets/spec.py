@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lfi_pipeline.core.errors import ConfigError, TargetsError
 from lfi_pipeline.core.schema import check_types, from_plain, plain_differences, to_plain
 from lfi_pipeline.targets.codec import get_codec
 
-KNOWN_VERSIONS = (1,)
+VERSION = 2
+KNOWN_VERSIONS = (1, VERSION)
+"""Version 1 did not say how a map is made beyond its kind: `MapSpec.of_version_1` has what it meant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +107,44 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MapSpec:
+    """How a map of a kind is made, beyond what the kind's name says.
+
+    Attributes:
+        steps: of integrated gradients; 1 is the gradient at the image itself.
+        word_template: what a word is put into before its text embedding is taken, with one `{}`.
+        centre: words whose mean text embedding is taken off that of a word that is asked for; empty for none. Held here
+            so that every shard, process and extension takes off the same.
+        artefacts: what becomes of patches that the teacher uses as a store: `fill` gives them the median of their
+            neighbours, `keep` leaves them.
+        support: standard deviation, in cells, of the Gaussian by which a map is blurred before it is multiplied by
+            itself, so that a patch counts as much as its surroundings do; 0 leaves the map.
+    """
+
+    steps: int = 1
+    word_template: str = "{}"
+    centre: tuple[str, ...] = ()
+    artefacts: Literal["fill", "keep"] = "keep"
+    support: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _positive("maps.steps", self.steps)
+        if not 0.0 <= self.support <= 100.0:
+            raise ConfigError(f"maps.support must be in [0, 100] cells, got {self.support}.")
+        if [self.word_template.count(part) for part in ("{}", "{", "}")] != [1, 1, 1]:
+            raise ConfigError(f"maps.word_template must have exactly one {{}}, got {self.word_template!r}.")
+
+    @classmethod
+    def of_version_1(cls, kind: str, family: str) -> MapSpec:
+        """Return what was meant where the spec did not say."""
+        return cls(
+            steps=8 if kind in ("integrated", "agreement") else 1,
+            word_template="a photo of a {}." if family == "dual" else "{}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextSpec:
     """Where the words come from.
 
@@ -156,6 +196,7 @@ class TargetSpec:
         dataset: of which samples.
         kind: how a map is made ("attention", "gradcam", "relevance", ...).
         layers: L teacher layers, shallow to deep.
+        maps: how a map of that kind is made.
         row: whether a word's map is taken where the word is emitted or where it is read.
         heads: how attention heads were reduced.
         text: where the words come from.
@@ -167,12 +208,13 @@ class TargetSpec:
         samples_per_shard: samples in one commit unit; the last shard may hold fewer.
     """
 
-    version: int = 1
+    version: int = VERSION
     teacher: TeacherSpec
     preprocessing: PreprocessingSpec
     dataset: DatasetSpec
     kind: str
     layers: tuple[LayerSpec, ...]
+    maps: MapSpec = field(default_factory=MapSpec)
     row: Literal["emitting", "reading"]
     heads: Literal["mean"] = "mean"
     text: TextSpec
@@ -190,6 +232,8 @@ class TargetSpec:
         _positive("grid", *self.grid)
         _positive("embedding_dim", self.embedding_dim)
         _positive("samples_per_shard", self.samples_per_shard)
+        if self.version == 1 and self.maps != MapSpec.of_version_1(self.kind, self.teacher.family):
+            raise ConfigError(f"maps must be as in version 1, where the spec does not say, got {self.maps!r}.")
         if not self.layers:
             raise ConfigError("layers must name at least one teacher layer, got none.")
         if not self.views or len(set(self.views)) != len(self.views):
@@ -215,8 +259,10 @@ class TargetSpec:
         return range(first, min(first + self.samples_per_shard, self.dataset.samples))
 
     def to_plain(self) -> dict[str, Any]:
-        """The spec as dicts, lists, strings and numbers."""
+        """The spec as dicts, lists, strings and numbers; one of version 1 has the fields of version 1."""
         plain: dict[str, Any] = to_plain(self, TargetSpec)
+        if self.version == 1:
+            del plain["maps"]
         return plain
 
     def to_json(self) -> str:
@@ -245,6 +291,10 @@ class TargetSpec:
         """
         if isinstance(plain, dict) and "version" in plain:
             _check_version(plain["version"])
+            if plain["version"] == 1:
+                if "maps" in plain:
+                    raise TargetsError("The spec cannot be read: unknown field maps in version 1.")
+                plain = plain | {"maps": to_plain(_maps_of_version_1(plain), MapSpec)}
         try:
             return from_plain(cls, plain)
         except TargetsError:
@@ -262,11 +312,17 @@ class TargetSpec:
         return plain_differences(self.to_plain(), other.to_plain())
 
 
+def _maps_of_version_1(plain: dict[str, Any]) -> MapSpec:
+    teacher = plain.get("teacher")
+    family = teacher.get("family") if isinstance(teacher, dict) else ""
+    return MapSpec.of_version_1(str(plain.get("kind")), str(family))
+
+
 def _check_version(version: Any) -> None:
     if version not in KNOWN_VERSIONS or isinstance(version, bool):
-        known = ", ".join(map(str, KNOWN_VERSIONS))
+        known = "versions " + " and ".join(map(str, KNOWN_VERSIONS))
         raise TargetsError(
-            f"Targets have version {version!r}; this release knows version {known}. "
+            f"Targets have version {version!r}; this release knows {known}. "
             "Read them with the release that wrote them, or extract them again with this one."
         )
 

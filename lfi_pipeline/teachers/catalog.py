@@ -15,7 +15,7 @@ import torch
 
 from lfi_pipeline.core.errors import TeacherError, UnknownNameError
 from lfi_pipeline.core.hub import Remote, untouched_network, why_missing
-from lfi_pipeline.teachers.dual import DUAL_KINDS
+from lfi_pipeline.teachers.dual import dual_kinds
 from lfi_pipeline.teachers.kinds import coca_kinds
 
 __all__ = ["CONFIG", "SAFE_WEIGHTS", "WEIGHTS", "Remote", "require", "untouched_network", "weights_of"]
@@ -130,7 +130,10 @@ def describe(name: str) -> TeacherFacts:
     height, width = _pair(vision.get("image_size", 224))
     patch = re.search(r"patch(\d+)", vision.get("timm_model_name", ""))
     rows, columns = (int(patch[1]),) * 2 if patch else _pair(vision.get("patch_size", 16))
-    kinds = coca_kinds(pooler=bool(vision.get("attentional_pool"))) if family == "coca" else tuple(DUAL_KINDS)
+    if family == "coca":
+        kinds = coca_kinds(pooler=vision.get("attentional_pool", False))
+    else:
+        kinds = dual_kinds(own_blocks="timm_model_name" not in vision and vision.get("pool_type", "tok") == "tok")
     tags = EMBEDDED_TAGS if name == EMBEDDED else tuple(map(str, open_clip.list_pretrained_tags_by_model(name)))
     return TeacherFacts(
         name=name,
@@ -141,6 +144,21 @@ def describe(name: str) -> TeacherFacts:
         tags=tags,
         generates=family == "coca",
         repositories=repositories(config),
+    )
+
+
+def weak_contrast(name: str, tag: str) -> str:
+    """Return why a checkpoint is a weak teacher for all that compares an image with a text; empty where it is not.
+
+    open_clip's fine-tuned CoCas were tuned on captions alone, with a contrastive weight of 0. Its own results have
+    zero-shot ImageNet at 72.0 against 75.6 for L/14, and at 0.8 for B/32 (docs/openclip_results.csv).
+    """
+    if not (name.startswith("coca_") and tag.startswith("mscoco_finetuned")):
+        return ""
+    instead = tag.removeprefix("mscoco_finetuned_")
+    return (
+        f"{name}:{tag} was tuned on captions with a contrastive weight of 0. Contrastive maps, image embeddings and "
+        f"zero-shot logits need the contrastive head: take {name}:{instead} for them, and this one to write captions."
     )
 
 

@@ -9,7 +9,8 @@ The decoder reads the caption while looking at the image through its cross-atten
   pooler (coca_base) let the decoder see the patches, and the composition is the identity.
 - It is a causal language model: the step that emits the token at position p is row p-1 (`emitting`); row p is the step
   after it was read (`reading`).
-- No kind of map needs gradients inside the vision trunk: it runs once, without autograd.
+- No kind of map needs gradients inside the vision trunk: it runs once, without autograd. `contrastive` needs no decoder
+  either, and reads no caption.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.targets import LayerSpec, TeacherSpec
+from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
+from lfi_pipeline.teachers.artefacts import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.attention import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
 from lfi_pipeline.teachers.config import require_row
-from lfi_pipeline.teachers.kinds import KINDS, POOLER, Reading, coca_kinds
-from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, logit_scale_of, normalised, require_images
+from lfi_pipeline.teachers.contrastive import CONTRASTIVE, STEPS, contrastive_mass, first_query
+from lfi_pipeline.teachers.kinds import BLOCKS, KINDS, POOLER, Reading, coca_kinds
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.teacher import (
+    InteractionMaps,
+    choose_layers,
+    logit_scale_of,
+    normalised,
+    require_images,
+    supported,
+)
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text, pad_id
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
@@ -42,12 +53,12 @@ class CocaTeacher:
         model: `open_clip.CoCa`; put in eval mode, parameters frozen.
         tokenizer: open_clip's tokenizer with the model's vocabulary.
         identity: name, tag, weights digest, family and precision, recorded in the spec.
+        word_template: what a word is put into before it is embedded.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec) -> None:
+    def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.identity = identity
+        self.tokenizer, self.identity, self.word_template = tokenizer, identity, word_template
         visual = model.visual
         self.pooler = visual.attn_pool
         self.image_size: tuple[int, int] = tuple(visual.image_size)
@@ -57,6 +68,9 @@ class CocaTeacher:
         self.mean: tuple[float, float, float] = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
         self.embedding_dim = int(visual.output_dim)
+        cascade = self.pooler is not None and first_query(visual) is None
+        self._kinds = coca_kinds(pooler="cascade" if cascade else self.pooler is not None)
+        self._asked = AskedWords(self.embed_texts)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +86,7 @@ class CocaTeacher:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of map this teacher can give, the default first."""
-        return coca_kinds(pooler=self.pooler is not None)
+        return self._kinds
 
     @property
     def default_kind(self) -> str:
@@ -80,7 +94,7 @@ class CocaTeacher:
         return self.kinds[0]
 
     def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
-        """Return the decoder layers a map of `kind` is taken at, or the only place it has.
+        """Return the decoder layers, or of `contrastive` the trunk's blocks, a map is taken at, or its only place.
 
         Args:
             kind: one of `kinds`.
@@ -88,10 +102,12 @@ class CocaTeacher:
 
         Raises:
             UnknownNameError: `kind` is not one of `kinds`.
-            ConfigError: more layers than the decoder has, or indices of none.
+            ConfigError: more layers than there are, or indices of none.
         """
         if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
+        if kind == CONTRASTIVE:
+            return choose_layers(self.identity.name, BLOCKS, len(self.model.visual.transformer.resblocks), chosen)
         if KINDS[kind].place:
             return (LayerSpec(name=KINDS[kind].place, depth=1.0),)
         total = len(self.model.text_decoder.cross_attn)
@@ -107,8 +123,24 @@ class CocaTeacher:
         return logit_scale_of(self.model)
 
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the text embedding of each word on its own, fp32 unit vectors [V, E]."""
-        return self.embed_texts(words, batch_size)
+        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
+        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
+
+    def map_settings(
+        self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
+    ) -> MapSpec:
+        """Return how a map of `kind` is made; see `Teacher`."""
+        if kind not in self.kinds:
+            raise UnknownNameError("map kind", kind, self.kinds)
+        return settings_of_kind(
+            kind,
+            own_steps=KINDS[kind].steps,
+            steps=steps,
+            word_template=self.word_template,
+            centre=centre if KINDS[kind].contrastive else (),
+            artefacts=artefacts,
+            support=KINDS[kind].support,
+        )
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -131,6 +163,7 @@ class CocaTeacher:
         layers: Sequence[LayerSpec],
         row: str = "emitting",
         image_of: Sequence[int] | None = None,
+        settings: MapSpec | None = None,
     ) -> InteractionMaps:
         """Return the maps of `words[c]` (None leaves a row empty) while the teacher reads `texts[c]`.
 
@@ -143,6 +176,7 @@ class CocaTeacher:
             row: `emitting` or (for `attention` only) `reading`.
             image_of: for each caption its image, so that captions of one image share its pass through the trunk; by
                 default caption c is read over image c.
+            settings: as `map_settings(kind, ...)` returned them; by default `map_settings(kind)`.
 
         Raises:
             UnknownNameError: unknown kind or row.
@@ -153,15 +187,50 @@ class CocaTeacher:
             raise UnknownNameError("map kind", kind, self.kinds)
         require_row(row, kind)
         chosen = require_images(len(texts), len(images), image_of)
-        tokens, embedding = self._look(images)
+        settings = settings or self.map_settings(kind)
+        blocks = [int(layer.name.rpartition(".")[2]) for layer in layers] if kind == CONTRASTIVE else []
+        tokens, embedding, after = self._look(images, blocks)
+        artefacts = [artefact_patches(each, self.grid[0] * self.grid[1]) for each in after or [tokens]]
         if image_of is not None:
-            tokens = tokens[chosen]
+            tokens, after = tokens[chosen], [each[chosen] for each in after]
+            artefacts = [each[chosen] for each in artefacts]
+        if kind == CONTRASTIVE:
+            mass = self._contrast(after, words, settings, settings.steps)
+        else:
+            mass = self._read(tokens, texts, words, kind, layers, row, settings.steps)
+            if KINDS[kind].contrastive:
+                mass = mass * self._contrast([tokens], words, settings, STEPS)
+        if settings.artefacts == "fill":
+            mass = without_artefacts(mass, torch.stack(artefacts, dim=1).expand(-1, mass.shape[1], -1), self.grid)
+        maps, kept = normalised(mass, self.grid)
+        return InteractionMaps(supported(maps, settings.support), kept, embedding)
+
+    def _contrast(
+        self, layers: Sequence[Tensor], words: Sequence[Sequence[Word | None]], settings: MapSpec, steps: int
+    ) -> Tensor:
+        """Mass [C, L, M, 1+N] of `contrastive` over the tokens of each layer [C, 1+N, D]."""
+        query = first_query(self.model.visual)
+        assert query is not None
+        directions = self._asked.directions(words, settings, self.device)
+        return torch.stack([contrastive_mass(query, tokens, directions, steps) for tokens in layers], dim=1)
+
+    def _read(
+        self,
+        tokens: Tensor,
+        texts: Sequence[EncodedText],
+        words: Sequence[Sequence[Word | None]],
+        kind: str,
+        layers: Sequence[LayerSpec],
+        row: str,
+        steps: int,
+    ) -> Tensor:
+        """Mass [C, L, M, 1+N or N] of a kind that reads captions, some of them at a time."""
         slots, parts = max(1, *map(len, words), 1), []
         for first in range(0, len(texts), self._captions_at_once()):
             last = first + self._captions_at_once()
-            found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row)
+            found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row, steps)
             parts.append(nn.functional.pad(found, (0, 0, 0, slots - found.shape[2])))
-        return InteractionMaps(*normalised(torch.cat(parts), self.grid), embedding)
+        return torch.cat(parts)
 
     def _mass(
         self,
@@ -171,8 +240,11 @@ class CocaTeacher:
         kind: str,
         layers: Sequence[LayerSpec],
         row: str,
+        steps: int,
     ) -> Tensor:
         """Mass [C, L, M, 1+N or N] of some captions, each beside its image's tokens."""
+        make = KINDS[kind].make
+        assert make is not None
         visual, ids = self.model.visual, self._pad(texts)
         request = Request(ids=ids, words=words, row=row, layers=[layer.name for layer in layers])
         reader = CaptionReader(self.model.text_decoder, request, self._text(ids, request.length))
@@ -184,7 +256,7 @@ class CocaTeacher:
             return Reading(reader, seen, entering[0] if entering else None, attention.get(POOLER))
 
         with torch.set_grad_enabled(KINDS[kind].gradient), probe_attention(probes) as attention:
-            return KINDS[kind].make(read, tokens).detach().float()
+            return make(read, tokens, steps).detach().float()
 
     def _captions_at_once(self) -> int:
         """As many captions as have `SEEN_NUMBERS` keys and values of the decoder among them."""
@@ -199,21 +271,19 @@ class CocaTeacher:
 
     def generate(self, images: Tensor) -> list[str]:
         """Return a caption of each image [B, 3, H, W], by beam search: the same for the same image."""
-        visual = self.model.visual
-        with torch.no_grad(), autocast(self.device, self.precision):
-            tokens = visual.transformer(visual._embeds(images))
-        return write_captions(self.model, self.tokenizer, tokens.float())
+        return write_captions(self.model, self.tokenizer, self._look(images)[0])
 
     @torch.no_grad()
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The trunk's tokens [B, 1+N, D] and the image embeddings [B, E]."""
+    def _look(self, images: Tensor, blocks: Sequence[int] = ()) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The trunk's tokens [B, 1+N, D], the image embeddings [B, E], and the tokens after each of `blocks`."""
         visual = self.model.visual
-        with autocast(self.device, self.precision):
+        layers = [visual.transformer.resblocks[block] for block in blocks]
+        with autocast(self.device, self.precision), outputs_of(layers) as after:
             tokens = visual.transformer(visual._embeds(images))
         tokens = tokens.float()
         pooled = visual._pool(tokens)[0]
         embedding = (pooled @ visual.proj if visual.proj is not None else pooled).flatten(1)
-        return tokens, nn.functional.normalize(embedding, dim=-1)
+        return tokens, nn.functional.normalize(embedding, dim=-1), [each.float() for each in after]
 
     @torch.no_grad()
     def _text(self, ids: Tensor, length: int) -> Tensor:

@@ -14,6 +14,7 @@ TEXT_MODES = ("auto", "captions", "prompts", "generate")
 CAPTION_CHOICES = ("first", "longest", "all")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ROWS = ("emitting", "reading")
+ARTEFACTS = ("fill", "keep")
 READING_KINDS = ("attention",)
 DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
 _OWN_ROOT = Path("data/DATASET")
@@ -66,6 +67,18 @@ class ExtractConfig:
             metavar="N|I,J,...",
         ),
     ] = None
+    steps: Annotated[
+        int, Option("Steps of integrated gradients, for kinds that have them; 0: the kind's own number.", ge=0)
+    ] = 0
+    artefacts: Annotated[
+        str,
+        Option(
+            "Patches that the teacher uses as a store (high-norm tokens) look at nothing: fill takes their mass from their "
+            "neighbours, keep leaves them in the maps.",
+            choices=ARTEFACTS,
+            noun="treatment of artefacts",
+        ),
+    ] = "fill"
     text: Annotated[
         str,
         Option(

@@ -1,38 +1,56 @@
 """Dual encoders of open_clip (CLIP, SigLIP, EVA) as teachers: words and image in, interaction maps out.
 
 No cross-attention exists and no caption is read: a word is embedded on its own, in a template, and its map is where
-the image is like it (`dual_kinds`). The words of a caption are those the model's own tokenizer can hold.
+the image is like it. The words of a caption are those the model's own tokenizer can hold.
 
-All are this project's choice, with t the model's temperature, e_w the word's text embedding and z the image's, both of
-unit length, and s_w = t <z, e_w>:
+A word is asked for by d, its text embedding less the mean of a vocabulary's: without that, cosines of patches and words
+point at the background (CLIP Surgery, Li et al., arXiv 2304.05653; measured in README of this package). With t the
+model's temperature, z the image's embedding of unit length, and s_w = t <z, d>:
 
-- `similarity`: softmax over patches of t cos(p_n, e_w), p_n the patch token after a layer, embedded as the model would
+- `contrastive`, the default: `relevance` times, where a CLS token or a pool's query looks at patches, that look's
+  A * relu(d s_w / dA), head mean (equation 5 of Chefer et al. below, the last look alone).
+- `value`: softmax over patches of t <v_n, d>, v_n the patch's value in the last block's attention, projected and
+  embedded as if it were all that is read, without residual and MLP (MaskCLIP: Zhou, Loy, Dai, ECCV 2022, arXiv
+  2112.01071, section 3.2). For open_clip's own towers with a CLS token; it differentiates nothing.
+- `similarity`: softmax over patches of t <p_n, d>, p_n the patch token after a layer, embedded as the model would
   were it all that is pooled (`Trunk.embed_alone`).
 - `gradcam`: A * relu(d s_w / dA) of a layer's attention, head mean (Chefer, Gur, Wolf, ICCV 2021, arXiv 2103.15679,
   equation 5, one layer at a time), at the row of what is pooled: of the CLS token; of the pool's query, which
   is then the only layer; or summed over the patches that are averaged.
 - `relevance`: relu(sum_d g x) at the tokens x that enter the last pooling step, normalised, g = d s_w / dx: of the
   last block's attention with a CLS token, of the pool, or of the average.
+
+Which kinds there are and how they are put together is this project's choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
-from lfi_pipeline.targets import LayerSpec, TeacherSpec
-from lfi_pipeline.teachers.attention import outputs_of
+from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
+from lfi_pipeline.teachers.artefacts import artefact_patches, without_artefacts
+from lfi_pipeline.teachers.attention import VALUE, merge, outputs_of, project
 from lfi_pipeline.teachers.config import ROWS
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
-from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, logit_scale_of, normalised, require_images
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.teacher import (
+    InteractionMaps,
+    choose_layers,
+    logit_scale_of,
+    normalised,
+    require_images,
+    supported,
+)
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
 
 # Numbers that the gradients of a group of words may hold in one place of the trunk (words * B * T * 4 D)
@@ -45,7 +63,7 @@ class Question:
 
     Attributes:
         images: [B, 3, H, W].
-        words: unit text embeddings [S, B, E]: S words for each image, zero where there is none.
+        words: directions [S, B, E]: S words for each image, zero where there is none.
         temperature: t.
         layers: names of the layers asked for.
         precision: of the trunk, up to where it is differentiated.
@@ -66,11 +84,7 @@ def _similarity(trunk: Trunk, asked: Question) -> Found:
     with torch.no_grad():
         with autocast(asked.images.device, asked.precision), outputs_of(blocks) as tokens:
             embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
-        layers = []
-        for each in tokens:
-            patches = F.normalize(trunk.embed_alone(each[:, -trunk.patches :].float()), dim=-1)  # [B, N, E]
-            scores = asked.temperature * torch.einsum("bne,sbe->bsn", patches, asked.words)
-            layers.append(scores.softmax(-1) * asked.words.any(-1).T[..., None])
+        layers = [_softmax_of_cosines(trunk, asked, each[:, -trunk.patches :]) for each in tokens]
     return torch.stack(layers, dim=1), embedding
 
 
@@ -98,6 +112,41 @@ def _relevance(trunk: Trunk, asked: Question) -> Found:
     return torch.cat(found, dim=1).relu()[:, None], embedding.detach()
 
 
+def _contrastive(trunk: Trunk, asked: Question) -> Found:
+    device, precise = asked.images.device, asked.images.device
+    place = POOL if trunk.pooling == "attention" else f"{trunk.prefix}.{len(trunk.blocks) - 1}"
+    with torch.enable_grad(), ExitStack() as stack:
+        caught = stack.enter_context(trunk.entering(precise))
+        seen = {} if trunk.pooling == "average" else stack.enter_context(trunk.probed([place], precise))
+        with autocast(device, asked.precision):
+            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
+        places = [caught[0], *seen.values()]
+    parts = []
+    for x, *attention in _gradients(trunk, asked, embedding, places):
+        mass = torch.einsum("sbtd,btd->sbt", x, places[0].detach()).relu()
+        for gradient in attention:  # one, or none where patches are averaged
+            mass = mass * (places[1].detach() * gradient.relu())[:, :, :, 0].mean(2)
+        parts.append(mass)
+    return torch.cat(parts).transpose(0, 1)[:, None], embedding.detach()
+
+
+def _value(trunk: Trunk, asked: Question) -> Found:
+    last = trunk.blocks[-1]
+    with torch.no_grad():
+        with trunk.entering(asked.images.device) as caught, autocast(asked.images.device, asked.precision):
+            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
+        x = caught[0].detach()[:, -trunk.patches :]
+        read = last.ls_1(merge(last.attn, project(last.attn, x, VALUE)))
+        return _softmax_of_cosines(trunk, asked, read)[:, None], embedding
+
+
+def _softmax_of_cosines(trunk: Trunk, asked: Question, tokens: Tensor) -> Tensor:
+    """Mass [B, S, N] of patch tokens [B, N, D], each embedded alone; zero for a word that is not asked for."""
+    patches = F.normalize(trunk.embed_alone(tokens.float()), dim=-1)  # [B, N, E]
+    scores = asked.temperature * torch.einsum("bne,sbe->bsn", patches, asked.words)
+    return scores.softmax(-1) * asked.words.any(-1).T[..., None]
+
+
 def _gradients(
     trunk: Trunk, asked: Question, embedding: Tensor, places: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, ...]]:
@@ -113,22 +162,33 @@ def _gradients(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DualKind:
-    """One way to make maps; `layered` kinds have one for each block (`gradcam` of an attention pool has only that)."""
+    """One way to make maps.
+
+    Attributes:
+        make: from a tower and a question to mass and image embeddings.
+        layered: it has a map for each block (`gradcam` of an attention pool has only that of the pool).
+        support: as in `MapSpec`.
+        own_blocks: it is written for open_clip's own blocks and a CLS token.
+    """
 
     make: Callable[[Trunk, Question], Found]
-    layered: bool
+    layered: bool = False
+    support: float = 0.0
+    own_blocks: bool = False
 
 
 DUAL_KINDS: dict[str, DualKind] = {
+    "contrastive": DualKind(make=_contrastive, support=1.0),
+    "value": DualKind(make=_value, own_blocks=True),
     "similarity": DualKind(make=_similarity, layered=True),
     "gradcam": DualKind(make=_gradcam, layered=True),
-    "relevance": DualKind(make=_relevance, layered=False),
+    "relevance": DualKind(make=_relevance),
 }
 
 
-# Dual encoders were trained on captions, so a word is put into one; "{}" embeds the bare word. This project's choice.
-WORD_TEMPLATE = "a photo of a {}."
-KEPT_WORDS = 1 << 16  # embeddings of words kept from batch to batch
+def dual_kinds(*, own_blocks: bool) -> tuple[str, ...]:
+    """Return the kinds a dual encoder can give, the default first; `own_blocks` of open_clip with a CLS token."""
+    return tuple(name for name, kind in DUAL_KINDS.items() if own_blocks or not kind.own_blocks)
 
 
 class DualTeacher:
@@ -144,7 +204,7 @@ class DualTeacher:
         TeacherError: its vision tower is not a vision transformer.
     """
 
-    default_kind = "similarity"
+    default_kind = "contrastive"
     can_generate = False
 
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
@@ -157,7 +217,7 @@ class DualTeacher:
         self.interpolation: str = pixels.get("interpolation", "bicubic")
         self.mean: tuple[float, float, float] = tuple(pixels.get("mean", open_clip.OPENAI_DATASET_MEAN))
         self.std: tuple[float, float, float] = tuple(pixels.get("std", open_clip.OPENAI_DATASET_STD))
-        self._embeddings: dict[str, Tensor] = {}
+        self._asked = AskedWords(self.embed_texts)
         with torch.no_grad():
             token = torch.zeros(1, 1, self.trunk.width, device=self.device)
             self.embedding_dim = int(self.trunk.embed_alone(token).shape[-1])
@@ -176,26 +236,46 @@ class DualTeacher:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of map this teacher can give."""
-        return tuple(DUAL_KINDS)
+        return dual_kinds(own_blocks=self.trunk.own_blocks)
 
     def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the blocks a map of `kind` is taken at, or the only place it has.
 
         Args:
             kind: one of `kinds`.
-            chosen: a number of blocks, evenly spaced; or their indices from 0, ascending.
+            chosen: a number of blocks, evenly spaced; or their indices from 0, ascending; None for 4, of `similarity`
+                for the last.
 
         Raises:
             UnknownNameError: `kind` is not one of `kinds`.
             ConfigError: more blocks than the trunk has, or indices of none.
         """
-        if kind not in DUAL_KINDS:
+        if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
         if kind == "gradcam" and self.trunk.pooling == "attention":
             return (LayerSpec(name=POOL, depth=1.0),)
         if not DUAL_KINDS[kind].layered:
             return (LayerSpec(name="visual.pooled", depth=1.0),)
+        if kind == "similarity" and chosen is None:
+            chosen = 1  # tokens of earlier blocks are not yet of the space that texts are embedded in
         return choose_layers(self.identity.name, self.trunk.prefix, len(self.trunk.blocks), chosen)
+
+    def map_settings(
+        self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
+    ) -> MapSpec:
+        """Return how a map of `kind` is made; see `Teacher`."""
+        if kind not in self.kinds:
+            raise UnknownNameError("map kind", kind, self.kinds)
+        template = self.word_template
+        return settings_of_kind(
+            kind,
+            own_steps=0,
+            steps=steps,
+            word_template=template,
+            centre=centre,
+            artefacts=artefacts,
+            support=DUAL_KINDS[kind].support,
+        )
 
     def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
         """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
@@ -231,6 +311,7 @@ class DualTeacher:
         layers: Sequence[LayerSpec],
         row: str = "emitting",
         image_of: Sequence[int] | None = None,
+        settings: MapSpec | None = None,
     ) -> InteractionMaps:
         """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c.
 
@@ -242,26 +323,25 @@ class DualTeacher:
             layers: as `layers(kind, ...)` returned them.
             row: `emitting`; nothing is read word by word.
             image_of: for each caption its image; by default caption c is of image c.
+            settings: as `map_settings(kind, ...)` returned them; by default `map_settings(kind)`.
 
         Raises:
             UnknownNameError: unknown kind or row.
             ConfigError: `reading` rows, or captions that do not fit the images.
         """
-        if kind not in DUAL_KINDS:
+        if kind not in self.kinds:
             raise UnknownNameError("map kind", kind, self.kinds)
         if row not in ROWS:
             raise UnknownNameError("row", row, ROWS)
         if row != "emitting":
             raise ConfigError(f"row must be 'emitting' for {self.identity.name}, which reads no caption, got {row!r}.")
         chosen = require_images(len(texts), len(images), image_of)
-        slots = max(1, *map(len, words), 1)
+        settings = settings or self.map_settings(kind)
         nth = [chosen[:c].count(image) for c, image in enumerate(chosen)]  # a caption's place among those of its image
+        directions = self._asked.directions(words, settings, self.device)  # [M, C, E]
+        slots = len(directions)
         asked = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
-        self._learn({word.text for row_words in words for word in row_words if word is not None})
-        for c, row_words in enumerate(words):
-            for slot, word in enumerate(row_words):
-                if word is not None:
-                    asked[nth[c], slot, chosen[c]] = self._embeddings[word.text]
+        asked[nth, :, chosen] = directions.transpose(0, 1)
         question = Question(
             images=images,
             words=asked.flatten(0, 1),
@@ -269,9 +349,20 @@ class DualTeacher:
             layers=[layer.name for layer in layers],
             precision=self.precision,
         )
-        mass, embedding = DUAL_KINDS[kind].make(self.trunk, question)
+        with outputs_of([self._block_of(layer.name) for layer in layers]) as after:
+            mass, embedding = DUAL_KINDS[kind].make(self.trunk, question)
+        if settings.artefacts == "fill":
+            artefacts = torch.stack([artefact_patches(each, self.trunk.patches) for each in after], dim=1)
+            mass = without_artefacts(mass.float(), artefacts, self.grid)
         of_caption = mass.view(*mass.shape[:2], -1, slots, mass.shape[-1])[chosen, :, nth]  # [C, L, M, n]
-        return InteractionMaps(*normalised(of_caption.float(), self.grid), embedding)
+        maps, kept = normalised(of_caption.float(), self.grid)
+        return InteractionMaps(supported(maps, settings.support), kept, embedding)
+
+    def _block_of(self, layer: str) -> nn.Module:
+        """The block after which artefacts are looked for: the layer's own, the last where it is none."""
+        prefix, _, number = layer.rpartition(".")
+        found: nn.Module = self.trunk.blocks[int(number) if prefix == self.trunk.prefix else -1]
+        return found
 
     def generate(self, images: Tensor) -> list[str]:
         """A dual encoder writes nothing.
@@ -282,11 +373,3 @@ class DualTeacher:
         raise TeacherError(
             f"{self.identity.name} cannot write captions: it is a dual encoder. Give captions or prompts, or a CoCa."
         )
-
-    def _learn(self, words: set[str]) -> None:
-        """Embed words that are new, so that a data set's words are each embedded once."""
-        new = sorted(words - self._embeddings.keys())
-        if len(self._embeddings) + len(new) > KEPT_WORDS:
-            self._embeddings.clear()
-            new = sorted(words)
-        self._embeddings |= dict(zip(new, self.embed_words(new).to(self.device), strict=True))

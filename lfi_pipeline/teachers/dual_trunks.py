@@ -52,6 +52,11 @@ class Trunk:
         return self.grid[0] * self.grid[1]
 
     @property
+    def own_blocks(self) -> bool:
+        """Whether these are open_clip's own blocks, with a CLS token that is pooled."""
+        return self.pooling == "token" and isinstance(self.visual, VisionTransformer)
+
+    @property
     def width(self) -> int:
         """D of the tokens."""
         if isinstance(self.visual, VisionTransformer):

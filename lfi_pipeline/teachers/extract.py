@@ -22,6 +22,7 @@ from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.targets import (
     CodecSpec,
     DatasetSpec,
+    MapSpec,
     PreprocessingSpec,
     ShardPayload,
     Summary,
@@ -34,7 +35,8 @@ from lfi_pipeline.targets import (
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
-from lfi_pipeline.teachers.reuse import Extension
+from lfi_pipeline.teachers.reuse import Extension, recorded_centre
+from lfi_pipeline.teachers.settings import data_centre
 from lfi_pipeline.teachers.shards import Plan, ShardMaker, Share, share_of
 from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
 from lfi_pipeline.teachers.text import (
@@ -167,7 +169,13 @@ def open_job(
         generated=generated,
     )
     plan = Plan(dataset.samples, source)
-    spec = _spec(config, dataset, teacher, kind, source)
+    settings = teacher.map_settings(
+        kind,
+        centre=(recorded_centre(out) if extend else None) or data_centre(teacher.encode_text, dataset, source),
+        steps=config.steps,
+        artefacts=config.artefacts,
+    )
+    spec = _spec(config, dataset, teacher, kind, source, settings)
     extension = Extension.of(out, spec) if extend else None
     place = extension.place if extension is not None else out
     writer = TargetWriter.open(
@@ -214,7 +222,9 @@ def _require_same_templates(writer: TargetWriter, templates: tuple[str, ...], pl
         )
 
 
-def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource) -> TargetSpec:
+def _spec(
+    config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, source: TextSource, settings: MapSpec
+) -> TargetSpec:
     listing = hashlib.sha256()
     for sample in dataset.samples:
         listing.update(json.dumps(asdict(sample), sort_keys=True).encode())
@@ -236,6 +246,7 @@ def _spec(config: ExtractConfig, dataset: Dataset, teacher: Teacher, kind: str, 
         ),
         kind=kind,
         layers=teacher.layers(kind, config.layers),
+        maps=settings,
         row="emitting" if config.row == "emitting" else "reading",
         text=TextSpec(
             mode=cast(Literal["captions", "prompts", "generate"], source.mode),

@@ -10,9 +10,11 @@ All are this project's choice (the paper's selection is not public). With s_w th
   after the pooler's LayerNorm: before it the sum is zero up to rounding, since scaling a token changes nothing. Without
   a pooler, the sum of that over the LayerNorms by which tokens enter the decoder's layers.
 - `integrated`: relu(sum_d g (x - b)), g the mean gradient along the straight path from b, the image's mean patch token,
-  to x: integrated gradients (Sundararajan, Taly, Yan, ICML 2017, arXiv 1703.01365, equation 3) in `STEPS` steps. The
+  to x: integrated gradients (Sundararajan, Taly, Yan, ICML 2017, arXiv 1703.01365, equation 3) in 8 steps. The
   baseline is the image with its places made alike, so a patch counts by what sets it apart.
-- `agreement`: `integrated` times `gradcam_pooler`: what a patch adds, where the pooler looks for it. The default.
+- `agreement`: `integrated` times `gradcam_pooler`: what a patch adds, where the pooler looks for it.
+- `agreement_contrastive`: that times `contrastive`: what the decoder and the image embedding both say.
+- `contrastive` needs no caption and is not made here: see `contrastive`.
 
 s_w is the log-probability of the word where it is emitted, mean over its tokens. Its gradient sets the word against the
 others that could have come next, which the gradient of the bare logit does not. README has how each kind points.
@@ -28,9 +30,9 @@ from torch import Tensor
 
 from lfi_pipeline.teachers.attention import batched_gradients
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
+from lfi_pipeline.teachers.contrastive import CONTRASTIVE, STEPS
 
-POOLER, TRUNK = "visual.attn_pool", "visual.trunk"
-STEPS = 8
+POOLER, TRUNK, BLOCKS = "visual.attn_pool", "visual.trunk", "visual.transformer.resblocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Reading:
 Read = Callable[[Tensor], Reading]  # from the trunk's tokens [B, 1+N, D]
 
 
-def _attention(read: Read, tokens: Tensor) -> Tensor:
+def _attention(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens)
     looks = reading.reader.chosen(reading.reader.read(reading.seen, reading.request.length))
     weights = reading.request.weights
@@ -86,7 +88,7 @@ def _attention(read: Read, tokens: Tensor) -> Tensor:
     return reading.to_patches(rows).permute(2, 0, 1, 3)  # [L, M, B, n] -> [B, L, M, n]
 
 
-def _gradcam(read: Read, tokens: Tensor) -> Tensor:
+def _gradcam(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens)
     found = reading.empty(len(reading.request.layers), *reading.seen.tokens.shape[:2])  # [M, L, B, Q]
     for slots, rows, cotangent in reading.reader.readings(reading.seen):
@@ -98,7 +100,7 @@ def _gradcam(read: Read, tokens: Tensor) -> Tensor:
     return reading.to_patches(found).permute(2, 1, 0, 3)  # [M, L, B, n] -> [B, L, M, n]
 
 
-def _gradcam_pooler(read: Read, tokens: Tensor) -> Tensor:
+def _gradcam_pooler(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens.requires_grad_())
     attention = reading.pooler
     assert attention is not None
@@ -113,7 +115,7 @@ def _weighted(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention * gradient.relu()).mean(2).sum(2)
 
 
-def _relevance(read: Read, tokens: Tensor) -> Tensor:
+def _relevance(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens.requires_grad_())
     entering = reading.entering
     if entering is None:
@@ -127,26 +129,26 @@ def _relevance(read: Read, tokens: Tensor) -> Tensor:
     return found.transpose(0, 1)[:, None]
 
 
-def _integrated(read: Read, tokens: Tensor) -> Tensor:
-    return _integrate(read, tokens)[0].relu()[:, None]  # [B, 1, M, 1+N]
+def _integrated(read: Read, tokens: Tensor, steps: int) -> Tensor:
+    return _integrate(read, tokens, steps)[0].relu()[:, None]  # [B, 1, M, 1+N]
 
 
-def _agreement(read: Read, tokens: Tensor) -> Tensor:
-    mass, pooled = _integrate(read, tokens, pooler=True)
+def _agreement(read: Read, tokens: Tensor, steps: int) -> Tensor:
+    mass, pooled = _integrate(read, tokens, steps, pooler=True)
     assert pooled is not None
     return (mass.relu() * pooled)[:, None]
 
 
-def _integrate(read: Read, tokens: Tensor, pooler: bool = False) -> tuple[Tensor, Tensor | None]:
+def _integrate(read: Read, tokens: Tensor, steps: int, pooler: bool = False) -> tuple[Tensor, Tensor | None]:
     """The path's sum [B, M, 1+N] and, on request, the pooler's weighted attention at its end, where x is `tokens`."""
     change = tokens - tokens[:, 1:].mean(1, keepdim=True)
     mass: Tensor = torch.zeros((), device=tokens.device)
     weighted: Tensor | None = None
-    for step in range(1, STEPS + 1):
-        x = (tokens - change * (1 - step / STEPS)).requires_grad_()
+    for step in range(1, steps + 1):
+        x = (tokens - change * (1 - step / steps)).requires_grad_()
         reading = read(x)
         found = reading.empty(*x.shape[:2])
-        weighted = reading.empty(*x.shape[:2]) if pooler and step == STEPS else None
+        weighted = reading.empty(*x.shape[:2]) if pooler and step == steps else None
         inputs = [x] if weighted is None or reading.pooler is None else [x, reading.pooler]
         for slots, gradients in reading.gradients(inputs):
             found[slots] = torch.einsum("mbnd,bnd->mbn", gradients[0], change)
@@ -161,17 +163,24 @@ class Kind:
     """One way to make maps.
 
     Attributes:
-        make: from a reader and the trunk's tokens to unnormalised mass on CLS and patches [B, L, M, 1+N] (on patches
-            alone, [B, L, M, N], where the model shows its decoder the patches).
+        make: from a reader, the trunk's tokens and a number of steps to unnormalised mass on CLS and patches
+            [B, L, M, 1+N] (on patches alone, [B, L, M, N], where the model shows its decoder the patches); None where
+            no caption is read.
         place: the one place in the model where it is taken; "" for kinds with a map per decoder layer.
         pooler: it cannot do without an attentional pooler.
         gradient: it differentiates.
+        steps: of integrated gradients unless others are asked for; 0 where it integrates nothing.
+        support: as in `MapSpec`.
+        contrastive: it needs what `contrastive` needs.
     """
 
-    make: Callable[[Read, Tensor], Tensor]
+    make: Callable[[Read, Tensor, int], Tensor] | None
     place: str = ""
     pooler: bool = False
     gradient: bool = True
+    steps: int = 0
+    support: float = 0.0
+    contrastive: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -179,12 +188,23 @@ KINDS: dict[str, Kind] = {
     "gradcam": Kind(make=_gradcam),
     "gradcam_pooler": Kind(make=_gradcam_pooler, place=POOLER, pooler=True),
     "relevance": Kind(make=_relevance, place=TRUNK),
-    "integrated": Kind(make=_integrated, place=TRUNK),
-    "agreement": Kind(make=_agreement, place=TRUNK, pooler=True),
+    "integrated": Kind(make=_integrated, place=TRUNK, steps=8),
+    "agreement": Kind(make=_agreement, place=TRUNK, pooler=True, steps=8),
+    CONTRASTIVE: Kind(make=None, pooler=True, steps=STEPS, support=1.0, contrastive=True),
+    "agreement_contrastive": Kind(make=_agreement, place=TRUNK, pooler=True, steps=8, support=1.0, contrastive=True),
 }
 
 
-def coca_kinds(*, pooler: bool) -> tuple[str, ...]:
-    """Return the kinds that a CoCa with or without an attentional pooler can give, the default first."""
-    default = "agreement" if pooler else "relevance"
-    return (default, *(name for name, kind in KINDS.items() if name != default and (pooler or not kind.pooler)))
+def coca_kinds(*, pooler: bool | str) -> tuple[str, ...]:
+    """Return the kinds that a CoCa can give, the default first.
+
+    Args:
+        pooler: open_clip's `attentional_pool`: whether it has a pooler, or `parallel` or `cascade`. In a cascade no
+            query reads the image and makes its embedding, so nothing is contrastive.
+    """
+    one_query = bool(pooler) and pooler != "cascade"
+    default = CONTRASTIVE if one_query else "agreement" if pooler else "relevance"
+    names = [
+        name for name, kind in KINDS.items() if (pooler or not kind.pooler) and (one_query or not kind.contrastive)
+    ]
+    return (default, *(name for name in names if name != default))

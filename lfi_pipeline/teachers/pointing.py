@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lfi_pipeline.core.device import resolve_device
-from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.grounding import (
@@ -22,11 +21,15 @@ from lfi_pipeline.evaluation.grounding import (
     score,
     teacher_grounding,
 )
-from lfi_pipeline.targets import LayerSpec, TargetSpec, TargetStore
+from lfi_pipeline.targets import LayerSpec, MapSpec, TargetSpec, TargetStore
 from lfi_pipeline.targets.store import sample_image
+from lfi_pipeline.targets.zero_shot import readable_names
 from lfi_pipeline.teachers.config import ROWS, PointingConfig
-from lfi_pipeline.teachers.registry import load_teacher
+from lfi_pipeline.teachers.recompute import samples_of_cache, teacher_of_cache, texts_of_cache
+from lfi_pipeline.teachers.settings import centre_of
+from lfi_pipeline.teachers.shards import maps_of_texts
 from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.text import view_words
 
 MOST_LAYERS = 4
 """Decoder layers that a kind with several is scored at, evenly spaced, where the model has as many."""
@@ -67,7 +70,7 @@ def pointing_by_kind(store: TargetStore, dataset: Dataset, config: PointingConfi
     """
     words = _some_images(grounded_words(store, dataset), config.images)
     spec = store.spec
-    teacher = _own_teacher(spec, config)
+    teacher = teacher_of_cache(spec, config.teacher, config.device)
     kinds = teacher.kinds if config.kinds == ("all",) else config.kinds
     for kind in kinds:
         if kind not in teacher.kinds:
@@ -85,26 +88,6 @@ def pointing_by_kind(store: TargetStore, dataset: Dataset, config: PointingConfi
             maps = [each[number] for each in found[kind, row]]
             rows.append(PointingRow(source="live", kind=kind, row=row, layer=layer.name, grounding=score(maps, masks)))
     return rows
-
-
-def _own_teacher(spec: TargetSpec, config: PointingConfig) -> Teacher:
-    name = config.teacher or f"{spec.teacher.name}:{spec.teacher.tag}"
-    try:
-        teacher = load_teacher(name, device=resolve_device(config.device))
-    except UnknownNameError as error:
-        if config.teacher:
-            raise
-        raise TeacherError(
-            f"The cache was made by {name}, which cannot be loaded by that name: {error} Name the same weights with "
-            f"`teacher={spec.teacher.name}:PATH`."
-        ) from error
-    if teacher.identity.weights_sha256 != spec.teacher.weights_sha256:
-        raise TeacherError(
-            f"The weights of {name} must be those that made the cache (weights_sha256 "
-            f"{spec.teacher.weights_sha256[:12]}...), got {teacher.identity.weights_sha256[:12]}.... Name the same "
-            f"weights with `teacher={spec.teacher.name}:PATH`."
-        )
-    return teacher
 
 
 def _some_images(words: list[GroundedWord], images: int) -> list[GroundedWord]:
@@ -127,6 +110,14 @@ def _layers(teacher: Teacher, kind: str, spec: TargetSpec) -> tuple[LayerSpec, .
     return teacher.layers(kind, 1)
 
 
+def _settings(teacher: Teacher, kind: str, spec: TargetSpec) -> MapSpec:
+    """The cache's own for its own kind; else the kind's own, centred over the cache's centre or its classes."""
+    if kind == spec.kind:
+        return spec.maps
+    centre = spec.maps.centre or centre_of(readable_names(spec.dataset.classes))
+    return teacher.map_settings(kind, centre=centre)
+
+
 def _live(
     store: TargetStore,
     teacher: Teacher,
@@ -139,13 +130,15 @@ def _live(
     places: dict[int, list[int]] = defaultdict(list)  # position -> places in `words`
     for place, word in enumerate(words):
         places[word.position].append(place)
-    positions = sorted(places)
-    names, captions = store.vocabulary.words, store.index.captions
+    positions = np.array(sorted(places))
+    names, source = store.vocabulary.words, texts_of_cache(store.spec)
+    samples = samples_of_cache(store, positions).samples
+    settings = {kind: _settings(teacher, kind, store.spec) for kind in layers}
     mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
     found: dict[tuple[str, str], dict[int, Tensor]] = {each: {} for each in wanted}
     with tqdm(total=len(positions), desc=f"maps of {teacher.identity.name}", unit="image", leave=False) as bar:
         for first in range(0, len(positions), config.batch_size):
-            batch = positions[first : first + config.batch_size]
+            batch = positions[first : first + config.batch_size].tolist()
             pixels = torch.from_numpy(
                 np.stack(
                     [
@@ -155,15 +148,19 @@ def _live(
                 )
             )
             images = (pixels.to(teacher.device).float() - mean) / std
-            texts = [teacher.encode_text(captions[position]) for position in batch]
-            by_text = [{word.text: word for word in text.words} for text in texts]
             ids = store.read_many(batch).words.tolist()
-            rows = [
-                [known.get(names[word]) if word >= 0 else None for word in row]
-                for known, row in zip(by_text, ids, strict=True)
+            texts = [
+                # "" is no word: its row stays empty, and the cache's other rows keep their places
+                view_words(
+                    teacher.encode_text, source(sample), [names[word] if word >= 0 else "" for word in row], "full"
+                )
+                for sample, row in zip(samples[first : first + config.batch_size], ids, strict=True)
             ]
             for kind, row in wanted:
-                maps = teacher.interaction_maps(images, texts, rows, kind=kind, layers=layers[kind], row=row).maps.cpu()
+                made = maps_of_texts(
+                    teacher, images, texts, kind=kind, layers=layers[kind], row=row, settings=settings[kind]
+                )
+                maps = made.maps.cpu()
                 for b, position in enumerate(batch):
                     found[kind, row] |= {place: maps[b, :, words[place].row] for place in places[position]}
             bar.update(len(batch))

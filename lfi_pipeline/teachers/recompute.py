@@ -56,10 +56,12 @@ class Recomputation:
         Raises:
             TeacherError: the teacher cannot be had, or is not the one that the spec names.
         """
-        teacher = _teacher_of(store.spec, self.config)
+        teacher = teacher_of_cache(
+            store.spec, self.config.teacher, self.config.device, precision=store.spec.teacher.precision
+        )
         positions = _chosen(store.usable, len(store), self.config)
         yield from class_faults(store, teacher, share=self.config.share, seed=self.config.seed)
-        dataset, source = _samples(store, positions), _source(store.spec)
+        dataset, source = samples_of_cache(store, positions), texts_of_cache(store.spec)
         spec = replace(
             store.spec,
             dataset=replace(store.spec.dataset, samples=max(1, len(positions))),
@@ -80,26 +82,35 @@ class Recomputation:
                 yield from _faults(store, positions[shard * CHUNK : (shard + 1) * CHUNK], payload)
 
 
-def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
-    """The teacher that the spec names, its weights compared with those that made the cache."""
+def teacher_of_cache(spec: TargetSpec, teacher: str, device: str, *, precision: str = "fp32") -> Teacher:
+    """Load the teacher that a cache's spec names, its weights compared with those that made the cache.
+
+    Args:
+        spec: of the cache.
+        teacher: `NAME[:TAG]`, or `NAME:PATH` of its weights; empty for the name and tag in the spec.
+        device: where it runs.
+        precision: of its trunk and text tower.
+
+    Raises:
+        TeacherError: it cannot be had, or is another; or the words would be others, with this release's stop words.
+        UnknownNameError: no teacher is called `teacher`.
+    """
     name, prefix = spec.teacher.name, spec.teacher.name.rpartition(":")[0]  # of hf-hub:ORG/REPO and local-dir:FOLDER
     named = name if prefix else f"{name}:{spec.teacher.tag}"
     place = "local-dir:PATH" if prefix else f"{name}:PATH"
     try:
-        teacher = load_teacher(
-            config.teacher or named, device=resolve_device(config.device), precision=spec.teacher.precision
-        )
+        loaded = load_teacher(teacher or named, device=resolve_device(device), precision=precision)
     except (UnknownNameError, TeacherError) as error:
-        if config.teacher:
+        if teacher:
             raise
         raise TeacherError(
             f"The cache was made by {named}, which cannot be loaded by that name; say where its weights are: "
             f"`teacher={place}`. {error}"
         ) from error
-    found, recorded = teacher.identity.weights_sha256, spec.teacher.weights_sha256
+    found, recorded = loaded.identity.weights_sha256, spec.teacher.weights_sha256
     if found != recorded:
         raise TeacherError(
-            f"The cache was made by {named} with weights of sha256 {recorded}, but {config.teacher or named} has "
+            f"The cache was made by {named} with weights of sha256 {recorded}, but {teacher or named} has "
             f"{found}. Give the same weights: `teacher={place}`."
         )
     if stop_words_sha256() != spec.text.stop_words_sha256:
@@ -107,7 +118,7 @@ def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
             "The cache was made with another list of stop words than this release has, so its words cannot be found "
             "again. Recompute with the release that made the cache."
         )
-    return teacher
+    return loaded
 
 
 def _chosen(usable: npt.NDArray[np.int64], samples: int, config: RecomputeConfig) -> npt.NDArray[np.int64]:
@@ -116,8 +127,8 @@ def _chosen(usable: npt.NDArray[np.int64], samples: int, config: RecomputeConfig
     return np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
 
 
-def _samples(store: TargetStore, positions: npt.NDArray[np.int64]) -> Dataset:
-    """The chosen samples as a data set of their own, each with the texts that the teacher read as its captions."""
+def samples_of_cache(store: TargetStore, positions: npt.NDArray[np.int64]) -> Dataset:
+    """Return chosen samples as a data set of their own, each with the texts that the teacher read as its captions."""
     index = store.index
     return Dataset(
         name=store.spec.dataset.name,
@@ -139,8 +150,8 @@ def _samples(store: TargetStore, positions: npt.NDArray[np.int64]) -> Dataset:
     )
 
 
-def _source(spec: TargetSpec) -> TextSource:
-    """Texts as the cache has them: captions were chosen, or generated, when it was made."""
+def texts_of_cache(spec: TargetSpec) -> TextSource:
+    """Return texts as the cache has them: captions were chosen, or generated, when it was made."""
     if spec.text.mode == "prompts":
         return TextSource("prompts", spec.text.captions, classes=spec.dataset.classes, prompts=spec.text.prompts)
     return TextSource("captions", "all")

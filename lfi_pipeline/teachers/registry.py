@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,6 +31,7 @@ from lfi_pipeline.teachers.catalog import (
     require,
     teacher_names,
     untouched_network,
+    weak_contrast,
     weights_of,
     why_not,
 )
@@ -50,8 +52,8 @@ def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision:
     Args:
         teacher: `scenes-coca`; or an open_clip config (`teacher_names` lists those that can give maps) with one of
             open_clip's tags for it, the path of a local checkpoint (safetensors, or what torch loads weights-only), or
-            `random`. Without a tag, open_clip's last listed is taken (of a CoCa, the COCO-finetuned one). Or a
-            repository or folder with `open_clip_config.json` and weights, as open_clip takes them.
+            `random`. Without a tag, open_clip's last listed is taken that is not weak in contrast. Or a repository or
+            folder with `open_clip_config.json` and weights, as open_clip takes them.
         device: where to put it.
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on CUDA, fp32 elsewhere. Of the vision trunk and the text
             tower; what is differentiated and the arithmetic of maps stay fp32.
@@ -72,6 +74,8 @@ def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision:
             _require_known(name)
             tag = tag or _default_tag(name)
             model, tokenizer = _from_open_clip(name, tag)
+            if weak := weak_contrast(name, tag):
+                warnings.warn(weak, stacklevel=2)
             tag = Path(tag).name if Path(tag).is_file() else tag
     coca = isinstance(model, open_clip.CoCa)
     identity = TeacherSpec(
@@ -134,7 +138,9 @@ def _require_known(name: str) -> None:
 
 
 def _default_tag(name: str) -> str:
+    """The last tag that open_clip lists, of those that are not weak in contrast where there are such."""
     tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = [tag for tag in tags if not weak_contrast(name, tag)] or tags
     if not tags:
         raise TeacherError(
             f"open_clip lists no weights for {name}. Give {name}:PATH with a checkpoint, or {name}:{RANDOM} to time it."

@@ -188,6 +188,17 @@ class Extension:
             shutil.rmtree(before, ignore_errors=True)
 
 
+def recorded_centre(out: Path) -> tuple[str, ...]:
+    """Return the words that the maps of the cache at `out` are centred over; empty where there are none, or no cache.
+
+    What extends a cache keeps its centre: another would be another map.
+    """
+    out = out.expanduser().absolute()
+    before = _sibling(out, "before")
+    place = out if out.exists() else before
+    return TargetStore.open(place, require_complete=False).spec.maps.centre if place.exists() else ()
+
+
 def _sibling(out: Path, what: str) -> Path:
     path = out.with_name(f".{out.name}.lfi-{what}")
     if path.is_file():

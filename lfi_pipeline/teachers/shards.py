@@ -21,9 +21,9 @@ from lfi_pipeline.core.errors import ConfigError, ImageReadError
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import decode_image, read_bytes
-from lfi_pipeline.targets import PlannedSample, ShardPayload, TargetSpec, ViewArrays
+from lfi_pipeline.targets import LayerSpec, MapSpec, PlannedSample, ShardPayload, TargetSpec, ViewArrays
 from lfi_pipeline.teachers.reuse import Donation, Donor
-from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.teacher import InteractionMaps, Teacher
 from lfi_pipeline.teachers.text import SEPARATOR, TextSource, ViewWords, planned, sample_words, view_words
 
 
@@ -317,18 +317,17 @@ class ShardMaker:
     ) -> None:
         """Run the teacher over `rows` for the layers `wanted`; a word's map is the mean over the texts that hold it."""
         found = [shard.views[view][row] for row in rows]
-        image_of = [b for b, each in enumerate(found) for _ in each.texts]
         layers = np.flatnonzero(wanted)
-        made = self._teacher.interaction_maps(
+        made = maps_of_texts(
+            self._teacher,
             pixels,
-            [text for each in found for text in each.texts],
-            [words for each in found for words in each.rows],
+            found,
             kind=self._spec.kind,
             layers=[self._spec.layers[i] for i in layers],
             row=self._spec.row,
-            image_of=image_of,
+            settings=self._spec.maps,
         )
-        maps, kept = _mean_over_texts(made.maps, made.kept, image_of, len(rows))
+        maps, kept = made.maps.cpu().numpy(), made.kept.cpu().numpy()
         arrays, slots = shard.payload.views[view], maps.shape[2]
         assert arrays.kept is not None
         where: Any = np.ix_(rows, layers, np.arange(slots))
@@ -337,15 +336,47 @@ class ShardMaker:
         arrays.image_embedding[rows] = made.image_embedding.cpu().numpy()
 
 
-def _mean_over_texts(
-    maps: Tensor, kept: Tensor, image_of: Sequence[int], images: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def maps_of_texts(
+    teacher: Teacher,
+    pixels: Tensor,
+    found: Sequence[ViewWords],
+    *,
+    kind: str,
+    layers: Sequence[LayerSpec],
+    row: str,
+    settings: MapSpec,
+) -> InteractionMaps:
+    """Return the maps of B images, each the mean over those of its texts that hold the word: C = B.
+
+    The one way from texts to maps, for extraction, recomputation and scores of kinds.
+
+    Args:
+        teacher: that reads.
+        pixels: normalised, [B, 3, H, W] on the teacher's device.
+        found: for each image its texts and the words of its rows.
+        kind, layers, row, settings: as `Teacher.interaction_maps` takes them.
+    """
+    image_of = [b for b, each in enumerate(found) for _ in each.texts]
+    made = teacher.interaction_maps(
+        pixels,
+        [text for each in found for text in each.texts],
+        [words for each in found for words in each.rows],
+        kind=kind,
+        layers=layers,
+        row=row,
+        image_of=image_of,
+        settings=settings,
+    )
+    return InteractionMaps(*_mean_over_texts(made.maps, made.kept, image_of, len(found)), made.image_embedding)
+
+
+def _mean_over_texts(maps: Tensor, kept: Tensor, image_of: Sequence[int], images: int) -> tuple[Tensor, Tensor]:
     """Average [C, L, M, gh, gw] and [C, L, M] over each image's texts that have the row; [images, ...]."""
     if len(image_of) == images:
-        return maps.cpu().numpy(), kept.cpu().numpy()
+        return maps, kept
     owner = torch.tensor(image_of, device=maps.device)
     present = (maps.flatten(3).sum(-1) > 0).float()  # [C, L, M]
     count = torch.zeros(images, *present.shape[1:], device=maps.device).index_add_(0, owner, present).clamp_min(1)
     total = torch.zeros(images, *maps.shape[1:], device=maps.device).index_add_(0, owner, maps)
     mass = torch.zeros(images, *kept.shape[1:], device=maps.device).index_add_(0, owner, kept)
-    return (total / count[..., None, None]).cpu().numpy(), (mass / count).cpu().numpy()
+    return total / count[..., None, None], mass / count

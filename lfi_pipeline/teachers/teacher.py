@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
-from lfi_pipeline.targets import Fault, LayerSpec, TargetStore, TeacherSpec, ZeroShot
+from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
 from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE, readable_names
+from lfi_pipeline.teachers.settings import COMMON_WORDS
 from lfi_pipeline.teachers.text import EncodedText, Word
 
 ROWS = ("emitting", "reading")
@@ -50,6 +51,7 @@ class Teacher(Protocol):
         std: per RGB channel, of values in [0, 1].
         grid: (gh, gw), cells of a map.
         embedding_dim: E.
+        word_template: what a word is put into before it is embedded, with one `{}`.
     """
 
     model: Any
@@ -60,6 +62,7 @@ class Teacher(Protocol):
     std: tuple[float, float, float]
     grid: tuple[int, int]
     embedding_dim: int
+    word_template: str
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +98,25 @@ class Teacher(Protocol):
         ...
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
-        """Return the text embedding of each word on its own, fp32 unit vectors [V, E] in main memory."""
+        """Return the text embedding of each word in the template, fp32 unit vectors [V, E] in main memory."""
+        ...
+
+    def map_settings(
+        self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
+    ) -> MapSpec:
+        """Return how a map of `kind` is made.
+
+        Args:
+            kind: one of `kinds`.
+            centre: words that the kinds which ask for a word by its text embedding are centred over, best those that
+                get maps (`settings.centre_of`); they mean nothing to the other kinds.
+            steps: of integrated gradients; 0 for the kind's own.
+            artefacts: `fill` or `keep`.
+
+        Raises:
+            UnknownNameError: unknown kind or treatment of artefacts.
+            ConfigError: steps for a kind that integrates nothing.
+        """
         ...
 
     @property
@@ -117,8 +138,12 @@ class Teacher(Protocol):
         layers: Sequence[LayerSpec],
         row: str = "emitting",
         image_of: Sequence[int] | None = None,
+        settings: MapSpec | None = None,
     ) -> InteractionMaps:
-        """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c, `image_of[c]` or c."""
+        """Return the maps of `words[c]` (None leaves a row empty) over the image of caption c, `image_of[c]` or c.
+
+        Without `settings` they are `map_settings(kind)`.
+        """
         ...
 
     def generate(self, images: Tensor) -> list[str]:
@@ -176,6 +201,32 @@ def choose_layers(teacher: str, prefix: str, total: int, chosen: int | Sequence[
 def logit_scale_of(model: Any) -> float:
     """Return the inverse temperature that an open_clip model learnt as a logarithm; the same on every device."""
     return math.exp(float(model.logit_scale.detach().max()))
+
+
+def supported(maps: Tensor, sigma: float) -> Tensor:
+    """Multiply maps [..., gh, gw] by themselves blurred, and normalise: rows sum to 1 or stay zero.
+
+    A lone cell loses to one of many, so peaks move from an object's rim inwards. This project's choice.
+
+    Args:
+        maps: rows sum to 1 or 0.
+        sigma: of the Gaussian, in cells, cut at two of them; edge cells repeat beyond the edge. 0 changes nothing.
+    """
+    if not sigma:
+        return maps
+    down, across = (_blur(size, sigma).to(maps) for size in maps.shape[-2:])
+    found = maps * (down @ maps @ across.T)
+    return found / found.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+
+
+def _blur(size: int, sigma: float) -> Tensor:
+    """The matrix [size, size] that blurs a row of cells."""
+    reach = max(1, round(2 * sigma))
+    offsets = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
+    read = (torch.arange(size)[:, None] + offsets).clamp(0, size - 1)  # [size, taps]
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, read, (weights / weights.sum()).expand(size, -1))
 
 
 def normalised(mass: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

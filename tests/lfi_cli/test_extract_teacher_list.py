@@ -9,7 +9,7 @@ from typing import Any
 def test_all_are_listed_with_what_they_support(lfi: Callable[..., Any]) -> None:
     listed = lfi("teachers", "--json").json["teachers"]
     by_name = {each["name"]: each for each in listed}
-    assert by_name["coca_ViT-B-32"]["kinds"][0] == "agreement"
+    assert by_name["coca_ViT-B-32"]["kinds"][0] == "contrastive"
     assert by_name["ViT-B-16-SigLIP"]["grid"] == [14, 14]
     assert "openai" in by_name["ViT-B-32"]["tags"]
     assert "RN50" not in by_name

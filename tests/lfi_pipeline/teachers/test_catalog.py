@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.teachers import CocaTeacher, load_teacher
-from lfi_pipeline.teachers.catalog import describe, parameters, teacher_names
+from lfi_pipeline.data import load_manifest
+from lfi_pipeline.teachers import CocaTeacher, load_teacher, registry
+from lfi_pipeline.teachers.catalog import describe, parameters, teacher_names, weak_contrast
 from lfi_pipeline.teachers.dual_trunks import trunk_of
 
 
@@ -49,8 +50,28 @@ def test_configs_are_described() -> None:
     assert describe("coca_roberta-ViT-B-32").repositories == ("roberta-base",)
     assert parameters("coca_roberta-ViT-B-32") is None
     clip = describe("ViT-B-32")
-    assert (clip.kinds[0], clip.generates, clip.repositories) == ("similarity", False, ())
+    assert (clip.kinds[:2], clip.generates, clip.repositories) == (("contrastive", "value"), False, ())
     assert "openai" in clip.tags
     assert parameters("ViT-B-32") == 151_277_313  # as published
     with pytest.raises(UnknownNameError, match=r"teacher 'RN50'"):
         describe("RN50")
+
+
+@pytest.mark.parametrize("name", ["coca_ViT-B-32", "coca_ViT-L-14"])
+def test_checkpoints_that_were_tuned_without_contrast_are_told(name: str) -> None:
+    tags = describe(name).tags
+    weak = [tag for tag in tags if weak_contrast(name, tag)]
+    assert weak == [tag for tag in tags if "mscoco" in tag]
+    for tag in weak:
+        instead = tag.removeprefix("mscoco_finetuned_")
+        assert instead in tags
+        assert f"take {name}:{instead} " in weak_contrast(name, tag)
+    assert not weak_contrast("ViT-B-32", "laion2b_s34b_b79k")
+    assert registry._default_tag(name) == "laion2b_s13b_b90k"
+
+
+def test_no_manifest_names_a_weak_teacher() -> None:
+    for name in ("coco", "imagefolder", "pacs", "scenes", "tiny-imagenet", "vlcs", "webdataset"):
+        teacher, _, tag = load_manifest(name).teacher.partition(":")
+        assert not weak_contrast(teacher, tag)
+        assert not tag or tag in describe(teacher).tags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lfi_pipeline.teachers import CocaTeacher
-from lfi_pipeline.teachers.kinds import KINDS, STEPS
+from lfi_pipeline.teachers.kinds import KINDS
 from lfi_pipeline.teachers.text import EncodedText, Word
 
 FORMS = ("pooler", "cascade", "parallel", "no pooler")
+STEPS = 8
+CENTRE = ("owl", "dog", "elephant", "strawberry")
 CAPTIONS = ("a strawberry left of a dog", "an owl", "there is a pineapple and a dog with a dog above an elephant")
 
 
@@ -47,13 +49,47 @@ class Reference:
         return torch.stack([self.log_probability[position - 1] for position in word.positions]).mean()
 
 
-def _trunk(model: Any, image: Tensor) -> Tensor:
+def _blocks(model: Any, image: Tensor) -> list[Tensor]:
+    """The tokens [1+N, D] after each block of the trunk."""
     caught: list[Tensor] = []
-    handle = model.visual.transformer.register_forward_hook(lambda layer, args, output: caught.append(output))
+    handles = [
+        block.register_forward_hook(lambda layer, args, output: caught.append(output[0]))
+        for block in model.visual.transformer.resblocks
+    ]
     with torch.no_grad():
         model.visual(image[None])
-    handle.remove()
-    return caught[0][0]  # [1+N, D]
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+def _contrastive(teacher: CocaTeacher, form: str, tokens: Tensor, word: Word) -> Tensor:
+    """Integrated gradients from the mean patch, times the first query's Grad-CAM; by autograd."""
+    model, visual = teacher.model, teacher.model.visual
+    with torch.no_grad():
+        texts = torch.cat(
+            [
+                model.encode_text(teacher.tokenizer([teacher.word_template.format(text)]), normalize=True)
+                for text in (word.text, *CENTRE)
+            ]
+        )
+    direction = texts[0] - texts[1:].mean(0)
+    pool = visual.attn_pool if form == "pooler" else visual.attn_pool_contrastive
+
+    def score(x: Tensor) -> tuple[Tensor, Tensor]:
+        normed = pool.ln_k(x if form == "pooler" else visual.ln_post(x))
+        pooled, attention = _attend(pool.attn, pool.ln_q(pool.query), normed)
+        embedding = (visual.ln_post(pooled) if form == "pooler" else pooled)[0] @ visual.proj
+        return embedding @ direction / embedding.norm(), attention
+
+    start, path = tokens[1:].mean(0, keepdim=True), []
+    for middle in (0.125, 0.375, 0.625, 0.875):
+        x = (start + (tokens - start) * middle).requires_grad_()
+        path.append(torch.autograd.grad(score(x)[0], x)[0])
+    first = (torch.stack(path).mean(0) * (tokens - start)).sum(-1).clamp_min(0)
+    value, attention = score(tokens.clone().requires_grad_())
+    (at_attention,) = torch.autograd.grad(value, [attention])
+    return (first * (attention * at_attention.clamp_min(0))[:, 0].mean(0)).detach()
 
 
 def _read(model: Any, form: str, tokens: Tensor, ids: Tensor) -> Reference:
@@ -87,9 +123,14 @@ def _to_patches(reference: Reference, row: Tensor) -> Tensor:
     return row @ reference.pooler.mean(0)[-len(row) :]
 
 
-def _mass(model: Any, form: str, image: Tensor, encoded: EncodedText, word: Word, kind: str, row: str) -> list[Tensor]:
+def _mass(
+    teacher: CocaTeacher, form: str, image: Tensor, encoded: EncodedText, word: Word, kind: str, row: str
+) -> list[Tensor]:
     """Unnormalised mass [1+N or N] per layer, from the definitions."""
-    ids, tokens = torch.tensor(encoded.ids), _trunk(model, image).clone().requires_grad_()
+    model, after = teacher.model, _blocks(teacher.model, image)
+    if kind == "contrastive":
+        return [_contrastive(teacher, form, tokens, word) for tokens in after]
+    ids, tokens = torch.tensor(encoded.ids), after[-1].clone().requires_grad_()
     reference = _read(model, form, tokens, ids)
     positions = [position - (row == "emitting") for position in word.positions]
     if kind == "attention":
@@ -105,7 +146,10 @@ def _mass(model: Any, form: str, image: Tensor, encoded: EncodedText, word: Word
         gradients = torch.autograd.grad(reference.score(word), reference.entering)
         return [sum((g * x).sum(-1) for g, x in zip(gradients, reference.entering, strict=True)).clamp_min(0)]
     if kind == "agreement":
-        parts = [_mass(model, form, image, encoded, word, part, row)[0] for part in ("integrated", "gradcam_pooler")]
+        parts = [_mass(teacher, form, image, encoded, word, part, row)[0] for part in ("integrated", "gradcam_pooler")]
+        return [parts[0] * parts[1]]
+    if kind == "agreement_contrastive":
+        parts = [_mass(teacher, form, image, encoded, word, part, row)[-1] for part in ("agreement", "contrastive")]
         return [parts[0] * parts[1]]
     assert kind == "integrated"
     start = tokens.detach()[1:].mean(0, keepdim=True)
@@ -127,20 +171,25 @@ def test_maps_are_those_of_the_definition(
 ) -> None:
     teacher = random_coca(form)
     if kind not in teacher.kinds:
-        assert form == "no pooler"
-        assert kind in ("gradcam_pooler", "agreement")
+        assert form in ("no pooler", "cascade")
+        assert "contrastive" in kind or (form == "no pooler" and kind in ("gradcam_pooler", "agreement"))
         return
     texts = [teacher.encode_text(caption) for caption in CAPTIONS]
     words: list[list[Word | None]] = [[None, *text.words] for text in texts]
-    layers = teacher.layers(kind, 3)
-    found = teacher.interaction_maps(_images(), texts, words, kind=kind, layers=layers, row=row)
+    layers = teacher.layers(kind, 2 if kind == "contrastive" else 3)  # all
+    settings = teacher.map_settings(kind, centre=CENTRE, artefacts="keep")
+    assert settings.steps == {"integrated": 8, "agreement": 8, "agreement_contrastive": 8, "contrastive": 4}.get(
+        kind, 1
+    )
+    settings = replace(settings, support=0.0)
+    found = teacher.interaction_maps(_images(), texts, words, kind=kind, layers=layers, row=row, settings=settings)
     assert found.maps.shape == (3, len(layers), max(map(len, words)), 4, 4)
     compared = 0
     for b, (image, text) in enumerate(zip(_images(), texts, strict=True)):
         for m, word in enumerate(words[b]):
             if word is None:
                 continue
-            expected = _mass(teacher.model, form, image, text, word, kind, row)
+            expected = _mass(teacher, form, image, text, word, kind, row)
             assert len(expected) == len(layers)
             for layer, mass in enumerate(expected):
                 patches = mass[-16:]
@@ -178,13 +227,18 @@ def test_maps_of_every_config_are_those_of_the_definition(
     image = torch.randn(3, *teacher.image_size, generator=torch.Generator().manual_seed(3))
     patches = teacher.grid[0] * teacher.grid[1]
     masses: dict[str, list[Tensor]] = {}
-    for kind in sorted(teacher.kinds, reverse=True):  # so that the parts of `agreement` come before it
-        if kind == "agreement":
-            masses[kind] = [masses["integrated"][0] * masses["gradcam_pooler"][0]]
+    products = {"agreement": ("integrated", "gradcam_pooler"), "agreement_contrastive": ("agreement", "contrastive")}
+    for kind in sorted(teacher.kinds, key=[*KINDS].index):  # so that the factors of a product come before it
+        if kind in products:
+            first, second = products[kind]
+            masses[kind] = [masses[first][0] * masses[second][-1]]
         else:
-            masses[kind] = _mass(teacher.model, form, image, text, word, kind, "emitting")
-        layers = teacher.layers(kind, 2)
-        found = teacher.interaction_maps(image[None], [text], [[word]], kind=kind, layers=layers).maps[0, :, 0]
+            masses[kind] = _mass(teacher, form, image, text, word, kind, "emitting")
+        layers = teacher.layers(kind, min(2, len(masses[kind])))
+        settings = replace(teacher.map_settings(kind, centre=CENTRE), support=0.0)
+        found = teacher.interaction_maps(
+            image[None], [text], [[word]], kind=kind, layers=layers, settings=settings
+        ).maps[0, :, 0]
         torch.testing.assert_close(found.sum((-1, -2)), torch.ones(len(layers)), atol=1e-5, rtol=0)
         one = len(masses[kind]) == 1
         chosen = [masses[kind][-1 if one else int(layer.name.rpartition(".")[2])] for layer in layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, TeacherEr
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.evaluation import grounded_words, teacher_grounding
 from lfi_pipeline.targets import TargetStore, TeacherSpec
-from lfi_pipeline.teachers import CocaTeacher, pointing
+from lfi_pipeline.teachers import CocaTeacher, pointing, recompute
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.config import PointingConfig
@@ -28,11 +29,11 @@ def loads(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> list[st
     """The names by which the tiny teacher was asked for."""
     asked: list[str] = []
 
-    def load(name: str, *, device: object) -> CocaTeacher:
+    def load(name: str, *, device: object, precision: str) -> CocaTeacher:
         asked.append(name)
         return tiny_teacher
 
-    monkeypatch.setattr(pointing, "load_teacher", load)
+    monkeypatch.setattr(recompute, "load_teacher", load)
     return asked
 
 
@@ -40,23 +41,25 @@ def test_the_live_maps_of_the_caches_own_kind_score_as_the_cached_ones(
     tiny_val_targets: Path, val: Dataset, loads: list[str]
 ) -> None:
     store = TargetStore.open(tiny_val_targets)
-    cached, live = pointing_by_kind(store, val, PointingConfig(kinds=(store.spec.kind,), batch_size=3, device="cpu"))
+    rows = pointing_by_kind(store, val, PointingConfig(kinds=(store.spec.kind,), batch_size=3, device="cpu"))
     assert loads == ["tiny-coca:test"]
-    assert (cached.source, live.source) == ("cache", "live")
-    assert cached.kind == live.kind == store.spec.kind
-    (whole,) = teacher_grounding(store, grounded_words(store, val))
-    assert cached.grounding == whole  # fewer images than the limit: all of them
-    assert live.grounding.count == whole.count
-    assert live.grounding.area == pytest.approx(whole.area)
-    assert live.grounding.mass_in_mask == pytest.approx(whole.mass_in_mask, abs=2e-3)  # the codec's rounding
-    assert live.grounding.pointing == pytest.approx(whole.pointing, abs=1.5 / whole.count)
+    layers = len(store.spec.layers)
+    assert [row.source for row in rows] == ["cache"] * layers + ["live"] * layers
+    wholes = teacher_grounding(store, grounded_words(store, val))
+    for cached, live, whole in zip(rows[:layers], rows[layers:], wholes, strict=True):
+        assert cached.kind == live.kind == store.spec.kind
+        assert cached.grounding == whole  # fewer images than the limit: all of them
+        assert live.grounding.count == whole.count
+        assert live.grounding.area == pytest.approx(whole.area)
+        assert live.grounding.mass_in_mask == pytest.approx(whole.mass_in_mask, abs=2e-3)  # the codec's rounding
+        assert live.grounding.pointing == pytest.approx(whole.pointing, abs=1.5 / whole.count)
 
 
 def test_every_kind_row_and_layer(
     tiny_val_targets: Path, val: Dataset, loads: list[str], tiny_teacher: CocaTeacher
 ) -> None:
     store = TargetStore.open(tiny_val_targets)
-    rows = pointing_by_kind(store, val, PointingConfig(device="cpu"))[1:]
+    rows = pointing_by_kind(store, val, PointingConfig(device="cpu"))[len(store.spec.layers) :]
     assert {row.kind for row in rows} == set(tiny_teacher.kinds)
     decoder = [f"text_decoder.cross_attn.{i}" for i in range(2)]
     attention = [(row.row, row.layer) for row in rows if row.kind == "attention"]
@@ -71,7 +74,8 @@ def test_fewer_images_are_spread_over_the_cache(tiny_val_targets: Path, val: Dat
     some = pointing._some_images(words, 2)
     positions = sorted({word.position for word in words})
     assert sorted({word.position for word in some}) == [positions[0], positions[-1]]
-    cached, live = pointing_by_kind(store, val, PointingConfig(kinds=("attention",), images=2, device="cpu"))[:2]
+    rows = pointing_by_kind(store, val, PointingConfig(kinds=("attention",), images=2, device="cpu"))
+    cached, live = rows[0], rows[-1]
     assert cached.grounding.count == live.grounding.count == len(some) < len(words)
 
 
@@ -80,8 +84,8 @@ def test_other_weights_are_refused(
 ) -> None:
     identity = TeacherSpec(name="tiny-coca", tag="test", weights_sha256="f" * 64, family="coca")
     other = CocaTeacher(tiny_teacher.model, tiny_teacher.tokenizer, identity)
-    monkeypatch.setattr(pointing, "load_teacher", lambda name, **_: other)
-    with pytest.raises(TeacherError, match=r"must be those that made the cache .*--teacher tiny-coca:PATH"):
+    monkeypatch.setattr(recompute, "load_teacher", lambda name, **_: other)
+    with pytest.raises(TeacherError, match=r"but tiny-coca:test has f{64}.*--teacher tiny-coca:PATH"):
         pointing_by_kind(TargetStore.open(tiny_val_targets), val, PointingConfig(device="cpu"))
 
 
@@ -135,3 +139,36 @@ def test_any_data_set_with_masks_will_do(
     for cached, live in zip(rows[:2], rows[3:], strict=True):
         assert cached.layer == live.layer
         assert live.grounding.mass_in_mask == pytest.approx(cached.grounding.mass_in_mask, abs=2e-3)
+
+
+def test_classes_of_several_words_and_several_prompts_are_read_as_they_were(
+    scenes_root: Path, tiny_teacher: CocaTeacher, loads: list[str], tmp_path: Path
+) -> None:
+    """The same texts as in the extraction: phrases are one word, and a map is the mean over the prompts."""
+    root = Path(shutil.copytree(scenes_root, tmp_path / "scenes"))
+    for file in (root / "annotations").glob("instances_*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for category in content["categories"]:
+            category["name"] = f"painted {category['name']}"
+        file.write_text(json.dumps(content), encoding="utf-8")
+    config = extraction.ExtractConfig(
+        dataset="scenes",
+        data_root=root,
+        split="val",
+        teacher="t",
+        kind="gradcam_pooler",
+        text="prompts",
+        prompts=("a photo of a {}.", "there is a {}"),
+        captions="all",
+        words=6,
+        device="cpu",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "load_teacher", lambda name, **_: tiny_teacher)
+        extraction.extract(config, tmp_path / "targets")
+    store, dataset = TargetStore.open(tmp_path / "targets"), read_dataset("scenes", root, "val")
+    assert all(word.startswith("painted ") for word in store.vocabulary.words)
+    cached, live = pointing_by_kind(store, dataset, PointingConfig(kinds=("gradcam_pooler",), device="cpu"))
+    assert live.grounding.count > 0
+    assert live.grounding.mass_in_mask == pytest.approx(cached.grounding.mass_in_mask, abs=2e-3)
+    assert live.grounding.pointing == pytest.approx(cached.grounding.pointing, abs=1.5 / live.grounding.count)

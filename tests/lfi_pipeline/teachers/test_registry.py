@@ -146,7 +146,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path, damage: str) ->
 )
 def test_weights_that_cannot_be_fetched_say_what_to_fetch_and_where_to_put_it(teacher: str) -> None:
     name, _, tag = teacher.partition(":")
-    tag = tag or "mscoco_finetuned_laion2b_s13b_b90k"  # the last that open_clip lists
+    tag = tag or "laion2b_s13b_b90k"  # not the last that open_clip lists, which is weak in contrast
     message = (
         rf"{name}:{tag} are not in the local cache and could not be fetched.*fetch open_clip_model\.safetensors from "
         rf"laion/\S*{name.removeprefix('coca_')}\S*, .*--teacher {name}:PATH/open_clip_model\.safetensors"

@@ -1,0 +1,294 @@
+"""Which kind of map to extract, told from some images of the user's own data before anything is extracted.
+
+With masks, a word's map scores the mean of two things: whether its peak lies in the object's mask, and the share of its
+mass there. Without masks, a map is as good as what it names is needed: its greatest patches are painted over with the
+mean colour, and the score <z, d> of the word (z the image's embedding, d as `settings` says) is read again (deletion:
+Petsiuk, Das, Saenko, BMVC 2018, arXiv 1806.07421, at one size). Maps that come from that same score are favoured by it;
+masks are the better judge.
+
+Kinds are compared on the same words. The kind that is taken is the cheapest whose mean is within one standard error of
+the best one's, the error being that of the difference, by a bootstrap over images. Cost is counted, in floating-point
+operations over those of the plain vision forward, so that every process and rerun takes the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lfi_pipeline.core.device import OperationCounter
+from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.data import Dataset, Sample
+from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.data.images import read_image
+from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
+from lfi_pipeline.targets import MapSpec
+from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.teachers.settings import AskedWords, data_centre
+from lfi_pipeline.teachers.shards import maps_of_texts
+from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.text import TextSource, ViewWords, sample_words, view_words
+
+RESAMPLES = 1000
+DELETED = 0.2
+"""Share of the patches that is painted over."""
+COSTED_IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindScore:
+    """One line of the table.
+
+    Attributes:
+        kind: of map, at its last layer.
+        cost: floating-point operations over those of the vision forward alone, which is part of it.
+        score: what kinds are compared by; a mean over words.
+        behind: how far the score is behind the best kind's.
+        error: standard error of `behind`.
+        pointing: share of peaks in the object's mask; None without masks.
+        mass_in_mask: share of mass there; None without masks.
+        same_peak: share of pairs of words of one image whose maps peak in one patch; None without such pairs.
+    """
+
+    kind: str
+    cost: float
+    score: float
+    behind: float
+    error: float
+    pointing: float | None
+    mass_in_mask: float | None
+    same_peak: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindChoice:
+    """The kind to take, and why.
+
+    Attributes:
+        kind: the cheapest within one standard error of the best.
+        by: `masks` or `deletion`.
+        images: looked at.
+        words: whose maps were compared.
+        scores: a line for each kind, the cheapest first.
+    """
+
+    kind: str
+    by: str
+    images: int
+    words: int
+    scores: tuple[KindScore, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    pixels: Tensor  # [B, 3, H, W], normalised
+    found: list[ViewWords]
+    masks: list[list[Tensor | None]]  # of each row
+
+
+def choose_kind(
+    teacher: Teacher,
+    dataset: Dataset,
+    source: TextSource,
+    *,
+    kinds: Sequence[str] = (),
+    images: int = 200,
+    words: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> KindChoice:
+    """Compare kinds of map on images spread evenly over `dataset`, and return the one to take.
+
+    Args:
+        teacher: that is to be run.
+        dataset: the split that is to be extracted; its masks are used where its classes are words of the texts.
+        source: of its texts.
+        kinds: to compare; all of the teacher's by default.
+        images: looked at, or all where there are fewer.
+        words: of an image, at most.
+        batch_size: images per forward pass.
+        seed: of the bootstrap.
+
+    Raises:
+        UnknownNameError: unknown kind.
+        ConfigError: `images`, `words` or `batch_size` is not positive.
+        DatasetError: no image has a word.
+        ImageReadError: an image cannot be read.
+    """
+    if min(images, words, batch_size) < 1:
+        raise ConfigError(f"images, words and batch_size must be 1 or more, got {images}, {words}, {batch_size}.")
+    for kind in kinds:
+        if kind not in teacher.kinds:
+            raise UnknownNameError("map kind", kind, teacher.kinds)
+    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    samples = [dataset.samples[place] for place in places]
+    batches = [
+        _batch(teacher, dataset, source, samples[first : first + batch_size], words)
+        for first in range(0, len(samples), batch_size)
+    ]
+    centre = data_centre(teacher.encode_text, dataset, source)
+    by_masks = any(mask is not None for batch in batches for row in batch.masks for mask in row)
+    parts: dict[str, list[npt.NDArray[np.float64]]] = {}
+    chosen = kinds or teacher.kinds
+    for kind in tqdm(chosen, desc="kinds of map", unit="kind", leave=False):
+        settings = teacher.map_settings(kind, centre=centre)
+        parts[kind] = [_scored(teacher, batch, kind, settings, centre, by_masks) for batch in batches]
+    owners = np.concatenate([part[:, 0] + i * batch_size for i, part in enumerate(parts[chosen[0]])])
+    if not len(owners):
+        raise DatasetError(f"{dataset.name}, split {dataset.split}, must have words in its texts, got none to compare.")
+    values = {kind: np.concatenate(each) for kind, each in parts.items()}
+    best = max(chosen, key=lambda kind: values[kind][:, 1].mean())
+    scores = []
+    for kind in chosen:
+        behind = values[best][:, 1] - values[kind][:, 1]
+        scores.append(
+            KindScore(
+                kind=kind,
+                cost=_cost(teacher, batches[0], kind, teacher.map_settings(kind, centre=centre)),
+                score=float(values[kind][:, 1].mean()),
+                behind=float(behind.mean()),
+                error=_error(behind, owners, seed),
+                pointing=float(values[kind][:, 2].mean()) if by_masks else None,
+                mass_in_mask=float(values[kind][:, 3].mean()) if by_masks else None,
+                same_peak=_same_peak(values[kind][:, 4], owners),
+            )
+        )
+    scores.sort(key=lambda each: each.cost)
+    taken = next(each.kind for each in scores if each.behind <= each.error)
+    return KindChoice(
+        kind=taken,
+        by="masks" if by_masks else "deletion",
+        images=len(samples),
+        words=len(owners),
+        scores=tuple(scores),
+    )
+
+
+def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequence[Sample], limit: int) -> _Batch:
+    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
+    pixels = [
+        view_image(read_image(dataset.root, sample.path)[0], WHOLE, teacher.image_size, teacher.interpolation)
+        for sample in samples
+    ]
+    label_of = {name: label for label, name in enumerate(readable_names(dataset.classes))}
+    found, masks = [], []
+    for sample in samples:
+        texts = source(sample)
+        words = sample_words(teacher.encode_text, texts, limit)
+        found.append(view_words(teacher.encode_text, texts, words, "full"))
+        masks.append([_mask(dataset, sample, label_of.get(word)) for word in words])
+    images = (torch.from_numpy(np.stack(pixels)).to(teacher.device).float() - mean) / std
+    return _Batch(images, found, masks)
+
+
+def _mask(dataset: Dataset, sample: Sample, label: int | None) -> Tensor | None:
+    """The union of the masks of a class's objects, bool [H, W]; None for a word that names none."""
+    found = [
+        instance.mask(sample.height, sample.width)
+        for instance in dataset.instances.get(sample.key, ())
+        if instance.label == label
+    ]
+    return torch.from_numpy(np.logical_or.reduce(found)) if found else None
+
+
+def _scored(
+    teacher: Teacher, batch: _Batch, kind: str, settings: MapSpec, centre: tuple[str, ...], by_masks: bool
+) -> npt.NDArray[np.float64]:
+    """Rows [P, 5] of the batch's words: image, score, peak in mask, mass in mask, cell of the peak."""
+    layers = teacher.layers(kind, 1)
+    made = maps_of_texts(
+        teacher, batch.pixels, batch.found, kind=kind, layers=layers, row="emitting", settings=settings
+    )
+    maps = made.maps[:, -1].cpu()  # [B, M, gh, gw]
+    asked = [
+        (b, slot)
+        for b, row in enumerate(batch.masks)
+        for slot, mask in enumerate(row)
+        if (mask is not None or not by_masks) and batch.found[b].present[slot]
+    ]
+    rows = np.zeros((len(asked), 5))
+    drops = _drops(teacher, batch, maps, asked, settings, centre) if asked and not by_masks else None
+    for i, (b, slot) in enumerate(asked):
+        one, mask = maps[b, slot][None], batch.masks[b][slot]
+        rows[i, 0], rows[i, 4] = b, int(one.flatten().argmax())
+        if mask is not None and by_masks:
+            rows[i, 2] = float(peaks_in_mask(one, mask[None])[0])
+            rows[i, 3] = float(mass_in_mask(one, mask[None])[0])
+            rows[i, 1] = (rows[i, 2] + rows[i, 3]) / 2
+        elif drops is not None:
+            rows[i, 1] = float(drops[i])
+    return rows
+
+
+@torch.no_grad()
+def _drops(
+    teacher: Teacher,
+    batch: _Batch,
+    maps: Tensor,
+    asked: Sequence[tuple[int, int]],
+    settings: MapSpec,
+    centre: tuple[str, ...],
+) -> Tensor:
+    """How far <z, d> falls [P] when a map's greatest patches are painted over, the same d for all kinds."""
+    embeddings = AskedWords(teacher.embed_texts)
+    spec = MapSpec(word_template=settings.word_template, centre=centre)
+    words = [[next(text[slot] for text in batch.found[b].rows if text[slot] is not None)] for b, slot in asked]
+    directions = embeddings.directions(words, spec, teacher.device)[0]  # [P, E]
+    images = torch.tensor([b for b, _ in asked], device=teacher.device)
+    greatest = torch.stack([maps[b, slot].flatten() for b, slot in asked])
+    count = max(1, round(DELETED * greatest.shape[1]))
+    kept = torch.ones_like(greatest).scatter_(1, greatest.topk(count).indices, 0.0).to(teacher.device)
+    grid, size = maps.shape[-2:], batch.pixels.shape[-2:]
+    keep = torch.nn.functional.interpolate(kept.view(-1, 1, *grid), size=tuple(size), mode="nearest")
+    whole = _embedded(teacher, batch.pixels)
+    falls = []
+    for first in range(0, len(asked), len(batch.pixels)):
+        part = slice(first, first + len(batch.pixels))
+        without = _embedded(teacher, batch.pixels[images[part]] * keep[part])  # 0 is the mean colour
+        falls.append(((whole[images[part]] - without) * directions[part]).sum(-1))
+    return torch.cat(falls).cpu()
+
+
+def _embedded(teacher: Teacher, pixels: Tensor) -> Tensor:
+    found: Tensor = teacher.model.encode_image(pixels)
+    return torch.nn.functional.normalize(found.float().flatten(1), dim=-1)
+
+
+def _cost(teacher: Teacher, batch: _Batch, kind: str, settings: MapSpec) -> float:
+    few, texts = batch.pixels[:COSTED_IMAGES], batch.found[:COSTED_IMAGES]
+    counts = []
+    for run in (
+        lambda: _embedded(teacher, few),
+        lambda: maps_of_texts(
+            teacher, few, texts, kind=kind, layers=teacher.layers(kind, 1), row="emitting", settings=settings
+        ),
+    ):
+        counter = OperationCounter()
+        with torch.no_grad(), counter:
+            run()
+        counts.append(counter.total)
+    return counts[1] / counts[0]
+
+
+def _error(differences: npt.NDArray[np.float64], owners: npt.NDArray[np.float64], seed: int) -> float:
+    """Standard error of the mean difference, images drawn anew with all their words."""
+    _, place = np.unique(owners, return_inverse=True)
+    total, count = np.bincount(place, differences), np.bincount(place)
+    drawn = np.random.default_rng(seed).integers(len(total), size=(RESAMPLES, len(total)))
+    return float((total[drawn].sum(1) / count[drawn].sum(1)).std())
+
+
+def _same_peak(cells: npt.NDArray[np.float64], owners: npt.NDArray[np.float64]) -> float | None:
+    same = pairs = 0
+    for owner in np.unique(owners):
+        found = cells[owners == owner]
+        equal = found[:, None] == found
+        same += (int(equal.sum()) - len(found)) // 2
+        pairs += len(found) * (len(found) - 1) // 2
+    return same / pairs if pairs else None
