@@ -303,7 +303,9 @@ def _scores(run: Path) -> Scores | None:
     return Scores(
         map_seen=scores.share_or_none("map_seen") if scores else None,
         map_heldout=scores.share_or_none("map_heldout") if scores else None,
-        map_per_domain={name: domains.share(name) for name in domains.values} if domains else {},
+        map_per_domain={name: score for name in domains.values if (score := domains.share_or_none(name)) is not None}
+        if domains
+        else {},
         taps=tuple(_tap(tap) for tap in looks.children("taps")) if looks else (),
         teacher_pointing=teacher.share("pointing") if teacher else None,
         teacher_mass=teacher.share("mass_in_mask") if teacher else None,
