@@ -13,7 +13,7 @@ from lfi_pipeline.core.errors import DatasetError
 
 MAX_PIXELS = 1 << 27
 """Of a mask; no image that `read_image` accepts has more."""
-_FAR = 1e9  # pixels
+FAR = 1e9  # pixels
 _LONGEST_CODE = 1 << 24  # characters of compressed run lengths
 
 
@@ -103,13 +103,13 @@ def _extent_of_polygons(polygons: list[Any]) -> Extent | str:
         across, down = polygon[::2], polygon[1::2]
         left, right = min(left, *across), max(right, *across)
         top, bottom = min(top, *down), max(bottom, *down)
-        if not (left > -_FAR and right < _FAR and top > -_FAR and bottom < _FAR and _is_finite(polygon)):
-            return f"must have polygons of finite numbers below {_FAR:.0e}, got {_shown(polygon)}"
+        if not (left > -FAR and right < FAR and top > -FAR and bottom < FAR and _is_finite(polygon)):
+            return f"must have polygons of finite numbers below {FAR:.0e}, got {_shown(polygon)}"
     return Extent(float(left), float(top), float(right), float(bottom), False)
 
 
 def _is_finite(numbers: list[float]) -> bool:
-    """Whether no number is NaN, which comparisons pass over; all are known to be smaller than `_FAR`."""
+    """Whether no number is NaN, which comparisons pass over; all are known to be smaller than `FAR`."""
     return math.isfinite(sum(numbers))
 
 

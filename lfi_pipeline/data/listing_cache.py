@@ -1,4 +1,4 @@
-"""Parsed listings of large annotation files, kept in the user's cache folder; deleting it costs time and nothing else."""
+"""Parsed listings of large annotation files, kept in the user's cache folder; deleting it costs nothing but time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PartsInFolder:
 
 
 def cache_folder() -> Path:
-    """Return `$LFI_CACHE_DIR`, or else the folder `lfi` where the system keeps caches (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    """Return `$LFI_CACHE_DIR`, or else folder `lfi` where the system keeps caches (`$XDG_CACHE_HOME`, `~/.cache`)."""
     own = os.environ.get(FOLDER_VARIABLE)
     if own:
         return Path(own)

@@ -1,4 +1,4 @@
-"""The annotated objects of a split in Arrow columns: in memory, or in files that are mapped and read as they are used."""
+"""The annotated objects of a split in Arrow columns: in memory, or in files that are mapped and read when used."""
 
 from __future__ import annotations
 

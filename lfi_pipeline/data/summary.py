@@ -8,6 +8,7 @@ from typing import Any
 
 from lfi_pipeline.data.dataset import Dataset
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.objects import count_objects
 
 
 def expected_tree(manifest: Manifest) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         "labelled": labelled,
         "classes": len(dataset.classes),
         "captions": captions,
-        "objects": sum(map(len, dataset.instances.values())),
+        "objects": count_objects(dataset.instances),
         "domains": {domain: count for domain, count in sorted(domains.items()) if domain},
     }
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult, write_result
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.run_dir import recorded_config
@@ -169,4 +170,4 @@ def default_protocols(targets: Path | None, data_root: Path | None = None) -> tu
         return ("classification",)
     store = TargetStore.open(targets, data_root=data_root)
     dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
-    return ("classification", "grounding") if dataset.instances else ("classification",)
+    return ("classification", "grounding") if count_masks(dataset.instances) else ("classification",)

@@ -12,10 +12,10 @@ from lfi_pipeline.data.objects import InstancesByKey
 from lfi_pipeline.data.readers.coco_listing import read_listing
 
 
-def read_coco(manifest: Manifest, root: Path, split: str, *, strict: bool = False) -> Dataset:
+def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     """Read one split; images are listed in order of their id, files are not opened.
 
-    A record that cannot be understood is left out and told in `Dataset.notes`; with `strict` it is refused.
+    A record that cannot be understood is left out and told in `Dataset.notes`.
 
     Raises:
         DatasetError: a file of the layout is missing, is not JSON of COCO's form, or captions and images do not
@@ -29,7 +29,6 @@ def read_coco(manifest: Manifest, root: Path, split: str, *, strict: bool = Fals
         root / captions if captions is not None else None,
         folder=files["images"],
         domain_field=manifest.options.get("domain_field", ""),
-        strict=strict,
     )
     return Dataset(
         name=manifest.name,

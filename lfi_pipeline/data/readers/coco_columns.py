@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lfi_pipeline.data.geometry import MAX_PIXELS, Extent, extent_of, misfit_of
+from lfi_pipeline.data.geometry import FAR, MAX_PIXELS, Extent, extent_of, misfit_of
 from lfi_pipeline.data.objects import OBJECTS, SEGMENTS
 from lfi_pipeline.data.readers.coco_records import Caption, Category, Faults, Image, Object
 
 T = TypeVar("T", Image, Category)
 _AT_ONCE = 8192  # images whose captions are Python's at a time
 _NO_MASK = frozenset({b"", b"null", b"[]", b"{}", b"[[]]"})
+_MOST_NAMED = 5
+_NUMBERS = {"id": "id", "image_id": "image_id", "category": "category_id", "crowd": "iscrowd", "segment": ""}
+_LENGTHS = ("left", "top", "width", "height", "area")
 _MALFORMED = "objects without a mask, whose segmentation is malformed"
 _MISFIT = "objects without a mask, whose segmentation does not fit their image"
 
@@ -85,33 +88,33 @@ class Objects:
 
     def __init__(self, writer: Any, faults: Faults) -> None:
         self._writer, self._faults = writer, faults
-        self._numbers: list[npt.NDArray[np.int64]] = []  # id, image, category, crowd, segment
-        self._lengths: list[npt.NDArray[np.float64]] = []  # box, area, extent
+        self._columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_NUMBERS, *_LENGTHS, "extent")}
         self._segments = 0
 
     def add(self, records: Sequence[Object]) -> None:
         count = len(records)
-        numbers, lengths = np.full((count, 5), -1, np.int64), np.full((count, 10), np.nan)
-        for column, name in enumerate(("id", "image_id", "category_id", "iscrowd")):
-            numbers[:, column] = np.fromiter(map(attrgetter(name), records), np.int64, count)
-        lengths[:, :4] = np.array([each.bbox for each in records], np.float64).reshape(-1, 4)
-        lengths[:, 4] = [math.nan if each.area is None else each.area for each in records]
-        texts: list[bytes] = []
-        for place, each in enumerate(records):
-            text = bytes(each.segmentation)
-            if text in _NO_MASK:
-                continue
-            extent = _extent(text)
+        texts = [bytes(each.segmentation) for each in records]
+        extents = _extents([None if text in _NO_MASK else text for text in texts])
+        segments, limits = np.full(count, -1, np.int64), np.full((count, 5), np.nan, np.float32)
+        kept: list[bytes] = []
+        for place, extent in enumerate(extents):
             if isinstance(extent, str):
-                self._faults.add(_MALFORMED, f"id {each.id}: it {extent}")
-                continue
-            numbers[place, 4] = self._segments + len(texts)
-            lengths[place, 5:] = extent
-            texts.append(text)
-        self._writer.write_batch(pa.record_batch([pa.array(texts, pa.large_binary())], schema=SEGMENTS))
-        self._segments += len(texts)
-        self._numbers.append(numbers)
-        self._lengths.append(lengths)
+                self._faults.add(_MALFORMED, f"id {records[place].id}: it {extent}")
+            elif extent is not None:
+                segments[place] = self._segments + len(kept)
+                limits[place] = extent
+                kept.append(texts[place])
+        self._writer.write_batch(pa.record_batch([pa.array(kept, pa.large_binary())], schema=SEGMENTS))
+        self._segments += len(kept)
+        for name, source in _NUMBERS.items():
+            if source:
+                self._columns[name].append(np.fromiter(map(attrgetter(source), records), np.int64, count))
+        self._columns["segment"].append(segments)
+        self._columns["extent"].append(limits)
+        boxes = np.array([each.bbox for each in records], np.float64).reshape(-1, 4)
+        areas = np.array([math.nan if each.area is None else each.area for each in records])
+        for name, values in zip(_LENGTHS, (*boxes.T.copy(), areas), strict=True):
+            self._columns[name].append(values)
 
     def rows(
         self,
@@ -120,49 +123,58 @@ class Objects:
         categories: Sequence[Category],
         classes: Sequence[str],
     ) -> Any:
-        """Return the record batch of an `ObjectTable`."""
-        numbers = np.concatenate([np.zeros((0, 5), np.int64), *self._numbers])
-        lengths = np.concatenate([np.zeros((0, 10)), *self._lengths])
-        places, listed = places_of(ids, numbers[:, 1])
+        """Return the record batch of an `ObjectTable`; what came is let go of, column by column."""
+        numbers = self._taken("id")
+        places, listed = places_of(ids, self._taken("image_id"))
         number_of = {name: number for number, name in enumerate(classes)}
         labels = np.array([number_of[category.name] for category in categories], np.int32)
-        which, known = places_of(np.array([category.id for category in categories], np.int64), numbers[:, 2])
-        self._leave_out(numbers[:, 0], listed, "objects left out, of an image that is not listed")
-        self._leave_out(numbers[:, 0], known | ~listed, "objects left out, of a category that is not listed")
+        which, known = places_of(np.array([category.id for category in categories], np.int64), self._taken("category"))
+        self._leave_out(numbers, listed, "objects left out, of an image that is not listed")
+        self._leave_out(numbers, known | ~listed, "objects left out, of a category that is not listed")
         kept = np.flatnonzero(listed & known)
         kept = kept[np.argsort(places[kept], kind="stable")]
-        numbers, lengths, places = numbers[kept], lengths[kept], places[kept]
-        self._check_masks(numbers, lengths[:, 5:], places, images)
-        columns = [places, labels[which[kept]], *lengths[:, :5].T, numbers[:, 3] > 0, numbers[:, 4]]
-        arrays = [pa.array(np.ascontiguousarray(each), kind) for each, kind in zip(columns, OBJECTS.types, strict=True)]
+        places = places[kept]
+        segments = self._taken("segment", kept)
+        self._check_masks(numbers[kept], segments, self._taken("extent", kept), places, images)
+        lengths = [self._taken(name, kept) for name in _LENGTHS]
+        columns = [places, labels[which[kept]], *lengths, self._taken("crowd", kept) > 0, segments]
+        arrays = [pa.array(each, kind) for each, kind in zip(columns, OBJECTS.types, strict=True)]
         return pa.record_batch(arrays, schema=OBJECTS)
 
+    def _taken(self, name: str, kept: npt.NDArray[np.int64] | None = None) -> npt.NDArray[Any]:
+        parts = self._columns.pop(name)
+        if not parts:
+            parts = [np.zeros((0, 5), np.float32) if name == "extent" else np.zeros(0, np.int64)]
+        whole = np.concatenate(parts)
+        return whole if kept is None else whole[kept]
+
     def _leave_out(self, ids: npt.NDArray[np.int64], fine: npt.NDArray[np.bool_], reason: str) -> None:
-        for number in ids[~fine][:5].tolist():
+        for number in ids[~fine][:_MOST_NAMED].tolist():
             self._faults.add(reason, f"id {number}")
-        if (more := int((~fine).sum()) - 5) > 0:
+        if (more := int((~fine).sum()) - _MOST_NAMED) > 0:
             self._faults.add(reason, "", more)
 
     def _check_masks(
         self,
         numbers: npt.NDArray[np.int64],
-        extents: npt.NDArray[np.float64],
+        segments: npt.NDArray[np.int64],
+        extents: npt.NDArray[np.float32],
         places: npt.NDArray[np.int64],
         images: Sequence[Image],
     ) -> None:
-        """Take the segmentation from objects that it does not fit."""
-        height = np.array([image.height for image in images], np.float64)[places]
-        width = np.array([image.width for image in images], np.float64)[places]
+        """Take the segmentation from objects that it does not fit; the rule is that of `misfit_of`."""
+        height = np.array([image.height for image in images], np.float32)[places]
+        width = np.array([image.width for image in images], np.float32)[places]
         left, top, right, bottom, exact = extents.T
         inside = (left >= -width) & (right <= 2 * width) & (top >= -height) & (bottom <= 2 * height)
         fits = np.where(exact == 1, (right == width) & (bottom == height), inside)
-        fits &= (height > 0) & (width > 0) & (height * width <= MAX_PIXELS)
-        wrong = np.flatnonzero((numbers[:, 4] >= 0) & ~fits)
+        fits &= (height > 0) & (width > 0) & (height.astype(float) * width <= MAX_PIXELS)
+        wrong = np.flatnonzero((segments >= 0) & ~fits)
         for row in wrong.tolist():
             extent = Extent(left[row], top[row], right[row], bottom[row], bool(exact[row]))
             why = misfit_of(extent, int(height[row]), int(width[row]))
-            self._faults.add(_MISFIT, f"id {numbers[row, 0]}: it {why}")
-        numbers[wrong, 4] = -1
+            self._faults.add(_MISFIT, f"id {numbers[row]}: it {why}")
+        segments[wrong] = -1
 
 
 def tidy(name: str) -> str:
@@ -183,15 +195,46 @@ def places_of(
     return places, ids[places] == asked
 
 
-_decode = msgspec.json.Decoder(list[list[float]]).decode
+_decode_outlines = msgspec.json.Decoder(list[list[list[float]]]).decode
 
 
-def _extent(text: bytes) -> Extent | str:
+def _extents(texts: Sequence[bytes | None]) -> list[Extent | str | None]:
+    """Return `extent_of` each segmentation; polygons of numbers, which nearly all are, all at once."""
+    found: list[Extent | str | None] = [None] * len(texts)
+    plain = [place for place, text in enumerate(texts) if text is not None and text.startswith(b"[[")]
+    outlines = _outlines([text for place in plain if (text := texts[place]) is not None])
+    if outlines is None:
+        plain = []
+    elif plain:
+        for place, extent in zip(plain, _extents_of_polygons(outlines), strict=True):
+            found[place] = extent
+    done = set(plain)
+    for place, text in enumerate(texts):
+        if text is not None and place not in done:
+            try:
+                found[place] = extent_of(json.loads(text))
+            except (ValueError, RecursionError):
+                found[place] = "must be JSON"
+    return found
+
+
+def _outlines(texts: Sequence[bytes]) -> list[list[list[float]]] | None:
     try:
-        return extent_of(_decode(text))
+        return _decode_outlines(b"[" + b",".join(texts) + b"]")
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
-    try:
-        return extent_of(json.loads(text))
-    except (ValueError, RecursionError):
-        return "must be JSON"
+        return None
+
+
+def _extents_of_polygons(outlines: Sequence[list[list[float]]]) -> Iterator[Extent | str]:
+    polygons = list(itertools.chain.from_iterable(outlines))
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    if not lengths.all() or (lengths % 2).any() or (lengths < 6).any():
+        yield from map(extent_of, outlines)
+        return
+    numbers = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum())).reshape(-1, 2)
+    counts = np.fromiter(map(len, outlines), np.int64, len(outlines))
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[np.concatenate([[0], np.cumsum(counts)[:-1]])] // 2
+    low, high = np.minimum.reduceat(numbers, starts), np.maximum.reduceat(numbers, starts)
+    far: list[bool] = np.any(np.maximum(np.abs(low), np.abs(high)) >= FAR, axis=1).tolist()
+    for outline, (left, top), (right, bottom), wrong in zip(outlines, low.tolist(), high.tolist(), far, strict=True):
+        yield extent_of(outline) if wrong else Extent(left, top, right, bottom, False)

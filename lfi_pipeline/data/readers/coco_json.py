@@ -66,7 +66,7 @@ class _Splitter:
         self.name: str | None = None  # of the list that is open, where it is wanted
         self.ended = False
 
-    def pieces(self, source: IO[bytes]) -> Iterator[Piece]:
+    def pieces(self, source: IO[bytes] | gzip.GzipFile) -> Iterator[Piece]:
         rest, begun, total = b"", False, 0
         while block := source.read(_BLOCK):
             total += len(block)

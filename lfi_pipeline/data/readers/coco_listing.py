@@ -57,9 +57,7 @@ class CocoListing:
     notes: tuple[str, ...]
 
 
-def read_listing(
-    instances: Path | None, captions: Path | None, *, folder: str, domain_field: str = "", strict: bool = False
-) -> CocoListing:
+def read_listing(instances: Path | None, captions: Path | None, *, folder: str, domain_field: str = "") -> CocoListing:
     """Read the annotation files of one split; at least one must be given.
 
     Large files are parsed once, and then come from the cache of listings.
@@ -69,11 +67,9 @@ def read_listing(
         captions: file with images and captions.
         folder: of the images, POSIX path below the data root, or `.`.
         domain_field: field of an image's record that names its domain.
-        strict: refuse a file from which something is left out.
 
     Raises:
-        DatasetError: a file is not JSON of COCO's form, the two do not belong together, or, with `strict`, something
-            had to be left out.
+        DatasetError: a file is not JSON of COCO's form, or the two do not belong together.
     """
     files = [path for path in (instances, captions) if path is not None]
     prefix = "" if folder == "." else f"{folder}/"
@@ -91,9 +87,6 @@ def read_listing(
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{error.filename or files[0]}: {error.strerror or error}.") from error
-    notes = tuple(found["notes"])
-    if strict and notes:
-        raise DatasetError(f"{'; '.join(notes)}. Mend the files, or read them without strict.")
     samples = SampleTable.of_batches(parts.batches("samples"))
     (rows,) = parts.batches("objects")
     (ids,) = parts.batches("ids")
@@ -102,7 +95,7 @@ def read_listing(
         ids=ids.column(0).to_numpy(),
         classes=tuple(found["classes"]),
         objects=ObjectTable(rows, parts.batches("segments"), len(samples)),
-        notes=notes,
+        notes=tuple(found["notes"]),
     )
 
 
@@ -216,7 +209,7 @@ def _united(
         return captioned
     for number in sorted(images.keys() & captioned.keys()):
         names = captioned[number].file_name, images[number].file_name
-        if PurePosixPath(names[0]).name != PurePosixPath(names[1]).name:
+        if names[0] != names[1] and PurePosixPath(names[0]).name != PurePosixPath(names[1]).name:
             raise DatasetError(
                 f"{captions} and {instances} must list the same images; image id {number} is {names[0]} in the first "
                 f"and {names[1]} in the second. Use the two files of one split and release."
@@ -246,12 +239,10 @@ def _each_file_once(images: Sequence[Image], faults: Faults) -> list[Image]:
 
 def _keys(names: Sequence[str]) -> list[str]:
     """Return a key for each file: its name alone where no other folder has it, else its path; without its suffix."""
-    stems = [PurePosixPath(name).stem for name in names]
+    paths = [name.removesuffix(PurePosixPath(name).suffix) for name in names]
+    stems = [path.rpartition("/")[2] for path in paths]
     counts = Counter(stems)
-    keys = [
-        stem if counts[stem] == 1 else name.removesuffix(PurePosixPath(name).suffix)
-        for stem, name in zip(stems, names, strict=True)
-    ]
+    keys = [stem if counts[stem] == 1 else path for stem, path in zip(stems, paths, strict=True)]
     taken = Counter(keys)
     return [key if taken[key] == 1 else name for key, name in zip(keys, names, strict=True)]
 
@@ -261,7 +252,8 @@ def _labels_by_image(rows: Any, images: int) -> Iterator[tuple[int, ...]]:
     whole = ~rows.column("crowd").to_numpy(zero_copy_only=False)
     places, labels = (rows.column(name).to_numpy()[whole].astype(np.int64) for name in ("image", "label"))
     many = int(labels.max(initial=0)) + 1
-    pairs = np.unique(places * many + labels)
+    pairs = np.sort(places * many + labels)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     starts = np.searchsorted(pairs, np.arange(images + 1) * many).tolist()
     found = (pairs % many).tolist()
     for start, end in itertools.pairwise(starts):

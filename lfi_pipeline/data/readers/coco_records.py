@@ -192,7 +192,7 @@ def object_of(record: dict[str, Any], ids: Ids) -> Object | str:
         msgspec.Raw(b"" if segmentation is None else json.dumps(segmentation).encode()),
         _FAR if number is None else number,
         int(crowd in (1, "1")),  # True and 1.0 are equal to 1
-        float(area) if _is_number(area) else None,  # type: ignore[arg-type],
+        _number(area),
     )
 
 
@@ -206,6 +206,10 @@ def _length(value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 < value < 1 << 31 else 0
+
+
+def _number(value: object) -> float | None:
+    return float(value) if _is_number(value) else None  # type: ignore[arg-type]
 
 
 def _is_number(value: object) -> bool:

@@ -23,12 +23,15 @@ _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
 }
 
 
-def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
+def read_dataset(name_or_path: str | Path, root: Path, split: str, *, strict: bool = False) -> Dataset:
     """Read split `split` of a data set from `root`.
 
     Args:
         name_or_path: name of a shipped manifest, path of the user's own `.toml`, or the name of a manifest that lies in
             `root` as `NAME.toml`.
+        root: the data root.
+        split: name of the split.
+        strict: refuse files from which something has to be left out (`Dataset.notes`).
 
     Raises:
         UnknownNameError: unknown data set or split; lists the choices.
@@ -39,6 +42,8 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
     manifest = load_manifest(name_or_path, root)
     try:
         dataset = _READERS[manifest.layout](manifest, root, split)
+        if strict and dataset.notes:
+            raise DatasetError(f"{'; '.join(dataset.notes)}. Mend the files, or read them without strict.")
     except OSError as error:  # permissions, a network drive that went away, a name that is too long
         raise DatasetError(f"Data root {root} cannot be read: {error}.") from error
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
