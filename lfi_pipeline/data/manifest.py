@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any
 
 from lfi_pipeline.core.errors import DatasetError, UnknownNameError
 from lfi_pipeline.core.io import why_unsafe
+from lfi_pipeline.core.parse import parse_toml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,9 +176,9 @@ def parse_manifest(content: bytes, source: str) -> Manifest:
     if len(content) > _LARGEST:
         raise DatasetError(f"{source} is not a valid manifest: it is larger than {_LARGEST} bytes.")
     try:
-        table = tomllib.loads(content.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise DatasetError(f"{source} is not a valid manifest: it must be TOML in UTF-8: {error}.") from error
+        table = parse_toml(content, source, error=DatasetError)
+    except DatasetError as error:
+        raise DatasetError(f"{source} is not a valid manifest: {error}") from error
     fault = _fault(table)
     if fault is not None:
         raise DatasetError(f"{source} is not a valid manifest: {fault}.")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
-from lfi_pipeline.data import Dataset
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.learner import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import read_json, write_json
-from lfi_pipeline.training.validate import read_validation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +48,11 @@ def validation_split(loaded: LoadedRun) -> Dataset:
     """Return the split that the run was validated on, with labels that index the classes of its cache.
 
     Raises:
-        DatasetError: it is not there, holds no label, or has a class that the cache has not.
+        DatasetError: it is not there, or has a class that the cache has not.
     """
-    return read_validation(loaded.store, loaded.config.val_split)
+    spec = loaded.store.spec.dataset
+    dataset = read_dataset(spec.name, loaded.store.source_root, loaded.config.val_split)
+    return relabelled(dataset, spec.classes, f"the cache {loaded.store.path}")
 
 
 EVALUATION = "evaluation"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import LFIError, RunError
+from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import Machine, TrainConfig
@@ -30,7 +31,7 @@ from lfi_pipeline.training.run_writer import RunRecord, read_summary
 from lfi_pipeline.training.sampler import Tickets, common_stream, require_apart, require_samples, require_views
 from lfi_pipeline.training.trackers import make_accelerator
 from lfi_pipeline.training.trainer import ActiveRun, Piece
-from lfi_pipeline.training.validate import NONE, main_score, predict, read_validation, resolve_task, score_domains
+from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, scorable, score_domains
 
 
 def introduction(run: ActiveRun) -> Iterator[str]:
@@ -157,7 +158,11 @@ class _Loop:
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
         scores = task != NONE
-        self.validation = read_validation(self.store, configs[0].val_split) if scores else None
+        self.validation = (
+            scorable(read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split), self.store)
+            if scores
+            else None
+        )
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
         for config, out in runs:

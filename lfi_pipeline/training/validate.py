@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.labels import relabelled, require_labels
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
@@ -49,18 +49,12 @@ def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> s
     return asked
 
 
-def read_validation(store: TargetStore, split: str) -> Dataset:
-    """Read a split of a cache's data set to score it, with labels that index the cache's classes.
-
-    Args:
-        store: the cache.
-        split: name of the split.
+def scorable(dataset: Dataset, store: TargetStore) -> Dataset:
+    """Return a split of a cache's data set with labels that index the cache's classes.
 
     Raises:
-        UnknownNameError: there is no such split.
-        DatasetError: it cannot be read, holds no image or no label, or has a class that the cache has not.
+        DatasetError: it holds no image or no label, or has a class that the cache has not.
     """
-    dataset = read_dataset(store.spec.dataset.name, store.source_root, split)
     require_labels(dataset, "Score another split (val_split), or train without a task (task 'none').")
     return relabelled(dataset, store.spec.dataset.classes, f"the cache {store.path}")
 

@@ -46,6 +46,7 @@ class CocoListing:
         samples: one for each image, in order of id.
         ids: int64, of the images; ids that are no numbers are numbered from below.
         classes: names of the categories in order of id, each once.
+        category_ids: of the classes; of several with one name, the first.
         objects: of the images, crowds as well; labels index `classes`.
         notes: what was left out, a line for each reason.
     """
@@ -53,6 +54,7 @@ class CocoListing:
     samples: SampleTable
     ids: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
     objects: ObjectTable
     notes: tuple[str, ...]
 
@@ -94,6 +96,7 @@ def read_listing(instances: Path | None, captions: Path | None, *, folder: str, 
         samples=samples,
         ids=ids.column(0).to_numpy(),
         classes=tuple(found["classes"]),
+        category_ids=tuple(found["category_ids"]),
         objects=ObjectTable(rows, parts.batches("segments"), len(samples)),
         notes=tuple(found["notes"]),
     )
@@ -120,14 +123,21 @@ class _Parser:
             images = _united(images, captioned, self.instances, self.captions, faults[0])
         ordered = _each_file_once([images[number] for number in sorted(images)], faults[0])
         ids = np.array([image.id for image in ordered], np.int64)
-        classes = tuple(dict.fromkeys(category.name for category in categories))
+        first: dict[str, int] = {}
+        for category in categories:
+            first.setdefault(category.name, category.id)
+        classes = tuple(first)
         rows = objects.rows(ordered, ids, categories, classes)
         captions = texts.by_image(ids, faults[-1])
         self._write_samples(parts, ordered, captions, rows)
         for name, column in (("objects", rows), ("ids", pa.RecordBatch.from_pydict({"id": pa.array(ids, pa.int64())}))):
             with parts.writer(name, column.schema) as writer:
                 writer.write_batch(column)
-        return {"classes": classes, "notes": [line for each in faults for line in each.lines()]}
+        return {
+            "classes": classes,
+            "category_ids": list(first.values()),
+            "notes": [line for each in faults for line in each.lines()],
+        }
 
     def _read_instances(self, path: Path, faults: Faults, objects: Objects) -> tuple[dict[int, Image], list[Category]]:
         images, categories = ById[Image](faults, "images"), ById[Category](faults, "categories")

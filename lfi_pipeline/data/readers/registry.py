@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from lfi_pipeline.core.errors import DatasetError
+import pyarrow.compute as pc
+
+from lfi_pipeline.core.errors import DatasetError, ImageReadError
+from lfi_pipeline.core.io import split_tar_path
 from lfi_pipeline.data.dataset import Dataset, SampleTable
+from lfi_pipeline.data.images import require_inside
 from lfi_pipeline.data.manifest import Manifest, load_manifest
 from lfi_pipeline.data.readers.class_folders import read_imagefolder, read_tiny_imagenet
 from lfi_pipeline.data.readers.coco import read_coco
 from lfi_pipeline.data.readers.domains import read_pacs, read_vlcs
 from lfi_pipeline.data.readers.webdataset import read_webdataset
+
+_LOGGER = logging.getLogger(__name__)
+_LOOKED_AT = 100  # images of a split whose place is looked at before anything begins
 
 _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
     "coco": read_coco,
@@ -46,10 +55,41 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str, *, strict: bo
             raise DatasetError(f"{'; '.join(dataset.notes)}. Mend the files, or read them without strict.")
     except OSError as error:  # permissions, a network drive that went away, a name that is too long
         raise DatasetError(f"Data root {root} cannot be read: {error}.") from error
+    _require_inside(dataset)
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
     if repeated:
         raise DatasetError(
             f"{root}: samples of {manifest.name}, {split}, must have names of their own; repeated: "
             f"{', '.join(repeated)}. Rename or remove one of each."
         )
+    dataset = replace(dataset, notes=(*dataset.notes, *_without_captions(dataset)))
+    for note in dataset.notes:
+        _LOGGER.warning("%s, %s: %s", dataset.name, dataset.split, note)
     return dataset
+
+
+def _require_inside(dataset: Dataset) -> None:
+    """Look whether links lead out of the data root, at some of the images; each is looked at when it is read.
+
+    Raises:
+        DatasetError: an image lies elsewhere.
+    """
+    step = max(1, len(dataset) // _LOOKED_AT)
+    for place in range(0, len(dataset), step):
+        path = dataset.samples[place].path
+        tar = split_tar_path(path)
+        try:
+            require_inside(dataset.root, tar[0] if tar is not None else path)
+        except ImageReadError as error:
+            raise DatasetError(f"Images of {dataset.name}, {dataset.split}: {error}.") from error
+
+
+def _without_captions(dataset: Dataset) -> list[str]:
+    """Say how many images have no caption where others have one, and where none has anything to be told by."""
+    if not isinstance(dataset.samples, SampleTable) or not len(dataset):
+        return []
+    lengths = {name: pc.list_value_length(dataset.samples.column(name)) for name in ("captions", "labels")}
+    bare, unlabelled = (pc.sum(pc.equal(each, 0)).as_py() for each in lengths.values())
+    if bare == len(dataset):
+        return [f"none of {bare} images has a caption or a label"] if unlabelled == len(dataset) else []
+    return [f"{bare} of {len(dataset)} images have no caption"] if bare else []

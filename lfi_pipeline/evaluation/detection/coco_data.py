@@ -31,7 +31,7 @@ class CocoSplit:
         file: the annotation file.
         folder: where the images lie.
         images: records of COCO's form, in order of id.
-        categories: records, numbered from 1 in the order of the file's ids; label 0 of the detector is the background.
+        categories: records in order of id; label 0 of the detector is the background, label i + 1 is category i.
         annotations: image id -> records, crowds as well; `segmentation` is None where there is none that fits.
         usable: image id -> objects to train on: no crowds, with a mask, boxes cut at the image's edge and not empty.
         dropped: how many objects are neither crowds nor usable.
@@ -82,8 +82,10 @@ def read_split(file: Path, folder: Path | None = None) -> CocoSplit:
         file=file,
         folder=folder or _folder(file, str(images[0]["file_name"])),
         images=images,
-        categories=[{"id": number, "name": name} for number, name in enumerate(listing.classes, 1)],
-        annotations=_PerImage(places, lambda place: _annotations(objects, place, ids[place])),
+        categories=[
+            {"id": number, "name": name} for number, name in zip(listing.category_ids, listing.classes, strict=True)
+        ],
+        annotations=_PerImage(places, lambda place: _annotations(objects, place, ids[place], listing.category_ids)),
         usable=_PerImage(
             {number: places[number] for number in usable},
             lambda place: _usable(objects, place, images[place]["height"], images[place]["width"]),
@@ -125,11 +127,11 @@ class _Changed(Mapping[int, Sequence[T]]):
         return len(self._source)
 
 
-def _annotations(objects: ObjectTable, place: int, image: int) -> list[Mapping[str, Any]]:
+def _annotations(objects: ObjectTable, place: int, image: int, categories: Sequence[int]) -> list[Mapping[str, Any]]:
     return [
         {
             "image_id": image,
-            "category_id": each.instance.label + 1,
+            "category_id": categories[each.instance.label],
             "bbox": list(each.instance.bbox_xywh),
             "segmentation": each.instance.segmentation,
             "area": each.area,

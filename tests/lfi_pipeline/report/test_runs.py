@@ -104,7 +104,7 @@ def test_a_directory_that_is_no_run(make_run: Any, name: str) -> None:
         ("config.json", {"dataset": {"name": "x", "train_samples": -1}}, "dataset.train_samples"),
         ("summary.json", {"parameters": {"backbone": 1.5}}, "parameters.backbone"),
         (CLASSIFICATION, {"scores": {"map_seen": 55.7}}, "scores.map_seen"),
-        (CLASSIFICATION, {"details": {"map_per_domain": {"flat": None}}}, "details.map_per_domain.flat"),
+        (CLASSIFICATION, {"details": {"map_per_domain": {"flat": 55.7}}}, "details.map_per_domain.flat"),
         (GROUNDING, {"details": {"taps": [{"index": 1}]}}, "details.taps[0].depth"),
         ("gallery.json", {"samples": [{"words": []}]}, "samples[0].words"),
         ("gallery.json", {"samples": None}, "samples"),
