@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lfi_pipeline.core.errors import ImageReadError
 from lfi_pipeline.core.io import split_tar_path, why_unsafe
+from lfi_pipeline.data.parquet_images import read_parquet_image, split_parquet_path
 
 LINKS_VARIABLE = "LFI_LINKS"
 LARGEST_FILE = 1 << 30  # bytes; no photograph is larger, and a wrong path may name anything
@@ -42,7 +43,8 @@ def read_image(root: Path, path: str) -> tuple[Image.Image, int, int]:
 def read_bytes(root: Path, path: str) -> bytes:
     """Return the bytes of the image at `path`, a POSIX path below `root`.
 
-    `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar. Every call opens the file for itself,
+    `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar, `a.parquet#image:12` for row 12 of a
+    column. Every call opens the file for itself,
     so that forked workers and threads never share a position.
 
     Raises:
@@ -52,9 +54,13 @@ def read_bytes(root: Path, path: str) -> bytes:
     reason = why_unsafe(path)
     if reason is not None:
         raise ImageReadError(f"{path!r}: an image path must stay below the data root, and this one {reason}")
+    row = split_parquet_path(path)
     member = split_tar_path(path)
     name, offset, size = member or (path, 0, None)
     try:
+        if row is not None:
+            require_inside(root, row[0])
+            return read_parquet_image(root / row[0], row[1], row[2], path)
         # Opened without blocking: a named pipe in place of an image would otherwise be waited for.
         require_inside(root, name)
         descriptor = os.open(root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,6 +95,12 @@ def require_inside(root: Path, path: str) -> None:
 @functools.lru_cache(maxsize=16)
 def _real_root(root: str) -> str:
     return os.path.join(os.path.realpath(root), "")  # noqa: PTH118 - with a separator at its end
+
+
+def file_of(path: str) -> str:
+    """Return the path of the file that the image at `path` is read from, which may be a tar or a Parquet file."""
+    found = split_tar_path(path) or split_parquet_path(path)
+    return found[0] if found is not None else path
 
 
 def _read_at(descriptor: int, offset: int, size: int | None, path: str) -> bytes:

@@ -44,13 +44,13 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
 
 def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:
     if not root.is_dir():
-        raise DatasetError(f"Data root {root} must be a directory. To obtain {manifest.name}: {manifest.obtain}.")
+        raise DatasetError(f"Data root {root} must be a directory. {manifest.how_to_obtain}".rstrip())
     missing = [path for path in files.values() if not (root / path).exists()]
     if missing:
         found = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
         raise DatasetError(
             f"Data root {root} must hold {', '.join(files.values())} (layout of {manifest.name}); "
-            f"missing: {', '.join(missing)}; found there: {found}. To obtain it: {manifest.obtain}."
+            f"missing: {', '.join(missing)}; found there: {found}. {manifest.how_to_obtain}".rstrip()
         )
     if next((root / files["images"]).iterdir(), None) is None:
-        raise DatasetError(f"Image folder {root / files['images']} is empty. To obtain it: {manifest.obtain}.")
+        raise DatasetError(f"Image folder {root / files['images']} is empty. {manifest.how_to_obtain}".rstrip())

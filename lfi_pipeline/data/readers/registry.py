@@ -10,14 +10,16 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from lfi_pipeline.core.errors import DatasetError, ImageReadError
-from lfi_pipeline.core.io import split_tar_path
 from lfi_pipeline.data.dataset import Dataset, SampleTable
-from lfi_pipeline.data.images import require_inside
-from lfi_pipeline.data.manifest import Manifest, load_manifest
-from lfi_pipeline.data.readers.class_folders import read_imagefolder, read_tiny_imagenet
+from lfi_pipeline.data.images import file_of, require_inside
+from lfi_pipeline.data.manifest import FOLDER, Manifest, load_manifest
+from lfi_pipeline.data.readers.class_folders import read_imagefolder, read_images, read_tiny_imagenet
 from lfi_pipeline.data.readers.coco import read_coco
 from lfi_pipeline.data.readers.domains import read_pacs, read_vlcs
+from lfi_pipeline.data.readers.parquet import read_parquet
 from lfi_pipeline.data.readers.webdataset import read_webdataset
+from lfi_pipeline.data.readers.yolo import read_yolo
+from lfi_pipeline.data.shares import DEFAULT_SHARE, TRAIN, VAL, WHOLE, parsed_split, part_of, split_name
 
 _LOGGER = logging.getLogger(__name__)
 _LOOKED_AT = 100  # images of a split whose place is looked at before anything begins
@@ -25,21 +27,36 @@ _LOOKED_AT = 100  # images of a split whose place is looked at before anything b
 _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
     "coco": read_coco,
     "imagefolder": read_imagefolder,
+    "images": read_images,
     "pacs": read_pacs,
+    "parquet": read_parquet,
     "tiny-imagenet": read_tiny_imagenet,
     "vlcs": read_vlcs,
     "webdataset": read_webdataset,
+    "yolo": read_yolo,
 }
 
 
-def read_dataset(name_or_path: str | Path, root: Path, split: str, *, strict: bool = False) -> Dataset:
+def read_dataset(
+    name_or_path: str | Path,
+    root: Path | str | None = None,
+    split: str = TRAIN,
+    *,
+    val_share: float = DEFAULT_SHARE,
+    strict: bool = False,
+) -> Dataset:
     """Read split `split` of a data set from `root`.
 
+    A folder needs no manifest: `read_dataset("photos")` looks at what it is (`sniff_layout`). Where it has no
+    validation split, `val` is a share of its images, `train` the others and `all` both.
+
     Args:
-        name_or_path: name of a shipped manifest, path of the user's own `.toml`, or the name of a manifest that lies in
-            `root` as `NAME.toml`.
-        root: the data root.
+        name_or_path: name of a shipped manifest, path of the user's own `.toml`, the name of a manifest that lies in
+            `root` as `NAME.toml`, path of a folder, or `folder` for what `root` is.
+        root: the data root; by default the folder that is named.
         split: name of the split.
+        val_share: of a folder without a validation split, the share to validate on; other shares than 0.1 are part of
+            the split's name, so that later stages read the same images.
         strict: refuse files from which something has to be left out (`Dataset.notes`).
 
     Raises:
@@ -47,10 +64,14 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str, *, strict: bo
         DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
             a key.
     """
+    if root is None:
+        if not Path(name_or_path).is_dir():
+            raise DatasetError(f"A data set that is not a folder needs its data root; got {str(name_or_path)!r} alone.")
+        name_or_path, root = FOLDER, name_or_path
     root = Path(root)
     manifest = load_manifest(name_or_path, root)
     try:
-        dataset = _READERS[manifest.layout](manifest, root, split)
+        dataset = _read(manifest, root, split, val_share)
         if strict and dataset.notes:
             raise DatasetError(f"{'; '.join(dataset.notes)}. Mend the files, or read them without strict.")
     except OSError as error:  # permissions, a network drive that went away, a name that is too long
@@ -68,6 +89,20 @@ def read_dataset(name_or_path: str | Path, root: Path, split: str, *, strict: bo
     return dataset
 
 
+def _read(manifest: Manifest, root: Path, split: str, val_share: float) -> Dataset:
+    read = _READERS[manifest.layout]
+    named, share = parsed_split(split)
+    if val_share != DEFAULT_SHARE and share == DEFAULT_SHARE:
+        share = val_share
+    if manifest.name != FOLDER or VAL in manifest.splits or named not in (TRAIN, VAL, WHOLE):
+        return read(manifest, root, split)
+    source = TRAIN if TRAIN in manifest.splits else next(iter(manifest.splits))
+    whole, name = read(manifest, root, source), split_name(named, share)
+    if name == WHOLE:
+        return replace(whole, split=WHOLE)
+    return replace(part_of(whole, named, share), split=name)
+
+
 def _require_inside(dataset: Dataset) -> None:
     """Look whether links lead out of the data root, at some of the images; each is looked at when it is read.
 
@@ -77,9 +112,8 @@ def _require_inside(dataset: Dataset) -> None:
     step = max(1, len(dataset) // _LOOKED_AT)
     for place in range(0, len(dataset), step):
         path = dataset.samples[place].path
-        tar = split_tar_path(path)
         try:
-            require_inside(dataset.root, tar[0] if tar is not None else path)
+            require_inside(dataset.root, file_of(path))
         except ImageReadError as error:
             raise DatasetError(f"Images of {dataset.name}, {dataset.split}: {error}.") from error
 

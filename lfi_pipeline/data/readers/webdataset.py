@@ -18,8 +18,9 @@ from lfi_pipeline.core.io import tar_path
 from lfi_pipeline.core.parse import parse_json
 from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.names import IMAGE_SUFFIXES, is_hidden
 from lfi_pipeline.data.readers.tar_members import Member, list_members
-from lfi_pipeline.data.readers.walk import IMAGE_SUFFIXES, file_paths, is_hidden, misfit, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import file_paths, misfit, read_lines, require_directory
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _PICKLES = frozenset({"pkl", "pickle", "pyd"})
