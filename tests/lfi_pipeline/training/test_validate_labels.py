@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.training import TrainConfig, loop
@@ -30,8 +31,8 @@ def extract_train(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) ->
 
     def extract(root: Path, dataset: str) -> Path:
         config = extraction.ExtractConfig(dataset=dataset, data_root=root, words=4, views=("full",), device="cpu")
-        extraction.extract(config, root / "targets")
-        return root / "targets"
+        extraction.extract(config, root.parent / "targets")
+        return root.parent / "targets"
 
     return extract
 
@@ -141,3 +142,30 @@ def test_scoring_that_fails_costs_no_epoch(
     epochs = [line["epoch"] for line in metrics(tmp_path / "run") if line["event"] == "val"]
     assert epochs == [1, 2]
     assert json.loads((tmp_path / "run/config.json").read_text())["task"] == "classification"
+
+
+def test_an_export_with_background_images_and_no_validation_split_is_extracted_and_trained(
+    make_config: MakeConfig, extract_train: Extract, tmp_path: Path
+) -> None:
+    names = [f"frame_{i:06d}.jpg" for i in range(24)]
+    objects = [
+        {"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 9, 1, 9, 9]]}
+        for i in range(1, 23)  # the first and the last image are background
+    ]
+    content = {
+        "images": [{"id": i, "file_name": name, "height": 32, "width": 32} for i, name in enumerate(names)],
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "tower"}],
+    }
+    write(tmp_path / "d/annotations/instances_default.json", json.dumps(content))
+    for i, name in enumerate(names):
+        write(tmp_path / "d/images/default" / name, noise(i))
+    targets = extract_train(tmp_path / "d", "folder")
+    store = TargetStore.open(targets)
+    captions = dict(zip(store.index.keys, store.index.captions, strict=True))
+    assert captions["frame_000001"] == "a photo of a tower."
+    assert "" in captions.values()
+    summary = train_one(config_for(make_config, targets, epochs=1), tmp_path / "run")
+    val = json.loads((tmp_path / "run/config.json").read_text())["dataset"]["val_samples"]
+    assert val + len(captions) == 24
+    assert "map_seen" in summary
