@@ -30,10 +30,7 @@ def relabelled(dataset: Dataset, classes: Sequence[str], source: str) -> Dataset
         return dataset
     place = _places(classes, source)
     _places(dataset.classes, _title(dataset))
-    used = sorted(
-        {label for sample in dataset.samples for label in sample.labels}
-        | {each.label for objects in dataset.instances.values() for each in objects}
-    )
+    used = sorted({label for sample in dataset.samples for label in sample.labels})  # and objects have no other
     unknown = [dataset.classes[label] for label in used if dataset.classes[label] not in place]
     if unknown:
         raise DatasetError(
@@ -41,8 +38,8 @@ def relabelled(dataset: Dataset, classes: Sequence[str], source: str) -> Dataset
             f"Its classes: {_names(dataset.classes)}; those of {source}: {_names(classes)}. Name the classes alike in "
             "both, or read a split that has the same ones."
         )
-    new = {label: place[dataset.classes[label]] for label in used}
-    if all(old == number for old, number in new.items()):
+    new = {label: place[name] for label, name in enumerate(dataset.classes) if name in place}
+    if all(new[label] == label for label in used):
         return replace(dataset, classes=classes)
     samples = SampleTable(
         replace(sample, labels=tuple(sorted(new[label] for label in sample.labels))) for sample in dataset.samples

@@ -19,6 +19,7 @@ from lfi_pipeline.data.readers.domains import read_pacs, read_vlcs
 from lfi_pipeline.data.readers.parquet import read_parquet
 from lfi_pipeline.data.readers.webdataset import read_webdataset
 from lfi_pipeline.data.readers.yolo import read_yolo
+from lfi_pipeline.data.remote import is_url, mirrored
 from lfi_pipeline.data.shares import DEFAULT_SHARE, TRAIN, VAL, WHOLE, parsed_split, part_of, split_name
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def read_dataset(
     Args:
         name_or_path: name of a shipped manifest, path of the user's own `.toml`, the name of a manifest that lies in
             `root` as `NAME.toml`, path of a folder, or `folder` for what `root` is.
-        root: the data root; by default the folder that is named.
+        root: the data root; by default the folder that is named. Of `s3://bucket/folder` and the like (whatever fsspec
+            reads), the tars are copied to the cache folder first.
         split: name of the split.
         val_share: of a folder without a validation split, the share to validate on; other shares than 0.1 are part of
             the split's name, so that later stages read the same images.
@@ -64,6 +66,10 @@ def read_dataset(
         DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
             a key.
     """
+    if is_url(root):
+        root = mirrored(str(root))
+    elif root is None and is_url(name_or_path):
+        name_or_path, root = FOLDER, mirrored(str(name_or_path))
     if root is None:
         if not Path(name_or_path).is_dir():
             raise DatasetError(f"A data set that is not a folder needs its data root; got {str(name_or_path)!r} alone.")
