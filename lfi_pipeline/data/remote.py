@@ -1,4 +1,4 @@
-"""Data sets behind a URL: what fsspec can list is copied to the user's cache folder, file after file, and read there."""
+"""Data sets behind a URL: what fsspec can list is copied to the cache folder, file after file, and read there."""
 
 from __future__ import annotations
 
