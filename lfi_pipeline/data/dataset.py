@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.core.io import why_unsafe
+from lfi_pipeline.data.geometry import checked_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,7 @@ class Instance:
     Attributes:
         label: index into `Dataset.classes`.
         bbox_xywh: box in pixels, COCO order (left, top, width, height).
-        segmentation: COCO RLE or polygons, as the annotation file has it.
+        segmentation: COCO RLE or polygons, as the annotation file has it; None where only the box is known.
     """
 
     label: int
@@ -33,16 +34,8 @@ class Instance:
     segmentation: object
 
     def mask(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """Rasterise the segmentation to a boolean mask [height, width]."""
-        from pycocotools import mask as coco_mask
-
-        segmentation = self.segmentation
-        if isinstance(segmentation, list):
-            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
-            segmentation = coco_mask.frPyObjects(segmentation, height, width)
-        decoded: npt.NDArray[np.uint8] = coco_mask.decode(segmentation)
-        return decoded.astype(bool)
+        """Rasterise the segmentation to a boolean mask [height, width]; raises as `checked_mask`."""
+        return checked_mask(self.segmentation, height, width, f"object with box {list(self.bbox_xywh)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +71,7 @@ class Dataset:
         samples: in a fixed order; a `SampleTable` when read from disk.
         instances: sample key -> annotated objects, where the data set has masks.
         prompts: templates with one `{}` for a class name.
+        notes: lines that say what was left out in reading, and how often.
     """
 
     name: str
@@ -87,13 +81,14 @@ class Dataset:
     samples: Sequence[Sample]
     instances: Mapping[str, tuple[Instance, ...]] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
 _CHUNK = 8192  # samples; what exists twice while a table is built or walked
-_SCHEMA = pa.schema(
+SAMPLES = pa.schema(
     [
         ("key", pa.string()),
         ("path", pa.string()),
@@ -123,6 +118,26 @@ class SampleTable(Sequence[Sample]):
         while chunk := list(islice(source, _CHUNK)):
             self._batches.append(_batch(chunk))
             self._starts.append(self._starts[-1] + len(chunk))
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Any]) -> SampleTable:
+        """Take record batches that `batches` of another table gave, as they are.
+
+        Raises:
+            DatasetError: they have other columns.
+        """
+        table = cls()
+        for batch in batches:
+            if not batch.schema.equals(SAMPLES):
+                raise DatasetError(f"Samples must have the columns {', '.join(SAMPLES.names)}.")
+            table._batches.append(batch)
+            table._starts.append(table._starts[-1] + len(batch))
+        return table
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """The record batches, in order."""
+        return tuple(self._batches)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -159,7 +174,7 @@ class SampleTable(Sequence[Sample]):
 
     def column(self, name: str) -> Any:
         """Return one field of all samples as a `pyarrow.ChunkedArray`."""
-        return pa.chunked_array([batch.column(name) for batch in self._batches], type=_SCHEMA.field(name).type)
+        return pa.chunked_array([batch.column(name) for batch in self._batches], type=SAMPLES.field(name).type)
 
     def repeated_keys(self, most: int = 3) -> list[str]:
         """Return up to `most` keys that more than one sample has."""
@@ -180,7 +195,7 @@ def _batch(samples: Sequence[Sample]) -> Any:
             )
     try:
         return pa.RecordBatch.from_pydict(
-            {name: [getattr(sample, name) for sample in samples] for name in _SCHEMA.names}, schema=_SCHEMA
+            {name: [getattr(sample, name) for sample in samples] for name in SAMPLES.names}, schema=SAMPLES
         )
     except UnicodeEncodeError as error:
         bad = next(s for s in samples if _not_utf8(s))
@@ -196,7 +211,7 @@ def _not_utf8(sample: Sample) -> bool:
 
 
 def _samples(batch: Any) -> Iterator[Sample]:
-    columns = (batch.column(name).to_pylist() for name in _SCHEMA.names)
+    columns = (batch.column(name).to_pylist() for name in SAMPLES.names)
     for key, path, captions, labels, domain, height, width in zip(*columns, strict=True):
         yield Sample(
             key=key,

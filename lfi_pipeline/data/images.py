@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 import re
 import stat
@@ -13,13 +14,17 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from lfi_pipeline.core.errors import ImageReadError
 from lfi_pipeline.core.io import split_tar_path, why_unsafe
+from lfi_pipeline.data.parquet_images import read_parquet_image, split_parquet_path
 
+LINKS_VARIABLE = "LFI_LINKS"
 LARGEST_FILE = 1 << 30  # bytes; no photograph is larger, and a wrong path may name anything
 
+_TWELVE_BITS = 4095.0
+_LOGGER = logging.getLogger(__name__)
 # Formats with a decoder that only decodes: Pillow would hand an EPS file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -38,19 +43,26 @@ def read_image(root: Path, path: str) -> tuple[Image.Image, int, int]:
 def read_bytes(root: Path, path: str) -> bytes:
     """Return the bytes of the image at `path`, a POSIX path below `root`.
 
-    `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar. Every call opens the file for itself,
+    `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar, `a.parquet#image:12` for row 12 of a
+    column. Every call opens the file for itself,
     so that forked workers and threads never share a position.
 
     Raises:
-        ImageReadError: the path leaves the root, no such file, or the tar ends before the bytes do.
+        ImageReadError: the path leaves the root, itself or by a link, no such file, or the tar ends before the bytes
+            do.
     """
     reason = why_unsafe(path)
     if reason is not None:
         raise ImageReadError(f"{path!r}: an image path must stay below the data root, and this one {reason}")
+    row = split_parquet_path(path)
     member = split_tar_path(path)
     name, offset, size = member or (path, 0, None)
     try:
+        if row is not None:
+            require_inside(root, row[0])
+            return read_parquet_image(root / row[0], row[1], row[2], path)
         # Opened without blocking: a named pipe in place of an image would otherwise be waited for.
+        require_inside(root, name)
         descriptor = os.open(root / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return _read_at(descriptor, offset, size, path)
@@ -60,6 +72,35 @@ def read_bytes(root: Path, path: str) -> bytes:
         raise
     except (OSError, ValueError) as error:
         raise ImageReadError(f"{path}: {getattr(error, 'strerror', None) or error} (in {root})") from error
+
+
+def require_inside(root: Path, path: str) -> None:
+    """Refuse a file that links lead out of `root`: what is read of it may be packed, and shared.
+
+    Not where the environment variable `LFI_LINKS` is `follow`.
+
+    Raises:
+        ImageReadError: it lies elsewhere.
+    """
+    if os.environ.get(LINKS_VARIABLE) == "follow":
+        return
+    place = os.path.realpath(root / path)
+    if not place.startswith(_real_root(str(root))):
+        raise ImageReadError(
+            f"{path}: must lie in {root}, and is a link to {place}. Copy it there, or set {LINKS_VARIABLE}=follow to "
+            "read what links lead to"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _real_root(root: str) -> str:
+    return os.path.join(os.path.realpath(root), "")  # noqa: PTH118 - with a separator at its end
+
+
+def file_of(path: str) -> str:
+    """Return the path of the file that the image at `path` is read from, which may be a tar or a Parquet file."""
+    found = split_tar_path(path) or split_parquet_path(path)
+    return found[0] if found is not None else path
 
 
 def _read_at(descriptor: int, offset: int, size: int | None, path: str) -> bytes:
@@ -94,7 +135,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageReadError(f"{name}: too many pixels to decode safely ({error})") from error
     except UnidentifiedImageError as error:
@@ -121,6 +162,32 @@ def _quiet_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the turn that EXIF tells of. Metadata that cannot be read tells of none, and never costs an image.
+
+    Not by Pillow's `exif_transpose`, which writes the other tags anew and fails at values that it read itself.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # whatever damaged metadata makes the parser raise
+        turn = None
+    return image.transpose(turn) if turn is not None else image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit and wider: Pillow's convert would clip, not scale
         return Image.fromarray(_to_bytes(image)).convert("RGB")
@@ -130,11 +197,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@functools.cache
+def _say_twelve_bits() -> None:
+    """Tell of it once a process."""
+    _LOGGER.warning(
+        "An image of 16 bits holds values of 12 (at most 4095): it is read as of 12 bits, and so are others like it."
+    )
+
+
 def _to_bytes(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Scale wide pixels [H, W] to 0..255 by the range that their mode, or else their largest value, speaks of."""
+    """Scale wide pixels [H, W] to 0..255 by the range that their mode, or else their largest value, speaks of.
+
+    Cameras and microscopes leave 12 bits in files of 16, so values from 256 to 4095 are of 12.
+    """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     largest = values.max(initial=0)
-    if image.mode.startswith("I;16") or largest > 255:
+    if image.mode.startswith("I") and 255 < largest <= _TWELVE_BITS:
+        top = _TWELVE_BITS
+        _say_twelve_bits()
+    elif image.mode.startswith("I;16") or largest > 255:
         top = 65535.0
     else:
         top = 1.0 if image.mode == "F" and largest <= 1 else 255.0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -12,6 +11,8 @@ from typing import Any
 
 from lfi_pipeline.core.errors import DatasetError, UnknownNameError
 from lfi_pipeline.core.io import why_unsafe
+from lfi_pipeline.core.parse import parse_toml
+from lfi_pipeline.data.readers.sniff import sniff_layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,31 +23,34 @@ class LayoutRules:
         roles: names that every split must give a path to.
         optional_roles: names that a split may give a path to.
         options: option name -> `text`, `path`, `names` or `paths`; all but `text` are required.
+        one_role: of `optional_roles`, a split must say one at least.
+        optional_options: names of options that may be left out whatever their kind.
     """
 
     roles: frozenset[str] = frozenset()
     optional_roles: frozenset[str] = frozenset()
     options: Mapping[str, str] = field(default_factory=dict)
+    one_role: bool = False
+    optional_options: frozenset[str] = frozenset()
 
-    def fault(self, options: Mapping[str, Any], splits: Mapping[str, Mapping[str, str]]) -> str | None:
-        """Say what of `options` or `splits` does not fit; None where all does."""
-        for name in options.keys() - self.options.keys():
-            return f"its layout has no option {name!r}; options: {', '.join(sorted(self.options)) or 'none'}"
+    def faults(self, options: Mapping[str, Any], splits: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+        """Yield what of `options` and `splits` does not fit."""
+        for name in sorted(options.keys() - self.options.keys()):
+            yield f"its layout has no option {name!r}; options: {', '.join(sorted(self.options)) or 'none'}"
         for name, kind in self.options.items():
             if name not in options:
-                if kind == "text":
-                    continue
-                return f"its layout needs option {name!r} ({kind})"
-            wrong = _fault_of_option(options[name], kind)
-            if wrong:
-                return f"option {name!r} {wrong}"
+                if kind != "text" and name not in self.optional_options:
+                    yield f"its layout needs option {name!r} ({kind})"
+            elif wrong := _fault_of_option(options[name], kind):
+                yield f"option {name!r} {wrong}"
         for split, roles in splits.items():
             if missing := self.roles - roles.keys():
-                return f"split {split!r} must say {', '.join(sorted(missing))}"
+                yield f"split {split!r} must say {', '.join(sorted(missing))}"
+            if self.one_role and not self.optional_roles & roles.keys():
+                yield f"split {split!r} must say {' or '.join(sorted(self.optional_roles))}"
             if unknown := roles.keys() - self.roles - self.optional_roles:
                 known = ", ".join(sorted(self.roles | self.optional_roles)) or "nothing"
-                return f"split {split!r} says {', '.join(sorted(unknown))}; this layout knows {known}"
-        return None
+                yield f"split {split!r} says {', '.join(sorted(unknown))}; this layout knows {known}"
 
 
 def _fault_of_option(value: object, kind: str) -> str | None:
@@ -67,8 +71,15 @@ def _fault_of_path(path: str) -> str | None:
 
 
 LAYOUTS: Mapping[str, LayoutRules] = {
-    "coco": LayoutRules(roles=frozenset({"images", "captions", "instances"}), options={"domain_field": "text"}),
+    "coco": LayoutRules(
+        roles=frozenset({"images"}),
+        optional_roles=frozenset({"captions", "instances"}),
+        options={"domain_field": "text"},
+        one_role=True,
+    ),
     "imagefolder": LayoutRules(roles=frozenset({"folder"})),
+    "images": LayoutRules(roles=frozenset({"folder"})),
+    "parquet": LayoutRules(roles=frozenset({"files"})),
     "pacs": LayoutRules(
         optional_roles=frozenset({"list"}),
         options={
@@ -89,7 +100,16 @@ LAYOUTS: Mapping[str, LayoutRules] = {
         options={"domains": "names", "official_domains": "names", "classes": "names", "folders": "paths"},
     ),
     "webdataset": LayoutRules(roles=frozenset({"tars"})),
+    "yolo": LayoutRules(
+        roles=frozenset({"images", "labels"}),
+        options={"classes_file": "path"},
+        optional_options=frozenset({"classes_file"}),
+    ),
 }
+FOLDER = "folder"
+"""Name of the data set that a folder is without a manifest, as `sniff_layout` finds it."""
+DEFAULT_TEACHER = "coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
+_FOLDER_PROMPTS = ("a photo of a {}.",)
 
 
 _LARGEST = 1 << 20  # bytes; a manifest is a page of text
@@ -101,6 +121,7 @@ class Manifest:
 
     Attributes:
         name: lower-case letters, digits, `-` and `_`; for a shipped manifest the name of its file.
+        title, license, homepage, obtain: for people; may be left out.
         teacher: `NAME[:TAG]` of the teacher that suits it, used where none is asked for.
         layout: name of the reader that knows the layout, one of `LAYOUTS`.
         prompts: templates with one `{}` for a class name, where images have no captions.
@@ -109,11 +130,11 @@ class Manifest:
     """
 
     name: str
-    title: str
-    license: str
-    homepage: str
-    obtain: str
-    teacher: str
+    title: str = ""
+    license: str = ""
+    homepage: str = ""
+    obtain: str = ""
+    teacher: str = DEFAULT_TEACHER
     layout: str
     prompts: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -125,8 +146,14 @@ class Manifest:
             raise UnknownNameError(f"split of {self.name}", split, self.splits)
         return self.splits[split]
 
+    @property
+    def how_to_obtain(self) -> str:
+        """A sentence for messages; empty where the manifest does not tell."""
+        return f"To obtain {self.name}: {self.obtain}." if self.obtain else ""
 
-_TEXTS = ("name", "title", "license", "homepage", "obtain", "teacher", "layout")
+
+_REQUIRED = ("name", "layout")
+_TEXTS = (*_REQUIRED, "title", "license", "homepage", "obtain", "teacher")
 
 
 def manifest_names() -> tuple[str, ...]:
@@ -137,9 +164,10 @@ def manifest_names() -> tuple[str, ...]:
 
 
 def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifest:
-    """Return the shipped manifest of that name, or the one in the user's own `.toml` file.
+    """Return the shipped manifest of that name, that of the user's own `.toml` file, or what a folder is without one.
 
     Args:
+        name_or_path: name of a shipped manifest, path of a `.toml` file or of a folder, or `FOLDER` for `root` itself.
         root: data root; a name that is not shipped is looked for there as `NAME.toml`. A cache records names and no
             paths, so this is where later stages find a manifest of the user's own.
 
@@ -149,7 +177,11 @@ def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifes
     """
     text = str(name_or_path)
     if not text.endswith(".toml"):
+        if text == FOLDER and root is not None:
+            return folder_manifest(root)
         if text not in manifest_names():
+            if Path(text).is_dir():
+                return folder_manifest(Path(text))
             if root is not None and _is_name(text) and (root / f"{text}.toml").is_file():
                 return load_manifest(root / f"{text}.toml")
             raise UnknownNameError("data set", text, manifest_names())
@@ -161,9 +193,22 @@ def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifes
     except (OSError, ValueError) as error:
         raise DatasetError(f"Manifest {path}: {getattr(error, 'strerror', None) or error}.") from error
     manifest = parse_manifest(content, str(path))
-    if manifest.name in manifest_names():
+    if manifest.name in (*manifest_names(), FOLDER):
         raise DatasetError(f"{path}: name {manifest.name!r} is taken by a shipped manifest; give yours another.")
     return manifest
+
+
+def folder_manifest(root: Path) -> Manifest:
+    """Return a manifest of what `root` is; raises as `sniff_layout`."""
+    found = sniff_layout(root)
+    return Manifest(
+        name=FOLDER,
+        title=f"{root.resolve().name}: {found.tool}",
+        layout=found.layout,
+        prompts=_FOLDER_PROMPTS,
+        options=found.options,
+        splits=found.splits,
+    )
 
 
 def parse_manifest(content: bytes, source: str) -> Manifest:
@@ -176,44 +221,52 @@ def parse_manifest(content: bytes, source: str) -> Manifest:
     if len(content) > _LARGEST:
         raise DatasetError(f"{source} is not a valid manifest: it is larger than {_LARGEST} bytes.")
     try:
-        table = tomllib.loads(content.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise DatasetError(f"{source} is not a valid manifest: it must be TOML in UTF-8: {error}.") from error
-    fault = _fault(table)
-    if fault is not None:
-        raise DatasetError(f"{source} is not a valid manifest: {fault}.")
+        table = parse_toml(content, source, error=DatasetError)
+    except DatasetError as error:
+        raise DatasetError(f"{source} is not a valid manifest: {error}") from error
+    faults = list(_faults(table))
+    if faults:
+        raise DatasetError(f"{source} is not a valid manifest: {'; '.join(faults)}.")
     return Manifest(
-        **{name: table[name] for name in _TEXTS},
+        **{name: table[name] for name in _TEXTS if name in table},
         prompts=tuple(table.get("prompts", ())),
         options=table.get(table["layout"], {}),
         splits=table["splits"],
     )
 
 
-def _fault(table: Mapping[str, Any]) -> str | None:
+def _faults(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield all that does not fit."""
     layout = table.get("layout")
-    if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
-        return f"field 'layout' must be one of {', '.join(sorted(LAYOUTS))}, got {layout!r}"
-    known = {each.name for each in fields(Manifest)} - {"options"} | ({layout} if layout else set())
-    if unknown := sorted(table.keys() - known):
-        return f"unknown field {unknown[0]!r}; fields: {', '.join(sorted(known))}"
-    for name in _TEXTS:
+    known_layout = layout if isinstance(layout, str) and layout in LAYOUTS else None
+    if layout is not None and known_layout is None:
+        yield f"field 'layout' must be one of {', '.join(sorted(LAYOUTS))}, got {layout!r}"
+    known = {each.name for each in fields(Manifest)} - {"options"} | ({known_layout} if known_layout else set())
+    if known_layout or layout is None:
+        for name in sorted(table.keys() - known):
+            yield f"unknown field {name!r}; fields: {', '.join(sorted(known))}"
+    for name in _REQUIRED:
         if name not in table:
-            return f"field {name!r} is missing"
-        if not isinstance(table[name], str) or not table[name].strip():
-            return f"field {name!r} must be text, got {table[name]!r}"
-        if not table[name].isprintable():  # it is shown in terminals, which obey control characters
-            return f"field {name!r} must be one line of printable text, got {table[name]!r}"
-    if not _is_name(table["name"]):
-        return f"field 'name' must be of letters, digits, '-', '_' and '.', got {table['name']!r}"
-    options = table.get(table["layout"], {})
+            yield f"field {name!r} is missing"
+    for name in _TEXTS:
+        value = table.get(name, "text")
+        if name == "layout" and known_layout is None:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            yield f"field {name!r} must be text, got {value!r}"
+        elif not value.isprintable():  # it is shown in terminals, which obey control characters
+            yield f"field {name!r} must be one line of printable text, got {value!r}"
+        elif name == "name" and not _is_name(value):
+            yield f"field 'name' must be of letters, digits, '-', '_' and '.', got {value!r}"
+    prompts, splits = _fault_of_prompts(table.get("prompts", [])), _fault_of_splits(table.get("splits"))
+    yield from filter(None, (prompts, splits))
+    if known_layout is None:
+        return
+    options = table.get(known_layout, {})
     if not isinstance(options, dict):
-        return f"[{table['layout']}] must be a table of options, got {options!r}"
-    return (
-        _fault_of_prompts(table.get("prompts", []))
-        or _fault_of_splits(table.get("splits"))
-        or LAYOUTS[table["layout"]].fault(options, table["splits"])
-    )
+        yield f"[{known_layout}] must be a table of options, got {options!r}"
+    elif splits is None:
+        yield from LAYOUTS[known_layout].faults(options, table["splits"])
 
 
 def _fault_of_prompts(prompts: object) -> str | None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.dataset import Dataset
-from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.manifest import FOLDER, Manifest, load_manifest
+from lfi_pipeline.data.objects import count_objects
+from lfi_pipeline.data.readers.registry import read_dataset
+from lfi_pipeline.data.readers.sniff import sniff_layout
+from lfi_pipeline.data.shares import DEFAULT_SHARE, TRAIN, VAL
 
 
 def expected_tree(manifest: Manifest) -> tuple[str, ...]:
@@ -28,17 +34,76 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         "labelled": labelled,
         "classes": len(dataset.classes),
         "captions": captions,
-        "objects": sum(map(len, dataset.instances.values())),
+        "objects": count_objects(dataset.instances),
         "domains": {domain: count for domain, count in sorted(domains.items()) if domain},
     }
+
+
+def describe(path: Path | str) -> tuple[str, dict[str, Any]]:
+    """Say what a folder is and what it holds: as text for people, and as JSON values.
+
+    Raises:
+        DatasetError: it is nothing that is known.
+    """
+    root = Path(path)
+    manifest = load_manifest(FOLDER, root)
+    splits: dict[str, Any] = {}
+    named = list(manifest.splits) if VAL in manifest.splits else [TRAIN, VAL]
+    for split in [*named, *(each for each in manifest.splits if each not in named)]:
+        try:
+            dataset = read_dataset(FOLDER, root, split)
+        except DatasetError as error:
+            splits[split] = {"error": str(error)}
+            continue
+        counts = summarize(dataset)
+        splits[split] = counts | {
+            "text": "captions" if counts["captions"] else "prompts" if counts["labelled"] else "generate",
+            "names": list(dataset.classes[:_MOST_NAMES]),
+            "notes": list(dataset.notes),
+        }
+    found: dict[str, Any] = {
+        "path": str(root),
+        "what": sniff_layout(root).tool,
+        "layout": manifest.layout,
+        "splits": splits,
+        "val_share": None if VAL in manifest.splits else DEFAULT_SHARE,
+    }
+    return "\n".join(_told(found)), found
+
+
+_MOST_NAMES = 20
+_COUNTED = ("samples", "captions", "classes", "objects")
+
+
+def _told(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{found['path']}: {found['what']}"
+    for split, counts in found["splits"].items():
+        if "error" in counts:
+            yield f"  {split}: {counts['error']}"
+            continue
+        told = ", ".join(f"{counts[what]:,} {what}" for what in _COUNTED if counts[what])
+        yield f"  {split}: {told}; the teacher reads {_TEXTS[counts['text']]}"
+        if counts["names"]:
+            more = ", ..." if counts["classes"] > len(counts["names"]) else ""
+            yield f"    classes: {', '.join(counts['names'])}{more}"
+        yield from (f"    note: {note}" for note in counts["notes"])
+    if found["val_share"] is not None:
+        yield f"  It has no validation split: val is {found['val_share']:.0%} of the images, chosen by their names."
+
+
+_TEXTS = {
+    "captions": "its captions",
+    "prompts": "prompts with the names of each image's classes",
+    "generate": "captions that it writes itself",
+}
 
 
 def _coco(manifest: Manifest) -> list[str]:
     return [line for split in manifest.splits.values() for line in (f"{split['images']}/*", *_annotations(split))]
 
 
-def _annotations(split: Mapping[str, str]) -> tuple[str, str]:
-    return split["captions"], split["instances"]
+def _annotations(split: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(split[role] for role in ("captions", "instances") if role in split)
 
 
 def _imagefolder(manifest: Manifest) -> list[str]:
@@ -75,11 +140,28 @@ def _webdataset(manifest: Manifest) -> list[str]:
     return [*tars, "classes.txt (optional)"]
 
 
+def _images(manifest: Manifest) -> list[str]:
+    return [f"{split['folder']}/**/*.jpg".removeprefix("./") for split in manifest.splits.values()]
+
+
+def _parquet(manifest: Manifest) -> list[str]:
+    return [f"{split['files']}*.parquet" for split in manifest.splits.values()]
+
+
+def _yolo(manifest: Manifest) -> list[str]:
+    lines = [f"{split[role]}/**/*{end}" for split in manifest.splits.values() for role, end in _YOLO]
+    return [*lines, *([manifest.options["classes_file"]] if "classes_file" in manifest.options else [])]
+
+
+_YOLO = (("images", ".jpg"), ("labels", ".txt"))
 _TREES: Mapping[str, Callable[[Manifest], list[str]]] = {
     "coco": _coco,
     "imagefolder": _imagefolder,
+    "images": _images,
     "pacs": _pacs,
+    "parquet": _parquet,
     "tiny-imagenet": _tiny_imagenet,
     "vlcs": _vlcs,
     "webdataset": _webdataset,
+    "yolo": _yolo,
 }

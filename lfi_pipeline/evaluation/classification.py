@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
@@ -157,12 +158,9 @@ def _training_features(
     loaded: LoadedRun, validation: Dataset, common: EvaluationConfig, limit: int | None
 ) -> FrozenFeatures:
     spec = loaded.store.spec.dataset
-    dataset = read_dataset(spec.name, loaded.store.source_root, spec.split)
-    if dataset.classes != validation.classes:
-        raise DatasetError(
-            f"Splits {dataset.split} and {validation.split} of {dataset.root} must have the same classes for the "
-            "probes; they differ. Give `probes=False`."
-        )
+    dataset = relabelled(
+        read_dataset(spec.name, loaded.store.source_root, spec.split), spec.classes, f"the cache {loaded.store.path}"
+    )
     seen = frozenset(loaded.record["seen_domains"])
     positions = np.array([i for i, sample in enumerate(dataset.samples) if sample.domain in seen], dtype=np.int64)
     if not len(positions):
@@ -177,8 +175,8 @@ def _training_features(
 def _metric(scores: Tensor, labels: Tensor, task: str) -> float:
     """What the validation split is scored by; 0 where no image held back has a label."""
     if task == CLASSIFICATION:
-        return top_k_accuracy(scores, labels, 1)
-    return mean_average_precision(scores, labels) if bool(labels.any()) else 0.0
+        return top_k_accuracy(scores, labels, 1) or 0.0
+    return mean_average_precision(scores, labels) or 0.0
 
 
 def classification(run: Path, common: EvaluationConfig, config: ClassificationConfig) -> ProtocolResult:

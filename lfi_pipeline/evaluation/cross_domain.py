@@ -27,6 +27,7 @@ import torch
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, Sample, load_manifest, read_dataset
+from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.config import CrossDomainConfig, EvaluationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult, load
 from lfi_pipeline.training.learner import LoadedRun
@@ -93,12 +94,7 @@ def _every_image(loaded: LoadedRun, asked: Sequence[str]) -> tuple[Dataset, list
     names = list(dict.fromkeys(asked)) or ([WHOLE] if WHOLE in there else list(there))
     samples: dict[str, Sample] = {}
     for name in names:
-        found = read_dataset(spec.name, root, name)
-        if found.classes != spec.classes:
-            raise DatasetError(
-                f"Split {name} of {root} must have the classes that {loaded.path} was trained on, {len(spec.classes)} "
-                f"in their order; found {len(found.classes)} others. Name the `splits` that do."
-            )
+        found = relabelled(read_dataset(spec.name, root, name), spec.classes, f"the run {loaded.path}")
         for sample in found.samples:
             samples.setdefault(sample.path, sample)
     return replace(found, split="+".join(names), samples=list(samples.values())), names
@@ -130,7 +126,7 @@ def _of_domain(predictions: Predictions, task: str, here: Sequence[bool]) -> Map
 def _scores(predictions: Predictions, task: str, rows: torch.Tensor) -> dict[str, float | None]:
     """Scores of the images `rows` [S]; None where there is none."""
     scores, labels = predictions.scores[rows], predictions.labels[rows]
-    found: dict[str, float | None] = {"map": mean_average_precision(scores, labels) if labels.any() else None}
+    found: dict[str, float | None] = {"map": mean_average_precision(scores, labels)}
     if task == CLASSIFICATION:
-        found["top1"] = top_k_accuracy(scores, labels, 1) if len(labels) else None
+        found["top1"] = top_k_accuracy(scores, labels, 1)
     return found

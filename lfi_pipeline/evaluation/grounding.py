@@ -264,16 +264,20 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
         masks = [
             instance.mask(sample.height, sample.width)
             for instance in dataset.instances[sample.key]
-            if instance.label == label
+            if instance.label == label and instance.segmentation is not None
         ]
         if masks:
             found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks)), label))
     if not found:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
-            "more classes; there is nothing to point at."
+            f"more classes; there is nothing to point at.{_left_out(dataset)}"
         )
     return found
+
+
+def _left_out(dataset: Dataset) -> str:
+    return f" Left out in reading: {'; '.join(dataset.notes)}." if dataset.notes else ""
 
 
 def teacher_maps(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Tensor]:

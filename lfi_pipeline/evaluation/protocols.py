@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult, write_result
 from lfi_pipeline.targets import TargetStore
@@ -93,4 +94,4 @@ def default_protocols(targets: Path | None, data_root: Path | None = None) -> tu
         return ("classification",)
     store = TargetStore.open(targets, data_root=data_root)
     dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
-    return ("classification", "grounding") if dataset.instances else ("classification",)
+    return ("classification", "grounding") if count_masks(dataset.instances) else ("classification",)

@@ -16,6 +16,7 @@ from typing import Any
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.learner import LoadedRun, load_run
@@ -28,12 +29,14 @@ def load(run: Path, common: EvaluationConfig) -> LoadedRun:
 
 
 def validation_split(loaded: LoadedRun) -> Dataset:
-    """Return the split that the run was validated on.
+    """Return the split that the run was validated on, with labels that index the classes of its cache.
 
     Raises:
-        DatasetError: it is not there.
+        DatasetError: it is not there, or has a class that the cache has not.
     """
-    return read_dataset(loaded.store.spec.dataset.name, loaded.store.source_root, loaded.config.val_split)
+    spec = loaded.store.spec.dataset
+    dataset = read_dataset(spec.name, loaded.store.source_root, loaded.config.val_split)
+    return relabelled(dataset, spec.classes, f"the cache {loaded.store.path}")
 
 
 EVALUATION = "evaluation"

@@ -70,7 +70,8 @@ def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScor
     if all(len(each) == 1 for each in labels):
         hits = shares.argmax(1) == truth.argmax(1)
         return ZeroShotScore(metric="accuracy", value=float(hits.float().mean()), images=len(labels))
-    return ZeroShotScore(metric="mAP", value=mean_average_precision(shares, truth), images=len(labels))
+    value = mean_average_precision(shares, truth)
+    return ZeroShotScore(metric="mAP", value=value, images=len(labels)) if value is not None else None
 
 
 def teacher_shares(store: TargetStore, zero_shot: ZeroShot, positions: npt.NDArray[np.int64]) -> Tensor:

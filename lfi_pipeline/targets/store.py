@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, IncompleteTargetsError, UnknownNameError
-from lfi_pipeline.core.io import read_whole, split_tar_path, why_unsafe
-from lfi_pipeline.data.images import decode_image, read_bytes
+from lfi_pipeline.core.io import read_whole, why_unsafe
+from lfi_pipeline.data.images import decode_image, file_of, read_bytes
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, remedy, summarise
 from lfi_pipeline.targets.index import TargetIndex
 from lfi_pipeline.targets.layout import CLASSES, VOCABULARY, array_layouts, tar_file
@@ -39,8 +39,7 @@ def sample_image(store: TargetStore, position: int) -> Image.Image:
 
 def image_present(root: Path, path: str) -> bool:
     """Whether there is a file that the image would be read from; its content is not looked at."""
-    member = split_tar_path(path)
-    return why_unsafe(path) is None and (root / (member[0] if member else path)).is_file()
+    return why_unsafe(path) is None and (root / file_of(path)).is_file()
 
 
 def checked_image(data_root: Path, path: str, crc32c: int, key: str) -> bytes:

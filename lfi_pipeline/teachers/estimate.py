@@ -22,7 +22,7 @@ from lfi_pipeline.targets.commits import summarise
 from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
 from lfi_pipeline.teachers.extract import open_job, read_split
 from lfi_pipeline.teachers.shards import Share
-from lfi_pipeline.teachers.text import resolve_mode
+from lfi_pipeline.teachers.text import resolve_mode, telling_sample
 
 MARGIN = 0.1
 """Share of the cache's estimated size that must be free beyond it."""
@@ -134,7 +134,7 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
     total = min(len(dataset), (batches + 1) * config.batch_size)
     warm_up = min(config.batch_size, total // (batches + 1))
     timed = total - warm_up  # the first shard; what warms up is the second
-    mode = resolve_mode(config.text, dataset.samples[0])
+    mode = resolve_mode(config.text, telling_sample(dataset.samples))
     config = replace(config, text=mode, prompts=config.prompts if mode == "prompts" else (), samples_per_shard=timed)
     few = replace(dataset, samples=[dataset.samples[i] for i in _spread(len(dataset), total, timed)])
     with tempfile.TemporaryDirectory(prefix="lfi-plan-") as folder:

@@ -45,6 +45,7 @@ from lfi_pipeline.teachers.text import (
     resolve_mode,
     sample_words,
     stop_words_sha256,
+    telling_sample,
 )
 
 
@@ -148,7 +149,7 @@ def open_job(
     if dataset is None:
         dataset = read_split(config)
     manifest = load_manifest(config.dataset, config.data_root)
-    mode = resolve_mode(config.text, dataset.samples[0])
+    mode = resolve_mode(config.text, telling_sample(dataset.samples))
     teacher = load_teacher(
         config.teacher or manifest.teacher,
         device=resolve_device(config.device, share.local_rank),

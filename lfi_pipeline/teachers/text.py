@@ -237,12 +237,14 @@ class TextSource:
         """Return the texts of `sample`.
 
         Raises:
-            DatasetError: it has no caption, or for prompts no label; says which mode would serve.
+            DatasetError: it has no caption, or for prompts there are no classes; says which mode would serve.
         """
         if self.mode == "prompts":
             return self._prompted(sample)
         found = (self._generated[sample.key],) if self.mode == "generate" else sample.captions
         found = tuple(text for caption in found if (text := " ".join(caption.split())))
+        if not found and self.mode == "captions" and not sample.captions and not sample.labels:
+            return ReadTexts(texts=("",))  # nothing is said of it and nothing is in it: it has no words, that is all
         if not found:
             raise DatasetError(
                 f"Sample {sample.key} has no caption; every image of the split must have one. Check the captions, or "
@@ -251,10 +253,12 @@ class TextSource:
         return ReadTexts(texts=self._chosen(found))
 
     def _prompted(self, sample: Sample) -> ReadTexts:
-        if not sample.labels:
+        if not self._names:
             raise DatasetError(
                 f"Sample {sample.key} has no label; prompts need one. Use `text='captions'` or `text='generate'`."
             )
+        if not sample.labels:
+            return ReadTexts(texts=("",))  # an image of none of the classes has no words, that is all
         names = tuple(self._names[label] for label in sample.labels)
         return ReadTexts(
             texts=self._chosen(tuple(prompt.format(" and ".join(names)) for prompt in self.prompts)), phrases=names
@@ -271,7 +275,7 @@ def resolve_mode(mode: str, sample: Sample) -> str:
 
     Args:
         mode: one of `MODES`.
-        sample: the first of the data set.
+        sample: one that tells what the data set has, as `telling_sample`.
 
     Raises:
         UnknownNameError: unknown mode.
@@ -281,6 +285,15 @@ def resolve_mode(mode: str, sample: Sample) -> str:
     if mode != "auto":
         return mode
     return "captions" if sample.captions else "prompts" if sample.labels else "generate"
+
+
+def telling_sample(samples: Sequence[Sample]) -> Sample:
+    """Return the first sample with a caption, or else the first with a label, or else the first."""
+    first = samples[0]
+    if first.captions:
+        return first
+    captioned = next((sample for sample in samples if sample.captions), None)
+    return captioned or next((sample for sample in samples if sample.labels), first)
 
 
 def planned(sample: Sample, source: TextSource) -> PlannedSample:

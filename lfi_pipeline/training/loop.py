@@ -31,7 +31,7 @@ from lfi_pipeline.training.run_writer import RunRecord, read_summary
 from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
 from lfi_pipeline.training.trackers import make_accelerator
 from lfi_pipeline.training.trainer import ActiveRun, Piece
-from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, score_domains
+from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, scorable, score_domains
 
 
 def introduction(run: ActiveRun) -> Iterator[str]:
@@ -161,7 +161,9 @@ class _Loop:
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
         scores = task != NONE
         self.validation = (
-            read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split) if scores else None
+            scorable(read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split), self.store)
+            if scores
+            else None
         )
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
@@ -208,6 +210,9 @@ class _Loop:
             desc=" ".join(run.out.name for run in self.active),
         )  # fmt: skip
         try:
+            for epoch in sorted({run.step // per_epoch for run in self.active}):
+                if any(self._is_due(run, epoch) for run in self.active):  # stopped between its last step and its scores
+                    self._end_epoch(epoch, clock)
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
                     batches = self._next(source, stop, clock)
@@ -290,11 +295,13 @@ class _Loop:
 
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
-        due = [run for run in self.active if run.step == epoch * self.tickets.steps_per_epoch]
+        due = [run for run in self.active if self._is_due(run, epoch)]
+        self._checkpoint(clock)  # whatever scoring runs into, the epoch is not lost
         with clock.lap(VALIDATION):
             scores = self._validate(due)
         for run, run_scores in zip(due, scores, strict=True):
             self.records[run.out].end_epoch(epoch, run_scores)
+            run.scored_epochs = epoch
         self._checkpoint(clock)
         spent = clock.report()
         for run in due:
@@ -304,6 +311,9 @@ class _Loop:
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             tell(hint)
+
+    def _is_due(self, run: ActiveRun, epoch: int) -> bool:
+        return run.step == epoch * self.tickets.steps_per_epoch and run.scored_epochs < epoch
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
         if not runs or self.validation is None:

@@ -101,6 +101,7 @@ class ActiveRun:
         self.step = 0
         self.retention = Retention(out / CHECKPOINTS, every=keep_every or None)
         self.scores: dict[str, Any] = {}
+        self.scored_epochs, self._steps_per_epoch = 0, steps_per_epoch
         self.seconds = 0.0
         self.step_ms: list[float] = []
         self._guard = LossGuard()
@@ -168,6 +169,7 @@ class ActiveRun:
             "recent_losses": list(self._guard.recent),
             "retention": self.retention.state_dict(),
             "scores": self.scores,
+            "scored_epochs": self.scored_epochs,
             "seconds": self.seconds,
             "step_ms": self.median_step_ms,
             "balance": self.learner.balance.state_dict(),
@@ -190,6 +192,7 @@ class ActiveRun:
             return
         state = load_state(path, fingerprint=fingerprint)
         self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
+        self.scored_epochs = state.get("scored_epochs", self.step // self._steps_per_epoch)  # older: saved when scored
         self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import Dataset
+from lfi_pipeline.data.labels import relabelled, require_labels
 from lfi_pipeline.students import Student
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages
 
 CLASSIFICATION, MULTI_LABEL, NONE = "classification", "multi-label", "none"
@@ -47,6 +49,16 @@ def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> s
     return asked
 
 
+def scorable(dataset: Dataset, store: TargetStore) -> Dataset:
+    """Return a split of a cache's data set with labels that index the cache's classes.
+
+    Raises:
+        DatasetError: it holds no image or no label, or has a class that the cache has not.
+    """
+    require_labels(dataset, "Score another split (val_split), or train without a task (task 'none').")
+    return relabelled(dataset, store.spec.dataset.classes, f"the cache {store.path}")
+
+
 def task_loss(task: str, logits: Tensor, labels: Tensor) -> Tensor:
     """Loss of each image [B]: cross-entropy, or the mean binary cross-entropy of its classes.
 
@@ -66,8 +78,18 @@ def probabilities(task: str, logits: Tensor) -> Tensor:
     return logits.float().softmax(-1) if task == CLASSIFICATION else logits.float().sigmoid()
 
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Share of images with their label among the `k` highest scores; scores and labels [S, C]."""
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float | None:
+    """Share of the labelled images with their label among the `k` highest scores; None where none is labelled.
+
+    Args:
+        scores: [S, C], higher is more likely.
+        labels: [S, C], 0 or 1.
+        k: how many count.
+    """
+    labelled = labels.any(1)
+    if not labelled.any():
+        return None
+    scores, labels = scores[labelled], labels[labelled]
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return float(labels.gather(1, best).sum(1).clamp(max=1).mean())
 
@@ -92,19 +114,16 @@ class Predictions:
     read: Tensor
 
 
-def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that have a positive of their average precision, in [0, 1].
+def mean_average_precision(scores: Tensor, labels: Tensor) -> float | None:
+    """Mean over the classes that have a positive of their average precision, in [0, 1]; None where no class has one.
 
     Args:
         scores: [S, classes], higher is more likely.
         labels: [S, classes], 0 or 1.
-
-    Raises:
-        DatasetError: no class has a positive.
     """
     has_positive = labels.any(0)
     if not has_positive.any():
-        raise DatasetError("Mean average precision needs at least one positive label, found none.")
+        return None
     scores, labels = scores[:, has_positive], labels[:, has_positive]
     if scores.shape[1] == 1:  # torchmetrics takes two labels or more
         scores, labels = scores.repeat(1, 2), labels.repeat(1, 2)
@@ -159,8 +178,8 @@ def predict(
 
 def score_domains(
     predictions: Predictions, task: str, domains: Sequence[str], seen: frozenset[str]
-) -> Mapping[str, float | int | dict[str, float] | None]:
-    """Return the scores of a split, those of no image None.
+) -> Mapping[str, float | int | dict[str, float | None] | None]:
+    """Return the scores of a split; one that is undefined, as that of no image or of no label, is None.
 
     `map_seen` and `map_heldout` (mean average precision in [0, 1]) and `map_per_domain`; for classification also
     `top1_seen`, `top1_heldout`, `top5_seen`, `top5_heldout` (accuracy in [0, 1]); `unreadable`, how many images.
@@ -179,17 +198,17 @@ def score_domains(
 
     def mean_precision(chosen: Sequence[bool]) -> float | None:
         rows = rows_of(chosen)
-        return mean_average_precision(predictions.scores[rows], predictions.labels[rows]) if rows.any() else None
+        return mean_average_precision(predictions.scores[rows], predictions.labels[rows])
 
     def accuracy(chosen: Sequence[bool], k: int) -> float | None:
         rows = rows_of(chosen)
-        return top_k_accuracy(predictions.scores[rows], predictions.labels[rows], k) if rows.any() else None
+        return top_k_accuracy(predictions.scores[rows], predictions.labels[rows], k)
 
-    scores: dict[str, float | int | dict[str, float] | None] = {
+    scores: dict[str, float | int | dict[str, float | None] | None] = {
         f"map_{name}": mean_precision(chosen) for name, chosen in parts.items()
     }
     scores["map_per_domain"] = {
-        name: mean_precision([domain == name for domain in domains]) or 0.0 for name in sorted(set(domains))
+        name: mean_precision([domain == name for domain in domains]) for name in sorted(set(domains))
     }
     if task == CLASSIFICATION:
         for k in (1, 5):

@@ -9,9 +9,9 @@ from pathlib import Path
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.names import is_image
 from lfi_pipeline.data.readers.walk import (
     image_paths,
-    is_image,
     keys_of,
     misfit,
     read_lines,
@@ -61,6 +61,22 @@ def read_imagefolder(manifest: Manifest, root: Path, split: str) -> Dataset:
     return Dataset(
         name=manifest.name, root=root, split=split, classes=classes, samples=samples, prompts=manifest.prompts
     )
+
+
+def read_images(manifest: Manifest, root: Path, split: str) -> Dataset:
+    """Read one split: every image below its folder, however deep, without classes.
+
+    Raises:
+        DatasetError: no such folder, or no image in it.
+    """
+    require_directory(manifest, root)
+    folder = manifest.files(split)["folder"]
+    if not (root / folder).is_dir():
+        raise misfit(manifest, root, f"{folder}/")
+    samples = SampleTable(_unlabelled(root / folder, "" if folder == WHOLE_ROOT else f"{folder}/"))
+    if not samples:
+        raise misfit(manifest, root / folder, "images")
+    return Dataset(name=manifest.name, root=root, split=split, classes=(), samples=samples, prompts=manifest.prompts)
 
 
 def labelled(

@@ -2,49 +2,134 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from lfi_pipeline.core.errors import DatasetError
+import pyarrow.compute as pc
+
+from lfi_pipeline.core.errors import DatasetError, ImageReadError
 from lfi_pipeline.data.dataset import Dataset, SampleTable
-from lfi_pipeline.data.manifest import Manifest, load_manifest
-from lfi_pipeline.data.readers.class_folders import read_imagefolder, read_tiny_imagenet
+from lfi_pipeline.data.images import file_of, require_inside
+from lfi_pipeline.data.manifest import FOLDER, Manifest, load_manifest
+from lfi_pipeline.data.readers.class_folders import read_imagefolder, read_images, read_tiny_imagenet
 from lfi_pipeline.data.readers.coco import read_coco
 from lfi_pipeline.data.readers.domains import read_pacs, read_vlcs
+from lfi_pipeline.data.readers.parquet import read_parquet
 from lfi_pipeline.data.readers.webdataset import read_webdataset
+from lfi_pipeline.data.readers.yolo import read_yolo
+from lfi_pipeline.data.remote import is_url, mirrored
+from lfi_pipeline.data.shares import DEFAULT_SHARE, TRAIN, VAL, WHOLE, parsed_split, part_of, split_name
+
+_LOGGER = logging.getLogger(__name__)
+_LOOKED_AT = 100  # images of a split whose place is looked at before anything begins
 
 _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
     "coco": read_coco,
     "imagefolder": read_imagefolder,
+    "images": read_images,
     "pacs": read_pacs,
+    "parquet": read_parquet,
     "tiny-imagenet": read_tiny_imagenet,
     "vlcs": read_vlcs,
     "webdataset": read_webdataset,
+    "yolo": read_yolo,
 }
 
 
-def read_dataset(name_or_path: str | Path, root: Path, split: str) -> Dataset:
+def read_dataset(
+    name_or_path: str | Path,
+    root: Path | str | None = None,
+    split: str = TRAIN,
+    *,
+    val_share: float = DEFAULT_SHARE,
+    strict: bool = False,
+) -> Dataset:
     """Read split `split` of a data set from `root`.
 
+    A folder needs no manifest: `read_dataset("photos")` looks at what it is (`sniff_layout`). Where it has no
+    validation split, `val` is a share of its images, `train` the others and `all` both.
+
     Args:
-        name_or_path: name of a shipped manifest, path of the user's own `.toml`, or the name of a manifest that lies in
-            `root` as `NAME.toml`.
+        name_or_path: name of a shipped manifest, path of the user's own `.toml`, the name of a manifest that lies in
+            `root` as `NAME.toml`, path of a folder, or `folder` for what `root` is.
+        root: the data root; by default the folder that is named. Of `s3://bucket/folder` and the like (whatever fsspec
+            reads), the tars are copied to the cache folder first.
+        split: name of the split.
+        val_share: of a folder without a validation split, the share to validate on; other shares than 0.1 are part of
+            the split's name, so that later stages read the same images.
+        strict: refuse files from which something has to be left out (`Dataset.notes`).
 
     Raises:
         UnknownNameError: unknown data set or split; lists the choices.
         DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
             a key.
     """
+    if is_url(root):
+        root = mirrored(str(root))
+    elif root is None and is_url(name_or_path):
+        name_or_path, root = FOLDER, mirrored(str(name_or_path))
+    if root is None:
+        if not Path(name_or_path).is_dir():
+            raise DatasetError(f"A data set that is not a folder needs its data root; got {str(name_or_path)!r} alone.")
+        name_or_path, root = FOLDER, name_or_path
     root = Path(root)
     manifest = load_manifest(name_or_path, root)
     try:
-        dataset = _READERS[manifest.layout](manifest, root, split)
+        dataset = _read(manifest, root, split, val_share)
+        if strict and dataset.notes:
+            raise DatasetError(f"{'; '.join(dataset.notes)}. Mend the files, or read them without strict.")
     except OSError as error:  # permissions, a network drive that went away, a name that is too long
         raise DatasetError(f"Data root {root} cannot be read: {error}.") from error
+    _require_inside(dataset)
     repeated = dataset.samples.repeated_keys() if isinstance(dataset.samples, SampleTable) else []
     if repeated:
         raise DatasetError(
             f"{root}: samples of {manifest.name}, {split}, must have names of their own; repeated: "
             f"{', '.join(repeated)}. Rename or remove one of each."
         )
+    dataset = replace(dataset, notes=(*dataset.notes, *_without_captions(dataset)))
+    for note in dataset.notes:
+        _LOGGER.warning("%s, %s: %s", dataset.name, dataset.split, note)
     return dataset
+
+
+def _read(manifest: Manifest, root: Path, split: str, val_share: float) -> Dataset:
+    read = _READERS[manifest.layout]
+    named, share = parsed_split(split)
+    if val_share != DEFAULT_SHARE and share == DEFAULT_SHARE:
+        share = val_share
+    if manifest.name != FOLDER or VAL in manifest.splits or named not in (TRAIN, VAL, WHOLE):
+        return read(manifest, root, split)
+    source = TRAIN if TRAIN in manifest.splits else next(iter(manifest.splits))
+    whole, name = read(manifest, root, source), split_name(named, share)
+    if name == WHOLE:
+        return replace(whole, split=WHOLE)
+    return replace(part_of(whole, named, share), split=name)
+
+
+def _require_inside(dataset: Dataset) -> None:
+    """Look whether links lead out of the data root, at some of the images; each is looked at when it is read.
+
+    Raises:
+        DatasetError: an image lies elsewhere.
+    """
+    step = max(1, len(dataset) // _LOOKED_AT)
+    for place in range(0, len(dataset), step):
+        path = dataset.samples[place].path
+        try:
+            require_inside(dataset.root, file_of(path))
+        except ImageReadError as error:
+            raise DatasetError(f"Images of {dataset.name}, {dataset.split}: {error}.") from error
+
+
+def _without_captions(dataset: Dataset) -> list[str]:
+    """Say how many images have no caption where others have one, and where none has anything to be told by."""
+    if not isinstance(dataset.samples, SampleTable) or not len(dataset):
+        return []
+    lengths = {name: pc.list_value_length(dataset.samples.column(name)) for name in ("captions", "labels")}
+    bare, unlabelled = (pc.sum(pc.equal(each, 0)).as_py() for each in lengths.values())
+    if bare == len(dataset):
+        return [f"none of {bare} images has a caption or a label"] if unlabelled == len(dataset) else []
+    return [f"{bare} of {len(dataset)} images have no caption"] if bare else []

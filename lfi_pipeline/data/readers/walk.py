@@ -9,35 +9,21 @@ from pathlib import Path
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.names import is_hidden, is_image
 
 
 def misfit(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:
     """Return the error that shows both sides; `required` ends the sentence «Data root R must hold ...»."""
     return DatasetError(
         f"Data root {folder} must hold {required} (layout {manifest.layout} of {manifest.name}); "
-        f"found there: {found_in(folder)}. {remedy or f'To obtain it: {manifest.obtain}'}."
+        f"found there: {found_in(folder)}. {f'{remedy}.' if remedy else manifest.how_to_obtain}".rstrip()
     )
 
 
 def require_directory(manifest: Manifest, root: Path) -> None:
     """Raise a `DatasetError` unless `root` is a directory."""
     if not root.is_dir():
-        raise DatasetError(f"Data root {root} must be a directory. To obtain {manifest.name}: {manifest.obtain}.")
-
-
-_ENDINGS = "jpg jpeg jpe jfif png webp gif bmp tif tiff ppm pgm pbm pnm jp2 j2k avif ico"
-IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # of Windows, macOS, network storage
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the operating system's and not the data set's."""
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def is_image(name: str) -> bool:
-    """Whether `name` ends like an image file, in either case."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - called once a file, Path costs 20 times
+        raise DatasetError(f"Data root {root} must be a directory. {manifest.how_to_obtain}".rstrip())
 
 
 def image_paths(folder: Path) -> list[str]:

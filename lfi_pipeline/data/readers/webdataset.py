@@ -1,12 +1,11 @@
 """Read any folder of tars with images beside captions and labels; the images stay where they are, inside the tars.
 
 Members of one sample stand next to each other and share their name up to the first dot of its last part, as webdataset
-and img2dataset write them.
+and img2dataset write them, or without its last suffix where the first dot would put several images together.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,12 @@ from typing import Any
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.core.io import tar_path
+from lfi_pipeline.core.parse import parse_json
 from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.names import IMAGE_SUFFIXES, is_hidden
 from lfi_pipeline.data.readers.tar_members import Member, list_members
-from lfi_pipeline.data.readers.walk import IMAGE_SUFFIXES, file_paths, is_hidden, misfit, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import file_paths, misfit, read_lines, require_directory
 
 CLASS_FILES = ("classes.txt", "classnames.txt")
 _PICKLES = frozenset({"pkl", "pickle", "pyd"})
@@ -135,21 +136,38 @@ class _Tar:
         members = (member for member in list_members(self.file) if not _is_hidden(member.name))
         with self.file.open("rb") as file:
             for key, group in groupby(members, key=lambda member: _split(member.name)[0]):
-                sample = self._sample(key, list(group), file.fileno())
-                if sample is not None:
-                    yield sample
+                for name, parts in self._samples(key, list(group)):
+                    sample = self._sample(name, parts, file.fileno())
+                    if sample is not None:
+                        yield sample
 
-    def _sample(self, key: str, members: Sequence[Member], descriptor: int) -> Sample | None:
+    def _samples(self, key: str, members: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+        """Yield key and parts of what one name up to the first dot stands for.
+
+        That is one sample, or, where it would have several images (`0001.left.jpg`, `0001.right.jpg`), one for each
+        name without its last suffix.
+        """
+        parts = self._parts(members, key)
+        if len(_images(parts)) < 2:
+            yield key, parts
+            return
+        for stem, group in groupby(members, key=lambda member: member.name.rpartition(".")[0]):
+            yield stem, self._parts(list(group), stem)
+
+    def _parts(self, members: Sequence[Member], key: str) -> dict[str, Member]:
         parts: dict[str, Member] = {}
         for member in members:
-            kind = _split(member.name)[1]
+            kind = member.name[len(key) + 1 :].lower()
             if kind.rpartition(".")[2] in _PICKLES:
                 raise DatasetError(f"{self.file}: member {member.name!r} is a pickle, which runs code; remove it.")
             if kind in parts:
                 raise DatasetError(f"{self.file}: member {member.name!r} is there twice.")
             parts[kind] = member
+        return parts
+
+    def _sample(self, key: str, parts: dict[str, Member], descriptor: int) -> Sample | None:
         image = self._image(key, parts)
-        read = {kind: parts[kind] for kind in (*_TEXTS, "cls", "json") if kind in parts}
+        read = _readable(parts, image)
         if image is None:
             if read:
                 raise DatasetError(
@@ -158,11 +176,11 @@ class _Tar:
                 )
             return None
         texts = {kind: self._text(member, descriptor) for kind, member in read.items()}
-        record = self._record(parts["json"], texts["json"]) if "json" in texts else {}
+        record = self._record(read["json"], texts["json"]) if "json" in texts else {}
         plain = next((texts[kind] for kind in _TEXTS if kind in texts), None)
-        where = f"{self.file}: member {(parts.get('json') or image).name!r}"
+        where = f"{self.file}: member {(read.get('json') or image).name!r}"
         captions = plain.splitlines() if plain is not None else _captions(record, where)
-        found = self._cls(parts["cls"], texts["cls"]) if "cls" in texts else _labels(record)
+        found = self._cls(read["cls"], texts["cls"]) if "cls" in texts else _labels(record)
         domain = record.get("domain") or ""
         if not isinstance(domain, str):
             raise DatasetError(f"{where}: domain must be text, got {domain!r}.")
@@ -178,8 +196,7 @@ class _Tar:
 
     def _image(self, key: str, parts: Mapping[str, Member]) -> Member | None:
         """The image of a sample: the one whose extension is that of an image alone, as jpg before seg.png."""
-        kinds = [kind for kind in parts if f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES]
-        kinds = [kind for kind in kinds if "." not in kind] or kinds
+        kinds = _images(parts)
         if len(kinds) > 1:
             raise DatasetError(
                 f"{self.file}: sample {key!r} must have one image, got {', '.join(parts[kind].name for kind in kinds)}."
@@ -197,10 +214,7 @@ class _Tar:
             raise DatasetError(f"{self.file}: member {member.name!r} must be text in UTF-8: {error}.") from error
 
     def _record(self, member: Member, text: str) -> dict[str, Any]:
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{self.file}: member {member.name!r} must be JSON: {error}.") from error
+        record = parse_json(text, f"{self.file}: member {member.name!r}", error=DatasetError)
         if not isinstance(record, dict):
             raise DatasetError(f"{self.file}: member {member.name!r} must be a JSON object, got {text[:40]!r}.")
         return record
@@ -210,6 +224,31 @@ class _Tar:
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
             raise DatasetError(f"{self.file}: member {member.name!r} must be the number of a class, got {text[:40]!r}.")
         return [int(digits)]
+
+
+def _images(parts: Mapping[str, Member]) -> list[str]:
+    """Return the kinds that are images: those that are an image's suffix alone, as jpg before seg.png, or else all."""
+    kinds = [kind for kind in parts if f".{kind.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    return [kind for kind in kinds if "." not in kind] or kinds
+
+
+def _readable(parts: Mapping[str, Member], image: Member | None) -> dict[str, Member]:
+    """Return the text, class and record of a sample by their suffix.
+
+    A suffix alone comes first (`txt`), then one with the words of the image's own (`final.jpg` with `final.txt`), then,
+    for a caption, one that says so (`caption.txt`) or that is the only one.
+    """
+    found = {kind: parts[kind] for kind in (*_TEXTS, "cls", "json") if kind in parts}
+    own = next((kind.rpartition(".")[0] for kind, member in parts.items() if member is image), "")
+    for suffix in ("txt", "cls", "json"):
+        if suffix not in found and own and f"{own}.{suffix}" in parts:
+            found[suffix] = parts[f"{own}.{suffix}"]
+    if image is not None and not found.keys() & set(_TEXTS):
+        texts = [kind for kind in parts if kind.endswith(".txt")]
+        named = [kind for kind in texts if "caption" in kind] or texts
+        if len(named) == 1:
+            found["txt"] = parts[named[0]]
+    return found
 
 
 def _captions(record: Mapping[str, Any], where: str) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.dataset import Instance
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.readers.coco import read_instances
+from lfi_pipeline.data.objects import ObjectTable
+from lfi_pipeline.data.readers.coco_listing import read_listing
 
 Target = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +32,10 @@ class CocoSplit:
         folder: where the images lie.
         images: records of COCO's form, in order of id.
         categories: records in order of id; label 0 of the detector is the background, label i + 1 is category i.
-        annotations: image id -> records, crowds as well.
-        usable: image id -> objects to train on: no crowds, boxes cut at the image's edge and not empty.
-        dropped: how many boxes were empty.
+        annotations: image id -> records, crowds as well; `segmentation` is None where there is none that fits.
+        usable: image id -> objects to train on: no crowds, with a mask, boxes cut at the image's edge and not empty.
+        dropped: how many objects are neither crowds nor usable.
+        notes: what was left out of the file, a line for each reason.
     """
 
     file: Path
@@ -43,6 +45,7 @@ class CocoSplit:
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
     usable: Mapping[int, Sequence[Instance]]
     dropped: int
+    notes: tuple[str, ...] = ()
 
 
 def read_split(file: Path, folder: Path | None = None) -> CocoSplit:
@@ -55,43 +58,99 @@ def read_split(file: Path, folder: Path | None = None) -> CocoSplit:
     Raises:
         DatasetError: not a file of COCO's form, nothing in it, or no folder with its images.
     """
-    images, categories, records = read_instances(file)
-    if not images or not categories:
-        raise DatasetError(f"{file} must list images and categories; it has {len(images)} and {len(categories)}.")
-    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        annotations[record["image_id"]].append(record)
-    label_of = {category["id"]: label for label, category in enumerate(categories)}
-    usable: dict[int, list[Instance]] = {}
-    dropped = 0
-    for image_id, found in annotations.items():
-        height, width = images[image_id]["height"], images[image_id]["width"]
-        whole = [record for record in found if not record.get("iscrowd")]
-        boxes = [_inside(record["bbox"], height, width) for record in whole]
-        objects = [
-            Instance(label=label_of[record["category_id"]], bbox_xywh=box, segmentation=record["segmentation"])
-            for record, box in zip(whole, boxes, strict=True)
-            if box[2] > 0 and box[3] > 0 and record["segmentation"]
-        ]
-        dropped += len(whole) - len(objects)
-        if objects:
-            usable[image_id] = objects
-    ordered = [images[image_id] for image_id in sorted(images)]
+    listing = read_listing(file, None, folder=".")
+    if not listing.samples or not listing.classes:
+        raise DatasetError(
+            f"{file} must list images and categories; it has {len(listing.samples)} and {len(listing.classes)}."
+        )
+    ids = listing.ids.tolist()
+    images = [
+        {"id": number, "file_name": sample.path, "height": sample.height, "width": sample.width}
+        for number, sample in zip(ids, listing.samples, strict=True)
+    ]
+    objects = listing.objects
+    height, width = (listing.samples.column(name).to_numpy()[objects.column("image")] for name in ("height", "width"))
+    left, top, across, down = (objects.column(name) for name in ("left", "top", "width", "height"))
+    inside = (np.minimum(left + across, width) > np.maximum(left, 0)) & (
+        np.minimum(top + down, height) > np.maximum(top, 0)
+    )
+    whole = ~objects.column("crowd")
+    chosen = whole & inside & (objects.column("segment") >= 0)
+    usable = [ids[place] for place in np.unique(objects.column("image")[chosen]).tolist()]
+    places = {number: place for place, number in enumerate(ids)}
     return CocoSplit(
         file=file,
-        folder=folder or _folder(file, str(ordered[0]["file_name"])),
-        images=ordered,
-        categories=categories,
-        annotations=annotations,
-        usable=usable,
-        dropped=dropped,
+        folder=folder or _folder(file, str(images[0]["file_name"])),
+        images=images,
+        categories=[
+            {"id": number, "name": name} for number, name in zip(listing.category_ids, listing.classes, strict=True)
+        ],
+        annotations=_PerImage(places, lambda place: _annotations(objects, place, ids[place], listing.category_ids)),
+        usable=_PerImage(
+            {number: places[number] for number in usable},
+            lambda place: _usable(objects, place, images[place]["height"], images[place]["width"]),
+        ),
+        dropped=int((whole & ~chosen).sum()),
+        notes=listing.notes,
     )
+
+
+class _PerImage(Mapping[int, Sequence[T]]):
+    """Image id -> what is made of its objects when it is asked for."""
+
+    def __init__(self, places: Mapping[int, int], make: Callable[[int], Sequence[T]]) -> None:
+        self._places, self._make = places, make
+
+    def __getitem__(self, image: int) -> Sequence[T]:
+        return self._make(self._places[image])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _Changed(Mapping[int, Sequence[T]]):
+    """Another mapping's values, each changed as it is read."""
+
+    def __init__(self, source: Mapping[int, Sequence[T]], change: Callable[[T], T]) -> None:
+        self._source, self._change = source, change
+
+    def __getitem__(self, image: int) -> Sequence[T]:
+        return [self._change(each) for each in self._source[image]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
+def _annotations(objects: ObjectTable, place: int, image: int, categories: Sequence[int]) -> list[Mapping[str, Any]]:
+    return [
+        {
+            "image_id": image,
+            "category_id": categories[each.instance.label],
+            "bbox": list(each.instance.bbox_xywh),
+            "segmentation": each.instance.segmentation,
+            "area": each.area,
+            "iscrowd": int(each.crowd),
+        }
+        for each in objects.of_image(place)
+    ]
+
+
+def _usable(objects: ObjectTable, place: int, height: int, width: int) -> list[Instance]:
+    whole = [each.instance for each in objects.of_image(place) if not each.crowd]
+    cut = [replace(each, bbox_xywh=_inside(each.bbox_xywh, height, width)) for each in whole]
+    return [each for each in cut if min(each.bbox_xywh[2:]) > 0 and each.segmentation is not None]
 
 
 def one_category(split: CocoSplit) -> CocoSplit:
     """Return `split` with every object of the one category `object`: what finding is worth without naming."""
-    renamed = {image: [{**each, "category_id": 1} for each in of] for image, of in split.annotations.items()}
-    usable = {image: [replace(each, label=0) for each in of] for image, of in split.usable.items()}
+    renamed = _Changed(split.annotations, lambda each: {**each, "category_id": 1})
+    usable = _Changed(split.usable, lambda each: replace(each, label=0))
     return replace(split, categories=[{"id": 1, "name": "object"}], annotations=renamed, usable=usable)
 
 
@@ -162,7 +221,8 @@ def training_draws(split: CocoSplit, count: int, seed: int) -> list[tuple[int, b
     """
     positions = [number for number, record in enumerate(split.images) if record["id"] in split.usable]
     if not positions:
-        raise DatasetError(f"{split.file} must have objects with boxes to train on; it has none.")
+        told = f" Left out: {'; '.join(split.notes)}." if split.notes else ""
+        raise DatasetError(f"{split.file} must have objects with boxes and masks to train on; it has none.{told}")
     generator = np.random.default_rng(seed)
     rounds = -(-count // len(positions))
     order: npt.NDArray[np.int64] = np.concatenate([generator.permutation(positions) for _ in range(rounds)])[:count]

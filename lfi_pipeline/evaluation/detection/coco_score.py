@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.dataset import Instance
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit, DetectionImages
 
@@ -48,16 +47,14 @@ class CocoScores:
 def coco_truth(split: CocoSplit) -> dict[str, Any]:
     """Return every object of `split`, crowds as well, as COCO's evaluation code reads it.
 
-    Ids are given anew from 1 (that code takes 0 for "not matched"), and areas where the file has none.
-
-    Raises:
-        DatasetError: an object without a mask.
+    Ids are given anew from 1 (that code takes 0 for "not matched"), and areas where the file has none. An object
+    without a mask that fits its image cannot be scored by it, and is left out.
     """
     objects: list[dict[str, Any]] = []
     for image in split.images:
         for record in split.annotations.get(image["id"], ()):
             if not record["segmentation"]:
-                raise DatasetError(f"{split.file}: every object must have a mask to be scored by; got {record}.")
+                continue
             area = record.get("area")
             objects.append(
                 {

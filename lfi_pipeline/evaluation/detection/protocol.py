@@ -207,6 +207,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "train_images": len(train.usable),
             "train_objects": sum(map(len, train.usable.values())),
             "empty_boxes_dropped": train.dropped,
+            "left_out": [*train.notes, *val.notes],
             "val_images": len(val.images),
             "val_objects": len(truth["annotations"]),
         },

@@ -369,3 +369,57 @@ def test_refused_files_leave_no_descriptor_open(tmp_path: Path) -> None:
         with pytest.raises(ImageReadError):
             read_bytes(tmp_path, "folder")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def _odd_rational(orientation: int) -> bytes:
+    """EXIF with an orientation, and behind it a rational of which the denominator is zero and the count is wrong."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + struct.pack(">HHII", 0x011A, 5, 3, 0x20)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4) + struct.pack(">II", 7, 0)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_odd_metadata_costs_neither_the_image_nor_its_orientation(form: str) -> None:
+    assert decode_image(_bytes(_picture(), form, exif=_odd_rational(6)), "odd").size == (4, 6)
+    assert decode_image(_bytes(_picture(), form, exif=_odd_rational(9)), "odd").size == (6, 4)
+
+
+def test_metadata_that_cannot_be_written_anew_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Image.Exif, "tobytes", fails)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, 8, 0) + bytes(4)
+    assert decode_image(_bytes(_picture(), "JPEG", exif=exif), "odd").size == (4, 6)
+    monkeypatch.setattr(Image.Image, "getexif", fails)
+    assert decode_image(_bytes(_picture(), "JPEG", exif=exif), "odd").size == (6, 4)
+
+
+def test_orientation_of_a_tiff() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(_bytes(_picture(), "TIFF", exif=exif), "turned").size == (4, 6)
+
+
+def test_twelve_bits_in_sixteen_are_seen_by_their_content_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    images._say_twelve_bits.cache_clear()
+    ramp = Image.fromarray(np.array([[0, 16, 2048, 4095]], dtype=np.uint16))
+    for _ in range(2):
+        np.testing.assert_array_equal(_decoded(ramp)[0, :, 0], [0, 0, 127, 255])
+    assert len(caplog.records) == 1
+    assert "of 12" in caplog.text
+
+
+def test_links_out_of_the_root_are_refused_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.png").write_bytes(_bytes(_picture(), "PNG"))
+    (tmp_path / "data/link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "data/folder").symlink_to(tmp_path)
+    (tmp_path / "data/own.png").write_bytes(_bytes(_picture(), "PNG"))
+    (tmp_path / "data/alias.png").symlink_to("own.png")
+    (tmp_path / "root").symlink_to(tmp_path / "data")
+    for path in ("link.png", "folder/secret.png"):
+        with pytest.raises(ImageReadError, match=r"is a link to .*secret"):
+            read_image(tmp_path / "data", path)
+    assert read_image(tmp_path / "root", "alias.png")[0].size == (6, 4)
+    monkeypatch.setenv("LFI_LINKS", "follow")
+    assert read_image(tmp_path / "data", "link.png")[0].size == (6, 4)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lfi_pipeline.core.errors import DatasetError, UnknownNameError
 from lfi_pipeline.data import Manifest, expected_tree, load_manifest, manifest, manifest_names, read_dataset
 from lfi_pipeline.data.manifest import LAYOUTS, parse_manifest
+from tests.lfi_pipeline.data.layouts import write
 
 COMPLETE = """
 name = "toy"
@@ -50,10 +51,23 @@ def test_shipped_manifests_are_complete(name: str) -> None:
     assert len(expected_tree(found)) >= 2
 
 
-def test_every_layout_has_a_shipped_manifest_and_all_the_data_sets_are_there() -> None:
+def test_what_describes_may_be_left_out_and_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    text = COMPLETE
+    for name in ("title", "license", "homepage", "obtain", "teacher"):
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(f"{name} ="))
+    found = parse_manifest(text.encode(), "toy.toml")
+    assert (found.title, found.teacher) == ("", manifest.DEFAULT_TEACHER)
+    with pytest.raises(DatasetError, match=r"'name' is missing.*'layout' is missing.*'splits' must be tables"):
+        parse_manifest(b"", "toy.toml")
+    write(tmp_path / "toy.toml", text)
+    with pytest.raises(DatasetError, match=r"must hold pictures, c\.json, i\.json .*found there: toy\.toml\.$"):
+        read_dataset("toy", tmp_path, "train")
+
+
+def test_every_layout_has_a_shipped_manifest_or_is_that_of_a_folder_without_one() -> None:
     names = {"coco", "scenes", "tiny-imagenet", "pacs", "vlcs", "imagefolder", "webdataset"}
     assert names <= set(manifest_names())
-    assert {load_manifest(name).layout for name in names} == set(LAYOUTS)
+    assert {load_manifest(name).layout for name in names} | {"images", "parquet", "yolo"} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize(("split", "ending"), [("val", "val2017"), ("train2014", "train2014")])
@@ -126,7 +140,8 @@ def test_the_name_of_a_shipped_manifest_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ('license = "CC0"\n', "", "'license' is missing"),
+        ('name = "toy"\n', "", "'name' is missing"),
+        ('layout = "coco"\n', "", "'layout' is missing"),
         ('title = "', 'colour = "', "unknown field 'colour'"),
         ('title = "Toys"', "title = 3", "'title' must be text, got 3"),
         ('title = "Toys"', 'title = " "', "'title' must be text"),
@@ -145,7 +160,8 @@ def test_the_name_of_a_shipped_manifest_is_taken(tmp_path: Path) -> None:
         ("domain_field", "domain", "no option 'domain'"),
         ('"style"', "[1]", "'domain_field' must be text"),
         ("[splits.train]", "[splits.train.more]", r"images must be text|must be text, got"),
-        ('captions = "c.json"\n', "", "'train' must say captions"),
+        ('captions = "c.json"\ninstances = "i.json"\n', "", "'train' must say captions or instances"),
+        ('images = "pictures"\n', "", "'train' must say images"),
         (
             'captions = "c.json"\n',
             'captions = "c.json"\nmasks = "m"\n',

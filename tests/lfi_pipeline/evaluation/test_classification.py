@@ -198,8 +198,9 @@ def test_what_cannot_be_probed_is_refused(run_of: dict[str, Path], monkeypatch: 
         classification_of(run, probes=True)
     path.write_text(json.dumps(record))
     plain = loading.read_dataset
-    monkeypatch.setattr(probes, "read_dataset", lambda *names: replace(plain(*names), classes=("cat",)))
-    with pytest.raises(DatasetError, match="must have the same classes"):
+    other = lambda *names: replace(d := plain(*names), classes=tuple(f"no {name}" for name in d.classes))  # noqa: E731
+    monkeypatch.setattr(probes, "read_dataset", other)
+    with pytest.raises(DatasetError, match="must have only classes of the cache"):
         classification_of(run, probes=True)
     bare = lambda *names: replace(d := plain(*names), samples=[replace(s, labels=()) for s in d.samples])  # noqa: E731
     monkeypatch.setattr(probes, "read_dataset", bare)

@@ -10,7 +10,7 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import Sample
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers.shards import Plan
-from lfi_pipeline.teachers.text import TextSource, resolve_mode, sample_words, view_words
+from lfi_pipeline.teachers.text import ReadTexts, TextSource, resolve_mode, sample_words, telling_sample, view_words
 
 CLASSES = ("cat", "guinea_pig")
 
@@ -56,7 +56,24 @@ def test_a_sample_that_cannot_be_read_so_is_named_with_what_would_serve() -> Non
     with pytest.raises(DatasetError, match=r"Sample a has no caption.*--text prompts"):
         TextSource("captions", "first")(make_sample(captions=("",)))
     with pytest.raises(DatasetError, match=r"Sample a has no label.*--text captions"):
-        TextSource("prompts", "first", classes=CLASSES, prompts=("{}",))(make_sample(labels=()))
+        TextSource("prompts", "first", prompts=("{}",))(make_sample(labels=()))
+
+
+def test_an_image_without_annotations_has_no_words() -> None:
+    background = make_sample(captions=(), labels=())
+    for source in (
+        TextSource("captions", "first"),
+        TextSource("captions", "all"),
+        TextSource("prompts", "all", classes=CLASSES, prompts=("a {}.", "{}")),
+    ):
+        assert source(background) == ReadTexts(texts=("",))
+
+
+def test_the_mode_is_that_of_the_data_set_and_not_of_a_background_that_comes_first() -> None:
+    background, labelled = make_sample(captions=(), labels=()), make_sample(captions=())
+    assert telling_sample([background, labelled]) is labelled
+    assert telling_sample([background, labelled, make_sample()]) == make_sample()
+    assert telling_sample([background]) is background
 
 
 @pytest.mark.parametrize("prompt", ["a photo", "{} and {}", "a {0}", "a {name}", "{{}}"])

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.students import Features
-from lfi_pipeline.training.validate import Predictions, mean_average_precision, predict, score_domains
+from lfi_pipeline.training.validate import Predictions, mean_average_precision, predict, score_domains, top_k_accuracy
 
 
 def by_counting(scores: Tensor, labels: Tensor) -> float:
@@ -54,9 +53,26 @@ def test_perfect_and_worst_order() -> None:
     assert mean_average_precision(-labels, labels) == pytest.approx(1 / 4)
 
 
-def test_no_positive_at_all_is_an_error() -> None:
-    with pytest.raises(DatasetError, match="at least one positive"):
-        mean_average_precision(torch.rand(3, 2), torch.zeros(3, 2))
+def test_without_a_positive_or_a_label_there_is_no_score() -> None:
+    assert mean_average_precision(torch.rand(3, 2), torch.zeros(3, 2)) is None
+    assert mean_average_precision(torch.rand(0, 2), torch.zeros(0, 2)) is None
+    assert top_k_accuracy(torch.rand(3, 2), torch.zeros(3, 2), 1) is None
+
+
+def test_images_without_a_label_do_not_count_in_the_accuracy() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
+    assert top_k_accuracy(scores, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 1) == 1
+
+
+def test_a_domain_without_a_positive_or_a_readable_image_has_no_score() -> None:
+    scores, labels = torch.rand(4, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    read = torch.tensor([True, True, True, False])
+    result = score_domains(
+        Predictions(scores, labels, read), "multi-label", ["a", "a", "b", "c"], frozenset({"a", "b", "c"})
+    )
+    assert result["map_per_domain"] == {"a": result["map_seen"], "b": None, "c": None}
+    result = score_domains(Predictions(scores, labels, read), "multi-label", ["a", "a", "b", "c"], frozenset({"b"}))
+    assert result["map_seen"] is None
 
 
 def test_domains_are_scored_apart() -> None:

@@ -89,12 +89,12 @@ def test_unlabelled_images(tmp_path: Path) -> None:
     assert [(sample.key, sample.labels) for sample in dataset.samples] == [("1", ()), ("2", ())]
 
 
-def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
-    make_imagefolder(tmp_path / "elsewhere", {"": {"cat": 2}})
+def test_links_inside_the_root_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    make_imagefolder(tmp_path / "data/elsewhere", {"": {"cat": 2}})
     (tmp_path / "data/train").mkdir(parents=True)
-    (tmp_path / "data/train/cat").symlink_to(tmp_path / "elsewhere/cat")
+    (tmp_path / "data/train/cat").symlink_to(tmp_path / "data/elsewhere/cat")
     assert len(read_dataset("imagefolder", tmp_path / "data", "train")) == 2
-    (tmp_path / "elsewhere/cat/loop").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/elsewhere/cat/loop").symlink_to(tmp_path / "data/elsewhere")
     with pytest.raises(DatasetError, match="link to a folder above it"):
         read_dataset("imagefolder", tmp_path / "data", "train")
 

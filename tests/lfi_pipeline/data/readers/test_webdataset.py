@@ -180,6 +180,48 @@ def test_what_is_not_there_is_shown(tmp_path: Path) -> None:
         read_dataset("webdataset", tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"0001.final.jpg": "", "0001.final.txt": "a"}, {"0001": ("a",)}),
+        ({"0.caption.txt": "a", "0.image.jpg": ""}, {"0": ("a",)}),
+        ({"a.jpg": "", "a.caption.txt": "a"}, {"a": ("a",)}),
+        ({"a.jpg": "", "a.ocr.txt": "no", "a.txt": "a"}, {"a": ("a",)}),
+        ({"a.jpg": "", "a.ocr.txt": "no", "a.caption.txt": "a"}, {"a": ("a",)}),
+        (
+            {"1.5mm.jpg": "", "1.5mm.txt": "a", "1.7mm.jpg": "", "1.7mm.txt": "b"},
+            {"1.5mm": ("a",), "1.7mm": ("b",)},
+        ),
+        ({"a.v1.final.jpg": "", "a.v1.final.json": '{"caption": "a"}'}, {"a": ("a",)}),
+        ({"a.jpg": "", "a.boxes.json": "[1]", "a.seg.png": ""}, {"a": ()}),
+    ],
+)
+def test_captions_meet_their_images_by_either_rule(
+    tmp_path: Path, members: dict[str, str], expected: dict[str, tuple[str, ...]]
+) -> None:
+    write(tmp_path / "train/0.tar", tar_bytes([(name, text.encode()) for name, text in members.items()]))
+    dataset = read_dataset("webdataset", tmp_path, "train")
+    assert {sample.key: sample.captions for sample in dataset.samples} == {f"0/{k}": v for k, v in expected.items()}
+
+
+def test_images_without_a_caption_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_webdataset(tmp_path, {"train/0.tar": {"a": {"jpg": None, "txt": "a"}, "b": {"jpg": None}}})
+    assert read_dataset("webdataset", tmp_path, "train").notes == ("1 of 2 images have no caption",)
+    assert "webdataset, train: 1 of 2 images have no caption" in caplog.text
+    make_webdataset(tmp_path, {"train/0.tar": {"a": {"jpg": None}, "b": {"jpg": None}}})
+    assert read_dataset("webdataset", tmp_path, "train").notes == ("none of 2 images has a caption or a label",)
+    make_webdataset(tmp_path, {"train/0.tar": {"a": {"jpg": None, "cls": "0"}}})
+    assert read_dataset("webdataset", tmp_path, "train").notes == ()
+
+
+def test_tars_outside_of_the_root_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "secret.tar", tar_bytes([("a.jpg", b"x")]))
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/0.tar").symlink_to(tmp_path / "secret.tar")
+    with pytest.raises(DatasetError, match=r"train/0\.tar: must lie in .*data, and is a link to .*secret\.tar"):
+        read_dataset("webdataset", tmp_path / "data", "train")
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),

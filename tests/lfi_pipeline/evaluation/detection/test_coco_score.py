@@ -17,7 +17,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit
 from lfi_pipeline.evaluation.detection.coco_score import KINDS, coco_truth, score_detections
 
@@ -163,8 +162,8 @@ def test_areas_that_a_file_leaves_out_are_those_of_the_masks() -> None:
     assert len(set(expected)) > 3
 
 
-def test_an_object_without_a_mask_cannot_be_scored() -> None:
+def test_an_object_without_a_mask_is_left_out() -> None:
     split, _ = random_case(2)
-    next(record for records in split.annotations.values() for record in records)["segmentation"] = []  # type: ignore[index]
-    with pytest.raises(DatasetError, match="must have a mask"):
-        coco_truth(split)
+    before = len(coco_truth(split)["annotations"])
+    next(record for records in split.annotations.values() for record in records)["segmentation"] = None  # type: ignore[index]
+    assert len(coco_truth(split)["annotations"]) == before - 1

@@ -1,0 +1,282 @@
+"""Look at a folder and say what it is: which layout, of which tool, with which splits. Few files are opened."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.data.readers.coco_json import stream_lists
+from lfi_pipeline.data.readers.names import is_hidden, is_image, is_no_class, split_named
+
+_HEAD = 1 << 18  # bytes of a JSON file that are looked at
+_COCO = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_MOST_ENTRIES = 2000  # of a folder, that are looked at
+_CLASS_LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
+_YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+KNOWN = (
+    "COCO (as COCO, Roboflow, CVAT, Label Studio and FiftyOne lay it out)",
+    "YOLO text files",
+    "tars of webdataset",
+    "Parquet files of Hugging Face datasets",
+    "a folder for each class (ImageFolder)",
+    "images",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What a folder is.
+
+    Attributes:
+        layout: name of the reader.
+        tool: who lays it out so, in words.
+        splits: split name -> role -> POSIX path below the folder, as a manifest has them.
+        options: as a manifest has them.
+    """
+
+    layout: str
+    tool: str
+    splits: Mapping[str, Mapping[str, str]]
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def sniff_layout(root: Path) -> Layout:
+    """Say what the folder `root` is.
+
+    Raises:
+        DatasetError: it is no folder, or nothing that is known; says what was found there and what is known.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"{root} must be a folder with images, annotations, tars or Parquet files; it is none.")
+    try:
+        for look in _LOOKS:
+            found = look(root)
+            if found is not None:
+                return found
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _entries(root)]
+    except OSError as error:
+        raise DatasetError(f"{root} cannot be read: {error.strerror or error}.") from error
+    shown = ", ".join(map(repr, names[:12])) or "nothing"
+    raise DatasetError(f"{root} must be one of: {'; '.join(KNOWN)}. Found there: {shown}.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    found = []
+    for entry in folder.iterdir():
+        if not is_hidden(entry.name):
+            found.append(entry)
+            if len(found) == _MOST_ENTRIES:
+                break
+    return sorted(found)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _coco(root: Path) -> Layout | None:
+    files = [path for folder in (root, *_folders(root)) for path in folder.glob("*.json*") if _is_coco(path)]
+    files += [path for path in root.glob("annotations/*/*.json") if _is_coco(path)]
+    captions = {_raw_split(root, path): path for path in files if path.name.startswith("captions")}
+    others = [path for path in sorted(files) if not path.name.startswith("captions")]
+    plain = [path for path in others if not re.match(r"(person_keypoints|panoptic|stuff|image_info)_", path.name)]
+    instances: dict[str, Path] = {}
+    for path in plain or others:
+        instances.setdefault(_raw_split(root, path), path)
+    raw = list(dict.fromkeys([*instances, *captions]))
+    counts = Counter(split_named(name) or name for name in raw)
+    splits: dict[str, dict[str, str]] = {}
+    for name in sorted(raw):
+        said = split_named(name) or name
+        split = said if counts[said] == 1 else name
+        roles = {}
+        for role, found in (("captions", captions), ("instances", instances)):
+            if name in found:
+                roles[role] = _below(root, found[name])
+        file = instances.get(name) or captions[name]
+        folder = _image_folder(root, file, name)
+        if folder is not None:
+            splits[split if split != _ONLY else "train"] = {"images": folder, **roles}
+    if not splits:
+        return None
+    if len(splits) == 1 and not splits.keys() & {"train", "val", "test"}:
+        splits = {"train": next(iter(splits.values()))}
+    return Layout(layout="coco", tool=_coco_tool(root, [*instances.values(), *captions.values()]), splits=splits)
+
+
+_ONLY = "default"  # what CVAT calls the only split, and what a file is of that names none
+
+
+def _is_coco(path: Path) -> bool:
+    if is_hidden(path.name) or not path.name.endswith((".json", ".json.gz")) or not path.is_file():
+        return False
+    if path.name.endswith(".gz"):
+        return True
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _COCO.search(head) is not None
+
+
+def _raw_split(root: Path, path: Path) -> str:
+    stem = path.name.partition(".")[0]
+    if path.name == "_annotations.coco.json" or stem in ("labels", "result", "results", "annotations", "coco"):
+        return path.parent.name if path.parent != root and path.parent.name != "annotations" else _ONLY
+    _, underscore, split = stem.partition("_")
+    known = ("captions", "instances", "person", "panoptic", "stuff", "annotations", "coco", "labels")
+    return (split if underscore and stem.partition("_")[0] in known else stem) or _ONLY
+
+
+def _coco_tool(root: Path, files: list[Path]) -> str:
+    names = {path.name for path in files}
+    if "_annotations.coco.json" in names:
+        return "COCO by Roboflow"
+    if "result.json" in names:
+        return "COCO by Label Studio"
+    if "labels.json" in names:
+        return "COCO by FiftyOne"
+    if "instances_default.json" in names or (root / "images/default").is_dir():
+        return "COCO by CVAT"
+    return "COCO"
+
+
+class _Named(msgspec.Struct):
+    file_name: str
+
+
+def _image_folder(root: Path, file: Path, split: str) -> str | None:
+    """Return the folder that the first images of `file` are in; None where no folder has them."""
+    names: list[str] = []
+    try:
+        for _, text in stream_lists(file, frozenset({"images"})):
+            names = [each.file_name for each in msgspec.json.decode(b"[" + text + b"]", type=list[_Named])[:5]]
+            if names:
+                break
+    except (msgspec.MsgspecError, DatasetError, ValueError, RecursionError):
+        names = []
+    above = file.parent.parent if file.parent.name == "annotations" else file.parent
+    folders = [
+        *(file.parent / each for each in (".", "images", "data")),
+        *(above / each for each in (split, f"images/{split}", f"{split}/images", "images", "data", ".")),
+        *(root / each for each in (split, f"images/{split}", "images", "data", ".")),
+        *_folders(root),
+    ]
+    for name in names:
+        tidy = name.replace("\\", "/").removeprefix("./")
+        for folder in folders:
+            if tidy and ".." not in tidy.split("/") and (folder / tidy).is_file():
+                return _below(root, folder.resolve()) if folder.name == "." else _below(root, folder)
+    if names:
+        return None
+    return next((_below(root, folder) for folder in folders[3:] if folder != root and folder.is_dir()), None)
+
+
+def _yolo(root: Path) -> Layout | None:
+    listed = next((name for name in (*_YAMLS, *_CLASS_LISTS) if (root / name).is_file()), None)
+    splits: dict[str, dict[str, str]] = {}
+    bases = [(root, ".")] + [(folder, folder.name) for folder in _folders(root)]
+    for base, name in bases:
+        if (base / "images").is_dir() and (base / "labels").is_dir():
+            inner = [each for each in _folders(base / "labels") if (base / "images" / each.name).is_dir()]
+            for each in inner:
+                splits[split_named(each.name) or each.name] = {
+                    "images": _below(root, base / "images" / each.name),
+                    "labels": _below(root, each),
+                }
+            if not inner and _has(base / "labels", _is_text):
+                split = "train" if name == "." else split_named(name) or name
+                splits[split] = {"images": _below(root, base / "images"), "labels": _below(root, base / "labels")}
+    if not splits:  # text beside the images, as darknet and labelImg have it
+        for base, name in bases:
+            images = {path.stem for path in _entries(base) if is_image(path.name)}
+            texts = [path for path in _entries(base) if _is_text(path.name) and path.stem in images]
+            if texts and (listed is not None or any((base / each).is_file() for each in _CLASS_LISTS)):
+                split = "train" if name == "." else split_named(name) or name
+                splits[split] = {"images": _below(root, base), "labels": _below(root, base)}
+    if not splits:
+        return None
+    if listed is None:
+        listed = next(
+            (_below(root, base / name) for base, _ in bases for name in _CLASS_LISTS if (base / name).is_file()), None
+        )
+    return Layout(
+        layout="yolo", tool="YOLO text files", splits=splits, options={} if listed is None else {"classes_file": listed}
+    )
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(".txt") and name not in _CLASS_LISTS
+
+
+def _has(folder: Path, wanted: Callable[[str], bool], depth: int = 1) -> bool:
+    entries = _entries(folder)
+    if any(wanted(entry.name) for entry in entries):
+        return True
+    return depth > 0 and any(_has(entry, wanted, depth - 1) for entry in entries if entry.is_dir())
+
+
+def _parquet(root: Path) -> Layout | None:
+    for folder in (root, root / "data", *_folders(root)):
+        files = [path for path in _entries(folder) if path.name.endswith(".parquet")] if folder.is_dir() else []
+        if files:
+            raw = sorted({re.split(r"[-_.]", path.name)[0] for path in files})
+            splits = {split_named(name) or name: {"files": f"{_below(root, folder)}/{name}"} for name in raw}
+            if len(splits) == 1 and not {"train", "val", "test"} & splits.keys():
+                splits = {"train": next(iter(splits.values()))}
+            tidy = {name: {"files": roles["files"].removeprefix("./")} for name, roles in splits.items()}
+            return Layout(layout="parquet", tool="Parquet files of Hugging Face datasets", splits=tidy)
+    return None
+
+
+def _webdataset(root: Path) -> Layout | None:
+    def is_tar(name: str) -> bool:
+        return name.endswith((".tar", ".tar.gz", ".tgz"))
+
+    folders = [folder for folder in _folders(root) if _has(folder, is_tar)]
+    named = {split_named(folder.name): folder.name for folder in folders if split_named(folder.name)}
+    tool = "tars of webdataset"
+    if named:
+        splits = {str(split): {"tars": name} for split, name in sorted(named.items(), key=str)}
+        return Layout(layout="webdataset", tool=tool, splits=splits)
+    tars = [path.name for path in _entries(root) if is_tar(path.name)]
+    starts = sorted({re.match(r"[A-Za-z]*", name)[0] for name in tars})  # type: ignore[index]
+    split_of = {split: start for start in starts if (split := split_named(start)) is not None}
+    if split_of:
+        return Layout(layout="webdataset", tool=tool, splits={k: {"tars": v} for k, v in sorted(split_of.items())})
+    return Layout(layout="webdataset", tool=tool, splits={"train": {"tars": "."}}) if tars or folders else None
+
+
+def _images(root: Path) -> Layout | None:
+    named = [(split, folder) for folder in _folders(root) if (split := split_named(folder.name)) is not None]
+    bases = {split: folder.name for split, folder in named if _has(folder, is_image, 4)} or {"train": "."}
+    if not _has(root, is_image, 6):
+        return None
+    classed = all(_has_classes(root / base) for base in bases.values())
+    splits = {split: {"folder": base} for split, base in sorted(bases.items())}
+    if classed:
+        return Layout(layout="imagefolder", tool="a folder for each class (ImageFolder)", splits=splits)
+    return Layout(layout="images", tool="images, without classes", splits=splits)
+
+
+def _has_classes(base: Path) -> bool:
+    """Whether the folders of `base` are classes: two or more, most with images of their own, and not named by dates."""
+    entries = _entries(base)
+    folders = [entry for entry in entries if entry.is_dir()]
+    if len(folders) < 2 or any(is_image(entry.name) for entry in entries):
+        return False
+    if all(is_no_class(folder.name) for folder in folders):
+        return False
+    return 2 * sum(_has(folder, is_image, 0) for folder in folders) > len(folders)
+
+
+_LOOKS: tuple[Callable[[Path], Layout | None], ...] = (_coco, _yolo, _parquet, _webdataset, _images)
