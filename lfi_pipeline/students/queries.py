@@ -19,6 +19,9 @@ STATES = ("persistent", "reset")
 READOUTS = ("concat", "max")
 
 
+MOST_SLOTS, MOST_WIDTH = 1024, 8192
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryConfig:
     """Shape of the queries (this project's choice: the paper's is not public).
@@ -47,10 +50,12 @@ class QueryConfig:
         ):
             if value not in choices:
                 raise UnknownNameError(kind, value, choices)
-        if self.width < 1 or self.heads < 1 or self.width % self.heads:
+        if not 1 <= self.width <= MOST_WIDTH:
+            raise ConfigError(f"query width must be 1 to {MOST_WIDTH}, got {self.width}.")
+        if self.heads < 1 or self.width % self.heads:
             raise ConfigError(f"query width must be divisible by heads, got {self.width} and {self.heads}.")
-        if self.slots < 1:
-            raise ConfigError(f"slots must be 1 or more, got {self.slots}.")
+        if not 1 <= self.slots <= MOST_SLOTS:
+            raise ConfigError(f"slots must be 1 to {MOST_SLOTS}, got {self.slots}.")
 
 
 @dataclass(frozen=True, slots=True)

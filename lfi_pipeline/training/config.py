@@ -118,8 +118,8 @@ class StreamConfig:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if self.words is not None and self.words < 1:
             raise ConfigError(f"words must be 1 or more, got {self.words}.")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2^63, got {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
