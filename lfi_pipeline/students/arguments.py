@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
@@ -50,11 +50,12 @@ MOST_CELLS = 128
 """Patches along a side of an image: attention takes the fourth power of it in memory."""
 MOST_MODULES = 20_000
 MOST_NUMBERS = 10_000_000_000
-"""Parameters and buffers; timm's largest model has 6.7 billion."""
+"""Numbers in buffers, and parameters where memory holds them; timm's largest model has 6.7 billion."""
 _MOST_COUNT = 16_384
 _MOST_DEPTH = 1_000
 _MOST_RATIO = 10_000.0
 _MOST_ITEMS = 64
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
 
 
@@ -139,35 +140,43 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
+def most_parameters() -> int:
+    """Return how many parameters this machine's memory holds, in single precision, `MOST_NUMBERS` at most."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * MOST_NUMBERS
+    with suppress(OSError, ValueError):  # of a container; "max" where it has no limit
+        memory = min(memory, int(_CONTAINER_LIMIT.read_text(encoding="ascii")))
+    return min(MOST_NUMBERS, memory // 4)
+
+
 @contextmanager
-def bounded_build(name: str, numbers: int = MOST_NUMBERS, modules: int = MOST_MODULES) -> Iterator[None]:
+def bounded_build(name: str, parameters: int | None = None) -> Iterator[None]:
     """While it is entered, count what is built and stop where it becomes too much, before memory is touched.
 
     Args:
         name: of what is built, for the message.
-        numbers: most parameters and buffers together.
-        modules: most parts.
+        parameters: most numbers in parameters, by default `most_parameters`; buffers and parts have their own bounds.
 
     Raises:
         ConfigError: from within the construction.
     """
-    counted = {"numbers": 0, "modules": 0}
+    left = {
+        "parameters": most_parameters() if parameters is None else parameters,
+        "numbers in buffers": MOST_NUMBERS,
+        "parts": MOST_MODULES,
+    }
+    most = dict(left)
 
-    def count(kind: str, more: int, most: int) -> None:
-        counted[kind] += more
-        if counted[kind] > most:
-            raise ConfigError(f"{name} must have at most {most:,} {kind} to be built here, and has more.")
-
-    def of_tensor(module: nn.Module, key: str, tensor: Tensor | None) -> None:
-        count("numbers", 0 if tensor is None else tensor.numel(), numbers)
-
-    def of_module(module: nn.Module, key: str, part: nn.Module | None) -> None:
-        count("modules", 1, modules)
+    def count(kind: str, more: int) -> None:
+        left[kind] -= more
+        if left[kind] < 0:
+            raise ConfigError(f"{name} must have at most {most[kind]:,} {kind} to be built here, and has more.")
 
     hooks = [
-        register_module_parameter_registration_hook(of_tensor),
-        register_module_buffer_registration_hook(of_tensor),
-        register_module_module_registration_hook(of_module),
+        register_module_parameter_registration_hook(lambda m, n, t: count("parameters", 0 if t is None else t.numel())),
+        register_module_buffer_registration_hook(
+            lambda m, n, t: count("numbers in buffers", 0 if t is None else t.numel())
+        ),
+        register_module_module_registration_hook(lambda m, n, part: count("parts", 1)),
     ]
     try:
         yield

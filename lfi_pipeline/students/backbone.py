@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
@@ -174,7 +175,7 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
         ) from error
     except (AssertionError, LookupError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {_reason(error)}.") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if not config.pretrained:
             raise
         raise ConfigError(

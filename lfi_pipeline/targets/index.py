@@ -173,8 +173,8 @@ def index_part(
     for name, column in columns.items():
         if column.nbytes > MOST_PART_BYTES:
             raise ConfigError(
-                f"The {name}s of a shard of {len(plan)} samples must take at most {MOST_PART_BYTES >> 20} MiB, and take "
-                f"{column.nbytes >> 20}. Take fewer samples per shard, or shorten them."
+                f"The {name}s of a shard of {len(plan)} samples must take at most {MOST_PART_BYTES >> 20} MiB, and "
+                f"take {column.nbytes >> 20}. Take fewer samples per shard, or shorten them."
             )
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)

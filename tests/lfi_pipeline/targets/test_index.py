@@ -188,7 +188,7 @@ def test_a_small_part_that_decodes_to_gigabytes_is_refused_before_it_is_decoded(
     for name, columns in bombs.items():
         data = forged(spec, **columns)
         assert len(data) < 1_000_000, name
-        with pytest.raises(ValueError, match="than . samples can have"):
+        with pytest.raises(ValueError, match=r"than \d samples can have"):
             parse_part(data, spec, "zarr", 0, every)
 
 
