@@ -10,7 +10,6 @@ that of the process, which several runs may have shared. They compare runs of on
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
+from lfi_pipeline.core.parse import parse_json
+from lfi_pipeline.core.schema import read_text
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Curve, score_at, steps_to_reach
 from lfi_pipeline.evaluation.results import EvaluationConfig, ProtocolResult
-from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json
+from lfi_pipeline.training.run_dir import CONFIG, METRICS, SUMMARY, read_json, read_summary
 from lfi_pipeline.training.validate import main_score
 
 
@@ -139,21 +140,19 @@ def _read(run: Path, score: str) -> _Trained:
             f"{run} must have logged {score} in validation, found none in {METRICS}. Name another --score, or wait for "
             "the run's first epoch to end."
         )
-    return _Trained(run, read_json(run / CONFIG), curve, read_json(run / SUMMARY) if (run / SUMMARY).is_file() else {})
+    return _Trained(run, read_json(run / CONFIG), curve, read_summary(run) or {})
 
 
 def _curve(path: Path, score: str) -> list[tuple[float, float]]:
     """Read the log. Of a step that was logged twice, the later line counts; an unfinished last line does not."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path} must be the log of a run (made by `lfi train`), and cannot be read: {error}."
-        ) from error
+        lines = read_text(path).split("\n")[:-1]
+    except RunError as error:
+        raise RunError(f"{path} must be the log of a run (made by `lfi train`), and cannot be read: {error}") from error
     found: dict[float, float] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line, f"{path}, line {number}", error=RunError)
             if values["event"] == "val" and values.get(score) is not None:
                 found[float(values["step"])] = float(values[score])
         except (ValueError, KeyError, TypeError) as error:

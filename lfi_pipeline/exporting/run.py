@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from lfi_pipeline.core.checksums import seal_folder
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError
+from lfi_pipeline.core.io import new_folder
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.exporting.check import (
     INSIDE,
@@ -54,17 +55,14 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
     plain = plain_model(loaded.student)
     classes = loaded.store.spec.dataset.classes
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
+        with new_folder(out) as folder:
             write_checkpoint(folder, plain, loaded.config.student, loaded.student.size, classes)
             check = check_export(folder, loaded.student, plain, _some_images(loaded.store))
             differs = write_onnx(plain.model, folder / ONNX, loaded.student.size) if onnx else None
             facts = card_facts(loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs)
             (folder / CARD).write_text(model_card(facts), encoding="utf-8")
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            folder.rename(out)
+            seal_folder(folder, leave_out=frozenset())
     except LFIError:
         raise
     except OSError as error:

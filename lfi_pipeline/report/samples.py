@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
+from lfi_pipeline.core.checksums import read_checked
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Fields
+
+_MOST_BYTES = 1 << 30  # of a gallery's tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,7 @@ def load_samples(path: Path) -> tuple[GallerySample, ...]:
     """
     source = path / "gallery.safetensors"
     try:
-        tensors = load_file(source)
+        tensors = load(read_checked(source, max_bytes=_MOST_BYTES))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{source} must be a readable safetensors file, got: {error}.") from error
 

@@ -6,13 +6,13 @@ import dataclasses
 import difflib
 import math
 import shlex
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from lfi_pipeline.core import parse
 from lfi_pipeline.core.errors import ConfigError, OutputWriteError, UnknownNameError
 from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.data.augment import Augmentation, Photometric
@@ -253,14 +253,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is not TOML; says where in the file.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} must be TOML: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} must be TOML, which is UTF-8 text: {error}.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse.read_toml(path, error=ConfigError)
 
 
 def settings_in(table: Mapping[str, Any], path: Path, where: str = "") -> dict[str, Any]:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.progress import tell
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.detection.coco_data import (
     CocoSplit,
@@ -40,7 +42,6 @@ from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.results import EVALUATION, EvaluationConfig, ProtocolResult, load
 from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.training.learner import LoadedRun
-from lfi_pipeline.training.loop import tell
 
 _WARMUP = 0.1  # of the iterations
 _WARMUP_START = 0.01  # of the learning rate
@@ -189,6 +190,8 @@ class DetectionConfig:
                 raise ConfigError(f"{name} must be 1 or more, got {value}.")
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be more than 0, got {self.learning_rate}.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2^63, got {self.seed}.")
         if self.source not in SOURCES:
             raise UnknownNameError("source of the backbone", self.source, SOURCES)
 
@@ -299,10 +302,8 @@ def _side(loaded: LoadedRun) -> int:
 
 
 def _keep(run: Path, result: ProtocolResult, detections: list[Detection]) -> None:
-    path = run / EVALUATION / f"detections-{Path(result.file_name).stem.removeprefix('detection-')}.json.gz"
-    path.parent.mkdir(exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump(detections, file)
+    name = f"detections-{Path(result.file_name).stem.removeprefix('detection-')}.json.gz"
+    write_recorded(run, f"{EVALUATION}/{name}", gzip.compress(json.dumps(detections).encode(), mtime=0))
 
 
 def _mean(values: list[float]) -> float:
