@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command
 def verify(
-    targets: Annotated[Path, typer.Argument(help="A cache made by lfi extract-teacher.")],
+    targets: Annotated[Path, typer.Argument(help="A cache made by lfi extract-teacher, a run, or an export.")],
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Read the images too and compare them with the index.")
     ] = True,
@@ -40,10 +40,13 @@ def verify(
 ) -> Result:
     """Check every byte of a cache and its images against their recorded checksums; exit with 1 on any fault.
 
+    Of a run or an export, every file is compared with the checksum that was recorded when it was written.
+
     With --recompute SHARE a sound cache is also compared with what the teacher says about a random share of its images.
 
     Example: lfi verify shards/ --recompute 0.01
     """
+    from lfi_pipeline.core.checksums import verify_run
     from lfi_pipeline.targets.verify import verify as find_faults
 
     further: list[Check] = []
@@ -52,7 +55,10 @@ def verify(
 
         config = RecomputeConfig(share=recompute, teacher=teacher, device=device, seed=seed, progress=True)
         further.append(Recomputation(config))
-    faults = find_faults(targets, images=images, data_root=data_root, progress=True, further=further)
+    if (targets / "checksums.json").is_file() or (targets / "config.json").is_file():
+        faults = verify_run(targets)
+    else:
+        faults = find_faults(targets, images=images, data_root=data_root, progress=True, further=further)
     result: Result = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
 
     def render(console: Console) -> None:
