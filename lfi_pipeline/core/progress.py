@@ -16,7 +16,7 @@ SECONDS = 30.0
 """Between two lines where stderr is no terminal."""
 
 
-def progress(
+def progress_bar(
     iterable: Iterable[Any] | None = None,
     *,
     desc: str = "",

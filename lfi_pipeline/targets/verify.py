@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lfi_pipeline.core.checksums import Fault
 from lfi_pipeline.core.errors import CorruptTargetsError, LFIError
 from lfi_pipeline.core.io import read_whole
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
 from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
@@ -78,7 +77,7 @@ def verify(
     if images and manifest.layout == "zarr":
         place, missing = _image_root(root, data_root)
         faults += missing
-    with tqdm(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
+    with progress_bar(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
         for shard in committed:
             record, found = _shard_faults(root, manifest, shard)
             faults += found

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import LFIError, RunError
-from lfi_pipeline.core.progress import progress, tell
+from lfi_pipeline.core.progress import progress_bar, tell
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.callbacks import Callback, call, check_callbacks
@@ -194,13 +194,15 @@ class _Loop:
         self.reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
         clock, source = EpochClock(self.device), self._batches(start)
         saved_at = time.monotonic()
-        bar = progress(
+        bar = progress_bar(
             total=self.tickets.steps, initial=start, unit="step", disable=not self.accelerator.is_main_process,
             desc=" ".join(run.out.name for run in self.active),
         )  # fmt: skip
         try:
             for run in self.active:
                 self._call(clock, "on_train_start", run, run.learner.student)
+            for epoch in sorted({run.step // per_epoch for run in self.active if run.owes_epoch}):
+                self._end_epoch(epoch, clock)
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
                     batches = self._next(source, stop, clock)
@@ -211,11 +213,11 @@ class _Loop:
                     if run.failure is not None:
                         self._give_up(run)
                         continue
-                    student = run.learner.student
-                    self._call(clock, "on_train_batch_end", run, student, run.outputs, pieces, step % per_epoch)
                     if (step + 1) % self.log_every == 0:
                         self.records[run.out].log_step(losses, images=self.tickets.size, per_epoch=per_epoch)
                         bar.set_postfix(loss=f"{losses[TOTAL]:.3f}", refresh=False)
+                    student = run.learner.student
+                    self._call(clock, "on_train_batch_end", run, student, run.outputs, pieces, step % per_epoch)
                 bar.update()
                 if not self.active:
                     break
@@ -292,14 +294,12 @@ class _Loop:
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
         self._settle()
-        due = [run for run in self.active if run.step == epoch * self.tickets.steps_per_epoch]
+        due = [run for run in self.active if run.owes_epoch and run.step == epoch * self.tickets.steps_per_epoch]
         with clock.lap(VALIDATION):
             scores = self._validate(due)
         for run, run_scores in zip(due, scores, strict=True):
             self.records[run.out].end_epoch(epoch, run_scores)
         self._checkpoint(clock)
-        for run in due:
-            self._call(clock, "on_validation_end", run, run.scored)
         spent = clock.report()
         for run in due:
             self.records[run.out].log_time(epoch, spent)
@@ -308,6 +308,8 @@ class _Loop:
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             tell(hint)
+        for run in due:
+            self._call(clock, "on_validation_end", run, run.scored)
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
         if not runs or self.validation is None:

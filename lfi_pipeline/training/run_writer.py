@@ -108,7 +108,7 @@ class RunRecord:
     def end_epoch(self, epoch: int, scores: Mapping[str, Any]) -> None:
         """Log the scores of an epoch and keep its weights."""
         run = self._run
-        run.scores = dict(scores)
+        run.scores, run.epochs_ended = dict(scores), epoch
         name = main_score(run.task)
         score = scores.get(name) if name is not None else None
         if not self._writes:

@@ -137,7 +137,8 @@ class ActiveRun:
         self.schedule = make_schedule(config.optimizer, self.optimizer, steps, steps_per_epoch)
         decay = config.optimizer.ema
         self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
-        self.step = 0
+        self.step = self.epochs_ended = 0
+        self._steps_per_epoch = steps_per_epoch
         self.retention = Retention(out / CHECKPOINTS, every=keep_every or None)
         self.scores: dict[str, Any] = {}
         self._began = time.monotonic()  # as if it had been trained without a break
@@ -213,6 +214,11 @@ class ActiveRun:
         return values | {"rate": group["lr"] / group.get("lr_scale", 1.0)} if values else {}
 
     @property
+    def owes_epoch(self) -> bool:
+        """Whether the last step ended an epoch that is not scored and kept yet."""
+        return self.step == (self.epochs_ended + 1) * self._steps_per_epoch
+
+    @property
     def all_read(self) -> bool:
         """Whether every step that was taken has been looked at."""
         return not self._unread
@@ -246,6 +252,7 @@ class ActiveRun:
             return
         state = {
             "step": self.step,
+            "epochs_ended": self.epochs_ended,
             "recent_losses": list(self._guard.recent),
             "retention": self.retention.state_dict(),
             "scores": self.scores,
@@ -282,6 +289,7 @@ class ActiveRun:
         if type(step) is not int or not 0 <= step <= self.total_steps:
             raise ValueError(f"step {step!r} of {self.total_steps}")
         self.step, self.scores = step, dict(state["scores"])
+        self.epochs_ended = int(state.get("epochs_ended", step // self._steps_per_epoch))
         self._began -= float(state["seconds"])
         self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])

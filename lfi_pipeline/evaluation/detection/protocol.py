@@ -22,11 +22,10 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.progress import tell
+from lfi_pipeline.core.progress import progress_bar, tell
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.detection.coco_data import (
     CocoSplit,
@@ -101,7 +100,7 @@ def finetune(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(schedule.seed)
         try:
-            with tqdm(loader, desc="fine-tuning", unit="step", leave=False) as steps:
+            with progress_bar(loader, desc="fine-tuning", unit="step", leave=False) as steps:
                 for number, batch in enumerate(steps):
                     pace.step_update(number)
                     with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
