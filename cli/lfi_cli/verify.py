@@ -24,7 +24,7 @@ MOVED = "Where the images lie, if they moved."
 class Verify:
     """Options of `lfi verify`."""
 
-    targets: Annotated[Path, Option("A cache made by lfi extract-teacher.", positional=True)]
+    targets: Annotated[Path, Option("A cache made by lfi extract-teacher, a run, or an export.", positional=True)]
     images: Annotated[bool, Option("Read the images too and compare them with the index.")] = True
     data_root: Annotated[Path | None, Option(MOVED)] = None
     again: RecomputeConfig = field(default_factory=lambda: RecomputeConfig(share=0.0, progress=True))
@@ -37,20 +37,26 @@ class Verify:
 def verify(config: Verify) -> Shown:
     """Check every byte of a cache and its images against their recorded checksums; exit with 1 on any fault.
 
+    Of a run or an export, every file is compared with the checksum that was recorded when it was written.
+
     With --recompute SHARE a sound cache is also compared with what the teacher says about a random share of its images.
 
     Example: lfi verify shards/ --recompute 0.01
     """
+    from lfi_pipeline.core.checksums import verify_run
+    from lfi_pipeline.targets.verify import verify as find_faults
+
     further: list[Check] = []
     if config.again.share:
         from lfi_pipeline.teachers.recompute import Recomputation
 
         further.append(Recomputation(config.again))
-    from lfi_pipeline.targets.verify import verify as find_faults
-
-    faults = find_faults(
-        config.targets, images=config.images, data_root=config.data_root, progress=True, further=further
-    )
+    if (config.targets / "checksums.json").is_file() or (config.targets / "config.json").is_file():
+        faults = verify_run(config.targets)
+    else:
+        faults = find_faults(
+            config.targets, images=config.images, data_root=config.data_root, progress=True, further=further
+        )
     result: Result = {"ok": not faults, "faults": [asdict(fault) for fault in faults]}
 
     def render(console: Console) -> None:

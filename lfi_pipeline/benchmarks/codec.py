@@ -10,11 +10,11 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc, Zstd
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.config import CodecConfig
 from lfi_pipeline.benchmarks.inputs import LAYER_KINDS, demo_maps, maps_spec, payload_of, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets import CODECS, CodecSpec, TargetStore, codec_kl, decode_maps, encode_maps
 
 
@@ -262,7 +262,7 @@ def _candidates(maps: Maps, form: str, rounds: int) -> list[Measurement]:
         name="decode",
     )
     measurements = []
-    for name, (codes, side) in tqdm(encoded.items(), desc="compress", unit="codec", leave=False):
+    for name, (codes, side) in progress_bar(encoded.items(), desc="compress", unit="codec", leave=False):
         kl = row_kl(rows, found[name].decode(codes, side))
         squeeze = compressors()
         packed = {label: [_compress(c, each) for each in codes] for label, c in squeeze.items()}

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.config import CONTENT_WORDS, ExtractionConfig, MapsConfig
 from lfi_pipeline.benchmarks.inputs import CAPTIONS, maps_spec, payload_of, write_coco, write_photos, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
@@ -140,7 +140,7 @@ def bench_extraction(config: ExtractionConfig) -> Outcome:
         inside = _Memory(teacher, many, config)
         _extraction_check(inside, few, scratch / "check", config)
         whole, alone = [], []
-        for number in tqdm(range(config.rounds), desc="extraction", unit="round", leave=False):
+        for number in progress_bar(range(config.rounds), desc="extraction", unit="round", leave=False):
             roots = (few, many) if number % 2 else (many, few)
             took = {root: _seconds(config, root, scratch / f"{root.name}-{number}") for root in roots}
             whole.append(took[many] - took[few])

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.config import IndexConfig
 from lfi_pipeline.benchmarks.inputs import labels_of, maps_spec, payload_of, planned_samples, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, require
 from lfi_pipeline.core.errors import BenchmarkError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets import ShardPayload, TargetStore
 
 
@@ -68,7 +68,7 @@ def bench_index(config: IndexConfig) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         root = Path(scratch) / "targets"
         _write(root, config)
-        found = [_probe(root) for _ in tqdm(range(config.rounds), desc="open", unit="process", leave=False)]
+        found = [_probe(root) for _ in progress_bar(range(config.rounds), desc="open", unit="process", leave=False)]
     _check(found[0], config.samples)
     shape = f"{config.samples} samples, {config.samples_per_shard} a shard"
     measured = []

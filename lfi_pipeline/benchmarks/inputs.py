@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.outcome import seconds_of
 from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.config import ScenesConfig
@@ -130,7 +130,7 @@ def write_targets(
     vocabulary = Vocabulary(words=words, embeddings=embeddings)
     writer = TargetWriter.open(out, spec, samples, vocabulary, data_root=data_root or out)
     seconds = 0.0
-    for shard in tqdm(writer.pending_shards(), desc="synthetic cache", unit="shard", leave=False):
+    for shard in progress_bar(writer.pending_shards(), desc="synthetic cache", unit="shard", leave=False):
         content = payload(writer.shard_range(shard))
         seconds += seconds_of(lambda shard=shard, content=content: writer.commit(shard, content))  # type: ignore[misc]
     return seconds
@@ -198,7 +198,7 @@ def write_photo(path: Path, seed: int) -> None:
 def write_photos(root: Path, count: int, *, folder: str = "train2017") -> list[str]:
     """Write `count` photos; returns their POSIX paths below `root`."""
     paths = [f"{folder}/{i:012d}.jpg" for i in range(count)]
-    for i, path in enumerate(tqdm(paths, desc="images", unit="image", leave=False)):
+    for i, path in enumerate(progress_bar(paths, desc="images", unit="image", leave=False)):
         write_photo(root / path, i)
     return paths
 
@@ -291,7 +291,7 @@ def demo_maps(samples: int, form: str, scratch: Path, *, batch_size: int = 32) -
     wanted = samples * WORDS * (4 if form == "mosaic" else 1)
     rows: list[Tensor] = []  # each [words, 4, 8, 8]
     found = scenes = 0
-    with tqdm(total=wanted, desc="maps of scenes", unit="row", leave=False) as bar:
+    with progress_bar(total=wanted, desc="maps of scenes", unit="row", leave=False) as bar:
         while found < wanted:  # a few words have no map in one of the kinds, so the first rendering may fall short
             count = max(batch_size, (wanted - found) // WORDS_A_SCENE)
             for part in _rows(scratch / f"scenes-{scenes}", count, scenes, batch_size):

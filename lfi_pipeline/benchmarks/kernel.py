@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lfi_kernels import bench
 from lfi_kernels.bench import Shape
 from lfi_kernels.interaction_attention.tiles import tiles_file
@@ -17,6 +15,7 @@ from lfi_pipeline.benchmarks.config import KernelConfig
 from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, OutputWriteError, UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.report.charts import DotChart, dot_chart, draw_charts
 
 Limits = tuple[float | None, float | None]
@@ -58,7 +57,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
         ceilings = bench.measure_ceilings(device) if is_cuda else None
     shapes = bench.shapes(device, sizes, quick=config.quick)
     rows = bench.ceiling_rows(ceilings) if ceilings else []
-    for shape in tqdm(shapes, desc="kernel", unit="shape", leave=False):
+    for shape in progress_bar(shapes, desc="kernel", unit="shape", leave=False):
         try:
             rounds = 1 if config.quick else config.rounds
             rows += bench.compare(shape, device, rounds, cases, ceilings, tune=config.tune)

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lfi_kernels.bench import record
 from lfi_kernels.bench.record import COLUMNS
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, LFIError
+from lfi_pipeline.core.progress import progress_bar
 
 __all__ = ["COLUMNS", "Environment", "append_csv"]
 
@@ -46,7 +45,7 @@ def rounds_of(
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more, got {rounds}.")
     order, seconds = list(cases), {case: list[float]() for case in cases}
-    with tqdm(total=(rounds + warm_up) * len(order), desc=name, unit="run", leave=False) as bar:
+    with progress_bar(total=(rounds + warm_up) * len(order), desc=name, unit="run", leave=False) as bar:
         for number in range(rounds + warm_up):
             turn = number % max(1, len(order))
             for case in order[turn:] + order[:turn]:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.config import LoaderConfig, ReadsConfig
 from lfi_pipeline.benchmarks.index import peak_rss, reset_peak
 from lfi_pipeline.benchmarks.inputs import SIZE, drawn_maps, maps_spec, payload_of, photo_cache, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets import SampleTargets, TargetStore
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import MAPS, Batch, TargetImages, whole_batch
@@ -206,7 +206,7 @@ def bench_loader(config: LoaderConfig) -> Outcome:
 
 def _rates(store: TargetStore, config: LoaderConfig) -> dict[tuple[int, str], list[float]]:
     rates: dict[tuple[int, str], list[float]] = {(w, o): [] for w in config.workers for o in READS}
-    with tqdm(total=(config.rounds + 1) * len(rates), desc="loader", unit="run", leave=False) as bar:
+    with progress_bar(total=(config.rounds + 1) * len(rates), desc="loader", unit="run", leave=False) as bar:
         for number in range(config.rounds + 1):
             for workers in config.workers:
                 for objective in READS if number % 2 else list(READS)[::-1]:

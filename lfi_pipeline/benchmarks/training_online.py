@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lfi_pipeline.benchmarks.config import CONTENT_WORDS
 from lfi_pipeline.benchmarks.extraction import KL_TOLERANCE, read
 from lfi_pipeline.benchmarks.inputs import SIZE, photo_cache
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, median_ratio, require, rounds_of
 from lfi_pipeline.benchmarks.training_step import cut_for, make_run, one_batch, step
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps, encode_maps
@@ -158,7 +158,7 @@ def bench_students(
         check(store, student, data, device)
         runs = _runs(store, student, data, device)
         seconds: dict[tuple[int, str], list[float]] = {(w, case): [] for w in workers for case in (TOGETHER, APART)}
-        with tqdm(total=rounds * len(seconds), desc="students", unit="run", leave=False) as bar:
+        with progress_bar(total=rounds * len(seconds), desc="students", unit="run", leave=False) as bar:
             for number in range(rounds):
                 for count in workers:
                     for case in (TOGETHER, APART) if number % 2 else (APART, TOGETHER):

@@ -90,6 +90,10 @@ class RunError(LFIError, ValueError):
     """A directory that is not a training run, or one that holds no checkpoint."""
 
 
+class RunLockedError(RunError):
+    """A run's directory in which another process trains; names it."""
+
+
 class ExportError(LFIError, RuntimeError):
     """A student whose exported model would not be the trained one, so that nothing was written."""
 

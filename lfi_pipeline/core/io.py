@@ -6,11 +6,15 @@ overwritten, and renamed away, by the rerun that writes the same target. Those o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,8 @@ def tar_path(tar: str, offset: int, size: int) -> str:
     return f"{tar}#{offset}+{size}"
 
 
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
+_ABANDONED = 24 * 3600.0  # seconds after which nobody on another machine still writes a file
 _SEAL = re.compile(rb'\n "crc32c": "([0-9a-f]{8})"')
 _UNSEALED = b'\n "crc32c": "00000000"'
 
@@ -76,8 +82,56 @@ def crc32c_hex(data: bytes) -> str:
 
 
 def temporary(path: Path) -> Path:
-    """Where `write_atomic` gathers the bytes of `path`."""
-    return path.with_name(f".{path.name}.tmp")
+    """Return a new place, beside `path`, in which to gather its bytes; its name says which process does so."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is one of `temporary`, which a killed process may have left."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def clear_leftovers(folder: Path, *, every: bool = False, of: str = "") -> None:
+    """Remove what killed processes left in `folder`, not below it.
+
+    Args:
+        folder: may be absent.
+        of: the name of what was to be written; empty: of anything.
+        every: whoever calls this knows that nobody else writes there; otherwise what a living process of this machine,
+            or lately one of another, has made stays.
+    """
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        found = _TEMPORARY.fullmatch(entry.name)
+        if (
+            found
+            and entry.name.startswith(f".{of}")
+            and (every or not _may_be_in_use(entry, found["host"], int(found["pid"])))
+        ):
+            with suppress(OSError):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _may_be_in_use(path: Path, host: str, process: int) -> bool:
+    if host != _host():
+        try:
+            return time.time() - path.stat().st_mtime < _ABANDONED
+        except OSError:
+            return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager
@@ -104,20 +158,24 @@ def write_atomic(path: Path, data: bytes, scratch: Path | None = None) -> None:
     Args:
         path: the file.
         data: its content.
-        scratch: the temporary file, on the same file system; `temporary(path)` by default.
+        scratch: the temporary file, on the same file system; `temporary(path)` by default, and then those that killed
+            processes left of this file are removed.
 
     Raises:
         OSError: as the system reports it; the temporary file is removed.
     """
-    scratch = scratch or temporary(path)
+    if scratch is None:
+        clear_leftovers(path.parent, of=f"{path.name}.")
+        scratch = temporary(path)
     try:
         with scratch.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 
@@ -129,6 +187,74 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_output(path: Path, data: bytes | str, *, make_folder: bool = False) -> None:
+    """Write a file that a person asked for, whole or not at all; text as UTF-8.
+
+    Args:
+        path: the file.
+        data: its content.
+        make_folder: make the folders above it.
+
+    Raises:
+        OutputWriteError: a full disk, a read-only place, a folder in its place.
+    """
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise OutputWriteError(
+            f"{path} cannot be written: {error.strerror or error}. Free space or choose another place."
+        ) from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gather a folder beside `out`, and put it there, durably and whole, when the context ends without an error.
+
+    What a killed process left of an earlier try is removed. Files get the mode that the user's umask says.
+
+    Raises:
+        OSError: as the system reports it, also where `out` holds something.
+    """
+    clear_leftovers(out.parent, of=out.name)
+    folder = temporary(out)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in [*folder.rglob("*"), folder]:
+            if path.is_file():
+                path.chmod(0o666 & ~umask)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            elif path.is_dir():
+                sync_directory(path)
+        folder.rename(out)
+        sync_directory(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sorted_safetensors(data: bytes) -> bytes:
+    """Return the same safetensors file with its metadata in order, so that equal content is equal bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__", None)
+    ordered = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(ordered | header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file that safetensors has read without complaint."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
 
 
 def read_whole(path: Path) -> bytes:

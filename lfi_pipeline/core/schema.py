@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from lfi_pipeline.core.checksums import read_checked
 from lfi_pipeline.core.errors import ConfigError, RunError
+from lfi_pipeline.core.parse import parse_json
 
 T = TypeVar("T")
 
@@ -145,10 +146,7 @@ class Fields:
         Raises:
             RunError: `text` is not JSON, or not an object.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RunError(f"{origin} must be JSON, got something else: {error}.") from error
+        values = parse_json(text, origin, error=RunError)
         if not isinstance(values, dict):
             raise RunError(f"{origin} must hold a JSON object, got {type(values).__name__}.")
         return cls(origin, values)
@@ -251,12 +249,12 @@ class Fields:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
+    """Read a UTF-8 file of a run, and compare it with its checksum where the run is finished.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: it cannot be read, or is damaged.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_checked(path).decode()
+    except UnicodeDecodeError as error:
         raise RunError(f"{path} must be readable UTF-8, got: {error}.") from error

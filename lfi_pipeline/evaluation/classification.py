@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
@@ -88,7 +88,7 @@ def frozen_features(
     images = Subset(PlainImages(dataset, [student.size]), chosen)
     device = next(student.parameters()).device
     parts: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
-    with tqdm(total=len(chosen), desc=f"features of {dataset.split}", unit="image", leave=False) as bar:
+    with progress_bar(total=len(chosen), desc=f"features of {dataset.split}", unit="image", leave=False) as bar:
         for views, labels, read in DataLoader(images, batch_size=_BATCH, num_workers=workers):
             features = student(views[student.size].to(device))
             logits = features.logits.float().cpu() if features.logits is not None else None

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
@@ -134,7 +134,7 @@ def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | N
         return None
     total = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
     pairs = zip(maps, masks, strict=True)
-    for each, mask in tqdm(pairs, desc="overlap with masks", unit="map", total=len(maps), leave=False):
+    for each, mask in progress_bar(pairs, desc="overlap with masks", unit="map", total=len(maps), leave=False):
         total += threshold_ious(each[None], mask[None])[0].cpu()
     best = int(total.argmax())
     return Overlap(iou=float(total[best]) / len(maps), threshold=THRESHOLDS[best], count=len(maps))

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.io import sorted_safetensors
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, GroundingConfig
@@ -39,7 +41,7 @@ from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_spl
 from lfi_pipeline.students import LearnedQueries, Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.training.run_dir import write_json
+from lfi_pipeline.training.run_dir import write_run_json
 
 _LARGEST_SIDE = 320
 
@@ -103,8 +105,8 @@ def write_gallery(
                 "cam_correct": [] if cams is None else _verdicts(cams, masks),
             }
         )
-    save_file(tensors, run / "gallery.safetensors")
-    write_json(run / "gallery.json", {"samples": entries})
+    write_recorded(run, "gallery.safetensors", sorted_safetensors(save(tensors)))
+    write_run_json(run, "gallery.json", {"samples": entries})
 
 
 def _stacked(maps: Sequence[Tensor | None]) -> Tensor | None:

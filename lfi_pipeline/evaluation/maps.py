@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers
@@ -159,7 +159,7 @@ def student_maps(
     device, learned = next(student.parameters()).device, isinstance(student.queries, LearnedQueries)
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
     images = _CachedSamples(student, store, dataset)
-    for first in tqdm(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
+    for first in progress_bar(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
         chunk = list(positions[first : first + _BATCH])
         pixels = images.read(chunk)
         read = store.read_many(chunk)
@@ -191,7 +191,7 @@ def student_class_maps(
     images = _CachedSamples(student, store, dataset)
     positions = sorted({position for position, _ in pairs})
     found: dict[tuple[int, int], Tensor] = {}
-    for first in tqdm(range(0, len(positions), _GRADIENT_BATCH), desc="class maps", unit="batch", leave=False):
+    for first in progress_bar(range(0, len(positions), _GRADIENT_BATCH), desc="class maps", unit="batch", leave=False):
         row = {position: i for i, position in enumerate(positions[first : first + _GRADIENT_BATCH])}
         chosen = sorted({pair for pair in pairs if pair[0] in row})
         pixels = images.read(row).to(device)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, LFIError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.students import Student, TextQueries
 from lfi_pipeline.targets import TargetStore
@@ -134,7 +134,7 @@ def presence_logits(
     images = CachedImages(store, positions, student.size)
     loader = DataLoader(images, batch_size=_BATCH, num_workers=workers, collate_fn=_stacked)
     parts = []
-    for batch in tqdm(loader, desc="zero-shot", unit="batch", delay=2):
+    for batch in progress_bar(loader, desc="zero-shot", unit="batch", delay=2):
         if isinstance(batch, LFIError):
             raise batch
         features = student(batch.to(device), with_taps=True).taps

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.training.validate import CLASSIFICATION
 
 K, TEMPERATURE = 20, 0.07
@@ -171,7 +171,7 @@ def choose_probe(
     fitted, compared = (features[kept], labels[kept]), (features[held], labels[held])
     found: dict[float, float] = {}
     probe: LinearProbe | None = None
-    for l2 in tqdm(grid, desc="linear probe", unit="fit", leave=False):
+    for l2 in progress_bar(grid, desc="linear probe", unit="fit", leave=False):
         probe = fit_probe(*fitted, task, l2, start=probe)
         found[l2] = metric(probe.scores(compared[0]), compared[1])
         best = max(found, key=lambda tried: (found[tried], tried))

@@ -7,9 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig
@@ -70,7 +69,7 @@ def evaluate_runs(
         recorded_config(run)
     results: dict[Path, dict[str, ProtocolResult]] = {run: {} for run in runs}
     work = [(run, name) for run in results for name in functions]
-    with tqdm(total=len(work), unit="result", leave=False, disable=len(work) == 1) as bar:
+    with progress_bar(total=len(work), unit="result", leave=False, disable=len(work) == 1) as bar:
         for run, name in work:
             bar.set_description(f"{run.name}: {name}")
             results[run][name] = functions[name](run, common or EvaluationConfig(), configs[name])

@@ -20,7 +20,7 @@ from lfi_pipeline.data.labels import relabelled
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.learner import LoadedRun, load_run
-from lfi_pipeline.training.run_dir import read_json, write_json
+from lfi_pipeline.training.run_dir import read_json, write_run_json
 
 
 def load(run: Path, common: EvaluationConfig) -> LoadedRun:
@@ -79,10 +79,9 @@ class ProtocolResult:
 
 def write_result(run: Path, result: ProtocolResult) -> Path:
     """Write `result` into `run`, in place of one of the same protocol and settings, and return the file."""
-    path = run / EVALUATION / result.file_name
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, asdict(result))
-    return path
+    name = f"{EVALUATION}/{result.file_name}"
+    write_run_json(run, name, asdict(result))
+    return run / name
 
 
 def read_results(run: Path, protocol: str | None = None) -> list[ProtocolResult]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from lfi_pipeline.core.checksums import seal_folder
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError
+from lfi_pipeline.core.io import new_folder
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.exporting.check import (
     INSIDE,
@@ -59,10 +60,7 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
     plain = plain_model(loaded.student)
     classes = loaded.store.spec.dataset.classes
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
+        with new_folder(out) as folder:
             write_checkpoint(folder, plain, loaded.config.student, loaded.student.size, classes)
             images = _some_images(loaded.store)
             check = check_export(folder, loaded.student, plain, images)
@@ -73,7 +71,7 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
             )
             (folder / CARD).write_text(model_card(facts), encoding="utf-8")
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            folder.rename(out)
+            seal_folder(folder, leave_out=frozenset())
     except LFIError:
         raise
     except OSError as error:

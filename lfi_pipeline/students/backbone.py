@@ -12,10 +12,12 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.hub import untouched_network
+from lfi_pipeline.students.arguments import bounded_build, check_arguments
 from lfi_pipeline.students.config import StudentConfig
 from lfi_pipeline.students.pretrained import check_tag, check_weights, complete_weights
 
@@ -113,13 +115,14 @@ def build_backbone(config: StudentConfig) -> Any:
 
     Raises:
         UnknownNameError: timm has no such model or tag; lists near ones.
-        ConfigError: the model does not accept an override, cannot give intermediate features, or its weights cannot be
-            had.
+        ConfigError: an argument is of no architecture or out of bounds, the model is too large or does not accept an
+            override, it cannot give intermediate features, or its weights cannot be had.
     """
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), n=_NEAR_NAMES, cutoff=0.0)
         raise UnknownNameError("student", config.name, near)
     check_tag(config.name)
+    check_arguments(config.name, config.kwargs, image_size=config.image_size, patch_size=config.patch_size)
     overrides = dict(config.kwargs)
     if config.patch_size is not None:
         overrides["patch_size"] = config.patch_size
@@ -139,7 +142,7 @@ def build_backbone(config: StudentConfig) -> Any:
 
 def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bool) -> Any:
     try:
-        with complete_weights(config.name) if config.pretrained else nullcontext():
+        with complete_weights(config.name) if config.pretrained else nullcontext(), bounded_build(config.name):
             return timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, **overrides)
     except ConfigError:
         raise
@@ -152,7 +155,7 @@ def _create(config: StudentConfig, overrides: Mapping[str, Any], *, last_try: bo
         ) from error
     except (AssertionError, LookupError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{config.name} cannot be built with {dict(overrides)}: {_reason(error)}.") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if not config.pretrained:
             raise
         raise ConfigError(

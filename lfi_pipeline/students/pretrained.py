@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, split_model_name_tag
+from torch import nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.hub import Remote, why_missing
+from lfi_pipeline.students.arguments import OVERLAY
 
 SAFE_WEIGHTS, WEIGHTS = "model.safetensors", "pytorch_model.bin"
 
@@ -33,21 +35,15 @@ def check_weights(name: str, overrides: Mapping[str, Any]) -> Remote | None:
     """Make sure that timm will find weights of `name`; return what it will load, None for a file of the user's own.
 
     Args:
-        overrides: arguments of `timm.create_model`; `pretrained_cfg` and `pretrained_cfg_overlay` are the ways to name
-            other weights than timm's own, and win over them here as they do there.
+        overrides: arguments of `timm.create_model`, checked; `pretrained_cfg_overlay` names other weights than timm's.
 
     Raises:
         ConfigError: there are no weights, or they are neither on this machine nor to be fetched.
     """
-    overlay = overrides.get("pretrained_cfg_overlay") or {}
-    if "pretrained_cfg" in overrides or not isinstance(overlay, Mapping):
-        return None  # timm's to judge
-    file = overlay.get("file")
-    if file:
+    if OVERLAY in overrides:
+        file = overrides[OVERLAY]["file"]
         if not Path(file).is_file():
             raise ConfigError(f"The weights given for {name} must be a file, but there is no {file}.")
-        return None
-    if overlay:
         return None
     remote = _remote(name)
     if why := why_missing(remote):
@@ -65,39 +61,27 @@ def check_weights(name: str, overrides: Mapping[str, Any]) -> Remote | None:
 def complete_weights(name: str) -> Iterator[None]:
     """Refuse weights that leave a part of the model untouched.
 
-    timm is strict about them until the head is left out, as it is here; then it only logs what a file lacks, and a file
-    of quite another model would pass for one of this.
+    timm is strict about them until the head is left out, as it is here; then a file of quite another model would pass
+    for one of this. So the answer of `load_state_dict`, which timm only logs, is looked at.
 
     Raises:
-        ConfigError: timm logged that keys were missing.
+        ConfigError: the file lacks keys of the model.
     """
-    logger = logging.getLogger("timm.models._builder")
-    found = _Missing()
-    level = logger.level
-    logger.addHandler(found)
-    logger.setLevel(logging.INFO)
-    try:
+    load = nn.Module.load_state_dict
+    missing: list[str] = []
+
+    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = load(module, *args, **kwargs)
+        missing.extend(result.missing_keys)
+        return result
+
+    with mock.patch.object(nn.Module, "load_state_dict", watched):
         yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(found)
-    if found.keys:
-        keys = found.keys.split(", ")
+    if missing:
         raise ConfigError(
-            f"The weights do not fit {name}: they lack {len(keys)} of its tensors, such as {keys[0]}. Name the model "
-            "they were made for, and leave out each `student_arg` that changes its parts, such as depth."
+            f"The weights do not fit {name}: they lack {len(missing)} of its tensors, such as {missing[0]}. Name the "
+            "model they were made for, and leave out each `student_arg` that changes its parts, such as depth."
         )
-
-
-class _Missing(logging.Handler):
-    """Keeps the keys of timm's line "Missing keys (a, b) discovered"."""
-
-    keys = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if text.startswith("Missing keys ("):
-            self.keys = text.partition("(")[2].partition(")")[0]
 
 
 def _remote(name: str) -> Remote:

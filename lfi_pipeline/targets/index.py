@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lfi_pipeline.core.errors import CorruptTargetsError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.core.io import read_whole
 from lfi_pipeline.targets.commits import CommitRecord, remedy
 from lfi_pipeline.targets.layout import index_file, tar_file
@@ -134,6 +135,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _NULLABLE = {"size", "crc32c", "quarantine"}
+MOST_PART_BYTES = 1 << 26
+"""Most bytes that one column of an index part takes in memory: 64 kB for each of 1,024 samples."""
 
 
 def index_schema(spec: TargetSpec, layout: str) -> pa.Schema:
@@ -167,6 +170,12 @@ def index_part(
     for kind, places in members.items():
         for what, values in zip(("offset", "size"), places.T, strict=True):
             columns[f"{kind}.{what}"] = pa.array(np.ascontiguousarray(values), pa.int64(), mask=absent)
+    for name, column in columns.items():
+        if column.nbytes > MOST_PART_BYTES:
+            raise ConfigError(
+                f"The {name}s of a shard of {len(plan)} samples must take at most {MOST_PART_BYTES >> 20} MiB, and "
+                f"take {column.nbytes >> 20}. Take fewer samples per shard, or shorten them."
+            )
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
@@ -185,7 +194,12 @@ def parse_part(data: bytes, spec: TargetSpec, layout: str, shard: int, columns: 
             raise ValueError(f"it has columns {file.schema_arrow.names}, not {expected.names}")
         if file.metadata.num_rows != rows:
             raise ValueError(f"it holds {file.metadata.num_rows} rows, not {rows}")
+        texts = _texts_to_measure(file.metadata, columns, len(spec.dataset.classes))
+        if texts:
+            file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts, page_checksum_verification=True)
         table = file.read(columns=list(columns), use_threads=False)
+        for name in texts:
+            table = table.set_column(table.schema.get_field_index(name), name, _written_out(table[name], name))
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
@@ -195,6 +209,41 @@ def parse_part(data: bytes, spec: TargetSpec, layout: str, shard: int, columns: 
         if name in _SCHEMA.names and name not in _NULLABLE and table[name].null_count:
             raise ValueError(f"column {name} has empty entries")
     return table
+
+
+def _texts_to_measure(metadata: pq.FileMetaData, columns: Sequence[str], classes: int) -> list[str]:
+    """Check what a part says of the sizes of its columns, before any of them is decompressed.
+
+    Returns:
+        Columns of texts that might still grow: a dictionary writes a text once for all rows that have it.
+
+    Raises:
+        ValueError: a column is larger than any that is written.
+    """
+    rows, measured = metadata.num_rows, set()
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            name = next((each for each in columns if chunk.path_in_schema in (each, f"{each}.list.element")), None)
+            if name is None:
+                continue
+            if chunk.total_uncompressed_size > MOST_PART_BYTES or chunk.num_values > rows * max(classes, 1):
+                raise ValueError(
+                    f"column {name} says that it holds {chunk.num_values} values in {chunk.total_uncompressed_size} "
+                    f"bytes, more than {rows} samples can have"
+                )
+            if chunk.physical_type == "BYTE_ARRAY" and chunk.total_uncompressed_size * rows > MOST_PART_BYTES:
+                measured.add(name)
+    return sorted(measured)
+
+
+def _written_out(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Turn a column of dictionaries into texts; raises ValueError where that would be too large."""
+    lengths = [pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() for chunk in column.chunks]
+    size = sum(length or 0 for length in lengths)
+    if size > MOST_PART_BYTES:
+        raise ValueError(f"column {name} would take {size} bytes, more than {len(column)} samples can have")
+    return column.cast(pa.string())
 
 
 class TargetIndex:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
-from tqdm import tqdm
-
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets.commits import Summary
 from lfi_pipeline.targets.encode import StoredShard
 from lfi_pipeline.targets.store import SampleTargets, TargetStore, checked_image, image_present
@@ -76,7 +75,7 @@ def pack(
     pending = writer.pending_shards()
     missing = 0
     total = sum(len(writer.shard_range(shard)) for shard in pending)
-    with tqdm(total=total, desc=f"pack to {layout}", unit="sample", disable=not progress) as bar:
+    with progress_bar(total=total, desc=f"pack to {layout}", unit="sample", disable=not progress) as bar:
         for shard in pending:
             with writer.claim(shard) as ours:
                 if ours:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from tqdm import tqdm
-
+from lfi_pipeline.core.checksums import Fault
 from lfi_pipeline.core.errors import CorruptTargetsError, LFIError
 from lfi_pipeline.core.io import read_whole
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets.commits import CommitRecord, committed_shards, remedy
 from lfi_pipeline.targets.index import TargetIndex, index_schema, parse_part
 from lfi_pipeline.targets.layout import (
@@ -35,23 +34,6 @@ NAMED_SHARDS = 100
 """Missing shards that get a fault of their own; the others share one."""
 THREADS = 8
 """Threads that read images."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """One thing that is wrong with a cache.
-
-    Attributes:
-        shard: number of the shard, or None for a file of the whole cache.
-        file: path relative to the cache (of an image: below the data root).
-        sample: position of the damaged sample, where the damage can be pinned to one.
-        message: what is wrong, and the remedy.
-    """
-
-    shard: int | None
-    file: str
-    sample: int | None
-    message: str
 
 
 Check = Callable[[TargetStore], Iterable[Fault]]
@@ -95,7 +77,7 @@ def verify(
     if images and manifest.layout == "zarr":
         place, missing = _image_root(root, data_root)
         faults += missing
-    with tqdm(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
+    with progress_bar(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
         for shard in committed:
             record, found = _shard_faults(root, manifest, shard)
             faults += found

@@ -20,7 +20,7 @@ from lfi_pipeline.core.errors import (
     TargetsError,
     UnknownNameError,
 )
-from lfi_pipeline.core.io import output_errors, read_whole, seal, temporary, write_atomic
+from lfi_pipeline.core.io import clear_leftovers, is_leftover, output_errors, read_whole, seal, write_atomic
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
 from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
 from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, commit_file
@@ -177,8 +177,8 @@ class TargetWriter:
                 source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)
-                for name in (MANIFEST, SOURCE, *manifest.files):
-                    temporary(root / name).unlink(missing_ok=True)
+                for folder in {(root / name).parent for name in (MANIFEST, SOURCE, *manifest.files)}:
+                    clear_leftovers(folder, every=True)
         return cls(root, manifest, plan, Vocabulary.load(root, spec.embedding_dim))
 
     @property
@@ -274,7 +274,7 @@ def _require_ours(root: Path) -> None:
                 raise
             raise OutputExistsError(f"{error} Choose another output directory.") from error
     else:
-        others = sorted(entry.name for entry in root.iterdir() if entry != temporary(root / MANIFEST))
+        others = sorted(entry.name for entry in root.iterdir() if not is_leftover(entry.name))
         if others:
             raise OutputExistsError(
                 f"{root} already holds something that is not a targets cache ({', '.join(others[:5])}); "

@@ -18,10 +18,10 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ImageReadError, IncompleteTargetsError, OutputExistsError, SpecMismatchError
 from lfi_pipeline.core.io import output_errors, read_whole, seal, unseal, write_atomic
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.core.schema import plain_differences, to_plain
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
@@ -102,7 +102,7 @@ def generated_captions(
     folder = out.expanduser().absolute().with_name(f"{out.name}.captions")
     _require_same_source(folder, teacher, dataset)
     pieces = range(-(-len(dataset) // CHUNK))
-    with tqdm(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
+    with progress_bar(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
         while order := share.order([piece for piece in pieces if not _file(folder, piece).exists()]):
             made = 0
             for piece in order:
@@ -135,7 +135,7 @@ def _positions(piece: int, samples: int) -> range:
 
 
 def _captioned(
-    teacher: Teacher, dataset: Dataset, samples: Sequence[Sample], batch_size: int, bar: tqdm
+    teacher: Teacher, dataset: Dataset, samples: Sequence[Sample], batch_size: int, bar: Any
 ) -> list[tuple[str, str]]:
     mean = torch.tensor(teacher.mean, device=teacher.device).view(3, 1, 1) * 255
     std = torch.tensor(teacher.std, device=teacher.device).view(3, 1, 1) * 255

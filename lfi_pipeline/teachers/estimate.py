@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lfi_pipeline.core.device import OperationCounter, resolve_device
 from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
@@ -140,7 +139,7 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
     with tempfile.TemporaryDirectory(prefix="lfi-plan-") as folder:
         job = open_job(config, Path(folder) / "trial", share=Share(), dataset=few)
         maker = job.maker
-        with tqdm(total=total, desc=f"trial of {job.label}", unit="image", leave=False) as bar:
+        with progress_bar(total=total, desc=f"trial of {job.label}", unit="image", leave=False) as bar:
             counter = OperationCounter()
             if warm_up:
                 with counter:

@@ -11,13 +11,13 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import DatasetError, SpecMismatchError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.targets import (
     CodecSpec,
@@ -114,12 +114,12 @@ class Job:
         """Shards that nobody has committed; none once another process has put an extended cache in its place."""
         return [] if self.extension is not None and self.extension.done else self.writer.pending_shards()
 
-    def progress(self, share: Share) -> tqdm:
+    def progress(self, share: Share) -> Any:
         """A bar over the images of the share that are not committed; silent for all ranks but the first."""
         order = share.order(self.pending_shards())
         own = [shard for shard in order if shard % share.world == share.rank]
         total = sum(len(self.writer.shard_range(shard)) for shard in own)
-        return tqdm(total=total, desc=self.label, unit="image", disable=not total or share.rank > 0)
+        return progress_bar(total=total, desc=self.label, unit="image", disable=not total or share.rank > 0)
 
     def finish(self) -> Summary:
         """Tidy up, once everything is committed: working files go, and an extended cache takes its place."""
@@ -206,7 +206,7 @@ def open_job(
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
     """Every word that gets a row, with the teacher's embedding of it."""
     words: set[str] = set()
-    for sample in tqdm(dataset.samples, desc="words", unit="text", delay=2):
+    for sample in progress_bar(dataset.samples, desc="words", unit="text", delay=2):
         words.update(sample_words(teacher.encode_text, source(sample), limit))
     names = tuple(sorted(words))
     return Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))
@@ -293,7 +293,7 @@ def extract(
     return job.finish(), time.monotonic() - began
 
 
-def run_shards(job: Job, share: Share, bar: tqdm) -> None:
+def run_shards(job: Job, share: Share, bar: Any) -> None:
     """Make every pending shard of `share`; wait for those that others hold, and take them over if their holders die."""
     while order := share.order(job.pending_shards()):
         if _run_once(job, order, bar):
@@ -302,7 +302,7 @@ def run_shards(job: Job, share: Share, bar: tqdm) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _run_once(job: Job, order: list[int], bar: tqdm) -> int:
+def _run_once(job: Job, order: list[int], bar: Any) -> int:
     """Make what can be claimed of `order`; returns how many shards that were."""
     claims: dict[int, ExitStack] = {}
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.grounding import (
@@ -136,7 +136,7 @@ def _live(
     settings = {kind: _settings(teacher, kind, store.spec) for kind in layers}
     mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
     found: dict[tuple[str, str], dict[int, Tensor]] = {each: {} for each in wanted}
-    with tqdm(total=len(positions), desc=f"maps of {teacher.identity.name}", unit="image", leave=False) as bar:
+    with progress_bar(total=len(positions), desc=f"maps of {teacher.identity.name}", unit="image", leave=False) as bar:
         for first in range(0, len(positions), config.batch_size):
             batch = positions[first : first + config.batch_size].tolist()
             pixels = torch.from_numpy(

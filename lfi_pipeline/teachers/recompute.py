@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import TeacherError, UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.targets.codec import kl_total
@@ -77,7 +77,9 @@ class Recomputation:
             workers=self.config.workers,
         )
         shards = range(spec.shards) if len(positions) else range(0)
-        with tqdm(total=len(positions), desc="recompute", unit="sample", disable=not self.config.progress) as bar:
+        with progress_bar(
+            total=len(positions), desc="recompute", unit="sample", disable=not self.config.progress
+        ) as bar:
             for shard, payload in maker.payloads(shards, bar.update):
                 yield from _faults(store, positions[shard * CHUNK : (shard + 1) * CHUNK], payload)
 

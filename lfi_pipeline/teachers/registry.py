@@ -37,6 +37,7 @@ from lfi_pipeline.teachers.catalog import (
 )
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
+from lfi_pipeline.teachers.folder_config import check_config, nothing_executed
 from lfi_pipeline.teachers.teacher import Teacher
 
 __all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
@@ -205,12 +206,13 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
     try:
         with untouched_network(needed):
             config = open_clip.get_model_config(teacher)
+        check_config(config, teacher)
         reason = why_not(config)
         if reason:
             raise TeacherError(f"{teacher} cannot give maps: {reason}. `lfi teachers` lists those that can.")
         text = _text_files(config) if needed else []  # a local folder holds its tokenizer
         require(text, _into_cache(repositories(config)))
-        with untouched_network([*needed, *text]):
+        with untouched_network([*needed, *text]), nothing_executed(teacher):
             model: Any = open_clip.create_model(teacher, require_pretrained=True)
             return name, tag, model, open_clip.get_tokenizer(teacher)
     except LFIError:

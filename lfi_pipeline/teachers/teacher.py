@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
 from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE, readable_names
 from lfi_pipeline.teachers.settings import COMMON_WORDS
@@ -260,7 +260,7 @@ def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequen
     """
     names, parts = readable_names(classes), []
     step = max(1, TEXTS_AT_ONCE // len(templates))
-    for first in tqdm(range(0, len(names), step), desc="classes", unit="batch", delay=2):
+    for first in progress_bar(range(0, len(names), step), desc="classes", unit="batch", delay=2):
         chosen = names[first : first + step]
         texts = [template.format(name) for name in chosen for template in templates]
         each = F.normalize(teacher.embed_texts(texts).float(), dim=-1).view(len(chosen), len(templates), -1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
+    from lfi_pipeline.training.callbacks import Callback
     from lfi_pipeline.training.config import (
         MAPS,
         PRECISIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "SCHEDULES",
     "TASKS",
     "TERMS",
+    "Callback",
     "DataConfig",
     "OptimizerConfig",
     "RuntimeConfig",
@@ -37,6 +39,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
     __getattr__ = lazy_exports(
         __name__,
         {
+            "callbacks": ["Callback"],
             "config": [
                 "MAPS",
                 "PRECISIONS",

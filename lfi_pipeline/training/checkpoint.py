@@ -12,12 +12,13 @@ from typing import Any
 import google_crc32c
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from lfi_pipeline.core.checksums import require_unchanged
 from lfi_pipeline.core.errors import OutputWriteError, RunError
-from lfi_pipeline.core.io import write_atomic
-from lfi_pipeline.training import run_dir
+from lfi_pipeline.core.io import metadata_of, sorted_safetensors, write_atomic
+from lfi_pipeline.core.parse import parse_json
 
 Tree = Mapping[str, Any]
 
@@ -79,7 +80,8 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Any) -> Any:
 
 
 FORMAT, VERSION = "lfi-training-state", "1"
-STATE, LAST, BEST = (Path(place).name for place in (run_dir.STATE, run_dir.LAST, run_dir.BEST))
+CHECKSUM = "crc32c"
+STATE, LAST, BEST = "state.safetensors", "last.safetensors", "best.safetensors"
 _KEPT = re.compile(r"epoch-(\d{4,})\.safetensors")
 _CHUNK = 1 << 24  # bytes copied at a time for the checksum
 
@@ -106,7 +108,7 @@ def save_state(path: Path, state: Mapping[str, Any], *, fingerprint: str) -> Non
             "version": VERSION,
             "fingerprint": fingerprint,
             "state": tree,
-            "crc32c": _checksum(tensors, fingerprint, tree),
+            CHECKSUM: _checksum(tensors, fingerprint, tree),
         },
     )
 
@@ -135,16 +137,21 @@ def load_state(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
             f"wrote it. {remedy}"
         )
     tree, owner = metadata.get("state", ""), metadata.get("fingerprint", "")
-    if _checksum(tensors, owner, tree) != metadata.get("crc32c"):
+    if _checksum(tensors, owner, tree) != metadata.get(CHECKSUM):
         raise RunError(f"{path} is damaged: its content does not match its crc32c. {remedy}")
     if fingerprint is not None and owner != fingerprint:
         raise RunError(f"{path} must be of the run {fingerprint}, found the state of {owner}. {remedy}")
-    state: dict[str, Any] = unflatten(tensors, json.loads(tree))
+    try:
+        state = unflatten(tensors, parse_json(tree, str(path), error=RunError))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is no state of a run: its tree cannot be read. {remedy}") from error
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is no state of a run: its tree holds no names. {remedy}")
     return state
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Replace a file of weights, atomically and durably; values of `metadata` become text.
+    """Replace a file of weights, atomically and durably; values of `metadata` become text, a checksum joins them.
 
     Raises:
         OutputWriteError: it cannot be written; the old file stands.
@@ -153,20 +160,29 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in state_dict.items()
     }
-    _write(path, tensors, {name: str(value) for name, value in metadata.items()})
+    texts = {name: str(value) for name, value in metadata.items()}
+    _write(path, tensors, texts | {CHECKSUM: _checksum(tensors)})
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Load a file of weights into `module`.
+    """Load a file of weights into `module`, after a look at its checksums.
 
     Raises:
-        RunError: there is none, it cannot be read, or it does not fit.
+        RunError: there is none, it cannot be read, it is damaged, or it does not fit.
     """
     if not path.is_file():
         raise RunError(f"{path} must be a checkpoint, found nothing there. Train the run first.")
     try:
-        module.load_state_dict(load_file(path))
+        data = path.read_bytes()
+        require_unchanged(path, data)
+        tensors = load(data)
+        recorded = metadata_of(data).get(CHECKSUM)
+        if recorded is not None and recorded != _checksum(tensors):
+            raise RunError(f"{path} is damaged: its content does not match its crc32c. Train the run again.")
+        module.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
         raise RunError(f"{path} does not fit the {type(module).__name__} that its run describes: {error}") from error
 
 
@@ -186,7 +202,7 @@ def _checksum(tensors: Mapping[str, Tensor], *texts: str) -> str:
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     # not safetensors' save_file: killed, it leaves a temporary file of a random name for every time
-    data = save(tensors, metadata=metadata)
+    data = sorted_safetensors(save(tensors, metadata=metadata))
     try:
         write_atomic(path, data)
     except OSError as error:

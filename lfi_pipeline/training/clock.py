@@ -77,11 +77,11 @@ class EpochClock:
         if phase not in self._seconds:
             raise ValueError(f"phase must be one of {', '.join(PHASES)}, got {phase!r}.")
         if self._cuda is not None and phase in _ON_DEVICE:
-            began_at = self._mark()
+            began_at = _mark(self._cuda)
             try:
                 yield
             finally:
-                self._pending.append((phase, began_at, self._mark()))
+                self._pending.append((phase, began_at, _mark(self._cuda)))
                 if len(self._pending) >= _MOST_PENDING:
                     self._drain()
             return
@@ -97,17 +97,47 @@ class EpochClock:
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return seconds
 
-    def _mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._cuda))
-        return event
-
     def _drain(self) -> None:
         """Charge the laps on the device; the last of them is waited for."""
         for phase, began, ended in self._pending:
             ended.synchronize()
             self._seconds[phase] += began.elapsed_time(ended) / 1e3
         self._pending.clear()
+
+
+class StepTimes:
+    """Milliseconds of each step; on CUDA taken by events, so that nothing waits for the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._began: float | torch.cuda.Event = 0.0
+        self._taken: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._read: list[float] = []
+
+    def start(self) -> None:
+        """A step begins."""
+        self._began = time.monotonic() if self._cuda is None else _mark(self._cuda)
+
+    def stop(self) -> None:
+        """The step is over, for this process."""
+        if isinstance(self._began, float):
+            self._read.append((time.monotonic() - self._began) * 1e3)
+        elif self._cuda is not None:
+            self._taken.append((self._began, _mark(self._cuda)))
+
+    def read(self) -> list[float]:
+        """Return the time of each step since the last reading; waits for the device where there are any."""
+        for began, ended in self._taken:
+            ended.synchronize()
+            self._read.append(began.elapsed_time(ended))
+        read, self._read, self._taken = self._read, [], []
+        return read
+
+
+def _mark(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def advice(

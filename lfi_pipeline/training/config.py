@@ -124,7 +124,7 @@ class DataConfig:
     mix: Annotated[MixConfig, Option(panel=AUGMENTATION)] = field(default_factory=MixConfig)
     epochs: Annotated[int, Option("Passes over the training images.", panel=DATA, ge=1)] = 15
     batch_size: Annotated[int, Option("Images per step of the optimizer, over all processes.", panel=DATA, ge=1)] = 64
-    seed: Annotated[int, Option("Of initialisation, order and augmentation.", panel=DATA, ge=0)] = 0
+    seed: Annotated[int, Option("Of initialisation, order and augmentation.", panel=DATA, ge=0, lt=2**63)] = 0
 
     def __post_init__(self) -> None:
         check(self)

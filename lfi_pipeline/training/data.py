@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
@@ -264,22 +266,34 @@ def unchanged_image(store: TargetStore, position: int, path: str, checksum: int)
     return image
 
 
-class ErrorsAsValues(TorchDataset[Batch | LFIError]):
-    """Gives a user's error back as a value; raised in a loader's worker process, it would come out as a traceback."""
+@dataclass(frozen=True, slots=True)
+class LoaderFailure:
+    """An error in a loader's worker process that is no user's: its traceback."""
+
+    text: str
+
+
+class ErrorsAsValues(TorchDataset[Batch | LFIError | LoaderFailure]):
+    """Gives errors back as values; raised in a loader's worker process, a user's would come out as a traceback, and
+    none could be told from the end of that process."""
 
     def __init__(self, images: TargetImages) -> None:
         self.images = images
 
-    def __getitems__(self, tickets: Sequence[Ticket]) -> Batch | LFIError:
+    def __getitems__(self, tickets: Sequence[Ticket]) -> Batch | LFIError | LoaderFailure:
         try:
             return self.images.__getitems__(tickets)
         except LFIError as error:
             return error
+        except Exception:
+            if get_worker_info() is None:
+                raise
+            return LoaderFailure(traceback.format_exc())
 
 
-def whole_batch(batch: Any) -> Batch | LFIError:
+def whole_batch(batch: Any) -> Batch | LFIError | LoaderFailure:
     """The data set gives whole batches, where a loader expects a list of examples; nothing is left to collate."""
-    assert isinstance(batch, Batch | LFIError)
+    assert isinstance(batch, Batch | LFIError | LoaderFailure)
     return batch
 
 

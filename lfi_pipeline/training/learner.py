@@ -15,6 +15,7 @@ from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.students import Student, Supervision, pair_layers
+from lfi_pipeline.students.arguments import bounded_build
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.class_names import class_embeddings, classes_of_words
 from lfi_pipeline.training.balance import GradientBalance, gradient_squares
@@ -228,6 +229,9 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     store = TargetStore.open(config.data.targets, data_root=data_root or config.data.data_root)
     task = str(record.get("task"))
     # the checkpoint holds every weight: timm's own need not be at hand
-    student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
-    load_weights(run / WEIGHTS[weights], student)
+    file = run / WEIGHTS[weights]
+    most = file.stat().st_size if file.is_file() else None  # no run has more parameters than bytes of them
+    with bounded_build(f"The student of {run}", parameters=most):
+        student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
+    load_weights(file, student)
     return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store, task)

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import LFIError, RunError
+from lfi_pipeline.core.progress import progress_bar, tell
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.callbacks import Callback, call, check_callbacks
 from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
-from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, TargetImages, whole_batch
+from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, LoaderFailure, TargetImages, whole_batch
+from lfi_pipeline.training.interrupt import LoaderDied, StopRequest, from_loader
 from lfi_pipeline.training.learner import TOTAL
-from lfi_pipeline.training.run_dir import STATE, require_place, write_json
-from lfi_pipeline.training.run_writer import RunRecord, read_summary
+from lfi_pipeline.training.run_dir import STATE, RunLock, read_summary, require_place, write_json
+from lfi_pipeline.training.run_writer import RunRecord
 from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
 from lfi_pipeline.training.trackers import make_accelerator
 from lfi_pipeline.training.trainer import ActiveRun, Piece
@@ -57,60 +56,16 @@ def epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mappin
     return f"epoch {epoch}/{epochs}: {', '.join([*scores, f'{total:.1f} s'])} ({shares})"
 
 
-def tell(*lines: str) -> None:
-    """Write to stderr, beside the progress bar."""
-    for line in lines:
-        tqdm.write(line, file=sys.stderr)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopRequest:
-    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`; the second acts as it always did.
-
-    Signals are left alone outside the main thread, where Python cannot handle them.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
-
-
-def forget_dead_loaders() -> None:
-    """Take back the signal handler by which torch tells that a loader's process died, once that is known.
-
-    It raises from within whatever runs when the signal is seen, be it the checkpoint that is written for that very
-    reason: the read from the process may have failed before.
-    """
-    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 _LOGS_PER_EPOCH = 4
+_AGREE_EVERY = 10  # steps after which processes ask each other whether one is to stop; they ask at epochs' ends as well
 
 
 def train(
-    runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
+    runs: Sequence[tuple[TrainConfig, Path]],
+    machine: RuntimeConfig,
+    *,
+    command: str = "",
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
     """Train each run to its end and return its summary; one that is finished is returned as it is.
 
@@ -121,22 +76,34 @@ def train(
         runs: settings and directory of each; their `stream` and `grad_accum_steps` must be equal.
         machine: where and how.
         command: the command line, recorded for whoever reads the runs later.
+        callbacks: told of each run's start, steps, scores and end, see `Callback`. What they raise stops the training,
+            after a checkpoint, and reaches the caller.
 
     Raises:
         LFIError: a cache that cannot serve, an unknown student, settings that contradict each other, an output that
             holds something else.
+        RunLockedError: another process trains one of these runs.
         RunError: a loss became NaN or exploded (its run has written down the batch), after the other runs have ended.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    return _Loop(runs, machine, command).run()
+    check_callbacks(callbacks)
+    with ExitStack() as locks:
+        return _Loop(runs, machine, command, callbacks, locks).run()
 
 
 class _Loop:
     """One read of the stream, and the runs that it feeds."""
 
-    def __init__(self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, command: str) -> None:
+    def __init__(
+        self,
+        runs: Sequence[tuple[TrainConfig, Path]],
+        machine: RuntimeConfig,
+        command: str,
+        callbacks: Sequence[Callback],
+        locks: ExitStack,
+    ) -> None:
         self.outs = [out for _, out in runs]
-        self.machine = machine
+        self.machine, self.callbacks = machine, callbacks
         configs = [config for config, _ in runs]
         require_apart(self.outs)
         self.data = common_data(configs)
@@ -156,7 +123,9 @@ class _Loop:
             pieces=world * self.grad_accum_steps,
             mine=range(rank * self.grad_accum_steps, (rank + 1) * self.grad_accum_steps),
         )
+        self.log_every = max(1, self.tickets.steps_per_epoch // _LOGS_PER_EPOCH)
         self.active: list[ActiveRun] = []
+        self.failed: list[str] = []
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
         scores = task != NONE
@@ -167,6 +136,7 @@ class _Loop:
         )
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
+        self._lock([out for out in self.outs if read_summary(out) is None], locks)
         for config, out in runs:
             if read_summary(out) is not None:
                 continue
@@ -180,6 +150,7 @@ class _Loop:
                 steps=self.tickets.steps,
                 steps_per_epoch=self.tickets.steps_per_epoch,
                 keep_every=machine.keep_every,
+                log_every=self.log_every,
             )
             self.active.append(run)
         for run in self.active:
@@ -190,29 +161,42 @@ class _Loop:
                 seen=self.seen, command=command, writes=self.accelerator.is_main_process,
             )  # fmt: skip
 
+    def _lock(self, outs: Sequence[Path], locks: ExitStack) -> None:
+        """Keep the runs' directories for this command; of several processes one does, and all hear if it cannot."""
+        refusal: list[LFIError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                for out in outs:
+                    locks.enter_context(RunLock(out))
+            except LFIError as error:
+                refusal = [error]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+
     def run(self) -> list[dict[str, Any]]:
-        failed: list[str] = []
         if self.active:
             with StopRequest() as stop:
-                failed = self._train(stop)
-        if failed:
-            raise RunError("\n".join(failed))
+                self._train(stop)
+        if self.failed:
+            raise RunError("\n".join(self.failed))
         return [read_summary(out) or {} for out in self.outs]
 
-    def _train(self, stop: StopRequest) -> list[str]:
+    def _train(self, stop: StopRequest) -> None:
         start, per_epoch = min(run.step for run in self.active), self.tickets.steps_per_epoch
         self.reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
         clock, source = EpochClock(self.device), self._batches(start)
-        failed: list[str] = []
         saved_at = time.monotonic()
-        bar = tqdm(
+        bar = progress_bar(
             total=self.tickets.steps, initial=start, unit="step", disable=not self.accelerator.is_main_process,
             desc=" ".join(run.out.name for run in self.active),
         )  # fmt: skip
         try:
-            for epoch in sorted({run.step // per_epoch for run in self.active}):
-                if any(self._is_due(run, epoch) for run in self.active):  # stopped between its last step and its scores
-                    self._end_epoch(epoch, clock)
+            for run in self.active:
+                self._call(clock, "on_train_start", run, run.learner.student)
+            for epoch in sorted({run.step // per_epoch for run in self.active if run.owes_epoch}):
+                self._end_epoch(epoch, clock)
             for step in range(start, self.tickets.steps):
                 with clock.lap(WAITING):
                     batches = self._next(source, stop, clock)
@@ -221,11 +205,13 @@ class _Loop:
                 for run in [run for run in self.active if run.step == step]:
                     losses = run.train_step(pieces, clock)
                     if run.failure is not None:
-                        failed.append(self._give_up(run, pieces, losses))
-                        self.active.remove(run)
-                    elif (step + 1) % max(1, per_epoch // _LOGS_PER_EPOCH) == 0:
+                        self._give_up(run)
+                        continue
+                    if (step + 1) % self.log_every == 0:
                         self.records[run.out].log_step(losses, images=self.tickets.size, per_epoch=per_epoch)
                         bar.set_postfix(loss=f"{losses[TOTAL]:.3f}", refresh=False)
+                    student = run.learner.student
+                    self._call(clock, "on_train_batch_end", run, student, run.outputs, pieces, step % per_epoch)
                 bar.update()
                 if not self.active:
                     break
@@ -233,10 +219,12 @@ class _Loop:
                 if done % per_epoch == 0:
                     self._end_epoch(done // per_epoch, clock)
                     saved_at = time.monotonic()
-                if self._agreed(stop.asked):
+                if self._agreed(stop.asked, done):
+                    self._settle()
                     self._checkpoint(clock)
                     raise KeyboardInterrupt
-                if time.monotonic() - saved_at > self.machine.checkpoint_minutes * 60:
+                late = time.monotonic() - saved_at > self.machine.checkpoint_minutes * 60
+                if late and all(run.all_read for run in self.active):
                     self._checkpoint(clock)
                     saved_at = time.monotonic()
         finally:
@@ -246,7 +234,13 @@ class _Loop:
         for run in self.active:
             self.records[run.out].finish()
         self.accelerator.wait_for_everyone()
-        return failed
+        for run in self.active:
+            self._call(None, "on_train_end", run, run.scored)
+
+    def _call(self, clock: EpochClock | None, hook: str, *arguments: Any) -> None:
+        """Tell the callbacks; what they raise goes on after a checkpoint, unless the runs are finished."""
+        if self.callbacks:
+            call(self.callbacks, hook, *arguments, on_error=lambda: None if clock is None else self._checkpoint(clock))
 
     def _next(self, source: Iterator[Batch], stop: StopRequest, clock: EpochClock) -> list[Batch]:
         """Return the parts of the next step.
@@ -257,11 +251,7 @@ class _Loop:
         """
         try:
             return [next(source) for _ in range(self.grad_accum_steps)]
-        except (RuntimeError, OSError, EOFError) as error:
-            # With workers nothing else happens here but talking to them; what they raise comes as "Caught ...".
-            if isinstance(error, LFIError) or not self.machine.workers or str(error).startswith("Caught"):
-                raise
-            forget_dead_loaders()
+        except LoaderDied as error:
             self._checkpoint(clock)
             if stop.asked:
                 raise KeyboardInterrupt from error
@@ -282,9 +272,11 @@ class _Loop:
             num_workers=self.machine.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for item in loader:
+        for item in from_loader(iter(loader), workers=self.machine.workers):
             if isinstance(item, LFIError):
                 raise item
+            if isinstance(item, LoaderFailure):
+                raise RuntimeError(f"A loader process met an error:\n{item.text}")
             yield item
 
     def _piece(self, batch: Batch) -> Piece:
@@ -295,13 +287,13 @@ class _Loop:
 
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
-        due = [run for run in self.active if self._is_due(run, epoch)]
+        self._settle()
+        due = [run for run in self.active if run.owes_epoch and run.step == epoch * self.tickets.steps_per_epoch]
         self._checkpoint(clock)  # whatever scoring runs into, the epoch is not lost
         with clock.lap(VALIDATION):
             scores = self._validate(due)
         for run, run_scores in zip(due, scores, strict=True):
             self.records[run.out].end_epoch(epoch, run_scores)
-            run.scored_epochs = epoch
         self._checkpoint(clock)
         spent = clock.report()
         for run in due:
@@ -311,9 +303,8 @@ class _Loop:
         hint = advice(spent, workers=self.machine.workers, cpu_count=os.cpu_count() or 1)
         if hint is not None and epoch == 1 and self.accelerator.is_main_process:
             tell(hint)
-
-    def _is_due(self, run: ActiveRun, epoch: int) -> bool:
-        return run.step == epoch * self.tickets.steps_per_epoch and run.scored_epochs < epoch
+        for run in due:
+            self._call(clock, "on_validation_end", run, run.scored)
 
     def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
         if not runs or self.validation is None:
@@ -342,26 +333,38 @@ class _Loop:
                 for run in self.active:
                     run.save()
 
-    def _agreed(self, asked: bool) -> bool:
-        """Whether any process was asked to stop; all must do so after the same step."""
+    def _agreed(self, asked: bool, done: int) -> bool:
+        """Whether any process was asked to stop; all must do so after the same step, of which `done` are taken."""
         if self.accelerator.num_processes == 1:
             return asked
+        if done % _AGREE_EVERY and done % self.tickets.steps_per_epoch:
+            return False
         flag = torch.tensor(float(asked), device=self.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
 
-    def _give_up(self, run: ActiveRun, pieces: Sequence[Piece], losses: dict[str, float]) -> str:
-        """Write down which images made `run` fail, and return what to tell the user."""
-        positions = [position for piece in pieces for position in piece.batch.positions.tolist()]
+    def _settle(self) -> None:
+        """Look at every step that was taken, in all processes, and give up the runs that must not go on."""
+        for run in list(self.active):
+            run.read()
+            if run.failure is not None:
+                self._give_up(run)
+
+    def _give_up(self, run: ActiveRun) -> None:
+        """Write down which images made `run` fail, and what to tell the user; the others go on."""
+        failure = run.failure
+        assert failure is not None
+        positions = [position for part in failure.positions for position in part.tolist()]
         if self.accelerator.num_processes > 1:
             positions = gather_object(positions)
         path = run.out / "failure.json"
         kept = f"Its last checkpoint ({STATE}) is kept." if (run.out / STATE).is_file() else "It has no checkpoint yet."
         if self.accelerator.is_main_process:
             keys = [self.store.index.keys[position] for position in positions]
-            shown = {name: repr(value) for name, value in losses.items()}  # JSON has no NaN
-            write_json(path, {"step": run.step + 1, "reason": run.failure, "losses": shown, "keys": keys})
-        return (
-            f"{run.out}: training stopped at step {run.step + 1}, before its weights were changed: {run.failure}. The "
-            f"{len(positions)} images of that step are listed in {path}. {kept} "
+            shown = {name: repr(value) for name, value in failure.losses.items()}  # JSON has no NaN
+            write_json(path, {"step": failure.step + 1, "reason": failure.reason, "losses": shown, "keys": keys})
+        self.active.remove(run)
+        self.failed.append(
+            f"{run.out}: training stopped at step {failure.step + 1}, and nothing of that step is kept: "
+            f"{failure.reason}. The {len(positions)} images of that step are listed in {path}. {kept} "
             "Lower `lr` or `weight`, or look at those images, and train into another `out`."
         )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from lfi_pipeline.core.errors import LFIError, OutputExistsError, RunError
-from lfi_pipeline.core.io import write_atomic
+from lfi_pipeline.core.checksums import read_checked, write_recorded
+from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError, RunError, RunLockedError
+from lfi_pipeline.core.io import clear_leftovers, is_leftover, write_atomic
 from lfi_pipeline.core.options import build, current_names, flatten, plain
+from lfi_pipeline.core.parse import parse_json
 from lfi_pipeline.training.config import TrainConfig
 
 
@@ -31,35 +40,151 @@ CONFIG, CONFIG_TOML, METRICS, SUMMARY = "config.json", "config.toml", "metrics.j
 CHECKPOINTS = "checkpoints"
 STATE, LAST, BEST = (f"{CHECKPOINTS}/{name}.safetensors" for name in ("state", "last", "best"))
 
-_STARTED = {CHECKPOINTS, CONFIG + ".partial"}  # what a run killed at its very beginning has left
+LOCK = "run.lock"
+COMES_AND_GOES = frozenset({LOCK, STATE})
+"""Files of a run that are not there once it is finished."""
+
+_STARTED = {CHECKPOINTS, LOCK}  # what a run killed at its very beginning has left, beside half-written files
 _PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of the cache is compared instead
 
 
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return `content` as the files of a run hold it."""
+    return (json.dumps(content, indent=2, default=str) + "\n").encode()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write `content` durably, so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OutputWriteError: it cannot be written; the old file stands.
+    """
+    try:
+        write_atomic(path, json_bytes(content))
+    except OSError as error:
+        raise OutputWriteError(
+            f"{path} cannot be written: {error.strerror or error}. Free space or mend the permissions, then run the "
+            "same command again."
+        ) from error
+
+
+def write_run_json(run: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write a file of a run as `write_json` does, and its checksum where the run is finished."""
+    write_recorded(run, name, json_bytes(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a run's files.
+    """Read one of a run's files, and compare it with its checksum where the run is finished.
 
     Raises:
-        RunError: missing, or not a JSON object.
+        RunError: missing, damaged, or not a JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} must be a run directory (made by `lfi train`): it has no {path.name}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} must be a JSON object: {error}.") from error
+    if not path.exists():
+        raise RunError(f"{path.parent} must be a run directory (made by `lfi train`): it has no {path.name}.")
+    content = parse_json(read_checked(path), str(path), error=RunError)
     if not isinstance(content, dict):
         raise RunError(f"{path} must be a JSON object, got a {type(content).__name__}.")
     return content
 
 
 _HEAD_OF_EARLIER_RELEASES = {"head": "linear"}  # which had no other, and did not write it down
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished run, None of any other: one that cannot be read was never finished.
+
+    Raises:
+        RunError: it can be read, and is not what was written.
+    """
+    if not (run / SUMMARY).is_file():
+        return None
+    try:
+        content = parse_json((run / SUMMARY).read_bytes(), str(run / SUMMARY), error=RunError)
+    except (OSError, RunError):
+        return None
+    return read_json(run / SUMMARY) if isinstance(content, dict) else None
+
+
+_HELD: set[tuple[int, str]] = set()  # process and directory: a lock says nothing within one process
+
+
+class RunLock:
+    """Keeps a run's directory for this process, made where it is absent; death of the process frees it.
+
+    It is a record lock, which the processes that load data do not inherit: orphaned, they would hold on to it.
+
+    Raises:
+        RunLockedError: another process trains there; names it and its machine.
+        RunError: the directory cannot be made.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        make_place(run)
+        self._key = (os.getpid(), str(run.resolve()))
+        if self._key in _HELD:
+            raise self._refusal(f"this process ({os.getpid()})")
+        try:
+            self._descriptor = self._acquire()
+        except OSError as error:
+            raise RunError(f"{run} cannot be written: {error.strerror or error}. Choose another `out`.") from error
+        _HELD.add(self._key)
+        for folder in (run, run / CHECKPOINTS):
+            clear_leftovers(folder, every=True)
+
+    def _refusal(self, holder: str) -> RunLockedError:
+        return RunLockedError(
+            f"{self._run} is being trained by {holder}. Wait for it or stop it; the same command then goes on where it "
+            "stopped. Or choose another `out`."
+        )
+
+    def _acquire(self) -> int:
+        path = self._run / LOCK
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if not _lock(descriptor):
+                holder = os.read(descriptor, 500).decode(errors="replace").strip() or "another process"
+                os.close(descriptor)
+                raise self._refusal(holder)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    break
+            os.close(descriptor)  # the holder before removed this file; lock the one that stands there now
+        os.ftruncate(descriptor, 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+        return descriptor
+
+    def release(self) -> None:
+        """Free the directory; where nothing was begun in it, it goes."""
+        with suppress(OSError):
+            (self._run / LOCK).unlink(missing_ok=True)  # while it is held, so that no other holder loses its file
+        os.close(self._descriptor)
+        _HELD.discard(self._key)
+        with suppress(OSError):
+            (self._run / CHECKPOINTS).rmdir()
+            self._run.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether this process now holds the file; true as well where the file system has no locks."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def recorded_config(run: Path) -> TrainConfig:
@@ -88,7 +213,7 @@ def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
         raise OutputExistsError(f"{run} must be a directory, found a file.")
     if (run / CONFIG).is_file():
         _require_same(run, config, fingerprint)
-    elif run.is_dir() and {entry.name for entry in run.iterdir()} - _STARTED:
+    elif run.is_dir() and any(entry.name not in _STARTED and not is_leftover(entry.name) for entry in run.iterdir()):
         raise OutputExistsError(f"{run} must be empty or hold a run, found other files. Choose another `out`.")
 
 
@@ -134,14 +259,18 @@ class MetricsLog:
 
     def write(self, **values: float | int | str | None) -> None:
         """Append `values`; the line is on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise OutputWriteError(f"{self._path} cannot be written: {error.strerror or error}. Free space.") from error
 
 
 def _is_done(line: bytes, step: int) -> bool:
     """Whether a line of the metrics is whole and not of a step after `step`."""
     try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        values = parse_json(line, METRICS, error=RunError) if line.endswith(b"\n") else None
+    except RunError:
         return False
-    return isinstance(values, dict) and values.get("step", 0) <= step
+    done = values.get("step", 0) if isinstance(values, dict) else None
+    return isinstance(done, int | float) and done <= step

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lfi_pipeline.core.checksums import seal_folder, unseal_folder
+from lfi_pipeline.core.errors import LFIError, OutputWriteError
 from lfi_pipeline.core.options import flatten
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import save_weights
 from lfi_pipeline.training.config import RuntimeConfig
 from lfi_pipeline.training.learner import TASK, TOTAL
 from lfi_pipeline.training.run_dir import (
+    COMES_AND_GOES,
     CONFIG,
     CONFIG_TOML,
     STATE,
     SUMMARY,
     MetricsLog,
+    json_bytes,
     make_place,
-    read_json,
     write_json,
 )
 from lfi_pipeline.training.settings import write_config
@@ -29,9 +33,18 @@ from lfi_pipeline.training.trainer import ActiveRun
 from lfi_pipeline.training.validate import main_score
 
 
-def read_summary(run: Path) -> dict[str, Any] | None:
-    """Return the summary of a finished run, None of any other."""
-    return read_json(run / SUMMARY) if (run / SUMMARY).is_file() else None
+@contextmanager
+def output_errors_of(run: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing into `run` into one clear error, OutputWriteError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LFIError):
+            raise
+        raise OutputWriteError(
+            f"{run} cannot be written: {error.strerror or error}. Its last checkpoint stands; free space or mend the "
+            "permissions, then run the same command again."
+        ) from error
 
 
 class RunRecord:
@@ -60,16 +73,17 @@ class RunRecord:
         writes: bool,
     ) -> None:
         self._run, self._writes = run, writes
-        self._began = time.monotonic() - run.seconds
         self._last_log = time.monotonic()
         if not writes:
             return
         make_place(run.out)
+        with output_errors_of(run.out):
+            unseal_folder(run.out)
         content = _record(run, store, train_samples, val_samples, seen, command)
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])
         self._metrics = MetricsLog(run.out, resume_step=run.step)
-        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step or None)
+        self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step)
 
     def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:
         """Log the step that was just taken; `images` of it, over all processes."""
@@ -97,8 +111,7 @@ class RunRecord:
     def end_epoch(self, epoch: int, scores: Mapping[str, Any]) -> None:
         """Log the scores of an epoch and keep its weights."""
         run = self._run
-        run.seconds = time.monotonic() - self._began
-        run.scores = dict(scores)
+        run.scores, run.epochs_ended = dict(scores), epoch
         name = main_score(run.task)
         score = scores.get(name) if name is not None else None
         if not self._writes:
@@ -115,17 +128,20 @@ class RunRecord:
             self._log("time", {"epoch": epoch, **{f"{name}_s": value for name, value in seconds.items()}})
 
     def finish(self) -> None:
-        """Write the summary, which is what makes a run finished, and drop the state of the resume."""
+        """Write checksums, then the summary, which is what makes a run finished, and drop the state of the resume."""
         run = self._run
         if not self._writes:
             return
+        self._trackers.close()
         summary = {
             "steps": run.step,
-            "seconds": time.monotonic() - self._began,
+            "seconds": run.seconds,
             "step_ms": run.median_step_ms,
             "parameters": run.learner.parameter_counts(),
             **run.scores,
         }
+        with output_errors_of(run.out):
+            seal_folder(run.out, {SUMMARY: json_bytes(summary)}, leave_out=COMES_AND_GOES)
         write_json(run.out / SUMMARY, summary)
         (run.out / STATE).unlink(missing_ok=True)
 

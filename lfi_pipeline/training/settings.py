@@ -5,7 +5,7 @@
     learning-rate = 1e-3            # or learning_rate
     weight = {lfi = "0.3:cosine"}
 
-Names are those of `settings.FIELDS`. A relative path in a file is relative to the file, so that it means the same
+Names are those of the options of `TrainConfig`. A relative path in a file is relative to the file, so that it means the same
 wherever it is read from; a file that is written holds absolute ones.
 """
 

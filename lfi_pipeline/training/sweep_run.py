@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lfi_pipeline.core.errors import ConfigError, LFIError
+from lfi_pipeline.core.errors import ConfigError, LFIError, OutputWriteError, RunError, RunLockedError
+from lfi_pipeline.core.io import clear_leftovers
 from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
-from lfi_pipeline.training.run_dir import SUMMARY, write_json
+from lfi_pipeline.training.run_dir import read_summary, write_json
 from lfi_pipeline.training.sampler import Tickets, require_samples
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
 
@@ -73,14 +74,17 @@ def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun
     reads: dict[Any, list[PlannedRun]] = {}
     for run in plan:
         if not is_finished(run):
-            read = (run.config.data, run.config.grad_accum_steps, run.config.val_split)
+            read = (run.config.data, run.config.grad_accum_steps, run.config.val_split, run.config.task)
             reads.setdefault(read, []).append(run)
     return [runs[i : i + together] for runs in reads.values() for i in range(0, len(runs), together)]
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether a run has its summary."""
-    return (run.folder / SUMMARY).is_file()
+    """Whether a run has its summary; a damaged one is finished, and is told of by whoever reads it."""
+    try:
+        return read_summary(run.folder) is not None
+    except RunError:
+        return True
 
 
 def run_sweep(
@@ -148,13 +152,18 @@ def _train_group(
                 failed |= _train_group([run], machine, train, command, tell)
             return failed
         for run in left:
-            tell(f"{run.name} failed: {error}")
+            elsewhere = isinstance(error, RunLockedError)
+            tell(f"{run.name} is left to another process: {error}" if elsewhere else f"{run.name} failed: {error}")
         return {run.folder: str(error) for run in left}
     return {}
 
 
 def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, str]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise OutputWriteError(f"{out} cannot be made: {cause.strerror or cause}. Choose another --out.") from cause
+    clear_leftovers(out)
     runs = []
     for run in plan:
         error = errors.get(run.folder)

@@ -36,7 +36,8 @@ class Trackers:
         run: its directory; TensorBoard writes to `run`/tensorboard.
         names: of `TRACKERS`, or "none" alone.
         config: plain settings, shown by wandb and trackio.
-        resume_step: steps already done; TensorBoard hides what an interrupted run logged after them.
+        resume_step: steps already done; TensorBoard hides what an interrupted run logged after them: all of it where
+            the run begins anew.
 
     Raises:
         ConfigError: a tracker is not installed.

@@ -19,12 +19,12 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, RunError
 from lfi_pipeline.objectives import StepContext
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
-from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard
+from lfi_pipeline.training.clock import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard, StepTimes
 from lfi_pipeline.training.config import OptimizerConfig, TrainConfig
 from lfi_pipeline.training.data import Batch, CutTargets
 from lfi_pipeline.training.learner import SQUARE, TOTAL, Learner
@@ -51,6 +51,12 @@ def make_schedule(
     return StepLRScheduler(optimizer, decay_t=steps + 1, **common)
 
 
+READ_EVERY = 50
+"""Steps after which the losses of a device are read, where they are not wanted before."""
+AT_ONCE = ("cpu",)
+"""Kinds of devices whose numbers are read in every step, since that costs nothing there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a step's batch, on the device, with its target maps where a student reads maps."""
@@ -60,8 +66,39 @@ class Piece:
     share: float
 
 
+@dataclass(frozen=True, slots=True)
+class TakenStep:
+    """What a step left on the device, until it is read.
+
+    Attributes:
+        number: of the step, from 0.
+        names: of the values.
+        values: [names], fp32.
+        positions: of its images in the cache, part by part.
+    """
+
+    number: int
+    names: tuple[str, ...]
+    values: Tensor
+    positions: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run cannot go on, and the step that shows it (from 0)."""
+
+    reason: str
+    step: int
+    losses: Mapping[str, float]
+    positions: tuple[Tensor, ...]
+
+
 class ActiveRun:
     """A run in memory.
+
+    On a CPU the losses of a step are looked at before it moves the weights. On other devices that would make every step
+    wait: they are read every `READ_EVERY` steps, and before anything is logged, scored or kept. What a run that failed
+    did after the step at fault is lost with it; no checkpoint holds any of it.
 
     Args:
         config: its settings.
@@ -73,6 +110,7 @@ class ActiveRun:
         steps: of the whole run.
         steps_per_epoch: for the warm-up.
         keep_every: as of `RuntimeConfig`.
+        log_every: steps after which `train_step` must give numbers.
 
     Raises:
         LFIError: a student that cannot be built, a term that the cache cannot serve, a checkpoint that cannot be read.
@@ -90,6 +128,7 @@ class ActiveRun:
         steps: int,
         steps_per_epoch: int,
         keep_every: int,
+        log_every: int = 1,
     ) -> None:
         self.config, self.out, self.task, self.device = config, out, task, device
         self.accelerator, self.total_steps = accelerator, steps
@@ -98,18 +137,27 @@ class ActiveRun:
         self.schedule = make_schedule(config.optimizer, self.optimizer, steps, steps_per_epoch)
         decay = config.optimizer.ema
         self.ema = ModelEmaV3(self.learner.student, decay=decay, use_warmup=True) if decay is not None else None
-        self.step = 0
+        self.step = self.epochs_ended = 0
+        self._steps_per_epoch = steps_per_epoch
         self.retention = Retention(out / CHECKPOINTS, every=keep_every or None)
         self.scores: dict[str, Any] = {}
-        self.scored_epochs, self._steps_per_epoch = 0, steps_per_epoch
-        self.seconds = 0.0
+        self._began = time.monotonic()  # as if it had been trained without a break
         self.step_ms: list[float] = []
         self._guard = LossGuard()
         self._autocasts = config.precision == "bf16"
-        self.failure: str | None = None
+        self.failure: Failure | None = None
+        self.outputs: dict[str, Tensor] = {}
+        self._unread: list[TakenStep] = []
+        self._times = StepTimes(device)
+        self._reads_at = (log_every, steps_per_epoch, READ_EVERY)
         self._resume(store.spec.fingerprint)
         self.shared = accelerator.prepare_model(self.learner) if accelerator.num_processes > 1 else self.learner
         self._fingerprint = store.spec.fingerprint
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return time.monotonic() - self._began
 
     @property
     def scored(self) -> Student:
@@ -117,11 +165,15 @@ class ActiveRun:
         return self.ema.module if self.ema is not None else self.learner.student
 
     def train_step(self, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
-        """Take one step and return its losses, `rate`, `gradient_norm` and `weight of TERM`; check `failure` then.
+        """Take one step; check `failure` afterwards.
 
         Everything random in it depends on (seed, step, process) alone, so a resumed run needs no generator's state.
+
+        Returns:
+            Its losses, and `rate` and `gradient_norm`, where they are read in this step; else nothing. `outputs` holds
+            the losses on the device in any case.
         """
-        began = time.monotonic()
+        self._times.start()
         torch.manual_seed(self._seed_of_step())
         self.schedule.step_update(self.step)
         weights, measure = self.learner.weights(self.step / self.total_steps), self.learner.balance.due(self.step)
@@ -140,36 +192,74 @@ class ActiveRun:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         with clock.lap(OPTIMIZER):
-            values = self._update(sums)
-        squares = {name: values.pop(name) for name in list(values) if name.startswith(SQUARE)}
-        if measure and self.failure is None:
-            self.learner.balance.update({name.removeprefix(SQUARE): value for name, value in squares.items()})
-        self.step_ms.append((time.monotonic() - began) * 1e3)
+            norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip_grad)
+            step = self._taken(sums | {"gradient_norm": norm}, pieces)
+            by_name = zip(step.names, step.values.unbind(), strict=True)
+            self.outputs = {name: value for name, value in by_name if not name.startswith(SQUARE)}
+            self._unread.append(step)
+            at_once = self.device.type in AT_ONCE or measure  # ratios hold from the next step on
+            values = self.read() if at_once else {}
+            squares = {name: values.pop(name) for name in list(values) if name.startswith(SQUARE)}
+            if measure and self.failure is None:
+                self.learner.balance.update({name.removeprefix(SQUARE): value for name, value in squares.items()})
+            if self.failure is None:
+                self.optimizer.step()
+                self.step += 1
+                if self.ema is not None:
+                    self.ema.update(self.learner.student, step=self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+        self._times.stop()
+        if self.device.type in AT_ONCE:
+            self.step_ms += self._times.read()
+        elif not values and (self.step == self.total_steps or any(self.step % every == 0 for every in self._reads_at)):
+            values = self.read()
         group = self.optimizer.param_groups[0]
         told_weights = {f"weight of {term}": weight for term, weight in weights.items()}
-        return values | told_weights | {"rate": group["lr"] / group.get("lr_scale", 1.0)}
+        return values | told_weights | {"rate": group["lr"] / group.get("lr_scale", 1.0)} if values else {}
 
-    def _update(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Move the weights, unless something is wrong with the step; return its numbers."""
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.optimizer.clip_grad)
-        values = self._over_processes(sums | {"gradient_norm": norm})
-        self.failure = self._guard.check(values[TOTAL], values["gradient_norm"])
-        if self.failure is None:
-            self.optimizer.step()
-            self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.learner.student, step=self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+    @property
+    def owes_epoch(self) -> bool:
+        """Whether the last step ended an epoch that is not scored and kept yet."""
+        return self.step == (self.epochs_ended + 1) * self._steps_per_epoch
+
+    @property
+    def all_read(self) -> bool:
+        """Whether every step that was taken has been looked at."""
+        return not self._unread
+
+    def read(self) -> dict[str, float]:
+        """Look at the steps that were taken since the last reading; waits for the device.
+
+        Sets `failure` at the first one that should not have been taken. Of several processes, all see the same.
+
+        Returns:
+            The numbers of the last of them; nothing where there are none.
+        """
+        if not self._unread or self.failure is not None:
+            return {}
+        steps, self._unread = self._unread, []
+        values: dict[str, float] = {}
+        for step, row in zip(steps, torch.stack([step.values for step in steps]).tolist(), strict=True):
+            values = dict(zip(step.names, row, strict=True))
+            reason = self._guard.check(values[TOTAL], values["gradient_norm"])
+            if reason is not None:
+                self.failure = Failure(reason, step.number, values, step.positions)
+                break
+        if self.device.type not in AT_ONCE:
+            self.step_ms += self._times.read()
         return values
 
     def save(self) -> None:
-        """Replace the state that a resume starts from."""
+        """Replace the state that a resume starts from, unless the run has failed."""
+        self.read()
+        if self.failure is not None:
+            return
         state = {
             "step": self.step,
+            "epochs_ended": self.epochs_ended,
             "recent_losses": list(self._guard.recent),
             "retention": self.retention.state_dict(),
             "scores": self.scores,
-            "scored_epochs": self.scored_epochs,
             "seconds": self.seconds,
             "step_ms": self.median_step_ms,
             "balance": self.learner.balance.state_dict(),
@@ -191,8 +281,21 @@ class ActiveRun:
         if not path.is_file():
             return
         state = load_state(path, fingerprint=fingerprint)
-        self.step, self.seconds, self.scores = state["step"], state["seconds"], state["scores"]
-        self.scored_epochs = state.get("scored_epochs", self.step // self._steps_per_epoch)  # older: saved when scored
+        try:
+            self._take_up(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise RunError(
+                f"{path} does not fit the run ({str(error).partition(chr(10))[0][:200]}). Delete the file to start the "
+                "run again from its beginning."
+            ) from error
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        step = state["step"]
+        if type(step) is not int or not 0 <= step <= self.total_steps:
+            raise ValueError(f"step {step!r} of {self.total_steps}")
+        self.step, self.scores = step, dict(state["scores"])
+        self.epochs_ended = int(state.get("epochs_ended", step // self._steps_per_epoch))
+        self._began -= float(state["seconds"])
         self._guard = LossGuard(state["recent_losses"])
         self.retention.load_state_dict(state["retention"])
         self._earlier_step_ms = state["step_ms"]
@@ -216,12 +319,12 @@ class ActiveRun:
             mass = self.accelerator.reduce(mass, reduction="mean")
         return mass
 
-    def _over_processes(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    def _taken(self, sums: Mapping[str, Tensor], pieces: Sequence[Piece]) -> TakenStep:
         """The step's numbers; each process holds its part times their count, so their mean is the whole."""
         values = torch.stack([value.detach().float().to(self.device) for value in sums.values()])
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, reduction="mean")
-        return dict(zip(sums, values.tolist(), strict=True))
+        return TakenStep(self.step, tuple(sums), values, tuple(piece.batch.positions for piece in pieces))
 
 
 def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.evaluation import protocols as run
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS
 from lfi_pipeline.evaluation.results import latest_result
@@ -63,6 +64,8 @@ def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_p
     other = Path(shutil.copytree(trained, tmp_path / "lfi-1"))
     record = json.loads((other / "config.json").read_text())
     record["settings"]["seed"] = record["seed"] = 1
+    unseal_folder(other)  # changed by hand
+    unseal_folder(other)  # changed by hand
     (other / "config.json").write_text(json.dumps(record))
     words = ("evaluate", trained, other, "--protocol", "classification", "--no-probes", "--device", "cpu")
     result = lfi(*words, "--json").json
@@ -83,6 +86,8 @@ def test_seeds_that_never_reached_the_reference_do_not_vanish_in_a_mean(
     for path, seed, score in zip(runs, (7, 0, 1), (0.5, 0.6, 0.4), strict=True):
         record = json.loads((path / "config.json").read_text())
         record["settings"]["seed"] = record["seed"] = seed
+        unseal_folder(path)  # changed by hand
+        unseal_folder(path)  # changed by hand
         (path / "config.json").write_text(json.dumps(record))
         (path / "metrics.jsonl").write_text(json.dumps({"event": "val", "step": 10, "map_seen": score}) + "\n")
     words = ("evaluate", *runs[1:], "--protocol", "convergence", "--reference", runs[0])

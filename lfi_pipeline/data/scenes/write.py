@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import OutputExistsError
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.scenes.categories import NAMES
 from lfi_pipeline.data.scenes.render import render_scene
@@ -51,7 +51,7 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
         jobs = [(out, split, index, domains[index % len(domains)], config) for index in range(count)]
         with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
             made = pool.map(_write_one, jobs, chunksize=32)
-            records = list(tqdm(made, total=count, desc=f"render {split}", unit="image"))
+            records = list(progress_bar(made, total=count, desc=f"render {split}", unit="image"))
         _write_annotations(out, split, records)
 
 

@@ -18,8 +18,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from lfi_pipeline.core.progress import progress_bar
 from lfi_pipeline.data.dataset import Instance
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit, DetectionImages
 
@@ -122,7 +122,7 @@ def detect(detector: Any, split: CocoSplit, *, batch_size: int, workers: int = 0
     mode = detector.training
     detector.eval()
     records = iter(split.images)
-    with tqdm(total=len(images), desc="detecting", unit="image", leave=False) as bar:
+    with progress_bar(total=len(images), desc="detecting", unit="image", leave=False) as bar:
         for batch in loader:
             answers = detector([pixels.to(device) for pixels, _ in batch])
             for answer in answers:

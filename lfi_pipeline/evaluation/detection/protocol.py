@@ -22,9 +22,10 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.progress import progress_bar, tell
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection.coco_data import (
@@ -41,7 +42,6 @@ from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, load
 from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.training.learner import LoadedRun
-from lfi_pipeline.training.loop import tell
 
 _WARMUP = 0.1  # of the iterations
 _WARMUP_START = 0.01  # of the learning rate
@@ -101,7 +101,7 @@ def finetune(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(schedule.seed)
         try:
-            with tqdm(loader, desc="fine-tuning", unit="step", leave=False) as steps:
+            with progress_bar(loader, desc="fine-tuning", unit="step", leave=False) as steps:
                 for number, batch in enumerate(steps):
                     pace.step_update(number)
                     with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
@@ -254,10 +254,8 @@ def _side(loaded: LoadedRun) -> int:
 
 
 def _keep(run: Path, result: ProtocolResult, detections: list[Detection]) -> None:
-    path = run / EVALUATION / f"detections-{Path(result.file_name).stem.removeprefix('detection-')}.json.gz"
-    path.parent.mkdir(exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump(detections, file)
+    name = f"detections-{Path(result.file_name).stem.removeprefix('detection-')}.json.gz"
+    write_recorded(run, f"{EVALUATION}/{name}", gzip.compress(json.dumps(detections).encode(), mtime=0))
 
 
 def _mean(values: list[float]) -> float:

@@ -32,8 +32,8 @@ import torch
 from open_clip.loss import CoCaLoss
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from lfi_pipeline.core.progress import progress_bar, tell
 from lfi_pipeline.data.augment import mirrored_caption
 from lfi_pipeline.data.scenes.domains import DOMAINS
 from lfi_pipeline.data.scenes.render import render_scene
@@ -118,7 +118,7 @@ def train(recipe: Recipe, out: Path, *, init: Path | None = None) -> None:
     size = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
     jobs = [(recipe.seed, index, size, recipe.object_scale) for index in range(recipe.scenes)]
     with ProcessPoolExecutor() as pool:
-        rendered = list(tqdm(pool.map(_render, jobs, chunksize=64), total=len(jobs), desc="render"))
+        rendered = list(progress_bar(pool.map(_render, jobs, chunksize=64), total=len(jobs), desc="render"))
     images = torch.from_numpy(np.stack([image for image, _ in rendered])).permute(0, 3, 1, 2)
     captions = [texts for _, texts in rendered]
     phases: list[dict[str, Any]] = []
@@ -188,7 +188,7 @@ def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe,
         totals.zero_()
         began = time.monotonic()
         order = torch.randperm(len(images), generator=generator)
-        for step in tqdm(range(steps_per_epoch), desc=f"epoch {epoch + 1}/{recipe.epochs}", mininterval=10):
+        for step in progress_bar(range(steps_per_epoch), desc=f"epoch {epoch + 1}/{recipe.epochs}"):
             rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             flip = torch.rand(len(rows), generator=generator) < 0.5
             which = torch.randint(tokens.shape[1], (len(rows),), generator=generator)
@@ -217,7 +217,7 @@ def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe,
             totals += torch.tensor([contrastive.item(), caption.item()])
         contrastive_mean, caption_mean = (totals / steps_per_epoch).tolist()
         save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, weights)
-        tqdm.write(
+        tell(
             f"epoch {epoch + 1}: contrastive {contrastive_mean:.3f}, caption {caption_mean:.3f}, "
             f"{time.monotonic() - began:.0f} s"
         )

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, images, read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
@@ -52,6 +53,7 @@ def test_the_head_scores_as_at_the_end_of_training(run_of: dict[str, Path]) -> N
 def test_held_out_training_domains_are_scored_apart(run_of: dict[str, Path]) -> None:
     path = run_of["none"] / "config.json"
     record = json.loads(path.read_text())
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(record | {"seen_domains": ["colour"]}))
     found = classification_of(run_of["none"])
     assert found.scores["map_seen"] == found.details["map_per_domain"]["colour"]
@@ -71,6 +73,7 @@ def test_best_weights_and_moved_images_on_request(
     assert best.settings["weights"] == "best"
     assert set(roots) == {moved}
     weights = load_file(run / "checkpoints/best.safetensors")
+    unseal_folder(run)  # changed by hand
     save_file({name: torch.zeros_like(value) for name, value in weights.items()}, run / "checkpoints/best.safetensors")
     assert classification_of(run, common).scores != best.scores
     assert classification_of(run).scores == best.scores
@@ -80,6 +83,7 @@ def test_best_weights_and_moved_images_on_request(
 def without_task(run_of: dict[str, Path]) -> Path:
     """The run of objective `none`, made one of pure distillation."""
     path = run_of["none"] / "config.json"
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "none"}))
     weights = run_of["none"] / "checkpoints/last.safetensors"
     save_file({n: v for n, v in load_file(weights).items() if not n.startswith("head.")}, weights)
@@ -137,6 +141,7 @@ def test_probes_see_no_held_out_domain_and_no_more_images_than_asked_for(
 ) -> None:
     training = read_dataset("scenes", scenes_root, "train")
     path = run_of["none"] / "config.json"
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seen_domains": ["grey"]}))
     found = classification_of(run_of["none"], probes=True, knn_k=3)
     grey = [sample.domain for sample in training.samples].count("grey")
@@ -160,6 +165,7 @@ def test_one_label_an_image_is_scored_by_top_1_too(run_of: dict[str, Path], monk
     for module in (loading, probes):
         monkeypatch.setattr(module, "read_dataset", first_label)
     path = run_of["none"] / "config.json"
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "classification"}))
     scores = classification_of(run_of["none"], probes=True).scores
     for prefix in ("", "knn_", "linear_"):
@@ -193,9 +199,11 @@ def test_what_cannot_be_probed_is_refused(run_of: dict[str, Path], monkeypatch: 
             ClassificationConfig(**{name: value})
     path = run / "config.json"
     record = json.loads(path.read_text())
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(record | {"seen_domains": ["photo"]}))
     with pytest.raises(DatasetError, match=r"trained on \(photo\); it has none"):
         classification_of(run, probes=True)
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(record))
     plain = loading.read_dataset
     other = lambda *names: replace(d := plain(*names), classes=tuple(f"no {name}" for name in d.classes))  # noqa: E731

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig
@@ -83,6 +84,7 @@ def test_a_domain_without_images_is_told(left_out_run: Path, tmp_path: Path) -> 
     run = Path(shutil.copytree(left_out_run, tmp_path / "run"))
     record = json.loads((run / "config.json").read_text())
     record["settings"]["hold_out"] = ["photo"]
+    unseal_folder(run)  # changed by hand
     (run / "config.json").write_text(json.dumps(record))
     with pytest.raises(DatasetError, match="none of photo"):
         cross_domain(run, CPU, CrossDomainConfig(splits=["train"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, RunError, TargetsError, UnknownNameError
 from lfi_pipeline.core.options import declared
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
@@ -62,6 +63,7 @@ def test_a_run_whose_cache_is_gone_says_so(run_of: dict[str, Path], tmp_path: Pa
     path = run_of["lfi"] / "config.json"
     record = json.loads(path.read_text())
     record["settings"]["targets"] = str(tmp_path / "gone")
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(record))
     with pytest.raises(TargetsError, match="gone"):
         evaluate_runs([run_of["lfi"]], CLASSES, CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, ExportError, OutputExistsError, OutputWriteError, RunError
 from lfi_pipeline.exporting import export_run
 from lfi_pipeline.exporting.check import noise_images
@@ -25,16 +27,21 @@ def loaded(out: Path) -> Any:
 
 def test_what_is_written(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / "out"
+    os.umask(mask := os.umask(0))
     result = export_run(run, out)
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
+        "checksums.json",
         "config.json",
         "lfi.json",
         "lfi.safetensors",
         "model.safetensors",
     ]
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert result["files"] == {path.name: path.stat().st_size for path in out.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    assert sizes.pop("checksums.json")
+    assert result["files"] == sizes
+    assert {oct(path.stat().st_mode & 0o777) for path in out.iterdir()} == {oct(0o666 & ~mask)}
     assert result["check"] == {
         "images": 4,
         "noise": 4,
@@ -54,6 +61,7 @@ def test_what_is_written(run: Path, tmp_path: Path) -> None:
 
 def test_the_best_weights_where_there_are_any(run: Path, tmp_path: Path) -> None:
     last = load_file(run / "checkpoints/last.safetensors")
+    unseal_folder(run)  # changed by hand
     save_file({name: tensor + 0.01 for name, tensor in last.items()}, run / "checkpoints/best.safetensors")
     for asked, got, added in ((None, "best", 0.01), ("best", "best", 0.01), ("last", "last", 0.0)):
         out = tmp_path / f"out-{asked}"
@@ -66,6 +74,7 @@ def test_without_the_images_it_is_checked_on_noise_alone(run: Path, tmp_path: Pa
     path = run / "config.json"
     record = json.loads(path.read_text())
     record["settings"]["data_root"] = str(tmp_path)
+    unseal_folder(run)  # changed by hand
     path.write_text(json.dumps(record))
     check = export_run(run, tmp_path / "out")["check"]
     assert (check["images"], check["noise"]) == (0, 4)

@@ -75,8 +75,7 @@ def test_cached_weights_are_loaded_without_a_server(tmp_path: Path, asked: list[
     state = _weights(folder / "snapshots/0123/model.safetensors")
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text("0123", encoding="utf-8")
-    config = StudentConfig(name=NAME, pretrained=True, kwargs={"cache_dir": str(tmp_path / "hub")})
-    model = build_backbone(config)
+    model = build_backbone(StudentConfig(name=NAME, pretrained=True))
     torch.testing.assert_close(model.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
     assert not asked
     assert constants.HF_HUB_OFFLINE is False

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfi_pipeline.core.errors import CorruptTargetsError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.core.io import FileRecord
 from lfi_pipeline.targets import DatasetSpec, TargetStore
 from lfi_pipeline.targets.index import (
+    MOST_PART_BYTES,
     TarPathColumn,
     TupleColumn,
     ValueColumn,
@@ -152,3 +153,56 @@ def test_an_index_can_be_sent_to_a_spawned_worker(both: dict[str, Path], layout:
     again, sent = pickle.loads(pickle.dumps((index, columns)))  # noqa: S301
     assert sent == columns
     assert again.domains == index.domains
+
+
+def forged(spec: Any, **columns: pa.Array) -> bytes:
+    """The index part of a shard, with other columns than were written."""
+    rows = len(spec.shard_range(0))
+    plain = {
+        "key": pa.array([f"k{i}" for i in range(rows)]),
+        "path": pa.array([f"{i}.png" for i in range(rows)]),
+        "size": pa.array([1] * rows, pa.int64()),
+        "crc32c": pa.array([1] * rows, pa.uint32()),
+        "labels": pa.array([[0]] * rows, pa.list_(pa.int32())),
+        "domain": pa.array([""] * rows),
+        "caption": pa.array([f"{i} cats" for i in range(rows)]),
+        "quarantine": pa.nulls(rows, pa.string()),
+    }
+    sink = io.BytesIO()
+    pq.write_table(pa.table(plain | columns, schema=index_schema(spec, "zarr")), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def test_a_small_part_that_decodes_to_gigabytes_is_refused_before_it_is_decoded(synthetic: Any) -> None:
+    spec = synthetic.spec()
+    rows = len(spec.shard_range(0))
+    every = index_schema(spec, "zarr").names
+    assert parse_part(forged(spec), spec, "zarr", 0, every).num_rows == rows
+    long = "x" * (MOST_PART_BYTES // rows + 1)
+    bombs = {
+        "one text for all rows": {"caption": pa.array([long] * rows)},
+        "another text for each": {"caption": pa.array([f"{i}{long}" for i in range(rows)])},
+        "paths": {"path": pa.array([long] * rows)},
+        "labels": {"labels": pa.ListArray.from_arrays([0, *[2**20] * rows], pa.array(np.zeros(2**20, np.int32)))},
+    }
+    for name, columns in bombs.items():
+        data = forged(spec, **columns)
+        assert len(data) < 1_000_000, name
+        with pytest.raises(ValueError, match=r"than \d samples can have"):
+            parse_part(data, spec, "zarr", 0, every)
+
+
+def test_texts_that_a_reader_would_refuse_are_not_written(synthetic: Any) -> None:
+    sample = dataclasses.replace(synthetic.plan()[0], caption="x" * (MOST_PART_BYTES + 1))
+    with pytest.raises(ConfigError, match=r"captions of a shard of 1 samples must take at most 64 MiB"):
+        index_part([sample], {}, np.zeros(1, np.uint32), None, {})
+
+
+def test_a_caption_of_many_rows_comes_back(synthetic: Any) -> None:
+    """Texts that are written once for many rows are measured, and then read as they were."""
+    spec = synthetic.spec()
+    rows = len(spec.shard_range(0))
+    captions = ["y" * (MOST_PART_BYTES // rows - 100)] * (rows - 1) + ["cat"]
+    table = parse_part(forged(spec, caption=pa.array(captions)), spec, "zarr", 0, ["caption"])
+    assert table["caption"].type == pa.string()
+    assert table["caption"].to_pylist() == captions

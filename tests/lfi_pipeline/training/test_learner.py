@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lfi_pipeline.core.checksums import unseal_folder, write_recorded
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
@@ -35,6 +36,7 @@ def test_the_last_or_the_best_weights(run: Path) -> None:
     (run / "checkpoints/best.safetensors").unlink()
     with pytest.raises(RunError, match=r"best\.safetensors must be a checkpoint"):
         load_run(run, device="cpu", weights="best")
+    unseal_folder(run)  # else other weights are damage
     save_file({name: tensor + 1 for name, tensor in last.items()}, run / "checkpoints/best.safetensors")
     for weights, added in (("last", 0), ("best", 1)):
         student = load_run(run, device="cpu", weights=weights).student
@@ -48,7 +50,7 @@ def test_a_run_that_began_from_timms_weights_is_loaded_without_them(run: Path) -
     path = run / "config.json"
     record = json.loads(path.read_text())
     record["settings"]["pretrained"] = True  # this depth has none to fetch: asking would fail
-    path.write_text(json.dumps(record))
+    write_recorded(run, "config.json", json.dumps(record).encode())
     load_run(run, device="cpu")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import OutputExistsError
+from lfi_pipeline.core.io import temporary
 from lfi_pipeline.core.options import flatten
 from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.clock import EpochClock
@@ -213,9 +214,9 @@ def test_a_run_killed_between_its_last_step_and_its_summary_ends_the_same(
 def test_a_run_killed_at_its_very_beginning_starts_again(make_config: MakeConfig, tmp_path: Path, moment: str) -> None:
     def torn(place: Path, *_: object) -> None:
         if moment != "write_config":
-            (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+            (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
         if moment == "write_json":
-            (tmp_path / "run" / "config.json.partial").write_text("{")
+            temporary(tmp_path / "run" / "config.json").write_text("{")
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:

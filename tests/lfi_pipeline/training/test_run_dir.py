@@ -166,7 +166,7 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
-@pytest.mark.parametrize(("content", "words"), [("[1]", "list"), ("{", "JSON object"), (None, "has no x.json")])
+@pytest.mark.parametrize(("content", "words"), [("[1]", "list"), ("{", "must be JSON"), (None, "has no x.json")])
 def test_json_that_is_not_an_object_is_a_run_error(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
         (tmp_path / "x.json").write_text(content)

@@ -83,7 +83,7 @@ def test_keys_with_either_sign(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
-        (b"a = 1\nepochs = = 3", ConfigError, r"run\.toml must be TOML: .*line 2, column 10"),
+        (b"a = 1\nepochs = = 3", ConfigError, r"run\.toml must be TOML in UTF-8: .*line 2, column 10"),
         (b"student = '\xff'", ConfigError, r"run\.toml must be TOML.*UTF-8"),
         (b"lerning-rate = 1", UnknownNameError, r"run\.toml.*'lerning-rate'. Did you mean 'lr'"),
         (b"epochs = '3'", ConfigError, r"run\.toml: epochs must be a whole number, got '3'"),
@@ -101,7 +101,7 @@ def test_what_is_refused(tmp_path: Path, content: bytes, error: type[Exception],
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.toml", tmp_path):
-        with pytest.raises(ConfigError, match=f"{path} cannot be read"):
+        with pytest.raises(ConfigError, match=f"{path}(: No such file| must be a file| cannot be read)"):
             RUN_FILE.read(path)
     with pytest.raises(OutputWriteError, match="cannot be written"):
         write_config(tmp_path / "nowhere" / "config.toml", defaults(TrainConfig))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection import detection, protocol
@@ -82,6 +83,7 @@ def test_the_seed_is_the_runs_own_unless_told(
     path = run_of["none"] / run_dir.CONFIG
     record = json.loads(path.read_text())
     record["settings"]["seed"] = 3
+    unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(record))
     config = replace(SHORT, detection_data=coco_root, iterations=1)
     own, told = detection(run_of["none"], CPU, config), detection(run_of["none"], CPU, replace(config, seed=3))

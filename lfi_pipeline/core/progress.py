@@ -1,0 +1,135 @@
+"""How far a long loop is: a bar in a terminal, elsewhere a line every half minute, so that a log stays readable."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS = 30.0
+"""Between two lines where stderr is no terminal."""
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None,
+    *,
+    desc: str = "",
+    unit: str = "it",
+    total: int | None = None,
+    initial: int = 0,
+    leave: bool = True,
+    delay: float = 0.0,
+    disable: bool = False,
+) -> Any:
+    """Return a bar of tqdm where stderr is a terminal, else a `ProgressLines`; both are used in the same way.
+
+    Args:
+        iterable: what is gone through; None for a bar that is moved by `update`.
+        desc: what is done.
+        unit: what is counted.
+        total: how many there are; by default the length of `iterable`.
+        initial: how many were done before.
+        leave: keep the bar when it is full.
+        delay: seconds before the bar is shown.
+        disable: show nothing.
+    """
+    if disable or sys.stderr.isatty():
+        return tqdm(
+            iterable, desc=desc or None, unit=unit, total=total, initial=initial, leave=leave, delay=delay,
+            disable=disable,
+        )  # fmt: skip
+    return ProgressLines(iterable, desc=desc, unit=unit, total=total, initial=initial)
+
+
+def tell(*lines: str) -> None:
+    """Write lines to stderr, beside the bar where there is one."""
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)
+
+
+class ProgressLines(Generic[T]):
+    """Writes a line to stderr every `SECONDS`; what takes less is silent.
+
+    Args:
+        iterable: what is gone through, or None.
+        desc: what is done.
+        unit: what is counted.
+        total: how many there are; by default the length of `iterable`.
+        initial: how many were done before.
+    """
+
+    def __init__(
+        self,
+        iterable: Iterable[T] | None = None,
+        *,
+        desc: str = "",
+        unit: str = "it",
+        total: int | None = None,
+        initial: int = 0,
+    ) -> None:
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)  # type: ignore[arg-type]
+        self.n, self.total = initial, total
+        self._iterable, self._desc, self._unit, self._initial = iterable, desc, unit, initial
+        self._postfix = ""
+        self._began = self._told = time.monotonic()
+
+    def __iter__(self) -> Iterator[T]:
+        for each in self._iterable or ():
+            yield each
+            self.update()
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more, and tell of it where it is time."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._told >= SECONDS:
+            self._told = now
+            sys.stderr.write(self._line(now) + "\n")
+            sys.stderr.flush()
+
+    def set_postfix(self, refresh: bool = True, **values: object) -> None:
+        """Add `values` to the next lines."""
+        self._postfix = ", ".join(f"{name} {value}" for name, value in values.items())
+
+    def set_postfix_str(self, text: str = "", refresh: bool = True) -> None:
+        """Add `text` to the next lines."""
+        self._postfix = text
+
+    def set_description(self, desc: str = "", refresh: bool = True) -> None:
+        """Change what is said to be done."""
+        self._desc = desc
+
+    def close(self) -> None:
+        """Nothing is left to be closed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _line(self, now: float) -> str:
+        rate = (self.n - self._initial) / max(now - self._began, 1e-9)
+        parts = [f"{self.n} {self._unit}s"]
+        if self.total:
+            parts = [f"{self.n}/{self.total} {self._unit}s ({self.n / self.total:.0%})"]
+        parts.append(f"{rate:.3g} {self._unit}s/s")
+        if self.total and rate > 0:
+            parts.append(f"{_span((self.total - self.n) / rate)} left")
+        text = ", ".join([*parts, self._postfix] if self._postfix else parts)
+        return f"{self._desc}: {text}" if self._desc else text
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
