@@ -26,7 +26,7 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.teachers import load_teacher
 from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
-from lfi_pipeline.training import train
+from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.checkpoint import load_state, save_weights
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import CHECKPOINTS, CONFIG, write_json

@@ -15,6 +15,7 @@ from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.exporting.run import export_run
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training import run_writer as writer
+from lfi_pipeline.training.config import RuntimeConfig
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import STATE, SUMMARY, read_summary
 from lfi_pipeline.training.trainer import ActiveRun
