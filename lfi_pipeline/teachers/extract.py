@@ -35,6 +35,7 @@ from lfi_pipeline.targets import (
 )
 from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.teachers.captioner import generated_captions
+from lfi_pipeline.teachers.choice import AUTO, resolve_kind
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre
 from lfi_pipeline.teachers.settings import ARTEFACTS, data_centre
@@ -158,8 +159,8 @@ def open_job(
         device=resolve_device(config.device, share.local_rank),
         precision=config.precision,
     )
-    kind = config.kind or teacher.default_kind
-    require_row(config.row, kind)
+    if config.kind not in ("", AUTO):
+        teacher.layers(config.kind, config.layers)  # complains before captions are written
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
@@ -172,7 +173,8 @@ def open_job(
         prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
         generated=generated,
     )
-    plan = Plan(dataset.samples, source)
+    kind = resolve_kind(config.kind, teacher, dataset, source, out)
+    require_row(config.row, kind)
     settings = teacher.map_settings(
         kind,
         centre=(recorded_centre(out) if extend else None) or data_centre(teacher.encode_text, dataset, source),
@@ -185,7 +187,7 @@ def open_job(
     writer = TargetWriter.open(
         place,
         spec,
-        plan,
+        Plan(dataset.samples, source),
         lambda: _vocabulary(teacher, source, dataset, config.words),
         data_root=dataset.root,
         layout=config.layout,
@@ -281,7 +283,7 @@ class ExtractConfig:
         split: which split.
         teacher: `NAME[:TAG]`; empty takes the data set's own default.
         precision: `auto` (bf16 on CUDA, else fp32), `fp32`, `bf16` or `fp16`, of what is not differentiated.
-        kind: kind of map; empty takes the teacher's default.
+        kind: kind of map; empty takes the teacher's default, `auto` compares them on the data (`choose_kind`).
         row: `emitting` or `reading`.
         layers: how many teacher layers, or which (0-based), for kinds that have several; None for 4, or all if fewer.
         steps: of integrated gradients, for kinds that have them; 0 for the kind's own.
@@ -296,7 +298,7 @@ class ExtractConfig:
         samples_per_shard: size of one commit unit.
         batch_size: images per forward pass; does not change the spec.
         workers: threads that read images; 0 chooses.
-        device: where the teacher runs; `auto` takes CUDA where there is one.
+        device: where the teacher runs; `auto` prefers CUDA.
     """
 
     dataset: str
@@ -332,7 +334,7 @@ class ExtractConfig:
         ):
             if name not in choices:
                 raise UnknownNameError(kind, name, choices)
-        if self.kind:
+        if self.kind not in ("", AUTO):
             require_row(self.row, self.kind)
         if "full" not in self.views:
             raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.")
