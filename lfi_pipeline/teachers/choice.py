@@ -13,8 +13,10 @@ operations over those of the plain vision forward, so that every process and rer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +30,15 @@ from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
-from lfi_pipeline.targets import MapSpec
+from lfi_pipeline.targets import MapSpec, TargetStore
+from lfi_pipeline.targets.layout import MANIFEST
 from lfi_pipeline.targets.zero_shot import readable_names
 from lfi_pipeline.teachers.settings import AskedWords, data_centre
 from lfi_pipeline.teachers.shards import maps_of_texts
 from lfi_pipeline.teachers.teacher import Teacher
 from lfi_pipeline.teachers.text import TextSource, ViewWords, sample_words, view_words
 
+AUTO = "auto"
 RESAMPLES = 1000
 DELETED = 0.2
 """Share of the patches that is painted over."""
@@ -168,6 +172,37 @@ def choose_kind(
         words=len(owners),
         scores=tuple(scores),
     )
+
+
+def resolve_kind(kind: str, teacher: Teacher, dataset: Dataset, source: TextSource, out: Path) -> str:
+    """Return the kind that `kind` stands for: itself, the teacher's default where it is empty, or what `AUTO` chooses.
+
+    A cache that was begun keeps its kind: a rerun, or another process, need not choose again.
+    """
+    if kind != AUTO:
+        return kind or teacher.default_kind
+    if (out.expanduser() / MANIFEST).exists():
+        return TargetStore.open(out, require_complete=False).spec.kind
+    choice = choose_kind(teacher, dataset, source)
+    tqdm.write(choice_text(choice), file=sys.stderr)
+    return choice.kind
+
+
+def choice_text(choice: KindChoice) -> str:
+    """Return the table of a choice as text."""
+    judged = "peak and mass in the masks" if choice.by == "masks" else "fall of the score without the top patches"
+    lines = [
+        f"Kinds of map on {choice.images} images, {choice.words} words, by {judged}: {choice.kind} is taken, "
+        "the cheapest within one standard error of the best."
+    ]
+    for each in choice.scores:
+        masks = "" if each.pointing is None else f", peak {each.pointing:.3f}, mass {each.mass_in_mask:.3f}"
+        same = "" if each.same_peak is None else f", {each.same_peak:.3f} of word pairs peak alike"
+        lines.append(
+            f"  {each.kind:22} {each.cost:6.2f} vision forwards, score {each.score:.3f}, behind {each.behind:.3f} "
+            f"+- {each.error:.3f}{masks}{same}"
+        )
+    return "\n".join(lines)
 
 
 def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequence[Sample], limit: int) -> _Batch:

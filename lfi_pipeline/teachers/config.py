@@ -55,7 +55,11 @@ class ExtractConfig:
         Option("auto is bf16 on CUDA, else fp32; maps are always made in fp32.", choices=PRECISIONS),
     ] = "auto"
     kind: Annotated[
-        str, Option("How a map is made; lfi teachers NAME lists the choices. Left out: the teacher's own.")
+        str,
+        Option(
+            "How a map is made; lfi teachers NAME lists the choices, auto compares them on images of the data. "
+            "Left out: the teacher's own."
+        ),
     ] = ""
     row: Annotated[
         str, Option("Rows of attention maps: of the step that emits the word, or that reads it.", choices=ROWS)
@@ -130,7 +134,7 @@ class ExtractConfig:
         check(self)
         if self.data_root == _OWN_ROOT:
             object.__setattr__(self, "data_root", Path("data") / Path(self.dataset).stem)
-        if self.kind:
+        if self.kind not in ("", "auto"):
             require_row(self.row, self.kind)
         if "full" not in self.views:
             raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.", argument="views")

@@ -33,6 +33,7 @@ from lfi_pipeline.targets import (
     Vocabulary,
 )
 from lfi_pipeline.teachers.captioner import generated_captions
+from lfi_pipeline.teachers.choice import AUTO, resolve_kind
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre
@@ -155,8 +156,8 @@ def open_job(
         device=resolve_device(config.device, share.local_rank),
         precision=config.precision,
     )
-    kind = config.kind or teacher.default_kind
-    require_row(config.row, kind)
+    if config.kind not in ("", AUTO):
+        teacher.layers(config.kind, config.layers)  # complains before captions are written
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
@@ -169,7 +170,8 @@ def open_job(
         prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
         generated=generated,
     )
-    plan = Plan(dataset.samples, source)
+    kind = resolve_kind(config.kind, teacher, dataset, source, out)
+    require_row(config.row, kind)
     settings = teacher.map_settings(
         kind,
         centre=(recorded_centre(out) if extend else None) or data_centre(teacher.encode_text, dataset, source),
@@ -182,7 +184,7 @@ def open_job(
     writer = TargetWriter.open(
         place,
         spec,
-        plan,
+        Plan(dataset.samples, source),
         lambda: _vocabulary(teacher, source, dataset, config.words),
         data_root=dataset.root,
         layout=config.layout,
