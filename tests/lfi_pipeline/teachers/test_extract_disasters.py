@@ -19,12 +19,12 @@ import pytest
 
 from lfi_pipeline.core.errors import LFIError, OutputWriteError, TeacherError
 from lfi_pipeline.targets import TargetWriter
+from lfi_pipeline.targets.layout import LAYOUTS
 from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.targets.writer import claimed
 from lfi_pipeline.teachers import CocaTeacher, extract, shards
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.config import ExtractConfig
-from lfi_pipeline.teachers.extract import LAYOUTS
 
 Run = Callable[..., None]
 SHARDS = 6

@@ -15,7 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from lfi_pipeline.teachers.extract import LAYOUTS, extract
+from lfi_pipeline.targets.layout import LAYOUTS
+from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.shards import Share
 
 SCRIPT = Path(__file__).with_name("killing.py")
