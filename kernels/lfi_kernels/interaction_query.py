@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, interaction_costs
 from lfi_kernels.interaction_attention.dispatch import resolve
-from lfi_kernels.interaction_attention.inputs import check_rows, check_targets
+from lfi_kernels.interaction_attention.inputs import FLOAT_DTYPES, check_mask, check_rows, check_targets
 from lfi_kernels.interaction_attention.op import projected_attention
 
 LAYER_NORM_EPS = 1e-5
@@ -28,9 +28,10 @@ class InteractionQueryBlock(nn.Module):
         S   = (LN(Q) W_q)_h (W_k)_h^T X^T / sqrt(d)       P = softmax over patches(S)
         Q'  = Q + concat_h(P_h X (W_v)_h) W_o             kl = w KL(T || P_h)
 
-    The key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores and values both
-    read X itself: K and V are never built. Queries do not see each other, so many of them are taken in blocks, whose
-    scores are computed anew for the gradient: the results are the same, and memory does not grow with M * N.
+    On the CPU the key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores and
+    values both read X itself: K and V are never built. Queries do not see each other, so many of them are taken in
+    blocks, whose scores are computed anew for the gradient: the results are the same, and memory does not grow with
+    M * N. On a GPU the fused kernels project keys and values first, and never write a map.
 
     These equations, the number of queries and the form of the loss are this project's choice: those of the
     paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) are not public.
@@ -103,7 +104,7 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit, or rows that do not (see `interaction_attention`).
         """
-        self._check(queries, features)
+        self._check(queries, features, key_padding_mask)
         given = target, row_weight, target_scale
         batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
         check_targets(features.device, (batch, words), patches, *given, companding, row_batch, row_query)
@@ -157,7 +158,7 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit.
         """
-        self._check(queries, features)
+        self._check(queries, features, key_padding_mask)
         u, x, eps = self._fold_keys(queries, features)
         z, cost = interaction_costs(
             *(u, x, target, row_weight),
@@ -190,7 +191,7 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit.
         """
-        self._check(queries, features)
+        self._check(queries, features, key_padding_mask)
         if row_batch is None and row_query is None:
             u, x, eps = self._fold_keys(queries, features)
             return attention_map(u, x, key_padding_mask=key_padding_mask, layer_norm_eps=eps)
@@ -266,11 +267,19 @@ class InteractionQueryBlock(nn.Module):
         batch, patches, dim = features.shape
         return max(1, NUMBERS_AT_ONCE // max(1, batch * self.heads * max(patches, dim)))
 
-    def _check(self, queries: Tensor, features: Tensor) -> None:
+    def _check(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None) -> None:
         if queries.ndim != 3 or queries.shape[2] != self.query_dim:
             raise ValueError(f"queries must be [B, M, Dq] with Dq={self.query_dim}, got shape {list(queries.shape)}.")
         if features.ndim != 3 or features.shape[2] != self.feature_dim:
             raise ValueError(f"features must be [B, N, D] with D={self.feature_dim}, got shape {list(features.shape)}.")
+        if features.shape[1] == 0:
+            raise ValueError(f"features must hold at least one patch, got shape {list(features.shape)}.")
+        for name, tensor in (("queries", queries), ("features", features)):
+            if tensor.dtype not in FLOAT_DTYPES:
+                raise ValueError(f"{name} must be floating point, got {tensor.dtype}.")
+            if tensor.device != self.w_q.device:
+                raise ValueError(f"{name} must be on {self.w_q.device} as the block is, got some on {tensor.device}.")
+        check_mask(features.device, (features.shape[0], features.shape[1]), key_padding_mask)
         if queries.shape[0] not in (1, features.shape[0]):
             raise ValueError(
                 f"features must be [B, N, D] with B={queries.shape[0]} as in queries, got shape {list(features.shape)}."

@@ -181,6 +181,16 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         block(queries, features[:1])
     with pytest.raises(ValueError, match=r"features must be"):
         block.attention(queries, features[0])
+    with pytest.raises(ValueError, match=r"features must hold at least one patch"):
+        block(queries, features[:, :0])
+    with pytest.raises(ValueError, match=r"features must be floating point, got torch.int64"):
+        block(queries, features.long())
+    with pytest.raises(ValueError, match=r"queries must be on cpu as the block is, got some on meta"):
+        block(queries.to("meta"), features)
+    with pytest.raises(ValueError, match=r"key_padding_mask must be \[B, N\] = \[2, 7\], got shape \[2, 6\]"):
+        block(queries, features, key_padding_mask=torch.zeros(2, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"key_padding_mask must be bool"):
+        block.costs(queries, features, torch.rand(2, 4, 7), key_padding_mask=torch.zeros(2, 7))
 
 
 def test_costs_are_the_divergence_of_each_query_from_each_map() -> None:

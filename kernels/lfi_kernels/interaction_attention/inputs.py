@@ -62,11 +62,17 @@ def check_scores_inputs(u: Tensor, x: Tensor, key_padding_mask: Tensor | None, l
     if x.dtype != u.dtype:
         raise ValueError(f"x must be {u.dtype} as u is, got {x.dtype}. Cast one of them.")
     _check_device("x", x, u.device)
-    if key_padding_mask is not None:
-        _check_shape("key_padding_mask", key_padding_mask, "[B, N]", (batch, x.shape[1]))
-        if key_padding_mask.dtype != torch.bool:
-            raise ValueError(f"key_padding_mask must be bool (True = ignore), got {key_padding_mask.dtype}.")
-        _check_device("key_padding_mask", key_padding_mask, u.device)
+    check_mask(u.device, (batch, x.shape[1]), key_padding_mask)
+
+
+def check_mask(device: torch.device, size: tuple[int, int], key_padding_mask: Tensor | None) -> None:
+    """Raise ValueError unless a mask belongs to `size` = (B, N)."""
+    if key_padding_mask is None:
+        return
+    _check_shape("key_padding_mask", key_padding_mask, "[B, N]", size)
+    if key_padding_mask.dtype != torch.bool:
+        raise ValueError(f"key_padding_mask must be bool (True = ignore), got {key_padding_mask.dtype}.")
+    _check_device("key_padding_mask", key_padding_mask, device)
 
 
 def check_inputs(
