@@ -218,7 +218,7 @@ def test_every_layer_has_its_own_rate_where_asked(make_config: MakeConfig, tmp_p
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_queries_have_a_rate_of_their_own(make_config: MakeConfig, layer_decay: float | None) -> None:
     config = make_config(head="queries", objective="lfi", query_lr=0.25, layer_decay=layer_decay)
-    learner = Learner(config, TargetStore.open(config.stream.targets), "multi-label")
+    learner = Learner(config, TargetStore.open(config.data.targets), "multi-label")
     groups = _make_optimizer(config, learner).param_groups
     scales = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
