@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lfi_pipeline.core import extras
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.options import build, declared
 
@@ -25,6 +26,7 @@ IMAGES = "images"
 """What is added to the name of a cache for the folder of the images of a torch data set."""
 
 
+@extras()
 def make_scenes(out: str | Path, **settings: Any) -> Path:
     """Render the embedded data set `scenes` in COCO's layout: captioned pictures of 64 emoji categories, exact masks.
 
@@ -52,6 +54,7 @@ def make_scenes(out: str | Path, **settings: Any) -> Path:
     return Path(out)
 
 
+@extras()
 def extract(
     dataset: str | Path | Pairs,
     *,
@@ -106,6 +109,7 @@ def extract(
     return TargetStore.open(folder)
 
 
+@extras()
 def train(
     targets: str | Path,
     *,
@@ -147,6 +151,7 @@ def train(
     return {"out": str(folder), **summary}
 
 
+@extras()
 def evaluate(
     runs: str | Path | Sequence[str | Path],
     *,
@@ -187,6 +192,7 @@ def evaluate(
     return evaluate_runs(folders, configs, common)
 
 
+@extras()
 def export(run: str | Path, out: str | Path, *, weights: str | None = None, onnx: bool = False) -> dict[str, Any]:
     """Write the student of a run to a new directory: plain timm backbone, whole model with its head, model card.
 
@@ -217,6 +223,7 @@ def export(run: str | Path, out: str | Path, *, weights: str | None = None, onnx
     return export_run(Path(run), Path(out), weights=weights, onnx=onnx)
 
 
+@extras()
 def show(sample: TargetSample | Prediction, *, words: Sequence[str] | None = None) -> Image.Image:
     """Draw an image with the maps of its words, a row a word and a column a layer; a notebook shows the picture.
 

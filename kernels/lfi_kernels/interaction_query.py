@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, interaction_costs
+from lfi_kernels.interaction_attention.dispatch import resolve
+from lfi_kernels.interaction_attention.inputs import check_rows, check_targets
+from lfi_kernels.interaction_attention.op import projected_attention
 
 LAYER_NORM_EPS = 1e-5
+
+NUMBERS_AT_ONCE = 2**26
+"""Scores [B, H, M, N], or numbers of u [B, H, M, D], that are in memory at once; more queries are taken in blocks."""
 
 
 class InteractionQueryBlock(nn.Module):
     """Cross-attention from queries to patch tokens that also returns its divergence from target maps.
 
-    For tap t, with X = LN(features) and both layer norms without affine (DESIGN.md, section 5):
+    For tap t, with X = LN(features) and both layer norms without affine (kernels/README.md):
 
         S   = (LN(Q) W_q)_h (W_k)_h^T X^T / sqrt(d)       P = softmax over patches(S)
         Q'  = Q + concat_h(P_h X (W_v)_h) W_o             kl = w KL(T || P_h)
 
-    The key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d) (section 6), so that scores
-    and values both read X itself: K and V are never built. The layer norm of the features is left to the op, whose
-    fused kernels never write X either.
+    The key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores and values both
+    read X itself: K and V are never built. Queries do not see each other, so many of them are taken in blocks, whose
+    scores are computed anew for the gradient: the results are the same, and memory does not grow with M * N.
 
     These equations, the number of queries and the form of the loss are this project's choice: those of the
     paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) are not public.
@@ -78,23 +84,54 @@ class InteractionQueryBlock(nn.Module):
         target_scale: Tensor | None = None,
         companding: Companding = "sqrt",
         key_padding_mask: Tensor | None = None,
+        *,
+        row_batch: Tensor | None = None,
+        row_query: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Update the queries from the patches.
 
         Args:
-            queries: [B, M, Dq], the state.
+            queries: [B, M, Dq], the state; or [1, M, Dq], the same for every sample.
             features: [B, N, D], patch tokens as the backbone gives them; normalised here.
-            target: [B, M, N], and with it row_weight [B, M], target_scale [B, M], companding and
+            target: [B, M, N], one map for every query, or [R, N] with row_batch and row_query [R], for the few queries
+                that have one; with it row_weight and target_scale ([B, M] or [R]), companding and
                 key_padding_mask [B, N]: as in `interaction_attention`.
 
         Returns:
-            The new queries [B, M, Dq], and kl [B, H, M] in nats, times row_weight (zeros without a target).
+            The new queries [B, M, Dq], and kl in nats, times row_weight: [B, H, M] (zeros without a target), or [R, H].
 
         Raises:
-            ValueError: a shape, dtype or device that does not fit.
+            ValueError: a shape, dtype or device that does not fit, or rows that do not (see `interaction_attention`).
         """
-        told = target, row_weight, target_scale, companding, key_padding_mask
-        return self._answer(interaction_attention, queries, features, *told)
+        self._check(queries, features)
+        given = target, row_weight, target_scale
+        batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
+        check_targets(features.device, (batch, words), patches, *given, companding, row_batch, row_query)
+        if resolve(queries.device, _computed_in(queries)) == "triton":
+            return self._fused(queries, features, *given, companding, key_padding_mask, row_batch, row_query)
+        # An exported graph serves every batch size: it takes all queries at once.
+        step = words if torch.compiler.is_exporting() else self._queries_at_once(features)
+        if words <= step:
+            return self._answer(queries, features, *given, companding, key_padding_mask, row_batch, row_query)
+        states, divergences, orders = [], [], []
+        for start in range(0, words, step):
+            some = queries[:, start : start + step]
+            if target is None or row_batch is None or row_query is None:
+                part = [None if each is None else each[:, start : start + step] for each in given]
+                rows: tuple[Tensor | None, Tensor | None] = None, None
+            else:
+                order = ((row_query >= start) & (row_query < start + step)).nonzero()[:, 0]
+                part = [None if each is None else each[order] for each in given]
+                rows = row_batch[order], row_query[order] - start
+                orders.append(order)
+            told = companding, key_padding_mask, *rows
+            state, kl = checkpoint(
+                self._answer, some, features, *part, *told, use_reentrant=False, preserve_rng_state=False
+            )
+            states.append(state)
+            divergences.append(kl)
+        kl = torch.cat(divergences)[torch.cat(orders).argsort()] if orders else torch.cat(divergences, 2)
+        return torch.cat(states, 1), kl
 
     def costs(
         self,
@@ -109,7 +146,7 @@ class InteractionQueryBlock(nn.Module):
         """Update queries that belong to no word yet, and compare each of them with every word's map.
 
         Args:
-            queries: [B, K, Dq], the state.
+            queries: [B, K, Dq], the state; or [1, K, Dq], the same for every sample.
             features: [B, N, D], as in `forward`.
             target: [B, M, N], and with it the further arguments: as in `interaction_costs`.
 
@@ -120,17 +157,59 @@ class InteractionQueryBlock(nn.Module):
         Raises:
             ValueError: a shape, dtype or device that does not fit.
         """
-        told = target, row_weight, target_scale, companding, key_padding_mask
-        return self._answer(interaction_costs, queries, features, *told)
-
-    def attention(self, queries: Tensor, features: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Write out P [B, H, M, N], which `forward` compares with the target; for evaluation and pictures."""
+        self._check(queries, features)
         u, x, eps = self._fold_keys(queries, features)
-        return attention_map(u, x, key_padding_mask=key_padding_mask, layer_norm_eps=eps)
+        z, cost = interaction_costs(
+            *(u, x, target, row_weight),
+            target_scale=target_scale,
+            companding=companding,
+            key_padding_mask=key_padding_mask,
+            layer_norm_eps=eps,
+        )
+        return queries + self._values(z), cost
+
+    def attention(
+        self,
+        queries: Tensor,
+        features: Tensor,
+        key_padding_mask: Tensor | None = None,
+        *,
+        row_batch: Tensor | None = None,
+        row_query: Tensor | None = None,
+    ) -> Tensor:
+        """Write out P, which `forward` compares with the target; for evaluation and pictures.
+
+        Args:
+            queries, features, key_padding_mask: as in `forward`.
+            row_batch, row_query: [R], sample and query of the maps that are wanted; the others are not computed.
+                None: all. Rows may come in any order here, and more than once.
+
+        Returns:
+            [B, H, M, N], or [R, H, N] for rows.
+
+        Raises:
+            ValueError: a shape, dtype or device that does not fit.
+        """
+        self._check(queries, features)
+        if row_batch is None and row_query is None:
+            u, x, eps = self._fold_keys(queries, features)
+            return attention_map(u, x, key_padding_mask=key_padding_mask, layer_norm_eps=eps)
+        size = features.shape[0], queries.shape[1]
+        check_rows(features.device, size, row_batch, row_query, ordered=False)
+        assert row_batch is not None
+        assert row_query is not None
+        # A row is a sample with one query; so many at a time that their patches take no more memory than scores may.
+        step = max(1, NUMBERS_AT_ONCE // features[0].numel())
+        queries = queries.expand(size[0], -1, -1)
+        maps = []
+        for index, query in zip(torch.split(row_batch, step), torch.split(row_query, step), strict=True):
+            u, x, eps = self._fold_keys(queries[index, query][:, None], features[index])
+            ignored = None if key_padding_mask is None else key_padding_mask[index]
+            maps.append(attention_map(u, x, key_padding_mask=ignored, layer_norm_eps=eps)[:, :, 0])
+        return torch.cat(maps)
 
     def _answer(
         self,
-        op: Callable[..., tuple[Tensor, Tensor]],
         queries: Tensor,
         features: Tensor,
         target: Tensor | None,
@@ -138,44 +217,88 @@ class InteractionQueryBlock(nn.Module):
         target_scale: Tensor | None,
         companding: Companding,
         key_padding_mask: Tensor | None,
+        row_batch: Tensor | None,
+        row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The new queries, and what `op` says of their maps."""
+        """The new queries, and the divergence of their maps."""
         u, x, eps = self._fold_keys(queries, features)
-        z, divergence = op(
-            u,
-            x,
-            target,
-            row_weight,
+        z, kl = interaction_attention(
+            *(u, x, target, row_weight),
             target_scale=target_scale,
             companding=companding,
             key_padding_mask=key_padding_mask,
             layer_norm_eps=eps,
+            row_batch=row_batch,
+            row_query=row_query,
         )
-        return queries + self._values(z), divergence
+        return queries + self._values(z), kl
 
-    def _fold_keys(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor, float | None]:
-        """u [B, H, M, D] and x [B, N, D] of one dtype, and the eps of the layer norm that x still needs, if any.
+    def _fused(
+        self,
+        queries: Tensor,
+        features: Tensor,
+        target: Tensor | None,
+        row_weight: Tensor | None,
+        target_scale: Tensor | None,
+        companding: Companding,
+        key_padding_mask: Tensor | None,
+        row_batch: Tensor | None,
+        row_query: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same from keys and values, by the fused kernels."""
+        q = self._scaled_queries(queries)
+        x, eps = self._readable(features, q.dtype)
+        w = torch.cat([self.w_k, self.w_v], 1)
+        w = w.to(torch.promote_types(w.dtype, torch.float32))
+        if eps is not None:
+            w = w - w.mean(0)  # LN(x) W = rstd (x W') then: no mean is left
+        o, kl, *_ = projected_attention(
+            *(q.expand(x.shape[0], -1, -1), x, w, target, row_weight, target_scale, key_padding_mask),
+            *(row_batch, row_query, self.heads, companding, eps),
+        )
+        states = queries + o @ self.w_o
+        if target is None:
+            return states, kl.new_zeros(o.shape[0], self.heads, o.shape[1])
+        return states, kl if row_batch is not None else kl.view(*o.shape[:2], self.heads).transpose(1, 2)
 
-        Autocast makes u narrower than features may be. To bf16 they are rounded as they are, and normalised by the op;
-        fp16 may not hold what they were before the layer norm, so there it comes first.
-        """
+    def _queries_at_once(self, features: Tensor) -> int:
+        """Of which scores, and u, are in memory together."""
+        batch, patches, dim = features.shape
+        return max(1, NUMBERS_AT_ONCE // max(1, batch * self.heads * max(patches, dim)))
+
+    def _check(self, queries: Tensor, features: Tensor) -> None:
         if queries.ndim != 3 or queries.shape[2] != self.query_dim:
             raise ValueError(f"queries must be [B, M, Dq] with Dq={self.query_dim}, got shape {list(queries.shape)}.")
         if features.ndim != 3 or features.shape[2] != self.feature_dim:
             raise ValueError(f"features must be [B, N, D] with D={self.feature_dim}, got shape {list(features.shape)}.")
-        q = (
-            F.layer_norm(queries, (self.query_dim,), eps=LAYER_NORM_EPS)
-            @ self.w_q
-            * (1 / math.sqrt(self.query_dim // self.heads))
-        )
+        if queries.shape[0] not in (1, features.shape[0]):
+            raise ValueError(
+                f"features must be [B, N, D] with B={queries.shape[0]} as in queries, got shape {list(features.shape)}."
+            )
+
+    def _scaled_queries(self, queries: Tensor) -> Tensor:
+        """q = LN(Q) W_q / sqrt(d), of the shape of the queries."""
+        scale = 1 / math.sqrt(self.query_dim // self.heads)
+        return F.layer_norm(queries, (self.query_dim,), eps=LAYER_NORM_EPS) @ self.w_q * scale
+
+    def _readable(self, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, float | None]:
+        """The features in `dtype`, and the eps of the layer norm that they still need, if any.
+
+        Autocast makes queries narrower than features may be. To bf16 these are rounded as they are, and normalised
+        later; fp16 may not hold what they were before the layer norm, so there it comes first.
+        """
+        if dtype == torch.float16 and features.dtype != torch.float16:
+            return F.layer_norm(features, (self.feature_dim,), eps=LAYER_NORM_EPS).to(dtype), None
+        return features.to(dtype), LAYER_NORM_EPS
+
+    def _fold_keys(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor, float | None]:
+        """u [B, H, M, D] and x [B, N, D] of one dtype, and the eps of the layer norm that x still needs, if any."""
         # [H, B*M, d] @ [H, d, D] -> [H, B*M, D] -> [B, H, M, D]
         batch, words, _ = queries.shape
-        q_heads = q.view(batch * words, self.heads, -1).transpose(0, 1)
+        width = self.query_dim // self.heads
+        q_heads = self._scaled_queries(queries).view(batch * words, self.heads, width).transpose(0, 1)
         u = torch.bmm(q_heads, self._per_head(self.w_k).mT).view(self.heads, batch, words, self.feature_dim)
-        eps: float | None = LAYER_NORM_EPS
-        if u.dtype == torch.float16 and features.dtype != torch.float16:
-            features, eps = F.layer_norm(features, (self.feature_dim,), eps=LAYER_NORM_EPS), None
-        return u.transpose(0, 1), features.to(u.dtype), eps
+        return u.transpose(0, 1).expand(features.shape[0], -1, -1, -1), *self._readable(features, u.dtype)
 
     def _values(self, z: Tensor) -> Tensor:
         """What patches add to the state: z [B, H, M, D] -> concat_h(z_h (W_v)_h) W_o, [B, M, Dq]."""
@@ -187,3 +310,11 @@ class InteractionQueryBlock(nn.Module):
     def _per_head(self, weight: Tensor) -> Tensor:
         """[D, H*d] -> [H, D, d]."""
         return weight.view(weight.shape[0], self.heads, -1).transpose(0, 1)
+
+
+def _computed_in(queries: Tensor) -> torch.dtype:
+    """What products of the queries come out in: autocast narrows all but float64."""
+    kind = queries.device.type
+    if torch.is_autocast_enabled(kind) and queries.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return queries.dtype

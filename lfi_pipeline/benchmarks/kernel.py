@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lfi_kernels import bench
 from lfi_kernels.bench import Shape
-from lfi_kernels.interaction_attention.tuning import tiles_file
+from lfi_kernels.interaction_attention.tiles import tiles_file
 from lfi_pipeline.benchmarks.config import KernelConfig
 from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
 from lfi_pipeline.core.device import resolve_device
@@ -96,12 +96,17 @@ def _asked(rows: Sequence[bench.Row], *, is_cuda: bool) -> Iterator[Asked]:
 
 def _gpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
     """Least and most that is asked of a row of a GPU."""
-    if row.metric == "both over fused" and row.case.startswith("compiled-"):
-        return (3.0 if shape.words == 16 else 1.0), None
-    if row.metric == "both over fused" and row.case == "projected" and shape.words == 16:
-        return 6.0, None
-    if row.metric == "both over floor" and shape.words == 16 and shape.model in ("ViT-S/16", "ViT-B/16"):
-        return None, 2.0
+    has_all_maps = shape.maps is None and shape.words <= 32
+    if row.metric == "both over fused" and row.case == "compiled-projected" and has_all_maps:
+        return (3.0 if shape.model == "ViT-S/16" else 2.5), None
+    if row.metric == "both over fused" and row.case == "compiled-projected":
+        return 2.0, None
+    if row.metric == "both over fused" and row.case == "projected":
+        return (3.5 if has_all_maps else 1.0), None
+    if row.metric in ("both over fused", "forward over fused"):
+        return 1.0, None
+    if row.metric == "both over floor" and has_all_maps:
+        return None, 4.0
     return None, None
 
 
@@ -119,9 +124,9 @@ def _notes(*, is_cuda: bool, tune: bool) -> Iterator[str]:
         yield f"Tiles of the fused kernels were measured, and serve later processes from {tiles_file()}."
     if is_cuda:
         yield (
-            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor and fused-op"
-            " are the op without its projections. One map in fp32: what a tensor [B, H, M, N] would take. Errors are of"
-            " 8 samples, out of the whole batch in the dtype that is timed; compiled cases are checked in no other."
+            "Time: replays of CUDA graphs (CUDA graph 1), or calls where none could be captured (0). Floor: the least"
+            " time that the block could take by its bytes and products. Errors are of 8 samples, out of the whole batch"
+            " in the dtype that is timed; compiled cases are checked in no other."
         )
         return
     yield (
@@ -133,7 +138,7 @@ def _notes(*, is_cuda: bool, tune: bool) -> Iterator[str]:
 Ratios = dict[str, dict[str, float]]
 
 PASSES = {"both": 1, "forward": 2, "backward": 3}
-CASES = {"projected": 1, "compiled-projected": 5, "sdpa": 3, "folded": 2, "compiled-folded": 4}
+CASES = {"projected": 1, "compiled-projected": 5, "sdpa": 3, "folded": 2, "compiled-folded": 4, "compiled-flex": 6}
 KEY = ("commit", "dirty", "threads", "torch")
 
 
@@ -186,11 +191,11 @@ def _charts(rows: Sequence[dict[str, str]]) -> Iterator[DotChart]:
     for row in rows:
         part, _, below = row["metric"].partition(" over ")
         if below == "floor" and part in PASSES:
-            over_floor.setdefault(_name(row, query_dim=False), {})[part] = _number(row)
+            over_floor.setdefault(_name(row), {})[part] = _number(row)
         elif below in over_best and part == "both" and row["case"] in CASES:
             over_best[below].setdefault(_name(row), {})[row["case"]] = _number(row)
     if over_floor:
-        title = "The fused op: time over the least it could take"
+        title = "The fused block: time over the least it could take"
         yield dot_chart(
             over_floor, title=title, source=source, about="dashed: the floor, and twice it", slots=PASSES, levels=(1, 2)
         )
@@ -200,14 +205,14 @@ def _charts(rows: Sequence[dict[str, str]]) -> Iterator[DotChart]:
             yield dot_chart(ratios, title=title, source=source, about=about, slots=CASES, levels=(1,))
 
 
-def _name(row: dict[str, str], *, query_dim: bool = True) -> str:
-    """The shape in short; the op alone has no Dq."""
+def _name(row: dict[str, str]) -> str:
+    """The shape in short."""
     try:
         shape = Shape.parse(row["shape"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    name = f"{shape.model} N{shape.patches} M{shape.words}"
-    return f"{name} Dq{shape.query_dim}" if query_dim else name
+    maps = "" if shape.maps is None else f" R{shape.maps}"
+    return f"{shape.model} N{shape.patches} M{shape.words}{maps} Dq{shape.query_dim}"
 
 
 def _number(row: dict[str, str]) -> float:

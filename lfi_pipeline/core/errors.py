@@ -42,6 +42,10 @@ class UnknownNameError(LFIError, ValueError):
         super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(names)}.", argument=argument)
 
 
+class MissingExtraError(LFIError, ImportError):
+    """A package that an operation needs and that an extra of this project installs; names the extra."""
+
+
 class ConfigError(LFIError, ValueError):
     """An option, or a combination of options, that cannot work."""
 

@@ -177,7 +177,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         block(queries[..., :11], features)
     with pytest.raises(ValueError, match=r"features must be \[B, N, D\] with D=10, got shape \[2, 7, 9\]"):
         block(queries, features[..., :9])
-    with pytest.raises(ValueError, match=r"x must be \[B, N, D\] with B=2"):
+    with pytest.raises(ValueError, match=r"features must be \[B, N, D\] with B=2 as in queries"):
         block(queries, features[:1])
     with pytest.raises(ValueError, match=r"features must be"):
         block.attention(queries, features[0])

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_cuda = asked.device.startswith("cuda")
     try:
         names = case_names(asked.device, asked.cases)
-        sizes = Sizes(models=asked.models, patches=asked.patches, words=asked.words, query_dims=asked.query_dims)
+        sizes = Sizes(
+            models=asked.models, patches=asked.patches, words=asked.words, query_dims=asked.query_dims, maps=asked.maps
+        )
         todo = shapes(asked.device, sizes, quick=asked.quick)
         if asked.tune and not is_cuda:
             raise ValueError(f"--tune needs a GPU, got --device {asked.device}")
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", type=_names, default=(), help=f"of {', '.join(WIDTHS)}")
     parser.add_argument("--patches", type=_names, default=(), help="numbers of patches, such as 196,1024")
     parser.add_argument("--words", type=_names, default=(), help="numbers of words, such as 16,32")
+    parser.add_argument("--maps", type=int, help="words of an image that have a map; 0: inference; default: all")
     parser.add_argument("--query-dims", type=_names, default=(), help="channels of a query, such as 128,D (a patch's)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file as well")
     parser.add_argument("--commit", default="", help="to record where the code does not lie in a checkout")

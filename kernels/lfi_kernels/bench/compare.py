@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lfi_kernels.bench.cases import Case, make_cases
-from lfi_kernels.bench.ceilings import COPY_BYTES, PRODUCT_SIZE, Ceilings
-from lfi_kernels.bench.errors import SAMPLES, check
-from lfi_kernels.bench.memory import kept_bytes, peak_bytes
 from lfi_kernels.bench.shapes import DTYPES, Shape
-from lfi_kernels.bench.timing import PASSES, Replayed, Seconds, passes_of, take_turns
-from lfi_kernels.bench.work import variable
-from lfi_kernels.interaction_attention.tuning import TUNE_VARIABLE
+from lfi_kernels.bench.timing import (
+    COPY_BYTES,
+    PASSES,
+    PRODUCT_SIZE,
+    Ceilings,
+    Replayed,
+    Seconds,
+    Work,
+    passes_of,
+    take_turns,
+    upstream_of,
+    variable,
+)
+from lfi_kernels.interaction_attention.tiles import TUNE_VARIABLE
+
+GATE = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 3e-2}
+"""Largest RMS error that is still timed."""
+
+SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +52,7 @@ def compare(
     ceilings: Ceilings | None = None,
     *,
     tune: bool = False,
+    only_its_dtype: bool = False,
 ) -> list[Row]:
     """Check and time cases on one shape.
 
@@ -46,24 +61,31 @@ def compare(
         device: of torch.
         rounds: in which the cases take turns; the median counts.
         names: which cases, as `case_names` gives them.
-        ceilings: of the GPU; with them the op is set beside the least time it could take.
+        ceilings: of the GPU; with them the fused block is set beside the least time it could take.
         tune: first measure which tiles the fused kernels should run with, where that was not done before.
+        only_its_dtype: check no other dtypes on a GPU: compiling for them takes its time.
 
     Raises:
         ValueError: a case computes something else. Nothing of the shape is timed then.
     """
     rows = Rows(str(shape))
     with settled(device, tune):
-        _compare(rows, shape, device, rounds, names, ceilings)
+        _compare(rows, shape, device, rounds, names, ceilings, only_its_dtype)
     return rows.found
 
 
 def _compare(
-    rows: Rows, shape: Shape, device: str, rounds: int, names: Sequence[str], ceilings: Ceilings | None
+    rows: Rows,
+    shape: Shape,
+    device: str,
+    rounds: int,
+    names: Sequence[str],
+    ceilings: Ceilings | None,
+    only_its_dtype: bool,
 ) -> None:
     is_cuda = device.startswith("cuda")
     torch.compiler.reset()  # what was compiled for another shape does not serve this one
-    if is_cuda:
+    if is_cuda and not only_its_dtype:
         for dtype in [each for each in DTYPES if each != shape.dtype]:
             small = replace(shape, batch=min(shape.batch, SAMPLES), dtype=dtype)
             # A compiled case would be compiled anew for each of these.
@@ -71,29 +93,30 @@ def _compare(
             _check(rows, make_cases(small, device, plain), dtype)
     cases = make_cases(shape, device, names)
     _check(rows, cases, shape.dtype)
-    _weigh(rows, cases, shape, is_cuda)
+    _weigh(rows, cases, is_cuda)
     passes = {name: passes_of(name, case.work, is_cuda) for name, case in cases.items()}
     seconds = take_turns(passes, rounds, is_cuda)
+    parts = PASSES if shape.maps != 0 else ("forward",)
     for name in cases:
-        for part, median in seconds[name].medians().items():
-            rows.add(name, part, 1e3 * median, "ms")
-    _relate(rows, seconds, "fused" if is_cuda else "folded")
+        for part in parts:
+            rows.add(name, part, 1e3 * seconds[name].medians()[part], "ms")
+    _relate(rows, seconds, "fused" if is_cuda else "folded", parts[-1])
     if is_cuda:
         for name in cases:
             rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
     elif "projected" in names:
         rows.add("projected", "operations over folded", gain_bound(shape), "x")
     if ceilings is not None:
-        least = ceilings.least_seconds(shape)
-        for part in PASSES:
-            rows.add("floor", part, 1e3 * least[part], "ms")
-            if "fused-op" in seconds:
-                rows.add("fused-op", f"{part} over floor", seconds["fused-op"].medians()[part] / least[part], "x")
+        for part, least in ceilings.least_seconds(shape).items():
+            rows.add("floor", part, 1e3 * least, "ms")
+            if "fused" in seconds:
+                rows.add("fused", f"{part} over floor", seconds["fused"].medians()[part] / least, "x")
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """One line of a shape: time of both passes by case, and of the op over its floor."""
-    told = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == "both"]
+    """One line of a shape: time of both passes (of inference the one) by case, and the fused block over its floor."""
+    part = "both" if any(row.metric == "both" for row in rows) else "forward"
+    told = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == part]
     told += [f"{row.metric} {row.value:.3g}{row.unit}" for row in rows if row.metric.endswith(" over floor")]
     return f"{rows[0].shape}: {', '.join(told)}"
 
@@ -153,25 +176,109 @@ def _check(rows: Rows, cases: Mapping[str, Case], dtype: str) -> None:
         rows.add(name, f"max error {dtype}", errors.largest)
 
 
-def _weigh(rows: Rows, cases: Mapping[str, Case], shape: Shape, is_cuda: bool) -> None:
-    """Memory by case; for the op also in sizes of u [B, H, M, D], beside one map of fp32 [B, H, M, N]."""
+def _weigh(rows: Rows, cases: Mapping[str, Case], is_cuda: bool) -> None:
+    """Memory by case."""
     for name, case in cases.items():
         rows.add(name, "kept for the gradient", kept_bytes(case.work) / 2**20, "MiB")
-        if not is_cuda:
-            continue
-        peak = peak_bytes(case.work)
-        rows.add(name, "peak extra memory", peak / 2**20, "MiB")
-        if name == "fused-op":
-            u, x = (each.untyped_storage().nbytes() for each in case.work.leaves)
-            one_map = 4 * shape.batch * shape.heads * shape.words * shape.patches
-            rows.add(name, "peak without dX over [B, H, M, D]", (peak - x) / u, "x")
-            rows.add("one map in fp32", "peak extra memory", one_map / 2**20, "MiB")
-            rows.add("one map in fp32", "peak without dX over [B, H, M, D]", one_map / u, "x")
+        if is_cuda:
+            rows.add(name, "peak extra memory", peak_bytes(case.work) / 2**20, "MiB")
 
 
-def _relate(rows: Rows, seconds: Mapping[str, Seconds], best: str) -> None:
-    """Time of both passes over that of the best case, by round; the op alone does less and is not compared."""
+def _relate(rows: Rows, seconds: Mapping[str, Seconds], best: str, part: str) -> None:
+    """Time of a pass over that of the best case, by round."""
     for name, taken in seconds.items():
-        if best in seconds and name not in (best, "fused-op"):
-            ratio = statistics.median(a / b for a, b in zip(taken.both, seconds[best].both, strict=True))
-            rows.add(name, f"both over {best}", ratio, "x")
+        if best in seconds and name != best:
+            pairs = zip(getattr(taken, part), getattr(seconds[best], part), strict=True)
+            rows.add(name, f"{part} over {best}", statistics.median(a / b for a, b in pairs), "x")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errors:
+    """The worst over both outputs and every gradient.
+
+    Attributes:
+        rms: ‖found - truth‖ / ‖truth‖.
+        largest: largest |found - truth| / largest |truth|.
+    """
+
+    rms: float
+    largest: float
+
+
+def check(name: str, work: Work, exact: Callable[[Tensor], Work], dtype: str) -> Errors:
+    """Compare a work with the exact one on at most 8 samples, spread from the first to the last of its batch.
+
+    The whole batch runs, as it does when it is timed. Gradients that enter the other samples are zero, so that those
+    of the parameters are sums over the compared ones alone.
+
+    Args:
+        exact: makes the same work of some samples, by their numbers, in float64.
+
+    Raises:
+        ValueError: the RMS error is above what is allowed for `dtype`: wrong results have no speed.
+    """
+    batch = work.leaves[1].shape[0]
+    picked = torch.linspace(0, batch - 1, min(batch, SAMPLES)).round().long().to(work.leaves[0].device)
+    outputs = work.forward()
+    upstream = [_only(each, work.places(result, picked)) for result, each in enumerate(upstream_of(outputs))]
+    found = [_picked(each, work.places(result, picked)) for result, each in enumerate(outputs)]
+    backward = enumerate(work.backward(outputs, upstream), len(outputs))
+    found += [_picked(each, work.places(result, picked)) for result, each in backward]
+    twin = exact(picked)
+    outputs = twin.forward()
+    again = [_picked(each, work.places(result, picked)).double() for result, each in enumerate(upstream)]
+    truth = [*outputs, *twin.backward(outputs, again)]
+    if not work.is_compared:
+        del found[1], truth[1]  # no divergence
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(found, truth, strict=True)]
+    rms = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
+    largest = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs]
+    if not all(each <= GATE[dtype] for each in rms):  # NaN included
+        raise ValueError(
+            f"{name} must be within {GATE[dtype]:g} of the float64 reference in {dtype}, got {max(rms):g}: not timed."
+        )
+    return Errors(rms=max(rms), largest=max(largest))
+
+
+def _only(upstream: Tensor, places: Tensor | None) -> Tensor:
+    """Zeros outside the picked samples."""
+    kept = torch.zeros_like(upstream)
+    kept[places] = upstream[places]
+    return kept
+
+
+def _picked(result: Tensor, places: Tensor | None) -> Tensor:
+    return result if places is None else result[places]
+
+
+def kept_bytes(work: Work) -> int:
+    """Bytes that the forward pass keeps for the backward pass, beside inputs and parameters."""
+    own = {each.untyped_storage().data_ptr() for each in (*work.leaves, *work.constants)}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # Held, so that no address is used twice; detached, for a result that its own graph holds is never freed, and
+        # with it the AccumulateGrad nodes of the leaves, whose stream then breaks every later CUDA graph.
+        held = tensor.detach()
+        kept.setdefault(tensor.untyped_storage().data_ptr(), held)
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = work.forward()
+    del outputs
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+def peak_bytes(work: Work) -> int:
+    """Peak of the CUDA allocator over both passes, above inputs, parameters and the gradients that enter.
+
+    The results count: both outputs, and the gradient of every leaf.
+    """
+    upstream = upstream_of(work.forward())
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    outputs = work.forward()
+    work.backward(outputs, upstream)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

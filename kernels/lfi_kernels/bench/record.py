@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from lfi_kernels.bench.compare import Row
-from lfi_kernels.interaction_attention.compiler import triton_version
+from lfi_kernels.interaction_attention.tiles import triton_version
 
 COLUMNS = (
     *("commit", "dirty", "device", "threads", "torch"),

@@ -13,12 +13,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HEADS = 4
 TOKENS = 262_144
 """Patch tokens of a batch on a GPU: they fill the chip."""
-_WRITTEN = re.compile(r"(\S+) B(\d+) H(\d+) M(\d+) N(\d+) D(\d+) Dq(\d+) (fp32|fp16|bf16)")
+_WRITTEN = re.compile(r"(\S+) B(\d+) H(\d+) M(\d+) N(\d+) D(\d+) Dq(\d+) (fp32|fp16|bf16)(?: R(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """Sizes of one comparison, and the dtype it is timed in."""
+    """Sizes of one comparison, and the dtype it is timed in; `maps` of the words of an image have a map, None: all."""
 
     model: str = "ViT-S/16"
     batch: int = 8
@@ -27,6 +27,7 @@ class Shape:
     patches: int = 196
     query_dim: int = 128
     dtype: str = "fp32"
+    maps: int | None = None
 
     @property
     def dim(self) -> int:
@@ -35,7 +36,7 @@ class Shape:
 
     def __str__(self) -> str:
         sizes = f"B{self.batch} H{self.heads} M{self.words} N{self.patches} D{self.dim} Dq{self.query_dim}"
-        return f"{self.model} {sizes} {self.dtype}"
+        return f"{self.model} {sizes} {self.dtype}{'' if self.maps is None else f' R{self.maps}'}"
 
     @classmethod
     def parse(cls, text: str) -> Shape:
@@ -56,6 +57,7 @@ class Shape:
             patches=patches,
             query_dim=query_dim,
             dtype=found[8],
+            maps=None if found[9] is None else int(found[9]),
         )
 
 
@@ -79,6 +81,7 @@ class Sizes:
         patches: numbers N of patches.
         words: numbers M of words.
         query_dims: channels Dq of a query, multiples of the 4 heads; D: as many as a patch has.
+        maps: of the words of an image that have a map; 0: inference, None: all of them have one.
 
     Raises:
         ValueError: a name or number that is none.
@@ -88,10 +91,11 @@ class Sizes:
     patches: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     query_dims: tuple[str, ...] = ()
+    maps: int | None = None
 
     def __post_init__(self) -> None:
         known("model", self.models, WIDTHS)
-        for field, most in (("patches", 4096), ("words", 64)):
+        for field, most in (("patches", 4096), ("words", 21_000)):
             for text in getattr(self, field):
                 if not (text.isdecimal() and 1 <= int(text) <= most):
                     raise ValueError(f"{field} must be whole numbers from 1 to {most}, got {text!r}.")
@@ -101,7 +105,8 @@ class Sizes:
 
     def named(self, other: Sizes) -> Sizes:
         """These sizes, and those of `other` where nothing is named."""
-        return Sizes(**{each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(self)})
+        named = {each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(self)}
+        return Sizes(**named | {"maps": self.maps})
 
 
 _ON_GPU = Sizes(models=tuple(WIDTHS), patches=("196", "256", "1024"), words=("16", "32"), query_dims=("128", "D"))
@@ -137,6 +142,7 @@ def shapes(device: str, asked: Sizes | None = None, *, quick: bool = False) -> l
             patches=int(patches),
             query_dim=WIDTHS[model] if query_dim == "D" else int(query_dim),
             dtype=dtype,
+            maps=None if sizes.maps is None else min(sizes.maps, int(words)),
         )
         for model in sizes.models
         for patches in sizes.patches

@@ -1,4 +1,4 @@
-"""Time of the forward pass, of the backward pass and of both.
+"""Time of the forward pass, of the backward pass and of both; and the least time that they could take.
 
 On the CPU, seconds around the calls. On a GPU each pass is captured as a CUDA graph, and the seconds lie between
 events around the replays, so that the time it takes to launch kernels from Python does not count. The replays before
@@ -8,16 +8,83 @@ same events, and a warning says so: launching then counts.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from lfi_kernels.bench.work import Work, upstream_of
+from lfi_kernels.bench.shapes import Shape
+from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE
+
+PER_SAMPLE = 4
+"""Results that have the batch first: both outputs, and the gradients of the first two leaves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Two outputs of some leaves.
+
+    Attributes:
+        run: computes the outputs.
+        leaves: what gradients are taken of; the first two are [B, ...], the others are shared by the samples.
+        constants: further tensors that it reads.
+        choice: the value of LFI_KERNELS under which it runs.
+        rows: [R], the sample of each row of the second output, where that is not [B, ...].
+        is_compared: whether there is a target; without one it is inference, and has no backward pass.
+    """
+
+    run: Callable[[], tuple[Tensor, Tensor]]
+    leaves: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    choice: str
+    rows: Tensor | None = None
+    is_compared: bool = True
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        with variable(ENVIRONMENT_VARIABLE, self.choice), torch.set_grad_enabled(self.is_compared):
+            return self.run()
+
+    def backward(self, outputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Gradients of the leaves; what the outputs kept for them is gone afterwards."""
+        if not self.is_compared:
+            return ()
+        with variable(ENVIRONMENT_VARIABLE, self.choice):
+            return torch.autograd.grad(outputs, self.leaves, upstream)
+
+    def places(self, result: int, picked: Tensor) -> Tensor | None:
+        """Where in a result (outputs, then gradients) some samples lie, by their numbers; None: samples share it."""
+        if result >= PER_SAMPLE:
+            return None
+        if result == 1 and self.rows is not None:
+            return (self.rows[:, None] == picked).nonzero()[:, 0]
+        return picked
+
+
+def upstream_of(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Random gradients of the outputs, the same at every call: numbers that are all 1 or 0 can run faster."""
+    g = torch.Generator(outputs[0].device).manual_seed(1)
+    return tuple(torch.randn(each.shape, generator=g, device=each.device, dtype=each.dtype) for each in outputs)
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 class Passes(Protocol):
@@ -138,3 +205,66 @@ def between(start: Mark, end: Mark) -> float:
         return float(end) - float(start)  # type: ignore[arg-type]
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+COPY_BYTES = 2**30
+PRODUCT_SIZE = 8192
+_ROUNDS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """Rates of this GPU, measured in this run.
+
+    Attributes:
+        copied: bytes a second, read and written, of a copy of 1 GiB.
+        products: operations a second of an 8192 x 8192 x 8192 bf16 matrix product of random numbers.
+    """
+
+    copied: float
+    products: float
+
+    def least_seconds(self, shape: Shape) -> dict[str, float]:
+        """The least time of the block by pass: its bytes at `copied`, its operations at `products` if that is longer.
+
+        Forward: x, the codes and the queries are read, the new queries and kl written; keys and values, scores and
+        values, W_q and W_o. Backward: x read and dx written, codes, queries and two gradients read, one written; twice
+        the products. Both: the one after the other. Without a target there is no backward pass.
+        """
+        tokens, rows = shape.batch * shape.patches, shape.batch * shape.words
+        maps = rows if shape.maps is None else shape.batch * shape.maps
+        x, codes, queries, kl = (
+            2 * tokens * shape.dim,
+            maps * shape.patches,
+            2 * rows * shape.query_dim,
+            4 * maps * shape.heads,
+        )
+        products = 2 * tokens * shape.dim * 2 * shape.query_dim
+        products += 4 * rows * shape.patches * shape.query_dim + 4 * rows * shape.query_dim**2
+        forward = max((x + codes + 2 * queries + kl) / self.copied, products / self.products)
+        if shape.maps == 0:
+            return {"forward": forward}
+        backward = max((2 * x + codes + 4 * queries + kl) / self.copied, 2 * products / self.products)
+        return {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def measure_ceilings(device: str) -> Ceilings:
+    """Measure both rates."""
+    source = torch.randn(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    copy = _median_seconds(lambda: target.copy_(source))
+    product = _median_seconds(lambda: torch.mm(left, right, out=out))
+    return Ceilings(copied=2 * COPY_BYTES / copy, products=2 * PRODUCT_SIZE**3 / product)
+
+
+def _median_seconds(run: Callable[[], object]) -> float:
+    """Of one call, of many that are queued at once."""
+    for _ in range(3):
+        run()
+    marks = [mark(True)]
+    for _ in range(_ROUNDS):
+        run()
+        marks.append(mark(True))
+    return statistics.median(between(*pair) for pair in pairwise(marks))

@@ -1,18 +1,35 @@
-"""Which implementation of `interaction_attention` runs."""
+"""Which implementation of the block runs, and whether the fused kernels do on this GPU what the reference does.
+
+The kernels are proven under Triton's interpreter, on shapes small enough for it. What a compiler makes of them for the
+GPU that somebody has is seen only there, so they solve a small problem first, and are used where they solve it right.
+What was found is remembered on disk by GPU, compiler and the kernels' source, so that only the first process ever
+compiles for it.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lfi_kernels.interaction_attention import reference
-from lfi_kernels.interaction_attention.compiler import OLDEST_TRITON, has_triton, triton_version
-from lfi_kernels.interaction_attention.inputs import Companding, check_inputs
-from lfi_kernels.interaction_attention.op import fused_forward
-from lfi_kernels.interaction_attention.self_check import is_right
+from lfi_kernels.interaction_attention.op import projected_attention
+from lfi_kernels.interaction_attention.tiles import (
+    OLDEST_TRITON,
+    cache_folder,
+    code,
+    has_triton,
+    triton_version,
+    write_json,
+)
 
 Implementation = Literal["reference", "triton"]
 
@@ -21,42 +38,15 @@ ENVIRONMENT_VARIABLE = "LFI_KERNELS"
 
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-
-def interaction_attention(
-    u: Tensor,
-    x: Tensor,
-    target: Tensor | None = None,
-    row_weight: Tensor | None = None,
-    *,
-    target_scale: Tensor | None = None,
-    companding: Companding = "sqrt",
-    key_padding_mask: Tensor | None = None,
-    layer_norm_eps: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    if resolve(u) == "reference":
-        return reference.interaction_attention(
-            u,
-            x,
-            target,
-            row_weight,
-            target_scale=target_scale,
-            companding=companding,
-            key_padding_mask=key_padding_mask,
-            layer_norm_eps=layer_norm_eps,
-        )
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps)
-    z, kl, *_ = fused_forward(u, x, target, row_weight, target_scale, key_padding_mask, companding, layer_norm_eps)
-    return z, kl
+# Largest ||found - truth|| / ||truth|| of an output or a gradient.
+TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 
 
-interaction_attention.__doc__ = reference.interaction_attention.__doc__
-
-
-def resolve(u: Tensor) -> Implementation:
-    """Choose the implementation for inputs like `u`.
+def resolve(device: torch.device, dtype: torch.dtype) -> Implementation:
+    """Choose the implementation for a block that computes in `dtype` on `device`.
 
     `auto` is triton on a GPU, and the reference on the CPU, for float64, without triton 3.5 or newer, and where the
-    kernels do not pass their check on that GPU (`self_check`).
+    kernels do not pass their check on that GPU (`is_right`).
 
     Raises:
         ValueError: LFI_KERNELS is none of its three values, or it asks for triton where triton cannot run: without
@@ -66,8 +56,8 @@ def resolve(u: Tensor) -> Implementation:
     if asked == "reference":
         return "reference"
     if asked == "auto":
-        can_run = u.is_cuda and u.dtype in FUSED_DTYPES and has_triton()
-        return "triton" if can_run and _is_right(u.device, u.dtype) else "reference"
+        can_run = device.type == "cuda" and dtype in FUSED_DTYPES and has_triton()
+        return "triton" if can_run and _is_right(device, dtype) else "reference"
     if asked != "triton":
         raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
     if not has_triton():
@@ -76,11 +66,13 @@ def resolve(u: Tensor) -> Implementation:
             f"{ENVIRONMENT_VARIABLE}=triton needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {found}. "
             "Install it, or choose auto."
         )
-    if u.dtype not in FUSED_DTYPES:
-        raise ValueError(f"u must be float16, bfloat16 or float32 under {ENVIRONMENT_VARIABLE}=triton, got {u.dtype}.")
-    if not u.is_cuda and not _is_interpreted():
+    if dtype not in FUSED_DTYPES:
         raise ValueError(
-            f"u must be on a CUDA device under {ENVIRONMENT_VARIABLE}=triton, got one on {u.device}. "
+            f"queries must be float16, bfloat16 or float32 under {ENVIRONMENT_VARIABLE}=triton, got {dtype}."
+        )
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        raise ValueError(
+            f"queries must be on a CUDA device under {ENVIRONMENT_VARIABLE}=triton, got some on {device}. "
             "Choose auto, or set TRITON_INTERPRET=1 before the process starts."
         )
     return "triton"
@@ -95,5 +87,96 @@ def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
 _is_right._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _is_interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+@functools.cache
+def is_right(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether both passes of the kernels agree with the reference in float64 on a small problem on `device`.
+
+    Asked once a process, and once a GPU, triton and version of the kernels: see `checks_file`. Warns, once a process,
+    where they cannot run or are wrong.
+    """
+    key = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}; {code()}; {dtype}"
+    apart = remembered(checks_file()).get(key)
+    if apart is None:
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+                apart = largest_error(device, dtype)
+        except Exception as error:  # whatever the compiler or the driver says: the reference can still run
+            # Not remembered: memory may have been short.
+            return _refused(device, dtype, f"{type(error).__name__}: {error}".splitlines()[0])
+        # Another process may have added its own in the meantime. Where the file cannot be written, the next one checks.
+        write_json(checks_file(), remembered(checks_file()) | {key: apart if math.isfinite(apart) else -1.0})
+    if 0.0 <= apart <= TOLERANCES[dtype]:
+        return True
+    return _refused(device, dtype, f"a relative error of {apart:g}, allowed {TOLERANCES[dtype]:g}")
+
+
+def _refused(device: torch.device, dtype: torch.dtype, found: str) -> bool:
+    warnings.warn(
+        f"The fused kernels are not used on {device} for {dtype}, where a check of them found {found}. The reference "
+        f"runs instead, slower and with more memory. {ENVIRONMENT_VARIABLE}=reference silences this.",
+        stacklevel=4,
+    )
+    return False
+
+
+def checks_file() -> Path:
+    """What was found, by GPU, triton, source and dtype: checks.json in the cache folder."""
+    return cache_folder() / "checks.json"
+
+
+def remembered(path: Path) -> dict[str, float]:
+    """Errors that were found; empty where there is no file, or one that cannot be read: the check is made again."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return {key: float(value) for key, value in plain.items() if type(value) is float and math.isfinite(value)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def largest_error(device: torch.device, dtype: torch.dtype) -> float:
+    """Largest relative error of an output or a gradient of both ways of the kernels.
+
+    With dense maps, 16 queries, one block of them; and with 80 queries, several blocks, of which three have a map.
+    192 channels, 150 patches, some of them ignored.
+    """
+    g = torch.Generator().manual_seed(0)
+    batch, patches, dim, query_dim = 3, 150, 192, 128
+    x = torch.randn(batch, patches, dim, generator=g) * (0.5 + torch.rand(batch, patches, 1, generator=g))
+    w = torch.randn(dim, 2 * query_dim, generator=g) / math.sqrt(dim)
+    ignored = torch.rand(batch, patches, generator=g) < 0.2
+    rows = torch.tensor([0, 0, 2]), torch.tensor([3, 70, 41])
+    worst = 0.0
+    for words, (row_batch, row_query) in ((16, (None, None)), (80, rows)):
+        q = torch.randn(batch, words, query_dim, generator=g) / 4
+        shape = (batch, words) if row_batch is None else (3,)
+        target = torch.randint(0, 256, (*shape, patches), generator=g, dtype=torch.uint8)
+        weight, scale = (torch.rand(shape, generator=g) + 0.1 for _ in range(2))
+        given = (target, weight, scale, ignored, row_batch, row_query)
+        constants = [None if each is None else each.to(device) for each in given]
+        do, dkl = torch.randn(q.shape, generator=g), torch.randn(target.numel() // patches, 4, generator=g)
+        leaves = [each.to(device, dtype) for each in (q, x, w - w.mean(0))]
+        found = _pass(projected_attention, leaves, constants, (do, dkl))
+        truth = _pass(reference.projected_attention, [each.double() for each in leaves], constants, (do, dkl))
+        for results in (found, truth):
+            results[4] = results[4] - results[4].mean(0)  # that of w is right up to a constant by column
+        worst = max(worst, *(_distance(a, b) for a, b in zip(found, truth, strict=True)))
+    return worst
+
+
+def _pass(
+    op: Callable[..., tuple[Tensor, ...]],
+    leaves: list[Tensor],
+    constants: list[Tensor | None],
+    upstream: tuple[Tensor, Tensor],
+) -> list[Tensor]:
+    """o, kl and the gradients of q, x and w."""
+    leaves = [each.clone().requires_grad_() for each in leaves]
+    o, kl, *_ = op(*leaves, *constants, 4, "sqrt", 1e-5)
+    pairs = zip(upstream, (o, kl), strict=True)
+    gradients = torch.autograd.grad((o, kl), leaves, [each.to(out) for each, out in pairs])
+    return [o.detach(), kl.detach(), *gradients]
+
+
+def _distance(found: Tensor, truth: Tensor) -> float:
+    distance = float((found.double() - truth).norm() / truth.norm())
+    return math.inf if math.isnan(distance) else distance

@@ -1,11 +1,11 @@
-"""The op in eager PyTorch. This file is the specification that any faster version is held to.
+"""The ops in eager PyTorch, keys folded into the queries: the specification. The maths is in kernels/README.md.
 
-Heads and words are folded into the rows of one matrix product per sample, [H*M, D] @ [D, N], and the target
-is never expanded over the heads. The gradient is autograd's. The closed form of DESIGN.md, section 6, as a
-custom Function took 0.96 to 1.05 of its time (one CPU thread, B=8, N=196, D=384 and 192, forward and
-backward), which does not pay for stating the same maths twice.
+Heads and queries are folded into the rows of one matrix product per sample, [H*M, D] @ [D, N], and a target is never
+expanded over the heads. The gradient is autograd's: the closed form as a custom Function took 0.96 to 1.05 of its time
+(one CPU thread, B=8, N=196, D=384 and 192, forward and backward).
 
-Letters of the suffixes: B sample, H head, M word, R = H*M, N patch, D channel.
+Letters of the suffixes: B sample, H head, M query, K query without a map of its own, Q = H*M, R row of targets,
+N patch, D channel.
 """
 
 from __future__ import annotations
@@ -33,60 +33,117 @@ def interaction_attention(
     companding: Companding = "sqrt",
     key_padding_mask: Tensor | None = None,
     layer_norm_eps: float | None = None,
+    row_batch: Tensor | None = None,
+    row_query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from folded queries to patches, and measure how far the attention is from a target map.
+    """Attend from folded queries to patches, and measure how far the attention is from target maps.
 
         S = u X^T    P = softmax_N(S)    z = P X
         kl = w (sum T log T - sum T S + (sum T) lse(S)) = w KL(T || P),    0 log 0 = 0
 
-    The form of the loss is this project's choice (DESIGN.md, section 6); that of the paper (LFI, Gao et al.,
-    ICCV 2025, arXiv 2509.18733) is not public.
+    The form of the loss is this project's choice; that of the paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733)
+    is not public.
+
+    Maps come dense, one for every query, or as R rows that name their sample and query, where few queries have one.
+    No map is read and no divergence computed for the other queries then.
 
     Args:
         u: [B, H, M, D], queries with W_q, W_k transposed and 1/sqrt(d) folded in; finite in every row.
         x: [B, N, D], patch tokens, of u's dtype; they serve as keys and as values.
-        target: [B, M, N], one map per word, shared by the heads; uint8 codes or floating point. A constant:
-            no gradient. Its rows are taken as they are, not normalised. None: kl is zeros.
-        row_weight: [B, M], weight of each word; None: 1. Where it is 0, kl is exactly 0 and passes exactly no
+        target: [B, M, N], one map per query, shared by the heads, or [R, N]; uint8 codes or floating point. A
+            constant: no gradient. Its rows are taken as they are, not normalised. None: kl is zeros.
+        row_weight: [B, M] or [R], weight of each map; None: 1. Where it is 0, kl is exactly 0 and passes exactly no
             gradient, whatever that row of target and target_scale holds, NaN included. So too where a row of
             the target sums to 0.
-        target_scale: [B, M], the value of code 255; for uint8 targets, and only for those.
+        target_scale: [B, M] or [R], the value of code 255; for uint8 targets, and only for those.
         companding: the curve of uint8 codes, see `Companding`.
         key_padding_mask: [B, N], True = ignore: the patch gets no attention and no gradient, and what x and
             the target hold there is left out. A sample with every patch ignored gives z = 0 and kl = 0.
         layer_norm_eps: X = LN(x), layer norm over the channels without affine, with this eps; None: X = x.
+        row_batch, row_query: [R] int64 or int32, sample and query of each row of the target; row_batch must not
+            decrease, and no pair may occur twice. None: the target is dense.
 
     Returns:
-        z [B, H, M, D] in u's dtype, and kl [B, H, M] in fp32 (fp64 for fp64 input), in nats. Scores, softmax
-        and sums are held in kl's dtype, under autocast too.
+        z [B, H, M, D] in u's dtype, and kl [B, H, M], or [R, H] for rows, in fp32 (fp64 for fp64 input), in nats.
+        Scores, softmax and sums are held in kl's dtype, under autocast too.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; rows that are out of range, out of order or named twice
+            (on the CPU; on a GPU values are not looked at).
+    """
+    check_inputs(
+        *(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps),
+        row_batch=row_batch,
+        row_query=row_query,
+    )
+    with torch.autocast(u.device.type, enabled=False):
+        s_BQN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
+        if target is None:
+            p_BQN = s_BQN.softmax(-1)
+            kl = s_BQN.new_zeros(u.shape[:3])
+        elif row_batch is not None and row_query is not None:
+            p_BQN = s_BQN.softmax(-1)
+            s_RHN = s_BQN.view(*u.shape[:3], x.shape[1])[row_batch, :, row_query]
+            ignored_RN = None if key_padding_mask is None else key_padding_mask[row_batch]
+            t_RN, h_R = _weighted_maps(target, row_weight, target_scale, companding, ignored_RN, s_BQN.dtype)
+            kl = h_R[:, None] - (t_RN[:, None] * s_RHN.log_softmax(-1)).sum(-1)
+        else:
+            ignored_B1N = None if key_padding_mask is None else key_padding_mask[:, None]
+            t_BMN, h_BM = _weighted_maps(target, row_weight, target_scale, companding, ignored_B1N, s_BQN.dtype)
+            # log P = S - lse(S): taken as one number, the difference loses no digits to large scores.
+            log_p_BQN = s_BQN.log_softmax(-1)
+            p_BQN = log_p_BQN.exp()
+            kl = h_BM[:, None] - (t_BMN[:, None] * log_p_BQN.view(*u.shape[:3], x.shape[1])).sum(-1)
+        z = torch.bmm(p_BQN, x_BND).view(u.shape).to(u.dtype)
+    return z, kl
+
+
+def interaction_costs(
+    u: Tensor,
+    x: Tensor,
+    target: Tensor,
+    row_weight: Tensor | None = None,
+    *,
+    target_scale: Tensor | None = None,
+    companding: Companding = "sqrt",
+    key_padding_mask: Tensor | None = None,
+    layer_norm_eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend from folded queries to patches, and measure how far every query's attention is from every map.
+
+        S = u X^T    P = softmax_N(S)    z = P X
+        cost_km = w_m mean_h (sum T_m log T_m - T_m . S_hk + (sum T_m) lse(S_hk)) = w_m mean_h KL(T_m || P_hk)
+
+    For K queries that belong to no word yet; the pairs [B, K, M] are what a matching needs. They cost one product over
+    the patches, [M, N] @ [N, K] per sample, and nothing of size K * M * N is written: the mean over the heads is taken
+    of log P before it meets the maps. log P is taken as one number, S - lse(S), so that large scores cost no digits.
+
+    Args:
+        u: [B, H, K, D] and x [B, N, D]: as in `interaction_attention`.
+        target: [B, M, N]; M need not be K. With it row_weight [B, M], target_scale [B, M], companding,
+            key_padding_mask [B, N] and layer_norm_eps: as there. Where a word's weight or its map is 0, its whole
+            column is exactly 0 and passes exactly no gradient.
+
+    Returns:
+        z [B, H, K, D] in u's dtype, and cost [B, K, M] in fp32 (fp64 for fp64 input), in nats.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit.
     """
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps)
+    words = target.shape[1] if target.ndim == 3 else 0
+    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps, words=words)
     with torch.autocast(u.device.type, enabled=False):
-        s_BRN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
-        if target is None:
-            p_BRN = s_BRN.softmax(-1)
-            kl_BHM = s_BRN.new_zeros(u.shape[:3])
-        else:
-            t_BMN = decode_target(target, target_scale, companding, s_BRN.dtype)
-            if key_padding_mask is not None:
-                t_BMN = t_BMN.masked_fill(key_padding_mask[:, None], 0.0)
-            if row_weight is not None:
-                t_BMN = t_BMN.masked_fill((row_weight == 0)[..., None], 0.0)
-            h_BM = torch.xlogy(t_BMN, t_BMN).sum(-1)
-            if row_weight is not None:
-                w_BM = row_weight.to(t_BMN.dtype)
-                t_BMN, h_BM = w_BM[..., None] * t_BMN, w_BM * h_BM
-
-            # log P = S - lse(S): taken as one number, the difference loses no digits to large scores.
-            log_p_BRN = s_BRN.log_softmax(-1)
-            p_BRN = log_p_BRN.exp()
-            log_p_BHMN = log_p_BRN.view(*u.shape[:3], x.shape[1])
-            kl_BHM = h_BM[:, None] - (t_BMN[:, None] * log_p_BHMN).sum(-1)
-        z = torch.bmm(p_BRN, x_BND).view(u.shape).to(u.dtype)
-    return z, kl_BHM
+        s_BQN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
+        log_p_BQN = s_BQN.log_softmax(-1)
+        z = torch.bmm(log_p_BQN.exp(), x_BND).view(u.shape).to(u.dtype)
+        ignored_B1N = None if key_padding_mask is None else key_padding_mask[:, None]
+        t_BMN, h_BM = _weighted_maps(target, row_weight, target_scale, companding, ignored_B1N, s_BQN.dtype)
+        if ignored_B1N is not None:
+            # An ignored patch has log P near the lowest number there is: the mean over heads would overflow.
+            log_p_BQN = log_p_BQN.masked_fill(ignored_B1N, 0.0)
+        log_p_BKN = log_p_BQN.view(*u.shape[:3], x.shape[1]).mean(1)
+        cost_BKM = h_BM[:, None] - torch.bmm(log_p_BKN, t_BMN.mT)
+    return z, cost_BKM
 
 
 def attention_map(
@@ -104,16 +161,64 @@ def attention_map(
     """
     check_scores_inputs(u, x, key_padding_mask, layer_norm_eps)
     with torch.autocast(u.device.type, enabled=False):
-        p_BRN = masked_scores(u, x, key_padding_mask, layer_norm_eps)[0].softmax(-1)
+        p_BQN = masked_scores(u, x, key_padding_mask, layer_norm_eps)[0].softmax(-1)
     if key_padding_mask is not None:
-        p_BRN = p_BRN.masked_fill(key_padding_mask[:, None], 0.0)
-    return p_BRN.view(*u.shape[:3], x.shape[1])
+        p_BQN = p_BQN.masked_fill(key_padding_mask[:, None], 0.0)
+    return p_BQN.view(*u.shape[:3], x.shape[1])
+
+
+def projected_attention(
+    q: Tensor,
+    x: Tensor,
+    w: Tensor,
+    target: Tensor | None,
+    row_weight: Tensor | None,
+    target_scale: Tensor | None,
+    key_padding_mask: Tensor | None,
+    row_batch: Tensor | None,
+    row_query: Tensor | None,
+    heads: int,
+    companding: Companding,
+    layer_norm_eps: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The same maths without folding, as the fused kernels compute it: o [B, M, Dq] and kl [R, H].
+
+        [K | V] = X w    S_h = q_h K_h^T    P_h = softmax_N(S_h)    o = concat_h(P_h V_h)
+
+    Arguments as in `op.projected_attention`; kl is [0, H] without a target, and [B*M, H] where maps are dense.
+    """
+    if key_padding_mask is not None:
+        x = x.masked_fill(key_padding_mask[..., None], 0.0)
+    if layer_norm_eps is not None:
+        x = F.layer_norm(x, x.shape[-1:], eps=layer_norm_eps)
+    q_BHMd, k_BHNd, v_BHNd = (
+        each.reshape(*each.shape[:2], heads, each.shape[2] // heads).transpose(1, 2)
+        for each in (q, *torch.chunk(x @ w, 2, -1))
+    )
+    s_BHMN = q_BHMd @ k_BHNd.mT
+    if key_padding_mask is not None:
+        s_BHMN = s_BHMN.masked_fill(key_padding_mask[:, None, None], torch.finfo(s_BHMN.dtype).min)
+    log_p_BHMN = s_BHMN.log_softmax(-1)
+    o = (log_p_BHMN.exp() @ v_BHNd).transpose(1, 2).flatten(2)
+    if target is None:
+        return o, o.new_zeros(0, heads)
+    ignored = key_padding_mask
+    if row_batch is not None and row_query is not None:
+        log_p_RHN = log_p_BHMN[row_batch, :, row_query]
+        ignored = None if ignored is None else ignored[row_batch]
+    else:
+        log_p_RHN = log_p_BHMN.transpose(1, 2).flatten(0, 1)
+        ignored = None if ignored is None else ignored.repeat_interleave(q.shape[1], 0)
+        target = target.flatten(0, 1)
+        row_weight, target_scale = (None if each is None else each.flatten() for each in (row_weight, target_scale))
+    t_RN, h_R = _weighted_maps(target, row_weight, target_scale, companding, ignored, s_BHMN.dtype)
+    return o, h_R[:, None] - (t_RN[:, None] * log_p_RHN).sum(-1)
 
 
 def masked_scores(
     u: Tensor, x: Tensor, key_padding_mask: Tensor | None, layer_norm_eps: float | None
 ) -> tuple[Tensor, Tensor]:
-    """S [B, R, N], and X [B, N, D] as the scores read it, both in the accumulation dtype.
+    """S [B, Q, N], and X [B, N, D] as the scores read it, both in the accumulation dtype.
 
     An ignored patch scores the lowest finite number, whose softmax is 0 beside any other patch, and is zero
     in X: so it may hold NaN, and a sample with every patch ignored has z = 0 with no NaN on the way. Zeros stay
@@ -125,7 +230,28 @@ def masked_scores(
         x_BND = x_BND.masked_fill(key_padding_mask[..., None], 0.0)
     if layer_norm_eps is not None:
         x_BND = F.layer_norm(x_BND, x_BND.shape[-1:], eps=layer_norm_eps)
-    s_BRN = torch.bmm(u.flatten(1, 2).to(dtype), x_BND.mT)
+    s_BQN = torch.bmm(u.flatten(1, 2).to(dtype), x_BND.mT)
     if key_padding_mask is not None:
-        s_BRN = s_BRN.masked_fill(key_padding_mask[:, None], torch.finfo(dtype).min)
-    return s_BRN, x_BND
+        s_BQN = s_BQN.masked_fill(key_padding_mask[:, None], torch.finfo(dtype).min)
+    return s_BQN, x_BND
+
+
+def _weighted_maps(
+    target: Tensor,
+    row_weight: Tensor | None,
+    target_scale: Tensor | None,
+    companding: Companding,
+    ignored: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """w T [..., N] and w sum T log T [...]; zeros where the weight is 0 or a patch is ignored, whatever is stored."""
+    maps = decode_target(target, target_scale, companding, dtype)
+    if ignored is not None:
+        maps = maps.masked_fill(ignored, 0.0)
+    if row_weight is not None:
+        maps = maps.masked_fill((row_weight == 0)[..., None], 0.0)
+    entropy = torch.xlogy(maps, maps).sum(-1)
+    if row_weight is None:
+        return maps, entropy
+    weight = row_weight.to(dtype)
+    return weight[..., None] * maps, weight * entropy

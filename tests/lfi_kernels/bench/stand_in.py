@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.bench import cases
-from lfi_kernels.bench.work import Work
+from lfi_kernels.bench.timing import Work
 
 
 class Graph:
@@ -88,6 +88,7 @@ def on_stand_in(patch: pytest.MonkeyPatch) -> list[str]:
     log = stand_in(patch)
     make: Callable[..., Any] = cases.make_cases
     patch.setattr(cases, "FUSED", "reference")
+    patch.setitem(cases.WAYS, "flex", cases.projected)  # FlexAttention has no backward pass on the CPU
     patch.setattr(torch, "compile", lambda way, dynamic: way)
     module = import_module("lfi_kernels.bench.compare")  # the package's own name for it is the function's
     patch.setattr(module, "make_cases", lambda shape, device, names: make(shape, "cpu", names))

@@ -58,8 +58,8 @@ def test_parts_can_be_named() -> None:
     [
         ({"models": ("ViT-T/16", "ViT-H")}, "Unknown model 'ViT-H'. Choices: ViT-T/16, ViT-S/16, ViT-B/16, ViT-L/16"),
         ({"patches": ("0",)}, "patches must be whole numbers from 1 to 4096, got '0'"),
-        ({"words": ("65",)}, "words must be whole numbers from 1 to 64, got '65'"),
-        ({"words": ("-1",)}, "words must be whole numbers from 1 to 64, got '-1'"),
+        ({"words": ("21001",)}, "words must be whole numbers from 1 to 21000, got '21001'"),
+        ({"words": ("-1",)}, "words must be whole numbers from 1 to 21000, got '-1'"),
         ({"query_dims": ("d",)}, r"query-dims must be D .* or multiples of 4, got 'd'"),
         ({"query_dims": ("30",)}, "multiples of 4, got '30'"),
         ({"query_dims": ("0",)}, "multiples of 4, got '0'"),
@@ -88,6 +88,7 @@ sizes = st.integers(1, 9999)
         model=st.sampled_from(list(WIDTHS)),
         **dict.fromkeys(("batch", "heads", "words", "patches", "query_dim"), sizes),  # type: ignore[arg-type]
         dtype=st.sampled_from(["fp32", "fp16", "bf16"]),
+        maps=st.none() | st.integers(0, 9),
     )
 )
 def test_a_shape_is_read_back_from_its_text(shape: Shape) -> None:

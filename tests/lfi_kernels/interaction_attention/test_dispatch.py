@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lfi_kernels import interaction_attention
-from lfi_kernels.interaction_attention import compiler, dispatch, reference
+from lfi_kernels import InteractionQueryBlock
+from lfi_kernels.interaction_attention import dispatch, tiles
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +18,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
 
 
-def tensor(*, is_cuda: bool = True, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """As much of a tensor as the choice looks at."""
-    return SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=torch.device("cuda:0" if is_cuda else "cpu"))
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -34,46 +31,45 @@ def test_auto_on_a_gpu_is_triton_where_it_proves_right(is_right: bool, monkeypat
 
     monkeypatch.setattr(dispatch, "is_right", check)
     expected = "triton" if is_right else "reference"
-    assert dispatch.resolve(tensor()) == expected
+    assert dispatch.resolve(GPU, torch.bfloat16) == expected
     monkeypatch.setenv("LFI_KERNELS", "auto")
-    assert dispatch.resolve(tensor(dtype=torch.float16)) == expected
-    gpu = torch.device("cuda:0")
-    assert asked == [(gpu, torch.bfloat16), (gpu, torch.float16)]
+    assert dispatch.resolve(GPU, torch.float16) == expected
+    assert asked == [(GPU, torch.bfloat16), (GPU, torch.float16)]
 
 
 def test_auto_is_the_reference_where_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "is_right", lambda *_: pytest.fail("nothing to check"))
-    assert dispatch.resolve(tensor(is_cuda=False)) == "reference"
-    assert dispatch.resolve(tensor(dtype=torch.float64)) == "reference"
+    assert dispatch.resolve(CPU, torch.bfloat16) == "reference"
+    assert dispatch.resolve(GPU, torch.float64) == "reference"
     monkeypatch.setattr(dispatch, "has_triton", lambda: False)
-    assert dispatch.resolve(tensor()) == "reference"
+    assert dispatch.resolve(GPU, torch.bfloat16) == "reference"
 
 
 def test_reference_and_triton_are_forced_without_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "is_right", lambda *_: pytest.fail("nothing to check"))
     monkeypatch.setenv("LFI_KERNELS", "reference")
-    assert dispatch.resolve(tensor()) == "reference"
+    assert dispatch.resolve(GPU, torch.bfloat16) == "reference"
     monkeypatch.setenv("LFI_KERNELS", "triton")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert dispatch.resolve(tensor(dtype=dtype)) == "triton"
+        assert dispatch.resolve(GPU, dtype) == "triton"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dispatch.resolve(tensor(is_cuda=False)) == "triton"
+    assert dispatch.resolve(CPU, torch.bfloat16) == "triton"
 
 
 def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LFI_KERNELS", "fast")
     with pytest.raises(ValueError, match=r'LFI_KERNELS must be "auto", "reference" or "triton", got \'fast\''):
-        dispatch.resolve(tensor())
+        dispatch.resolve(GPU, torch.bfloat16)
     monkeypatch.setenv("LFI_KERNELS", "triton")
-    with pytest.raises(ValueError, match=r"u must be float16, .* got torch\.float64"):
-        dispatch.resolve(tensor(dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"u must be on a CUDA device .* got one on cpu.*TRITON_INTERPRET=1"):
-        dispatch.resolve(tensor(is_cuda=False))
+    with pytest.raises(ValueError, match=r"queries must be float16, .* got torch\.float64"):
+        dispatch.resolve(GPU, torch.float64)
+    with pytest.raises(ValueError, match=r"queries must be on a CUDA device .* got some on cpu.*TRITON_INTERPRET=1"):
+        dispatch.resolve(CPU, torch.bfloat16)
     monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     for version, found in ((None, "none"), ("3.4.0", "3.4.0")):
         monkeypatch.setattr(dispatch, "triton_version", lambda version=version: version)
         with pytest.raises(ValueError, match=rf"LFI_KERNELS=triton needs triton 3.5 or newer, found {found}\."):
-            dispatch.resolve(tensor())
+            dispatch.resolve(GPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -81,28 +77,17 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     [(None, False), ("3.4.0", False), ("3.5.0", True), ("3.10.1", True), ("4.0", True), ("unknown", True)],
 )
 def test_which_triton_is_enough(version: str | None, is_enough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "triton_version", lambda: version)
-    assert compiler.has_triton() is is_enough
-
-
-def test_the_public_op_is_the_reference_here_and_checks_its_inputs() -> None:
-    g = torch.Generator().manual_seed(0)
-    u, x = torch.randn(1, 2, 3, 8, generator=g), torch.randn(1, 5, 8, generator=g)
-    target = torch.rand(1, 3, 5, generator=g)
-    for found, truth in zip(
-        interaction_attention(u, x, target), reference.interaction_attention(u, x, target), strict=True
-    ):
-        assert torch.equal(found, truth)
-    with pytest.raises(ValueError, match=r"u must be \[B, H, M, D\]"):
-        interaction_attention(u[0], x, target)
+    monkeypatch.setattr(tiles, "triton_version", lambda: version)
+    assert tiles.has_triton() is is_enough
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler itself
 def test_the_choice_does_not_break_a_compiled_graph() -> None:
-    u, x = torch.randn(1, 2, 3, 8), torch.randn(1, 5, 8)
+    block = InteractionQueryBlock(8, 8, 2)
+    queries, features = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
     torch._dynamo.reset()
-    found = torch.compile(interaction_attention, fullgraph=True, backend="eager")(u, x)
-    assert torch.equal(found[0], interaction_attention(u, x)[0])
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(queries, features)[0], block(queries, features)[0])
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler itself

@@ -372,7 +372,7 @@ def test_sqrt_is_the_default_curve() -> None:
         ({"x": torch.zeros(2, 0, 5)}, r"x must hold at least one patch"),
         ({"u": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}, r"u must be float16, .* got torch.int64"),
         ({"x": torch.zeros(2, 7, 5, dtype=torch.bfloat16)}, r"x must be torch.float32 .* got torch.bfloat16"),
-        ({"x": torch.zeros(2, 7, 5, device="meta")}, r"x must be on cpu as u is, got one on meta"),
+        ({"x": torch.zeros(2, 7, 5, device="meta")}, r"x must be on cpu, got one on meta"),
         ({"target": torch.zeros(2, 3, 4, 7)}, r"target must be \[B, M, N\] = \[2, 4, 7\], got"),
         ({"target": torch.zeros(2, 4, 7, dtype=torch.int32)}, r"target must be uint8 or floating point, got"),
         ({"target": torch.zeros(2, 4, 7, requires_grad=True)}, r"target must be a constant, got"),

@@ -21,17 +21,21 @@ def limits(case: str, metric: str, shape: bench.Shape, *, is_cuda: bool = True) 
 @pytest.mark.parametrize("model", bench.WIDTHS)
 def test_limits_of_a_gpu(words: int, model: str) -> None:
     shape = bench.Shape(model=model, words=words, dtype="bf16")
-    for case in ("compiled-folded", "compiled-projected"):
-        assert limits(case, "both over fused", shape) == [(3.0 if words == 16 else 1.0, None)]
-    assert limits("projected", "both over fused", shape) == ([(6.0, None)] if words == 16 else [])
-    small = words == 16 and model in ("ViT-S/16", "ViT-B/16")
-    assert limits("fused-op", "both over floor", shape) == ([(None, 2.0)] if small else [])
-    for case, metric in (
-        ("fused-op", "forward over floor"),
-        ("sdpa", "both over fused"),
-        ("compiled-folded", "both"),
-    ):
+    assert limits("compiled-projected", "both over fused", shape) == [(3.0 if model == "ViT-S/16" else 2.5, None)]
+    assert limits("projected", "both over fused", shape) == [(3.5, None)]
+    assert limits("fused", "both over floor", shape) == [(None, 4.0)]
+    for case in ("sdpa", "folded", "compiled-flex"):
+        assert limits(case, "both over fused", shape) == [(1.0, None)]
+    for case, metric in (("fused", "forward over floor"), ("compiled-folded", "both")):
         assert limits(case, metric, shape) == []
+
+
+def test_limits_of_a_gpu_where_few_queries_have_a_map() -> None:
+    shape = bench.Shape(words=80, dtype="bf16", maps=3)
+    assert limits("compiled-projected", "both over fused", shape) == [(2.0, None)]
+    assert limits("projected", "both over fused", shape) == [(1.0, None)]
+    assert limits("fused", "both over floor", shape) == []
+    assert limits("projected", "forward over fused", bench.Shape(words=1000, maps=0)) == [(1.0, None)]
 
 
 def test_limits_of_the_cpu() -> None:

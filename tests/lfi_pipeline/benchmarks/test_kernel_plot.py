@@ -61,11 +61,14 @@ def test_ratios_become_dots_on_a_logarithmic_axis(tmp_path: Path) -> None:
     assert "projected" not in texts  # nothing of it was measured
 
 
-def test_time_over_the_floor_has_a_chart_of_its_own_without_channels_of_a_query(tmp_path: Path) -> None:
-    rows = [row("fused-op", shape, f"{part} over floor", 1.5) for shape in SHAPES for part in ("forward", "both")]
-    rows += [row("fused-op", SHAPES[0], "forward", 3.0), row("floor", SHAPES[0], "forward", 2.0)]
+def test_time_over_the_floor_has_a_chart_of_its_own(tmp_path: Path) -> None:
+    rows = [row("fused", shape, f"{part} over floor", 1.5) for shape in SHAPES for part in ("forward", "both")]
+    rows += [row("fused", SHAPES[0], "forward", 3.0), row("floor", SHAPES[0], "forward", 2.0)]
     assert told(drawn(tmp_path, rows)) == [
-        f"ViT-S/16 N196 M{words}, {part}: 1.5x" for words in (16, 32) for part in ("both", "forward")
+        f"ViT-S/16 N196 M{words} Dq{dim}, {part}: 1.5x"
+        for words in (16, 32)
+        for dim in (128, 384)
+        for part in ("both", "forward")
     ]
 
 

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lfi_kernels.bench import Ceilings, Shape, ceiling_rows, ceilings, gain_bound, measure_ceilings
+from lfi_kernels.bench import Ceilings, Shape, ceiling_rows, gain_bound, measure_ceilings, timing
 from tests.lfi_kernels.bench.stand_in import stand_in, tick
 
 SHAPE = Shape(model="ViT-T/16", batch=3, heads=4, words=2, patches=10, dtype="bf16")
-X, U, T = 3 * 10 * 192 * 2, 3 * 4 * 2 * 192 * 2, 3 * 2 * 10
-PRODUCT = 2 * 3 * (4 * 2) * 10 * 192
+X, Q, T, KL = 3 * 10 * 192 * 2, 3 * 2 * 128 * 2, 3 * 2 * 10, 3 * 2 * 4 * 4
+PRODUCTS = 2 * (3 * 10) * 192 * 256 + 4 * (3 * 2) * 10 * 128 + 4 * (3 * 2) * 128 * 128
 
 
 def test_bytes_bound_a_gpu_that_computes_for_nothing() -> None:
     least = Ceilings(copied=1.0, products=1e30).least_seconds(SHAPE)
-    assert least == {
-        "forward": X + T + 2 * U,
-        "backward": 2 * X + T + 4 * U,
-        "both": 3 * X + 2 * T + 6 * U,
-    }
+    forward, backward = X + T + 2 * Q + KL, 2 * X + T + 4 * Q + KL
+    assert least == {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def test_only_the_maps_that_are_there_are_read_and_inference_has_one_pass() -> None:
+    bytes_bound = Ceilings(copied=1.0, products=1e30)
+    one = bytes_bound.least_seconds(replace(SHAPE, maps=1))["forward"]
+    assert one == X + T / 2 + 2 * Q + KL / 2
+    assert bytes_bound.least_seconds(replace(SHAPE, maps=0)) == {"forward": X + 2 * Q}
 
 
 def test_operations_bound_a_gpu_with_endless_bandwidth() -> None:
     least = Ceilings(copied=1e30, products=1.0).least_seconds(SHAPE)
-    assert least == {"forward": 2 * PRODUCT, "backward": 5 * PRODUCT, "both": 7 * PRODUCT}
+    assert least == {"forward": PRODUCTS, "backward": 2 * PRODUCTS, "both": 3 * PRODUCTS}
 
 
 def test_ceilings_count_bytes_both_ways_and_two_operations_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr(ceilings, "COPY_BYTES", 4096)
-    monkeypatch.setattr(ceilings, "PRODUCT_SIZE", 8)
+    monkeypatch.setattr(timing, "COPY_BYTES", 4096)
+    monkeypatch.setattr(timing, "PRODUCT_SIZE", 8)
     taken = iter([0.5, 2.0])
-    real = ceilings._median_seconds
+    real = timing._median_seconds
 
     def slow(run: object) -> float:
         seconds = next(taken)
@@ -42,7 +48,7 @@ def test_ceilings_count_bytes_both_ways_and_two_operations_a_product(monkeypatch
 
         return real(call)
 
-    monkeypatch.setattr(ceilings, "_median_seconds", slow)
+    monkeypatch.setattr(timing, "_median_seconds", slow)
     found = measure_ceilings("cpu")
     assert found.copied == pytest.approx(2 * 4096 / 0.5)
     assert found.products == pytest.approx(2 * 8**3 / 2.0)

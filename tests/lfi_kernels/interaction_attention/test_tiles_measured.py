@@ -11,34 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_kernels.interaction_attention import tuning
-from lfi_kernels.interaction_attention.blocks import Blocks, Problem
+from lfi_kernels.interaction_attention import tiles
+from lfi_kernels.interaction_attention.tiles import Problem, Tile
 
 pytest.importorskip("triton")
 
-PROBLEM = Problem(
-    kernel="forward", dtype="bfloat16", target="uint8", rows=64, patches=196, dim=384, layer_norm=True, fills=True
-)
+PROBLEM = Problem(kernel="project", dtype="bfloat16", rows=9999, columns=256, depth=384)
 GPU = torch.device("cuda:0")
 
 
 class Kernel:
     """Stands for a launch: each tile takes its own time on a clock of its own, and some cannot run or are wrong."""
 
-    def __init__(self, milliseconds: dict[Blocks, float], wrong: Blocks | None = None) -> None:
+    def __init__(self, milliseconds: dict[Tile, float], wrong: Tile | None = None) -> None:
         self.milliseconds, self.wrong = milliseconds, wrong
-        self.unable: set[Blocks] = set()
+        self.unable: set[Tile] = set()
         self.clock = 0.0
-        self.ran: list[Blocks] = []
+        self.ran: list[Tile] = []
 
-    def run(self, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    def run(self, tile: Tile) -> tuple[Tensor, Tensor]:
         from triton.runtime.errors import OutOfResources
 
-        if blocks in self.unable:
+        if tile in self.unable:
             raise OutOfResources(300_000, 232_448, "shared memory")
-        self.ran.append(blocks)
-        self.clock += self.milliseconds[blocks] / 1e3
-        return torch.full((4,), 1.1 if blocks == self.wrong else 1.0), torch.zeros(2)
+        self.ran.append(tile)
+        self.clock += self.milliseconds[tile] / 1e3
+        return torch.full((4,), 1.1 if tile == self.wrong else 1.0), torch.zeros(2)
 
     def seconds(self, run: Any) -> float:
         before = self.clock
@@ -46,9 +44,9 @@ class Kernel:
         return self.clock - before
 
 
-def chosen(kernel: Kernel, device: torch.device = GPU) -> Blocks:
+def chosen(kernel: Kernel, device: torch.device = GPU) -> Tile:
     """The tiles of a launch."""
-    tuning.launch(PROBLEM, device, kernel.run)
+    tiles.launch(PROBLEM, device, kernel.run)
     return kernel.ran[-1]
 
 
@@ -58,16 +56,16 @@ def tiles_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.setenv("LFI_KERNELS_TILES", str(path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    tuning._known.cache_clear()
+    tiles._known.cache_clear()
     yield path
-    tuning._known.cache_clear()
+    tiles._known.cache_clear()
 
 
 def kernel_for(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """The fourth candidate is the fastest."""
     candidates = PROBLEM.candidates()
-    kernel = Kernel({blocks: 1.0 if place == 3 else 2.0 for place, blocks in enumerate(candidates)})
-    monkeypatch.setattr(tuning, "_seconds_on_gpu", kernel.seconds)
+    kernel = Kernel({tile: 1.0 if place == 3 else 2.0 for place, tile in enumerate(candidates)})
+    monkeypatch.setattr(tiles, "_seconds_on_gpu", kernel.seconds)
     return kernel
 
 
@@ -75,10 +73,10 @@ def test_the_fastest_wins_among_those_that_run_and_are_right() -> None:
     usual, fast, faster, fastest = PROBLEM.candidates()[:4]
     kernel = Kernel({usual: 4.0, fast: 3.0, faster: 2.0, fastest: 1.0}, wrong=faster)
     kernel.unable = {fastest}
-    with pytest.warns(UserWarning, match=r"are left out: their results differ from those of .* by 0.1"):
-        found = tuning.fastest([usual, fast, faster, fastest], kernel.run, kernel.seconds, 0.02)
-    assert found.blocks == fast
-    assert found.milliseconds == pytest.approx(3.0)
+    with pytest.warns(UserWarning, match=r"is left out: its results differ from those of .* by 0.1"):
+        found = tiles.fastest([usual, fast, faster, fastest], kernel.run, kernel.seconds, 0.02)
+    assert found[0] == fast
+    assert found[1] == pytest.approx(3.0)
 
 
 def test_nothing_is_measured_unasked(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +85,7 @@ def test_nothing_is_measured_unasked(tiles_file: Path, monkeypatch: pytest.Monke
     assert chosen(kernel) == PROBLEM.usual()
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
     assert chosen(kernel, torch.device("cpu")) == PROBLEM.usual()
-    tuning._known.cache_clear()
+    tiles._known.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert chosen(kernel) == PROBLEM.usual()
     assert set(kernel.ran) == {PROBLEM.usual()}
@@ -99,7 +97,7 @@ def test_tiles_that_do_not_fit_the_gpu_give_way_to_the_next(tiles_file: Path, mo
     kernel.unable = {PROBLEM.usual()}
     assert chosen(kernel) == PROBLEM.candidates()[1]
     kernel.unable = set(PROBLEM.candidates())
-    tuning._known.cache_clear()
+    tiles._known.cache_clear()
     with pytest.raises(RuntimeError, match=r"too little shared memory .* Set LFI_KERNELS=reference"):
         chosen(kernel)
     assert not tiles_file.exists()
@@ -114,13 +112,13 @@ def test_what_was_measured_serves_later_processes(tiles_file: Path, monkeypatch:
     assert chosen(kernel) == best
     assert len(kernel.ran) == runs + 1  # measured once
 
-    tuning._known.cache_clear()  # another process
+    tiles._known.cache_clear()  # another process
     monkeypatch.delenv("LFI_KERNELS_TUNE")
     assert chosen(kernel) == best
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
     assert chosen(kernel) == PROBLEM.usual()  # another GPU's times say nothing
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
-    monkeypatch.setattr(tuning, "_code", lambda: "other kernels")
+    monkeypatch.setattr(tiles, "code", lambda: "other kernels")
     assert chosen(kernel) == PROBLEM.usual()
 
 
@@ -143,9 +141,9 @@ def test_two_processes_that_measure_keep_both(tiles_file: Path, monkeypatch: pyt
         "",
         "{",
         "[]",
-        '{"format": 9, "tiles": {}}',
-        '{"format": 1, "tiles": {"a": {"rows": 64}}}',
-        '{"format": 1, "tiles": []}',
+        '{"format": 2, "tiles": {"a": {"rows": 64}}}',
+        '{"format": 2, "tiles": {"a": {"rows": 64, "columns": 64, "depth": 64, "warps": 4, "stages": true}}}',
+        '{"format": 2, "tiles": []}',
     ],
 )
 def test_a_broken_file_is_named_and_the_usual_tiles_run(
@@ -156,6 +154,13 @@ def test_a_broken_file_is_named_and_the_usual_tiles_run(
     tiles_file.write_text(text)
     with pytest.warns(UserWarning, match=r"The measured tiles in .*tiles.json cannot be read .* Delete the file"):
         assert chosen(kernel) == PROBLEM.usual()
+
+
+def test_a_file_of_kernels_that_are_gone_is_written_anew(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = kernel_for(monkeypatch)
+    tiles_file.parent.mkdir()
+    tiles_file.write_text('{"format": 1, "tiles": {"a": {"rows": 64}}}')
+    assert chosen(kernel) == PROBLEM.usual()
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_file(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +174,6 @@ def test_a_folder_that_cannot_be_written_costs_only_the_file(tiles_file: Path, m
 def test_the_file_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LFI_KERNELS_TILES", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tuning.tiles_file() == tmp_path / "lfi_kernels" / "tiles.json"
+    assert tiles.tiles_file() == tmp_path / "lfi_kernels" / "tiles.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert tuning.tiles_file() == Path.home() / ".cache" / "lfi_kernels" / "tiles.json"
+    assert tiles.tiles_file() == Path.home() / ".cache" / "lfi_kernels" / "tiles.json"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.bench import Shape
-from lfi_kernels.bench.cases import Case, make_cases
-from lfi_kernels.bench.errors import GATE, check
-from lfi_kernels.bench.work import Work
+from lfi_kernels.bench.cases import Case, flex, folded, make, make_cases
+from lfi_kernels.bench.compare import GATE, check
+from lfi_kernels.bench.timing import Work
 
 SHAPE = Shape(model="ViT-T/16", batch=11, words=3, patches=16)
 
@@ -62,9 +62,23 @@ def test_a_wrong_gradient_is_refused(leaf: int, monkeypatch: pytest.MonkeyPatch)
         check("projected", found.work, found.exact, "fp32")
 
 
-def test_the_op_alone_is_compared_with_the_op_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfi_kernels.bench.cases.FUSED", "reference")
-    found = case("fused-op")
-    assert 0 < check("fused-op", found.work, found.exact, "fp32").rms < 2e-6
+@pytest.mark.parametrize("maps", [None, 2, 0])
+@pytest.mark.parametrize("name", ["folded", "projected", "sdpa"])
+def test_the_ways_agree_where_few_words_have_a_map_or_none(name: str, maps: int | None) -> None:
+    found = case(name, replace(SHAPE, maps=maps))
+    assert check(name, found.work, found.exact, "fp32").rms < GATE["fp32"] / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # FlexAttention wants a compiler, and has no backward pass on the CPU
+@pytest.mark.parametrize("maps", [None, 2, 0])
+def test_flex_attention_gives_the_same_divergence_from_its_log_sum_exp(maps: int | None) -> None:
+    block, inputs = make(replace(SHAPE, maps=maps), "cpu")
+    with torch.no_grad():
+        for found, truth in zip(flex(block, inputs), folded(block, inputs), strict=True):
+            torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_divergence_of_a_row_is_refused() -> None:
+    found = case("projected", replace(SHAPE, maps=2))
     with pytest.raises(ValueError, match="not timed"):
-        check("fused-op", spoiled(found.work, 0, 10, 1.001), found.exact, "fp32")
+        check("projected", spoiled(found.work, 1, 21, 1.001), found.exact, "fp32")  # the last sample's second row
