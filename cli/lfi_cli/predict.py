@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from lfi_pipeline.exporting.model import EncodeText
+    from lfi_pipeline.exporting.predict import EncodeText
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
