@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError
 from lfi_pipeline.core.options import build
 from lfi_pipeline.students import Student
-from lfi_pipeline.students.tap_model import TapBackbone
+from lfi_pipeline.students.backbone import TapBackbone
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import Batch
 from lfi_pipeline.training.dataset import TargetDataset

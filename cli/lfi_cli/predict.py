@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,9 @@ from lfi_pipeline.core.options import Option, check
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
+
+    from lfi_pipeline.exporting.predict import EncodeText
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +33,30 @@ class Predict:
     save: Annotated[
         Path | None, Option("Directory for pictures of the answers with their maps, and a page of them all.")
     ] = None
+    teacher: Annotated[
+        str | None,
+        Option("Whose text encoder reads words that the model does not know: the teacher that it was taught by."),
+    ] = None
     device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def _encoder(name: str, wanted: tuple[str, str]) -> EncodeText:
+    """Return what embeds words as the cache's were, by the teacher called `name`, loaded when it is first asked."""
+
+    def encode(words: Sequence[str]) -> Tensor:
+        from lfi_pipeline.core.errors import ConfigError
+        from lfi_pipeline.teachers import load_teacher
+
+        teacher = load_teacher(name)
+        found = teacher.identity.name, teacher.identity.tag
+        if found != wanted:
+            raise ConfigError(f"`teacher` must be the model's, {':'.join(wanted)}, got {':'.join(found)}.")
+        return teacher.embed_words(words).half().float()
+
+    return encode
 
 
 @command(Predict)
@@ -48,7 +72,8 @@ def predict(config: Predict) -> Shown:
     paths = find_images(config.images)
     model = load(config.model, device=resolve_device(config.device))
     words = [word.strip() for word in config.words if word.strip()] or None
-    predictions = predict_images(model, paths, words, top=config.top, skip_unreadable=len(paths) > 1)
+    encode = _encoder(config.teacher, model.config.teacher) if config.teacher is not None else None
+    predictions = predict_images(model, paths, words, top=config.top, encode=encode, skip_unreadable=len(paths) > 1)
     shown = list(save_predictions(predictions, config.save) if config.save is not None else predictions)
     result: Result = {"model": str(config.model), "images": [each.to_plain() for each in shown]}
     if config.save is not None:

@@ -5,7 +5,7 @@ Images 2i and 2i + 1 of a batch are a pair; the odd last one stays alone. Both i
 - mixup (Zhang et al., ICLR 2018): an image becomes share * own + (1 - share) * partner, everywhere.
 - cutmix (Yun et al., ICCV 2019): the partner's pixels inside a box, the own ones outside; share = 1 - area of the box.
 
-- cut by maps (data.map_mixing): what the own image's interaction maps leave out shows the partner.
+- cut by maps (data.mixing): what the own image's interaction maps leave out shows the partner.
 
 In all, a place x shows the partner by a known share c(x): 1 - share everywhere, 1 in the box and 0 outside, or
 1 - alpha(x). Where an image is cut and mixed too, the cut comes first: mixup and cutmix see both pictures cut. A box is
@@ -116,7 +116,7 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
 def mix_labels(labels: Tensor, mix: Mix) -> Tensor:
     """Mix labels, or any target that the loss is linear in (probabilities, say), fp32 [B, C] -> the same.
 
-    Labels of pictures that are cut by their maps are those of what is seen then, see `data.map_mixing`.
+    Labels of pictures that are cut by their maps are those of what is seen then, see `data.mixing`.
     """
     return torch.lerp(labels, labels[mix.partner], (1 - mix.share)[:, None])
 
@@ -179,3 +179,54 @@ def _partner_seen(mix: Mix, rows: int, columns: int) -> Tensor:
 def _resized(field: Tensor, size: tuple[int, int]) -> Tensor:
     """Give a field [B, rows, columns] another grid: bilinear, and a mean over what a larger cell covers."""
     return F.interpolate(field[:, None], size=size, mode="bilinear", antialias=True)[:, 0].clamp(0, 1)
+
+
+_FULL = 0.3
+"""From this share of its largest value on, a map shows the image whole."""
+_HALF = 0.5
+"""A class is seen where more than this share of its map is."""
+
+
+def shown_by_maps(mass: Tensor, chosen: Tensor) -> Tensor:
+    """Return alpha: by how much each cell keeps the own image, fp32 [B, rows, columns] in [0, 1].
+
+    An image is left alone (1 everywhere) where no chosen word has more than half of its map inside the crop.
+
+    Args:
+        mass: maps [B, M, rows, columns] as `view_maps` gives them; a row sums to the share that the crop keeps.
+        chosen: bool [B, M], words that cut the image out: those that name a class, or all where there are no classes.
+    """
+    mass = mass.float()
+    chosen = chosen & (mass.sum((-2, -1)) > _HALF)
+    alpha = (mass / (_FULL * mass.amax((-2, -1), keepdim=True)).clamp_min(1e-12)).clamp(0, 1).square()
+    alpha = torch.where(chosen[:, :, None, None], alpha, 0).amax(1)
+    return torch.where(chosen.any(1)[:, None, None], alpha, 1)
+
+
+def visible_labels(labels: Tensor, mass: Tensor, classes: Tensor, own: Tensor, partner: Tensor) -> Tensor:
+    """Return the labels of what is seen after the cut: a class of either picture of which more than half is left.
+
+    A labelled class without a map counts as spread over its whole picture.
+
+    Args:
+        labels: fp32 [B, K], 0 or 1, of the uncut images.
+        mass: [B, M, rows, columns], as above.
+        classes: int64 [B, M], the class that a word names; -1 for one that names none.
+        own: alpha [B, rows, columns].
+        partner: int64 [B], place of the image that shows where the own one does not.
+    """
+    mine = _seen(labels, mass, classes, own)
+    others = _seen(labels[partner], mass[partner], classes[partner], 1 - own)
+    return torch.maximum(mine, others)
+
+
+def _seen(labels: Tensor, mass: Tensor, classes: Tensor, share: Tensor) -> Tensor:
+    """Return `labels` without the classes that `share` [B, rows, columns] of the picture does not show."""
+    total = mass.sum((-2, -1))
+    kept = (mass * share[:, None]).sum((-2, -1)) / total.clamp_min(1e-12)  # [B, M]
+    named = (classes >= 0) & (total > 0)
+    place = torch.where(named, classes, 0)
+    with_map = torch.zeros_like(labels).scatter_reduce(1, place, named.to(labels.dtype), "amax")
+    of_map = torch.zeros_like(labels).scatter_reduce(1, place, torch.where(named, kept, 0).to(labels.dtype), "amax")
+    visible = torch.where(with_map > 0, of_map, share.mean((-2, -1))[:, None].to(labels.dtype))
+    return labels * (visible > _HALF)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,19 +13,14 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.model_config import ModelConfig
+from lfi_pipeline.exporting.predict import EncodeText, Prediction, Readable, predict_images
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
-from lfi_pipeline.targets.class_names import canonical
-
-if TYPE_CHECKING:
-    from lfi_pipeline.exporting.predict import Prediction, Readable
+from lfi_pipeline.targets.zero_shot import canonical
 
 WEIGHTS, CONFIG = "lfi.safetensors", "lfi.json"
 _WORDS = "words"
 _LARGEST_CONFIG = 1 << 28  # bytes
-
-EncodeText = Callable[[Sequence[str]], Tensor]
-"""From names to text embeddings [n, E], by the teacher's text encoder."""
 
 
 class Answer(NamedTuple):
@@ -81,8 +76,6 @@ class Model(nn.Module):
         encode: EncodeText | None = None,
     ) -> Prediction:
         """Say what is in an image, and where: see `export.predict.predict_images`, of which this is one image."""
-        from lfi_pipeline.exporting.predict import predict_images
-
         return next(iter(predict_images(self, [image], words, top=top, encode=encode)))
 
     def embeddings(self, names: Sequence[str], encode: EncodeText | None = None) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,14 @@ from PIL import Image
 from lfi_pipeline.core.errors import ConfigError, ImageReadError, OutputWriteError
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
+from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.report.gallery import peak
 from lfi_pipeline.report.overlay import MapColumn, contact_sheet
+from lfi_pipeline.students import Student
+from lfi_pipeline.targets.zero_shot import canonical
 
-if TYPE_CHECKING:
-    from lfi_pipeline.exporting.model import EncodeText, Model
-
+EncodeText = Callable[[Sequence[str]], torch.Tensor]
+"""From names to text embeddings [n, E], by the teacher's text encoder."""
 Readable = str | Path | Image.Image | npt.NDArray[np.uint8]
 """A file that Pillow reads, an image, or pixels [H, W, 3]."""
 SUFFIXES = frozenset(
@@ -29,6 +31,21 @@ SUFFIXES = frozenset(
 )
 INDEX = "index.html"
 _BATCH = 32
+
+
+class Answering(Protocol):
+    """What is asked: `exporting.model.Model`."""
+
+    config: ModelConfig
+    student: Student
+
+    def answer(
+        self, images: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return logits [B, R] and maps [B, R, rows, columns], or None, of pixels [B, 3, H, W]."""
+
+    def embeddings(self, names: Sequence[str], encode: EncodeText | None = None) -> torch.Tensor:
+        """Return the text embeddings of names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -107,7 +124,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict_images(
-    model: Model,
+    model: Answering,
     images: Iterable[Readable],
     words: Sequence[str] | None = None,
     *,
@@ -145,10 +162,8 @@ def predict_images(
             yield Prediction(source=source, image=image, answers=found, error=error)
 
 
-def _places(model: Model, names: Sequence[str]) -> list[int]:
+def _places(model: Answering, names: Sequence[str]) -> list[int]:
     """Return which of the model's classes each name is; raises ConfigError for one that is none."""
-    from lfi_pipeline.targets.class_names import canonical
-
     own = {canonical(name): place for place, name in enumerate(model.config.classes)}
     if any(canonical(name) not in own for name in names):
         model.embeddings(names)  # says why it cannot
@@ -156,7 +171,7 @@ def _places(model: Model, names: Sequence[str]) -> list[int]:
 
 
 def _answers(
-    model: Model,
+    model: Answering,
     images: Sequence[Image.Image],
     names: Sequence[str],
     embeddings: torch.Tensor | None,
@@ -165,7 +180,7 @@ def _answers(
 ) -> list[tuple[Found, ...]]:
     if not images:
         return []
-    size, device = model.config.image_size, next(model.parameters()).device
+    size, device = model.config.image_size, next(model.student.parameters()).device
     pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, size)) for image in images])
     logits, maps = model.answer(pixels.to(device), embeddings)
     one_label = model.config.task == "classification" and embeddings is None

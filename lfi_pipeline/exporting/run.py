@@ -23,9 +23,9 @@ from lfi_pipeline.exporting.check import (
     write_onnx,
 )
 from lfi_pipeline.exporting.model_card import card_facts, model_card
-from lfi_pipeline.exporting.programs import ONNX as WHOLE_ONNX
-from lfi_pipeline.exporting.programs import write_onnx as write_whole_onnx
+from lfi_pipeline.exporting.whole import ONNX as WHOLE_ONNX
 from lfi_pipeline.exporting.whole import WholeCheck, whole_model, write_whole
+from lfi_pipeline.exporting.whole import write_onnx as write_whole_onnx
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import WEIGHTS, LoadedRun, load_run
 

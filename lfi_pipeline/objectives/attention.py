@@ -12,7 +12,7 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.objectives.term import StepContext, Term
 from lfi_pipeline.students import Features, Student, pair_layers
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.class_names import classes_of_words
+from lfi_pipeline.targets.zero_shot import classes_of_words
 from lfi_pipeline.training.data import MAPS
 
 _TOLERANCE = 1e-3  # of a pooling that is the mean over cells

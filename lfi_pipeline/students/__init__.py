@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.students.backbone import Tap, pair_layers
+    from lfi_pipeline.students.backbone import Tap, TapModel, pair_layers
     from lfi_pipeline.students.config import QueryConfig, StudentConfig
     from lfi_pipeline.students.learned_queries import LearnedQueries
     from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
     from lfi_pipeline.students.query_head import QueryHead
     from lfi_pipeline.students.student import Features, Student
-    from lfi_pipeline.students.tap_model import TapModel
 
 __all__ = [
     "Features",

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels import InteractionQueryBlock
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students.config import QueryConfig
 from lfi_pipeline.students.queries import QueryOutput, TextQueries
+from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets.zero_shot import canonical, readable_names
 
 CLASS, TEXT = "class", "text"
 _BLOCK = 1024
@@ -194,3 +197,36 @@ class TextReadout(nn.Module):
         width = self.weight.shape[0]
         states = F.layer_norm(output.states.float(), (width,)) @ self.weight.float()
         return (states * F.layer_norm(output.seeds.float(), (width,))).sum(-1) / math.sqrt(width) + self.bias.float()
+
+
+def class_embeddings(store: TargetStore) -> Tensor:
+    """Return the text embedding that seeds the query of each class of a cache, fp32 [K, E].
+
+    A class whose name is a word of the cache takes the word's embedding, so that its query is the one which the word's
+    maps teach. Another takes its embedding in the teacher's zero-shot classifier: of the same text tower and space,
+    but of whole prompts.
+
+    Raises:
+        ConfigError: no classes, or one with neither embedding.
+        CorruptTargetsError: stored embeddings are damaged.
+    """
+    classes = store.spec.dataset.classes
+    if not classes:
+        raise ConfigError(f"A query head needs classes, and {store.spec.dataset.name} has none. Choose head 'linear'.")
+    words = {canonical(word): place for place, word in reversed(list(enumerate(store.vocabulary.words)))}
+    own = torch.from_numpy(store.vocabulary.embeddings).float()
+    places = [words.get(canonical(name)) for name in readable_names(classes)]
+    missing = [k for k, place in enumerate(places) if place is None]
+    if not missing:
+        return own[torch.tensor(places)]
+    if store.zero_shot is None:
+        raise ConfigError(
+            f"A query head needs the text embedding of every class name; {store.path} holds none of {len(missing)} of "
+            f"{len(classes)} classes, {classes[missing[0]]!r} the first. Extract it again with this release, or choose "
+            "head 'linear'."
+        )
+    found = torch.from_numpy(store.zero_shot.embeddings).float().clone()
+    for k, place in enumerate(places):
+        if place is not None:
+            found[k] = own[place]
+    return found

@@ -126,6 +126,22 @@ def readable_names(classes: Sequence[str]) -> list[str]:
     return [name.replace("_", " ") for name in classes]
 
 
+def canonical(name: str) -> str:
+    """Return a name as it is compared: lower case, "_" and any white space as one space."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def classes_of_words(words: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Return for each word the class that it names, int64 [V]; -1 for a word that names none.
+
+    Of several classes of one name the first is meant: they are seeded alike, so their queries are the same.
+    """
+    import torch  # what only reads and writes caches does without
+
+    places = {canonical(name): place for place, name in reversed(list(enumerate(classes)))}
+    return torch.tensor([places.get(canonical(word), -1) for word in words], dtype=torch.long)
+
+
 def class_weights(zero_shot: ZeroShot) -> Tensor:
     """Return logit_scale times the unit embedding of each class, fp32 [C, E] on the CPU."""
     import torch  # what only reads and writes caches does without

@@ -14,14 +14,15 @@ and a cross-entropy's does not. The form is this project's choice; GradNorm (Che
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.students.feature_edge import feature_edge, nodes_of
 
 EVERY = 20
 """Steps from one measurement to the next."""
@@ -109,3 +110,35 @@ def gradient_squares(losses: Mapping[str, Tensor], feature: Tensor, pooled: Tens
                 square = gradient.float().square().sum()
         found[name] = square
     return found
+
+
+def nodes_of(tensor: Tensor) -> set[Node]:
+    """Return every operation that `tensor` was made by; leaves are left out."""
+    found: set[Node] = set()
+    waiting = [get_gradient_edge(tensor).node]
+    while waiting:
+        node = waiting.pop()
+        if node not in found and "AccumulateGrad" not in node.name():
+            found.add(node)
+            waiting.extend(before for before, _ in node.next_functions if before is not None)
+    return found
+
+
+def feature_edge(feature: Tensor, reached: set[Node]) -> GradientEdge | None:
+    """Return the nearest tensor behind `feature` that was made by an operation of `reached`; None where there is none.
+
+    Args:
+        feature: a feature map as the backbone gives it, or what was rearranged of it.
+        reached: `nodes_of` the backbone's result.
+    """
+    waiting = deque([get_gradient_edge(feature)])
+    seen: set[Node] = set()
+    while waiting:
+        edge = waiting.popleft()
+        if edge.node in reached:
+            return edge
+        for node, number in edge.node.next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting.append(GradientEdge(node, number))
+    return None

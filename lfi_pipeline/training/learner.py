@@ -16,8 +16,9 @@ from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.students import Student, Supervision, pair_layers
 from lfi_pipeline.students.arguments import bounded_build
+from lfi_pipeline.students.query_head import class_embeddings
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.class_names import class_embeddings, classes_of_words
+from lfi_pipeline.targets.zero_shot import classes_of_words
 from lfi_pipeline.training.balance import GradientBalance, gradient_squares
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig

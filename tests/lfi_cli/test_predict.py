@@ -37,3 +37,27 @@ def test_what_is_refused(fails: Callable[..., str], exported: Path, scenes_root:
     assert "must hold" in fails("ExportError", "predict", scenes_root / "val", "--model", tmp_path)
     words = ("--words", "zebra", "--model", exported)
     assert "its own classes alone" in fails("ConfigError", "predict", scenes_root / "val", *words)
+
+
+def test_new_words_are_read_by_the_teacher(
+    lfi: Callable[..., Any],
+    fails: Callable[..., str],
+    tiny_targets: Path,
+    scenes_root: Path,
+    tiny_teacher: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lfi_pipeline import teachers
+    from lfi_pipeline.exporting import export_run
+    from tests.lfi_pipeline.evaluation.conftest import _trained
+
+    run = _trained(tiny_targets, tmp_path / "run", "lfi", head="queries", readout="text")
+    export_run(run, tmp_path / "exported")
+    image = sorted((scenes_root / "val").iterdir())[0]
+    asked = ("predict", image, "--words", "zyzzyva", "--model", tmp_path / "exported")
+    assert "does not know 'zyzzyva'" in fails("ConfigError", *asked)
+    monkeypatch.setattr(teachers, "load_teacher", lambda name: tiny_teacher, raising=False)
+    (answer,) = lfi(*asked, "--teacher", "tiny-coca:test", "--json").json["images"][0]["answers"]
+    assert answer["name"] == "zyzzyva"
+    assert 0 <= answer["score"] <= 1

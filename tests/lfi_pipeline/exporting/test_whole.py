@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from torch import nn
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.check import difference
-from lfi_pipeline.exporting.model import CONFIG, WEIGHTS, Model, load, save_model
+from lfi_pipeline.exporting.model import WEIGHTS, Model, load, save_model
 from lfi_pipeline.exporting.model_config import ModelConfig
-from lfi_pipeline.exporting.programs import exported_program, write_onnx
-from lfi_pipeline.exporting.whole import whole_model, write_whole
+from lfi_pipeline.exporting.whole import exported_program, whole_model, write_onnx, write_whole
 from lfi_pipeline.students import QueryConfig, Student, StudentConfig
 from lfi_pipeline.training import DataConfig, RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.learner import load_run
@@ -80,7 +78,7 @@ def test_what_is_loaded_is_what_was_saved(family: str, tmp_path: Path) -> None:
 
 
 def test_a_module_of_ones_own_is_loaded_into_that_module(tmp_path: Path) -> None:
-    from tests.lfi_pipeline.students.test_tap_model import Own, student
+    from tests.lfi_pipeline.students.test_backbone_own import Own, student
 
     mine = student(Own())
     facts = described(StudentConfig(), mine, architecture="", arguments={}, classes=("a", "b", "c"), embedding_dim=5)
@@ -92,38 +90,6 @@ def test_a_module_of_ones_own_is_loaded_into_that_module(tmp_path: Path) -> None
     mine.std.copy_(torch.tensor(facts.std).view(3, 1, 1))
     images = pixels(model)
     assert torch.equal(load(tmp_path, backbone=Own())(images).logits, model(images).logits)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"format": "x"}, "no description"),
-        ({"version": 2}, "version must be 1"),
-        ({"architecture": "resnet_of_mine"}, "model of timm"),
-        ({"arguments": {"pretrained": True}}, "shapes and rates"),
-        ({"arguments": {"pretrained_cfg_overlay": {"file": "/etc/passwd"}}}, "shapes and rates"),
-        ({"arguments": {"depth": 10**9}}, "shapes and rates"),
-        ({"image_size": [10**6, 10**6]}, "image_size"),
-        ({"image_size": 48}, "image_size is"),
-        ({"embedding_dim": 10**9}, "embedding_dim"),
-        ({"query_width": 64}, "does not fit"),
-        ({"arguments": {**VIT.kwargs, "depth": 300, "patch_size": 16}}, "does not fit"),
-        ({"classes": ["a"]}, "does not fit"),
-        ({"task": "detection"}, "task"),
-        ({"taps": [99]}, "taps"),
-        ({"readout": "max"}, "readout"),
-        ({"unknown": 1}, "cannot be read"),
-        ({"words": ["a", "b"]}, "does not fit|words"),
-    ],
-)
-def test_what_the_description_may_not_say(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    save_model(tmp_path, made())
-    content = json.loads((tmp_path / CONFIG).read_text())
-    (tmp_path / CONFIG).write_text(json.dumps(content | change))
-    if change == {"words": ["a", "b"]}:
-        return  # names without embeddings are never asked for
-    with pytest.raises((ConfigError, ExportError, ValueError), match=words):
-        load(tmp_path)
 
 
 def test_weights_that_are_damaged_or_missing(tmp_path: Path) -> None:

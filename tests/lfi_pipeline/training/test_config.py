@@ -68,7 +68,8 @@ def test_terms_of_an_objective() -> None:
     ("objective", "used"), [("none", False), ("embedding", False), ("lfi", True), ("embedding+presence", True)]
 )
 def test_who_carries_queries(objective: str, used: bool) -> None:
-    assert config(objective=objective).uses_queries is used
+    assert config(objective=objective, head="linear").uses_queries is used
+    assert config(objective=objective).uses_queries  # they are the head
 
 
 def test_weights_belong_to_terms_of_the_objective() -> None:

@@ -268,7 +268,7 @@ def test_what_maps_leave_out_shows_the_partner(make_config: MakeConfig) -> None:
     """A cut image keeps the pixels where alpha is 1; it depends on its ticket and its partner's alone."""
     tickets = [(0, position) for position in range(6)]
     plain = images_of(make_config(objective="lfi")).__getitems__(tickets)
-    cut = images_of(make_config(objective="lfi", mix="maps", mix_maps_probability=1.0))
+    cut = images_of(make_config(objective="lfi", mix="maps", mix_maps_prob=1.0))
     batch = cut.__getitems__(tickets)
     assert batch.mix is not None
     assert batch.mix.kept is not None
@@ -296,7 +296,7 @@ def test_maps_are_read_for_cutting_and_not_handed_on(make_config: MakeConfig, ob
 
 
 def test_flat_maps_cut_nothing_out(make_config: MakeConfig) -> None:
-    config = make_config(objective="lfi", maps="uniform", mix="maps", mix_maps_probability=1.0)
+    config = make_config(objective="lfi", maps="uniform", mix="maps", mix_maps_prob=1.0)
     batch = images_of(config).__getitems__([(0, 0), (0, 1)])
     assert batch.mix is not None
     assert batch.mix.kept is not None

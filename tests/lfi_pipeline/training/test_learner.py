@@ -14,7 +14,7 @@ from lfi_pipeline.core.checksums import unseal_folder, write_recorded
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.class_names import classes_of_words
+from lfi_pipeline.targets.zero_shot import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
 from lfi_pipeline.training.data import CutTargets, TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import QueryConfig, Student, StudentConfig
-from lfi_pipeline.students.tap_model import as_backbone
+from lfi_pipeline.students.backbone import as_backbone
 
 QUERIES = QueryConfig(width=16, heads=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfi_pipeline.data.map_mixing import shown_by_maps, visible_labels
+from lfi_pipeline.data.mixing import shown_by_maps, visible_labels
 
 
 def maps(*rows: tuple[int, float]) -> Tensor:
