@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, interaction_costs
+from lfi_kernels.interaction_attention import (
+    Companding,
+    attention_map,
+    interaction_attention,
+    interaction_costs,
+    reference,
+)
 from lfi_kernels.interaction_attention.dispatch import resolve
 from lfi_kernels.interaction_attention.inputs import FLOAT_DTYPES, check_mask, check_rows, check_targets
 from lfi_kernels.interaction_attention.op import projected_attention
@@ -28,10 +35,10 @@ class InteractionQueryBlock(nn.Module):
         S   = (LN(Q) W_q)_h (W_k)_h^T X^T / sqrt(d)       P = softmax over patches(S)
         Q'  = Q + concat_h(P_h X (W_v)_h) W_o             kl = w KL(T || P_h)
 
-    On the CPU the key projection is folded into the query, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores and
-    values both read X itself: K and V are never built. Queries do not see each other, so many of them are taken in
-    blocks, whose scores are computed anew for the gradient: the results are the same, and memory does not grow with
-    M * N. On a GPU the fused kernels project keys and values first, and never write a map.
+    On the CPU the key projection of few queries is folded into them, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores
+    and values both read X itself: K and V are never built (see `folds`). Queries do not see each other, so many of them
+    are taken in blocks, whose scores are computed anew for the gradient: the results are the same, and memory does not
+    grow with M * N. On a GPU the fused kernels project keys and values first, and never write a map.
 
     These equations, the number of queries and the form of the loss are this project's choice: those of the
     paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) are not public.
@@ -109,7 +116,8 @@ class InteractionQueryBlock(nn.Module):
         batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
         check_targets(features.device, (batch, words), patches, *given, companding, row_batch, row_query)
         if resolve(queries.device, _computed_in(queries)) == "triton":
-            return self._fused(queries, features, *given, companding, key_padding_mask, row_batch, row_query)
+            op = projected_attention
+            return self._projected(op, queries, features, *given, companding, key_padding_mask, row_batch, row_query)
         # An exported graph serves every batch size: it takes all queries at once.
         step = words if torch.compiler.is_exporting() else self._queries_at_once(features)
         if words <= step:
@@ -222,6 +230,9 @@ class InteractionQueryBlock(nn.Module):
         row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The new queries, and the divergence of their maps."""
+        if not folds(queries.shape[1], features.shape[1], self.feature_dim, self.query_dim, self.heads):
+            given = target, row_weight, target_scale, companding, key_padding_mask, row_batch, row_query
+            return self._projected(reference.projected_attention, queries, features, *given)
         u, x, eps = self._fold_keys(queries, features)
         z, kl = interaction_attention(
             *(u, x, target, row_weight),
@@ -234,8 +245,9 @@ class InteractionQueryBlock(nn.Module):
         )
         return queries + self._values(z), kl
 
-    def _fused(
+    def _projected(
         self,
+        op: Callable[..., tuple[Tensor, ...]],
         queries: Tensor,
         features: Tensor,
         target: Tensor | None,
@@ -246,14 +258,14 @@ class InteractionQueryBlock(nn.Module):
         row_batch: Tensor | None,
         row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The same from keys and values, by the fused kernels."""
+        """The same from keys and values."""
         q = self._scaled_queries(queries)
         x, eps = self._readable(features, q.dtype)
         w = torch.cat([self.w_k, self.w_v], 1)
         w = w.to(torch.promote_types(w.dtype, torch.float32))
         if eps is not None:
             w = w - w.mean(0)  # LN(x) W = rstd (x W') then: no mean is left
-        o, kl, *_ = projected_attention(
+        o, kl, *_ = op(
             *(q.expand(x.shape[0], -1, -1), x, w, target, row_weight, target_scale, key_padding_mask),
             *(row_batch, row_query, self.heads, companding, eps),
         )
@@ -319,6 +331,12 @@ class InteractionQueryBlock(nn.Module):
     def _per_head(self, weight: Tensor) -> Tensor:
         """[D, H*d] -> [H, D, d]."""
         return weight.view(weight.shape[0], self.heads, -1).transpose(0, 1)
+
+
+def folds(words: int, patches: int, feature_dim: int, query_dim: int, heads: int) -> bool:
+    """Whether folding keys into queries takes fewer operations than keys and values: where there are few queries."""
+    folded = words * feature_dim * (query_dim + heads * patches)
+    return folded <= patches * query_dim * (feature_dim + words)
 
 
 def _computed_in(queries: Tensor) -> torch.dtype:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_kernels import InteractionQueryBlock
+from lfi_kernels import InteractionQueryBlock, interaction_query
+
+
+@pytest.fixture(params=[True, False], ids=["folded", "projected"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of the CPU, whatever the sizes ask for."""
+    monkeypatch.setattr(interaction_query, "folds", lambda *_: request.param)
 
 
 def make_block(
@@ -208,3 +214,11 @@ def test_costs_are_the_divergence_of_each_query_from_each_map() -> None:
     cost.sum().backward()
     for name in ("w_q", "w_k"):
         assert (getattr(block, name).grad != 0).any(), name
+
+
+def test_few_queries_are_folded_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sizes = {"patches": 196, "feature_dim": 384, "query_dim": 128, "heads": 4}
+    found = [interaction_query.folds(words, **sizes) for words in (1, 16, 28, 32, 80, 1000)]
+    assert found == [True, True, True, False, False, False]
+    assert interaction_query.folds(70, **sizes | {"query_dim": 384})

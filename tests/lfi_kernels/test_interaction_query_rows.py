@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lfi_kernels import InteractionQueryBlock, interaction_query
-from lfi_kernels.interaction_attention import reference
+
+
+@pytest.fixture(params=[True, False], ids=["folded", "projected"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of the CPU, whatever the sizes ask for."""
+    monkeypatch.setattr(interaction_query, "folds", lambda *_: request.param)
+
 
 BATCH, QUERY = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([8, 1, 4, 0, 6])
 """Of three samples and nine queries."""
@@ -58,9 +65,15 @@ def test_blocks_of_queries_change_nothing(with_rows: bool, at_once: int, monkeyp
     truth = results(block, queries, features, *given, **rows)
     bare = block(queries, features)
     monkeypatch.setattr(interaction_query, "NUMBERS_AT_ONCE", at_once * 3 * 3 * 10)
-    with patch.object(reference, "masked_scores", wraps=reference.masked_scores) as scores:
+    sizes: list[int] = []
+    softmax = torch.Tensor.softmax, torch.Tensor.log_softmax
+
+    def noted(which: int) -> Any:
+        return lambda scores, dim: sizes.append(scores.numel()) or softmax[which](scores, dim)
+
+    with patch.multiple(torch.Tensor, softmax=noted(0), log_softmax=noted(1)):
         found = results(block, queries, features, *given, **rows)
-    assert max(call.args[0].shape[2] for call in scores.call_args_list) == at_once
+    assert max(sizes) == at_once * 3 * 3 * 7  # scores that were in memory
     assert_same(found, truth)
     assert_same(list(block(queries, features)), list(bare))
 

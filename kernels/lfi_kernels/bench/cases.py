@@ -1,8 +1,9 @@
 """The block computed in several ways on the same parameters and inputs, each bound to a shape as a work to be timed.
 
-`folded` is InteractionQueryBlock on the reference, `fused` on the kernels; `projected` builds K and V and one map a
-head; `sdpa` leaves the values to scaled_dot_product_attention and builds the map apart, for the loss; `flex` leaves
-them to FlexAttention and takes the divergence from its log-sum-exp: sum T S = q . (K^T T), so no map is written.
+`folded` is InteractionQueryBlock on the reference, which folds few queries; `fused` is it on the kernels; `projected`
+builds K and V and one map a head; `sdpa` leaves the values to scaled_dot_product_attention and builds the map apart,
+for the loss; `flex` leaves them to FlexAttention and takes the divergence from its log-sum-exp: sum T S = q . (K^T T),
+so that no map is written.
 """
 
 from __future__ import annotations

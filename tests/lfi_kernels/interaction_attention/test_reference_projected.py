@@ -42,6 +42,7 @@ def test_it_is_the_block(kind: str, rows: Any, masked: bool, monkeypatch: pytest
         loss = (state * torch.randn(state.shape, generator=g).double()).sum() + (kl * kl).sum()
         return [state, kl, *torch.autograd.grad(loss, (queries, features, *block.parameters()))]
 
+    monkeypatch.setattr(interaction_query, "folds", lambda *_: True)
     truth = passes()
     monkeypatch.setattr(interaction_query, "resolve", lambda *_: "triton")  # the path of the fused kernels,
     monkeypatch.setattr(interaction_query, "projected_attention", reference.projected_attention)  # by the reference
