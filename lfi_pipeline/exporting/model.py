@@ -84,9 +84,9 @@ class Model(nn.Module):
         Raises:
             ConfigError: the model cannot be asked for names that are not its classes, or does not know one.
         """
-        queries = self.student.query_head
-        if queries is None or queries.readout is not None:
-            kind = "a linear head" if queries is None else "the readout 'class'"
+        queries = self.student.word_head
+        if queries is None:
+            kind = "a linear head" if self.student.query_head is None else "the readout 'class'"
             raise ConfigError(
                 f"A model with {kind} scores its own classes alone. Train with head='queries' and readout='text' to "
                 "ask for any name."

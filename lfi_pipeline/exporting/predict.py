@@ -150,7 +150,9 @@ def predict_images(
         raise ConfigError("words must be one or more names, got none.")
     names = tuple(model.config.classes if words is None else dict.fromkeys(words))
     embeddings, places = None, list(range(len(names)))
-    if words is not None and model.student.query_head is not None and model.student.query_head.readout is None:
+    if not names:
+        raise ConfigError("This model was trained without classes: say which words to ask it for.")
+    if words is not None and model.student.word_head is not None:
         embeddings = model.embeddings(names, encode)
     elif words is not None:
         places = _places(model, names)

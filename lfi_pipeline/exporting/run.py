@@ -106,7 +106,7 @@ def _write_whole(
     except ConfigError as error:  # the plain model is complete without it
         return None, {"reason": str(error)}
     check = write_whole(folder, model, images)
-    differs = write_whole_onnx(model, folder / WHOLE_ONNX) if onnx and model.config.head == "queries" else None
+    differs = write_whole_onnx(model, folder / WHOLE_ONNX) if onnx and model.student.query_head is not None else None
     parameters = sum(p.numel() for p in model.parameters())
     return check, {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
 

@@ -20,10 +20,11 @@ from lfi_pipeline.exporting.model import Model, load, save_model
 from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.backbone import TapBackbone
-from lfi_pipeline.students.query_head import merged_maps
+from lfi_pipeline.students.query_head import QueryHead, merged_maps
 from lfi_pipeline.training.learner import LoadedRun
 
 _TOLERANCE = 1e-5
+_ASKED = 8  # words that a model without classes is compared on
 _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where weights came from; the file holds them
 
 
@@ -61,8 +62,8 @@ def whole_model(loaded: LoadedRun) -> Model:
         raise ConfigError(
             f"The whole model cannot be exported: {', '.join(unknown)} is no argument that an exported model may name."
         )
-    asks = student.query_head is not None and student.query_head.readout is None
-    vocabulary = store.vocabulary if asks else None
+    vocabulary = store.vocabulary if student.word_head is not None else None
+    is_head = isinstance(student.queries, QueryHead)
     queries = config.queries
     described = ModelConfig(
         name=str(loaded.record.get("name") or loaded.path.resolve().name),
@@ -74,8 +75,8 @@ def whole_model(loaded: LoadedRun) -> Model:
         std=_three(student.std),
         classes=tuple(store.spec.dataset.classes) if student.classifies else (),
         task=loaded.task,
-        head="queries" if student.query_head is not None else "linear",
-        readout=queries.readout if student.query_head is not None else "auto",
+        head="queries" if is_head else "linear",
+        readout="text" if student.word_head is not None else "class" if is_head else "auto",
         query_width=queries.width,
         query_heads=queries.heads,
         state=queries.state,
@@ -99,8 +100,9 @@ def write_whole(folder: Path, model: Model, images: Sequence[Image.Image]) -> Wh
     shown = [*images, *noise_images(model.config.image_size)]
     pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, model.config.image_size)) for image in shown])
     with torch.no_grad():
-        logits, maps = _answers_of(model.student, pixels)
-        found = again(pixels) if logits is not None else None
+        asked = model.words[:_ASKED] if model.words is not None and not model.config.classes else None
+        logits, maps = _answers_of(model.student, pixels) if asked is None else model.answer(pixels, asked)
+        found = again.answer(pixels, asked) if logits is not None else None
     if found is None or logits is None:
         return WholeCheck(len(shown), None, None, None)
     check = WholeCheck(
@@ -133,10 +135,10 @@ def _answers_of(student: Student, pixels: Tensor) -> tuple[Tensor | None, Tensor
 def _without_scaffold(student: Student) -> Student:
     """Return a copy that holds what answers, and nothing that served training alone."""
     copied = copy.deepcopy(student)
-    if copied.query_head is None:
+    if not isinstance(copied.queries, QueryHead):
         copied.queries = None
-    elif copied.query_head.readout is not None:
-        copied.query_head.presence = None
+    elif copied.queries.readout is not None:
+        copied.queries.presence = None  # of words, beside the readout of the classes
     return copied
 
 

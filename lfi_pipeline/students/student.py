@@ -161,6 +161,11 @@ class Student(nn.Module):
         return self.queries if isinstance(self.queries, QueryHead) and len(self.queries.classes) else None
 
     @property
+    def word_head(self) -> QueryHead | None:
+        """The queries, where they score any name that is asked for."""
+        return self.queries if isinstance(self.queries, QueryHead) and self.queries.readout is None else None
+
+    @property
     def classifies(self) -> bool:
         """Whether there are logits."""
         return self.head is not None or self.query_head is not None

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -130,13 +132,13 @@ def query_run(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> M
     """Return a run with these settings, trained once."""
     runs: dict[str, Path] = {}
 
-    def make(head: str, readout: str = "auto", task: str = "auto") -> Path:
-        key = f"{head}-{readout}-{task}"
+    def make(head: str, readout: str = "auto", task: str = "auto", objective: str = "lfi") -> Path:
+        key = f"{head}-{readout}-{task}-{objective}"
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("runs") / key
             data = DataConfig(targets=tiny_targets, epochs=1, batch_size=8)
             queries = QueryConfig(width=16, heads=2, readout=readout)
-            config = TrainConfig(data=data, student=VIT, queries=queries, head=head, task=task)
+            config = TrainConfig(data=data, student=VIT, queries=queries, head=head, task=task, objective=objective)
             train([(config, runs[key])], RuntimeConfig(device="cpu", track=()))
         return runs[key]
 
@@ -180,3 +182,18 @@ def test_arguments_that_no_file_may_name_are_told_at_the_export(query_run: MadeR
     config = replace(loaded.config, student=replace(loaded.config.student, kwargs={"weight_init": "skip"}))
     with pytest.raises(ConfigError, match="weight_init is no argument"):
         whole_model(replace(loaded, config=config))
+
+
+def test_a_model_without_classes_is_asked_for_words(query_run: MadeRun, tmp_path: Path) -> None:
+    """Unlabelled data: the words of the captions are the queries, and the presence term teaches their score."""
+    loaded = load_run(query_run("queries", "auto", "none", "lfi+presence"), device="cpu")
+    model = whole_model(loaded)
+    assert (model.config.classes, model.config.head, model.config.readout) == ((), "queries", "text")
+    check = write_whole(tmp_path, model, [])
+    assert check.logits is not None
+    again = load(tmp_path)
+    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    words = list(model.config.words[:3])
+    assert {answer.name for answer in again.predict(picture, words).answers} == set(words)
+    with pytest.raises(ConfigError, match="which words to ask"):
+        again.predict(picture)
