@@ -101,7 +101,7 @@ class _Teacher:
 
     def __init__(self, teacher: Teacher, kind: str, layers: int, images: int) -> None:
         self.teacher, self.kind = teacher, kind
-        self.layers = teacher.layers(kind, layers)
+        self.layers, self.settings = teacher.layers(kind, layers), teacher.map_settings(kind, centre=CONTENT_WORDS)
         total = len(CONTENT_WORDS)
         captions = (" and ".join(CONTENT_WORDS[(b + i) % total] for i in range(_WORDS)) for b in range(images))
         self.texts = [teacher.encode_text(caption) for caption in captions]
@@ -118,7 +118,7 @@ class _Teacher:
         """Ask the teacher: [B, L, M, gh, gw]."""
         words = [text.words[:_WORDS] for text in self.texts]
         found: Tensor = self.teacher.interaction_maps(
-            self.images, self.texts, words, kind=self.kind, layers=self.layers
+            self.images, self.texts, words, kind=self.kind, layers=self.layers, settings=self.settings
         ).maps
         maps: npt.NDArray[np.float32] = found.float().cpu().numpy()
         return maps

@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfi_pipeline.teachers.attention import outputs_of
+from lfi_pipeline.teachers.teacher import Teacher
+
 RATIO, CHANNELS, SHARE = 2.0, 0.01, 0.4
 
 
@@ -74,6 +77,20 @@ def count_artefacts(tokens: Tensor, patches: int, layer: str) -> ArtefactCount:
         share=float(found.float().mean()),
         largest_norm=float((norms / norms.median(-1, keepdim=True).values).max()),
     )
+
+
+@torch.no_grad()
+def artefacts_by_block(teacher: Teacher, pixels: Tensor) -> tuple[ArtefactCount, ...]:
+    """Count the artefacts after each block of a teacher's trunk, for a report.
+
+    Args:
+        teacher: any.
+        pixels: normalised images [B, 3, H, W] at its size, on its device.
+    """
+    with outputs_of(teacher.blocks) as after:
+        teacher.model.encode_image(pixels)
+    count = teacher.grid[0] * teacher.grid[1]
+    return tuple(count_artefacts(tokens, count, f"block {i}") for i, tokens in enumerate(after))
 
 
 def without_artefacts(mass: Tensor, artefacts: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -79,6 +79,11 @@ class CocaTeacher:
         return device
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the vision trunk."""
+        return list(self.model.visual.transformer.resblocks)
+
+    @property
     def precision(self) -> str:
         """What trunk and text tower compute in; pooler, decoder and maps are fp32."""
         return self.identity.precision

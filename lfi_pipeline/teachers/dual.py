@@ -229,6 +229,11 @@ class DualTeacher:
         return device
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the vision trunk."""
+        return list(self.trunk.blocks)
+
+    @property
     def precision(self) -> str:
         """What the towers compute in; what is differentiated and the maps are fp32."""
         return self.identity.precision

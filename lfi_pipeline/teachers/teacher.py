@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
@@ -67,6 +67,11 @@ class Teacher(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks of the vision trunk, whose outputs [B, P+N, D] end in the N patches."""
         ...
 
     @property

@@ -37,12 +37,13 @@ def test_what_a_cache_holds(lfi: Callable[..., Any], tiny_val_targets: Path) -> 
 
 
 def test_pointing_scores_each_layer(lfi: Callable[..., Any], tiny_val_targets: Path) -> None:
-    (layer,) = lfi("inspect", tiny_val_targets, "--pointing", "--json").json["pointing"]
-    assert layer["layer"] == "visual.trunk"
-    assert 0 <= layer["pointing"] <= 1
-    assert 0 <= layer["mass_in_mask"] <= 1
-    assert 0 < layer["area"] < 0.5
-    assert layer["count"] > 0
+    layers = lfi("inspect", tiny_val_targets, "--pointing", "--json").json["pointing"]
+    assert [layer["layer"] for layer in layers] == [f"visual.transformer.resblocks.{i}" for i in range(2)]
+    for layer in layers:
+        assert 0 <= layer["pointing"] <= 1
+        assert 0 <= layer["mass_in_mask"] <= 1
+        assert 0 < layer["area"] < 0.5
+        assert layer["count"] > 0
     assert "peak in mask" in lfi("inspect", tiny_val_targets, "--pointing").out
 
 
@@ -133,11 +134,11 @@ def test_live_kinds_stand_beside_the_cached_maps(
     tiny_val_targets: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lfi_pipeline.teachers.pointing.load_teacher", lambda name, **_: tiny_teacher)
+    monkeypatch.setattr("lfi_pipeline.teachers.recompute.load_teacher", lambda name, **_: tiny_teacher)
     words = ("inspect", tiny_val_targets, "--pointing", "--kinds", "relevance,gradcam", "--images", 3)
     rows = lfi(*words, "--json").json["pointing"]
     assert [(row["source"], row["kind"]) for row in rows] == [
-        ("cache", "agreement"),
+        *[("cache", "contrastive")] * 2,
         ("live", "relevance"),
         *[("live", "gradcam")] * 2,
     ]

@@ -83,7 +83,7 @@ def test_the_plan_is_that_of_the_run_and_leaves_nothing_behind(
     assert not (tmp_path / "no").exists()
     assert (found.images, found.shards, found.trial.images, found.trial.quarantined) == (24, 3, 8, 0)
     tried = found.trial
-    assert (tried.teacher_name, tried.kind, tried.device) == ("tiny-coca:test", "agreement", "cpu")
+    assert (tried.teacher_name, tried.kind, tried.device) == ("tiny-coca:test", "contrastive", "cpu")
     assert found.disk == tmp_path
     assert found.bytes_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert found.fits

@@ -101,6 +101,7 @@ def test_the_cache_holds_what_the_teacher_says(
                 [text.words[:6]],
                 kind=spec.kind,
                 layers=spec.layers,
+                settings=spec.maps,
             )
             found = store.read(position, view)
             maps = _decoded(store, position, view)

@@ -22,7 +22,7 @@ from lfi_pipeline.teachers.teacher import class_embeddings
 from lfi_pipeline.teachers.text import EncodedText, Word
 
 SCENES = 100
-KIND = "agreement"
+KIND = "contrastive"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,12 @@ class HeldOut:
 
     def maps(self, teacher: CocaTeacher, kind: str, scenes: slice) -> InteractionMaps:
         return teacher.interaction_maps(
-            self.images[scenes], self.texts[scenes], self.words[scenes], kind=kind, layers=teacher.layers(kind, 1)
+            self.images[scenes],
+            self.texts[scenes],
+            self.words[scenes],
+            kind=kind,
+            layers=teacher.layers(kind, 1),
+            settings=teacher.map_settings(kind, centre=NAMES),
         )
 
 
