@@ -22,7 +22,7 @@ from lfi_pipeline.data.readers.coco_records import Caption, Category, Faults, Im
 T = TypeVar("T", Image, Category)
 _AT_ONCE = 8192  # images whose captions are Python's at a time
 _NO_MASK = frozenset({b"", b"null", b"[]", b"{}", b"[[]]"})
-_MOST_NAMED = 5
+_MOST_NAMED = 3
 _NUMBERS = {"id": "id", "image_id": "image_id", "category": "category_id", "crowd": "iscrowd", "segment": ""}
 _LENGTHS = ("left", "top", "width", "height", "area")
 _MALFORMED = "objects without a mask, whose segmentation is malformed"

@@ -26,7 +26,7 @@ _LARGEST_FILE = 1 << 36  # bytes, unpacked
 _BOM = b"\xef\xbb\xbf"
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
 _KEY = re.compile(rb'"((?:[^"\\]|\\.){1,200})"\s*:\s*\Z', re.DOTALL)
-_KEEP = bytes(each if each in b'"{}[]' else 0 for each in range(256))
+_KEEP = bytes(each in b'"{}[]' for each in range(256))
 _DEPTH = np.zeros(256, np.int32)
 _DEPTH[[*b"{["]] = 1
 _DEPTH[[*b"}]"]] = -1
@@ -125,9 +125,8 @@ class _Splitter:
     def _brackets(self, buffer: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Return place, depth behind it and whether it closes, of each bracket outside of strings."""
         plain = _ESCAPED.sub(b"  ", buffer) if b"\\" in buffer else buffer
-        marks = np.frombuffer(plain.translate(_KEEP), np.uint8)
-        at = np.flatnonzero(marks)
-        letters = marks[at]
+        at = np.flatnonzero(np.frombuffer(plain.translate(_KEEP), np.bool_))
+        letters = np.frombuffer(plain, np.uint8)[at]
         quotes = letters == ord('"')
         outside = ~quotes & (np.cumsum(quotes, dtype=np.int32) % 2 == 0)
         at, letters = at[outside], letters[outside]

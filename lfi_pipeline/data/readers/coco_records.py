@@ -14,7 +14,7 @@ from lfi_pipeline.core.errors import DatasetError
 
 T = TypeVar("T")
 _FAR = 1 << 62
-_MOST_NAMED = 5
+_MOST_NAMED = 3
 
 
 class Faults:
@@ -227,4 +227,4 @@ def _short(record: object) -> str:
     if isinstance(record, dict) and record.get("id") is not None:
         record = f"id {record['id']!r}"
     text = record if isinstance(record, str) else repr(record)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from lfi_pipeline.data.readers.names import is_hidden, is_image, is_no_class, sp
 _HEAD = 1 << 18  # bytes of a JSON file that are looked at
 _COCO = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _MOST_ENTRIES = 2000  # of a folder, that are looked at
+_MOST_FOLDERS = 50  # beside each other, that are looked into
 _CLASS_LISTS = ("classes.txt", "obj.names", "predefined_classes.txt")
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 KNOWN = (
@@ -86,7 +89,9 @@ def _below(root: Path, path: Path) -> str:
 
 
 def _coco(root: Path) -> Layout | None:
-    files = [path for folder in (root, *_folders(root)) for path in folder.glob("*.json*") if _is_coco(path)]
+    files = [
+        path for folder in (root, *_folders(root)[:_MOST_FOLDERS]) for path in folder.glob("*.json*") if _is_coco(path)
+    ]
     files += [path for path in root.glob("annotations/*/*.json") if _is_coco(path)]
     captions = {_raw_split(root, path): path for path in files if path.name.startswith("captions")}
     others = [path for path in sorted(files) if not path.name.startswith("captions")]
@@ -219,10 +224,16 @@ def _is_text(name: str) -> bool:
 
 
 def _has(folder: Path, wanted: Callable[[str], bool], depth: int = 1) -> bool:
-    entries = _entries(folder)
-    if any(wanted(entry.name) for entry in entries):
-        return True
-    return depth > 0 and any(_has(entry, wanted, depth - 1) for entry in entries if entry.is_dir())
+    """Whether a file with a wanted name is in `folder`, or up to `depth` folders below; the first ends the search."""
+    below = []
+    with os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, _MOST_ENTRIES):
+            if not is_hidden(entry.name):
+                if entry.is_dir():
+                    below.append(entry.path)
+                elif wanted(entry.name):
+                    return True
+    return depth > 0 and any(_has(Path(each), wanted, depth - 1) for each in below[:_MOST_FOLDERS])
 
 
 def _parquet(root: Path) -> Layout | None:
@@ -276,7 +287,8 @@ def _has_classes(base: Path) -> bool:
         return False
     if all(is_no_class(folder.name) for folder in folders):
         return False
-    return 2 * sum(_has(folder, is_image, 0) for folder in folders) > len(folders)
+    looked_at = folders[:_MOST_FOLDERS]
+    return 2 * sum(_has(folder, is_image, 0) for folder in looked_at) > len(looked_at)
 
 
 _LOOKS: tuple[Callable[[Path], Layout | None], ...] = (_coco, _yolo, _parquet, _webdataset, _images)
