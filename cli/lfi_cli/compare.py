@@ -39,6 +39,7 @@ def compare(
 
     Example: lfi compare runs/ --markdown results.md
     """
+    from lfi_pipeline.core.io import write_output
     from lfi_pipeline.report.compare import compare as compare_runs
     from lfi_pipeline.report.comparison_text import comparison_csv, comparison_markdown, tidy
     from lfi_pipeline.report.runs import find_runs
@@ -47,8 +48,7 @@ def compare(
     comparison = compare_runs(found, control=control, protocols=protocol or ())
     written = [(path, text) for path, text in ((markdown, comparison_markdown), (csv, comparison_csv)) if path]
     for path, text in written:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(comparison), encoding="utf-8")
+        write_output(path, text(comparison), make_folder=True)
     result: Result = {
         "runs": [str(run) for run in found],
         "results": tidy(comparison),

@@ -98,11 +98,12 @@ def _planned(plan: list[PlannedRun], steps: list[int], out: Path, as_json: bool)
 
 def _conclude(result: Result, out: Path, as_json: bool) -> None:
     """Write the leaderboard of `out` and show it."""
+    from lfi_pipeline.core.io import write_output
     from lfi_pipeline.report.leaderboard import standings, standings_csv, standings_markdown
 
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
-    (out / "leaderboard.md").write_text(standings_markdown(rows), encoding="utf-8")
-    (out / "leaderboard.csv").write_text(standings_csv(rows), encoding="utf-8")
+    write_output(out / "leaderboard.md", standings_markdown(rows))
+    write_output(out / "leaderboard.csv", standings_csv(rows))
     result["leaderboard"] = [dataclasses.asdict(row) for row in rows]
     finish(result, as_json, lambda console: _show(console, rows, result))
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from markupsafe import Markup, escape
 
 from lfi_pipeline import __version__
 from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.io import write_output
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.comparison_text import (
     cell_text,
@@ -53,6 +53,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     Raises:
         RunError: no runs, or a directory that is not a readable run.
         OutputExistsError: `out` is a directory.
+        OutputWriteError: `out` cannot be written.
     """
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
@@ -60,13 +61,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     if out.is_dir():
         raise OutputExistsError(f"{out} must be a file to write, got a directory. Give a name ending in .html.")
     page = render([load_run(Path(run)) for run in runs], title=title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_output(out, page, make_folder=True)
     return out
 
 
