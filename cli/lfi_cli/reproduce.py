@@ -131,7 +131,11 @@ def _measured(prepared: Prepared) -> RecipePlan:
 def _run(prepared: Prepared) -> list[dict[str, Any]]:
     """Run the commands that are not finished, and keep note of those that would do their work again."""
     note = prepared.place.out / FINISHED
-    finished: list[str] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else []
+    from lfi_pipeline.core.errors import RunError
+    from lfi_pipeline.core.io import write_output
+    from lfi_pipeline.core.parse import read_json
+
+    finished: list[str] = read_json(note, error=RunError) if note.is_file() else []
     results = []
     for each in prepared.commands:
         if each.once and each.line in finished:
@@ -141,7 +145,7 @@ def _run(prepared: Prepared) -> list[dict[str, Any]]:
         results.append({"command": each.line, "result": run_command(*each.words)})
         if each.once:
             finished.append(each.line)
-            note.write_text(json.dumps(finished, indent=1) + "\n", encoding="utf-8")
+            write_output(note, json.dumps(finished, indent=1) + "\n")
     return results
 
 

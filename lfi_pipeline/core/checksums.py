@@ -6,10 +6,7 @@ added later. While a file is replaced, the record names the old content and the 
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 import google_crc32c
 
 from lfi_pipeline.core.errors import CorruptTargetsError, LFIError, OutputWriteError, RunError
-from lfi_pipeline.core.io import FileRecord, is_leftover, seal, unseal, why_unsafe, write_atomic
+from lfi_pipeline.core.io import FileRecord, is_leftover, one_at_a_time, seal, unseal, why_unsafe, write_atomic
 from lfi_pipeline.core.parse import MAX_BYTES, read_limited
 
 RECORD = "checksums.json"
@@ -113,7 +110,7 @@ def write_recorded(folder: Path, name: str, data: bytes) -> None:
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):
             records = recorded(folder)
             if records is not None:
                 before = records.get(name, [])
@@ -215,20 +212,3 @@ def _complaint(found: FileRecord, allowed: list[FileRecord]) -> str | None:
     if found.size != wanted.size:
         return f"has {found.size} bytes, recorded were {wanted.size}"
     return f"has crc32c {found.crc32c}, recorded was {wanted.crc32c}"
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time change the record, where the file system can lock; kills free it."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

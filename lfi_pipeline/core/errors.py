@@ -66,6 +66,10 @@ class TargetsError(LFIError, ValueError):
     """A directory that is not a targets cache, or one whose version this release does not know."""
 
 
+class NotTargetsError(TargetsError):
+    """A directory that is not a targets cache, of whatever version."""
+
+
 class SpecMismatchError(TargetsError):
     """A rerun whose spec differs from the one the cache was begun with; names the differing fields."""
 

@@ -6,12 +6,15 @@ overwritten, and renamed away, by the rerun that writes the same target. Those o
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +54,7 @@ def tar_path(tar: str, offset: int, size: int) -> str:
 
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp", re.DOTALL)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _ABANDONED = 24 * 3600.0  # seconds after which nobody on another machine still writes a file
 _SEAL = re.compile(rb'\n "crc32c": "([0-9a-f]{8})"')
 _UNSEALED = b'\n "crc32c": "00000000"'
@@ -267,6 +271,40 @@ def read_whole(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CorruptTargetsError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two directories of one file system change places in one step; False where the system cannot.
+
+    Raises:
+        OSError: one of them is not there, or may not be renamed.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(error, os.strerror(error), str(one))
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time do what is inside, where the file system can lock `folder`; death frees it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def seal(body: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, SpecMismatchError, TargetsError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, NotTargetsError, SpecMismatchError, TargetsError
 from lfi_pipeline.core.io import FileRecord, read_whole, seal, sync_directory, unseal, write_atomic
 from lfi_pipeline.core.schema import plain_differences, plain_short
 from lfi_pipeline.targets.commits import committed_shards, parse_records
@@ -62,13 +62,13 @@ class Manifest:
             CorruptTargetsError: the manifest does not match its checksum.
         """
         if not (root / MANIFEST).is_file():
-            raise TargetsError(f"{root} is not a targets cache: {_describe(root)}. {_EXPECTED}")
+            raise NotTargetsError(f"{root} is not a targets cache: {_describe(root)}. {_EXPECTED}")
         data = read_whole(root / MANIFEST)
         loose = _parse(data)
         if loose.get("format") != FORMAT:
             if FORMAT.encode() in data:
                 raise CorruptTargetsError(f"{root / MANIFEST} does not match its checksum.")
-            raise TargetsError(f"{root} is not a targets cache: its {MANIFEST} has another format. {_EXPECTED}")
+            raise NotTargetsError(f"{root} is not a targets cache: its {MANIFEST} has another format. {_EXPECTED}")
         if loose.get("layout") not in LAYOUTS:
             known = ", ".join(LAYOUTS)
             raise TargetsError(f"{root} has layout {plain_short(loose.get('layout'))}; this release knows {known}.")
@@ -154,6 +154,10 @@ def _are_fixed_files(files: Mapping[str, FileRecord], spec: TargetSpec, layout: 
 
 def _describe(root: Path) -> str:
     if not root.exists():
+        beside = [root.with_name(f".{root.name}.lfi-{what}") for what in ("before", "extending")]
+        found = [str(path) for path in beside if path.exists()]
+        if found:  # an extension was killed where directories cannot be exchanged
+            return f"it does not exist, but {' and '.join(found)} does: run the same extraction again to restore it"
         return "it does not exist"
     if not root.is_dir():
         return "it is a file"

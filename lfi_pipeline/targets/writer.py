@@ -16,11 +16,19 @@ from pathlib import Path
 from lfi_pipeline.core.errors import (
     ConfigError,
     CorruptTargetsError,
+    NotTargetsError,
     OutputExistsError,
-    TargetsError,
     UnknownNameError,
 )
-from lfi_pipeline.core.io import clear_leftovers, is_leftover, output_errors, read_whole, seal, write_atomic
+from lfi_pipeline.core.io import (
+    clear_leftovers,
+    is_leftover,
+    one_at_a_time,
+    output_errors,
+    read_whole,
+    seal,
+    write_atomic,
+)
 from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
 from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
 from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, commit_file
@@ -171,7 +179,7 @@ class TargetWriter:
         with output_errors(root):
             _require_ours(root)
             root.mkdir(parents=True, exist_ok=True)
-            with _locked(root):
+            with one_at_a_time(root):
                 _require_ours(root)
                 manifest = prepare(root, spec, layout, digests, vocabulary, zero_shot)
                 source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
@@ -269,9 +277,7 @@ def _require_ours(root: Path) -> None:
             Manifest.load(root)
         except CorruptTargetsError:
             raise
-        except TargetsError as error:
-            if "is not a targets cache" not in str(error):
-                raise
+        except NotTargetsError as error:
             raise OutputExistsError(f"{error} Choose another output directory.") from error
     else:
         others = sorted(entry.name for entry in root.iterdir() if not is_leftover(entry.name))
@@ -280,20 +286,3 @@ def _require_ours(root: Path) -> None:
                 f"{root} already holds something that is not a targets cache ({', '.join(others[:5])}); "
                 "choose another output directory."
             )
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Let one process at a time prepare the directory, where the file system can lock; kills free it."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

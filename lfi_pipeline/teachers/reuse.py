@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lfi_pipeline.core.errors import CorruptTargetsError, OutputExistsError, SpecMismatchError
-from lfi_pipeline.core.io import output_errors, sync_directory
+from lfi_pipeline.core.errors import CorruptTargetsError, LFIError, OutputExistsError, SpecMismatchError
+from lfi_pipeline.core.io import exchange, one_at_a_time, output_errors, sync_directory
 from lfi_pipeline.targets import ShardPayload, TargetSpec, TargetStore, decode_maps
 
 _MAY_DIFFER = ("dataset.", "layers", "views", "words_per_sample", "samples_per_shard")
@@ -153,12 +154,14 @@ class Extension:
         """
         out = out.expanduser().absolute()
         place, before = _sibling(out, "extending"), _sibling(out, "before")
-        if not out.exists() and before.exists():  # killed between the two renames of put_in_place
-            with output_errors(out):
+        with output_errors(out), one_at_a_time(out.parent) if out.parent.is_dir() else nullcontext():
+            if not out.exists() and before.exists():  # killed between the two renames, where there is no exchange
                 before.rename(out)
-        if not out.exists():
-            return cls(out, out, None)
-        shutil.rmtree(before, ignore_errors=True)  # killed after them
+            if not out.exists():
+                return cls(out, out, None)
+            if before.exists() and not place.exists() and _holds(before, spec) and not _holds(out, spec):
+                before.rename(place)  # killed right before the exchange
+            shutil.rmtree(before, ignore_errors=True)  # killed after it
         store = TargetStore.open(out, require_complete=False)
         if store.spec == spec:
             return cls(out, out, None)
@@ -170,7 +173,7 @@ class Extension:
         return self.place != self.out and not self.place.exists()
 
     def put_in_place(self) -> None:
-        """Replace the old cache by the new one; the old one is deleted last.
+        """Replace the old cache by the new one, in one step where the system can; the old one is deleted last.
 
         Raises:
             OutputWriteError: the directories cannot be renamed.
@@ -178,12 +181,16 @@ class Extension:
         if self.place == self.out:
             return
         before = _sibling(self.out, "before")
-        with output_errors(self.out):
-            try:
+        with output_errors(self.out), one_at_a_time(self.out.parent):
+            if not self.place.exists():  # another process of the same run has done it
+                return
+            shutil.rmtree(before, ignore_errors=True)
+            self.place.rename(before)
+            sync_directory(self.out.parent)
+            if not exchange(before, self.out):
+                before.rename(self.place)
                 self.out.rename(before)
                 self.place.rename(self.out)
-            except FileNotFoundError:  # another process of the same run does it, or has done it
-                return
             sync_directory(self.out.parent)
             shutil.rmtree(before, ignore_errors=True)
 
@@ -197,6 +204,14 @@ def recorded_centre(out: Path) -> tuple[str, ...]:
     before = _sibling(out, "before")
     place = out if out.exists() else before
     return TargetStore.open(place, require_complete=False).spec.maps.centre if place.exists() else ()
+
+
+def _holds(path: Path, spec: TargetSpec) -> bool:
+    """Whether a complete cache of `spec` lies at `path`."""
+    try:
+        return TargetStore.open(path).spec == spec
+    except LFIError:
+        return False
 
 
 def _sibling(out: Path, what: str) -> Path:

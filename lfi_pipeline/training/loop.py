@@ -29,7 +29,7 @@ from lfi_pipeline.training.run_dir import STATE, RunLock, read_summary, require_
 from lfi_pipeline.training.run_writer import RunRecord
 from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
 from lfi_pipeline.training.trackers import make_accelerator
-from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.trainer import ActiveRun, Piece, require_norms_fit
 from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, scorable, score_domains
 
 
@@ -152,6 +152,7 @@ class _Loop:
                 keep_every=machine.keep_every,
                 log_every=self.log_every,
             )
+            require_norms_fit(run.learner, min(end - begin for begin, end in self.tickets.cuts))
             self.active.append(run)
         for run in self.active:
             if self.accelerator.is_main_process:

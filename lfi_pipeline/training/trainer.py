@@ -327,6 +327,39 @@ class ActiveRun:
         return TakenStep(self.step, tuple(sums), values, tuple(piece.batch.positions for piece in pieces))
 
 
+def require_norms_fit(learner: Learner, images: int) -> None:
+    """Make sure that no batch norm of a student is left with one value a channel, of which there is no variance.
+
+    Args:
+        learner: with the student.
+        images: in the smallest part of a batch that goes through it at once.
+
+    Raises:
+        ConfigError: names the layer.
+    """
+    student, found = learner.student, dict[str, int]()
+    if images > 1:
+        return
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, module in student.named_modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                hooks.callback(
+                    module.register_forward_pre_hook(
+                        lambda _, inputs, name=name: found.update({name: inputs[0].numel() // inputs[0].shape[1]})
+                    ).remove
+                )
+        student.eval()
+        device = next(student.parameters()).device
+        student(torch.zeros(1, 3, *student.size, dtype=torch.uint8, device=device), with_taps=True)
+        student.train()
+    bare = [name for name, values in found.items() if values == 1]
+    if bare:
+        raise ConfigError(
+            f"A batch norm needs two values a channel or more, but {bare[0]} gets one from one image of "
+            f"{student.size[0]} by {student.size[1]} pixels. Take larger batches or images, or accumulate less."
+        )
+
+
 def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:
     asked = config.optimizer
     try:

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.core.errors import CorruptTargetsError, SpecMismatchError
+from lfi_pipeline.core.errors import CorruptTargetsError, SpecMismatchError, TargetsError
+from lfi_pipeline.core.io import exchange
 from lfi_pipeline.targets import Summary, TargetStore
 from lfi_pipeline.targets.verify import verify
-from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.teachers import CocaTeacher, reuse
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
 
 Run = Callable[..., Summary]
+reuse_of = reuse.Extension.of
 OUTSIDE = ("manifest.json", "source.json")
 
 
@@ -144,30 +146,44 @@ def test_an_interrupted_extension_leaves_the_cache_readable_and_goes_on(
     assert _arrays(cache) == _arrays(fresh)
 
 
-@pytest.mark.parametrize("renames", [0, 1, 2])
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("moment", range(6))
 def test_killed_while_the_new_cache_takes_its_place(
-    run: Run, counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+    run: Run, counting: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, exchanges: bool
 ) -> None:
+    """Before each of the renames, the exchange and the removal: nothing is made again, and nothing is left."""
     cache = tmp_path / "cache"
     run(cache, views=("full",))
-    done, rename = 0, Path.rename
+    left, rename, remove = moment, Path.rename, shutil.rmtree
 
-    def dying(self: Path, target: Path) -> Path:
-        nonlocal done
-        if done == renames:
-            raise KeyboardInterrupt
-        done += 1
-        return rename(self, target)
+    def counted(do: Callable[..., Any]) -> Callable[..., Any]:
+        def dying(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return do(*args, **options)
 
-    def dying_rmtree(*args: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
+        return dying
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", dying)
-        if renames == 2:
-            patch.setattr("lfi_pipeline.teachers.reuse.shutil.rmtree", lambda path, **_: done and dying_rmtree())
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(reuse.Extension, "of", classmethod(lambda cls, *args: patched(patch, args)))  # the swap alone
+        of = reuse_of
+
+        def patched(patch: pytest.MonkeyPatch, args: Any) -> Any:
+            found = of(*args)
+            patch.setattr(Path, "rename", counted(rename))
+            patch.setattr("lfi_pipeline.teachers.reuse.exchange", counted(exchange) if exchanges else lambda *_: False)
+            patch.setattr("lfi_pipeline.teachers.reuse.shutil.rmtree", counted(remove))
+            return found
+
+        try:
             run(cache, extend=True)
+        except KeyboardInterrupt:
+            assert exchanges is False or TargetStore.open(cache)  # at no moment without a cache
+    if not cache.exists():
+        with pytest.raises(TargetsError, match=r"\.cache\.lfi-before.*run the same extraction again"):
+            TargetStore.open(cache)
     run(cache, extend=True)
     assert counting.images == 0
     assert TargetStore.open(cache).spec.views == ("full", "hflip")

@@ -238,3 +238,27 @@ def test_retention_drops_epochs_that_a_resume_has_not_reached(tmp_path: Path) ->
     run_epochs(Retention(tmp_path, every=1), {1: 0.1, 2: 0.2, 3: 0.3})
     run_epochs(Retention(tmp_path, every=1), {2: 0.2})
     assert sorted(content(tmp_path)) == ["best", "epoch-0001", "epoch-0002", "last"]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "",
+        "[]",
+        "7",
+        '{"dict": [[]]}',
+        '{"dict": 3}',
+        '{"dict": [[[], 1]]}',
+        '{"tensor": "none"}',
+        '{"a": 1}',
+        "[" * 99_999,
+    ],
+)
+def test_a_tree_that_is_none_is_one_error(tmp_path: Path, tree: str) -> None:
+    """Its checksum is right: it was made so."""
+    path, tensors = tmp_path / "state.safetensors", {"a": torch.zeros(2)}
+    metadata = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "fingerprint": "f", "state": tree}
+    metadata["crc32c"] = checkpoint._checksum(tensors, "f", tree)
+    path.write_bytes(checkpoint.save(tensors, metadata=metadata))
+    with pytest.raises(RunError, match=r"state\.safetensors"):
+        load_state(path)

@@ -159,6 +159,22 @@ def test_a_convolutional_student_with_batch_norm_trains(make_config: MakeConfig,
     assert 0 <= summary["map_seen"] <= 1
 
 
+def test_a_batch_norm_that_sees_one_value_is_refused_before_the_first_step(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(epochs=1, batch_size=1, objective="none")
+    student = replace(config.student, name="test_resnet", patch_size=None, image_size=32, kwargs={})
+    with pytest.raises(ConfigError, match=r"A batch norm needs two values a channel.*of 32 by 32 pixels.*larger batch"):
+        train_one(replace(config, student=student), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train_one(replace(config, student=replace(student, image_size=64)), tmp_path / "larger")
+
+
+def test_a_seed_that_no_generator_takes_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"seed must be 0 or more and below 2\^63"):
+        make_config(seed=2**128)
+
+
 def test_pure_distillation_has_no_task_and_no_scores(make_config: MakeConfig, tmp_path: Path) -> None:
     summary = train_one(make_config(task="none", objective="lfi+embedding"), tmp_path / "run")
     assert "map_seen" not in summary

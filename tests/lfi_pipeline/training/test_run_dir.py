@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.core.errors import OutputExistsError, RunError
+from lfi_pipeline.core.errors import ConfigError, OutputExistsError, RunError
 from lfi_pipeline.core.options import build, flatten
-from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.core.schema import Fields
+from lfi_pipeline.evaluation.results import read_results
+from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.run_dir import (
     CONFIG,
     METRICS,
@@ -17,10 +19,12 @@ from lfi_pipeline.training.run_dir import (
     MetricsLog,
     make_place,
     read_json,
+    read_summary,
     recorded_config,
     require_place,
     write_json,
 )
+from lfi_pipeline.training.settings import read_config
 
 PLAIN = build(TrainConfig, {"targets": "shards"})
 RICH = build(
@@ -191,3 +195,31 @@ def test_a_resume_drops_later_and_torn_lines(tmp_path: Path) -> None:
     MetricsLog(tmp_path, resume_step=3).write(step=4, again=1)
     assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4, "again": 1}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == [METRICS]
+
+
+HOSTILE = {"deep": "[" * 100_000, "closed": "[" * 100_000 + "]" * 100_000, "digits": '{"a": ' + "9" * 5000 + "}"}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_no_json_or_toml_of_a_run_ends_in_a_traceback(tmp_path: Path, content: str) -> None:
+    begin(tmp_path / "run", PLAIN)
+    for name in (CONFIG, SUMMARY, "gallery.json", "evaluation/detection-x.json", "sweep.json"):
+        path = tmp_path / "run" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        with pytest.raises(RunError):
+            read_json(path)
+        with pytest.raises(RunError):
+            Fields.read(path)
+    with pytest.raises(RunError):
+        recorded_config(tmp_path / "run")
+    assert read_summary(tmp_path / "run") is None
+    with pytest.raises(RunError):
+        read_results(tmp_path / "run")
+    (tmp_path / "run" / METRICS).write_text('{"step": 1}\n' + content + "\n")
+    MetricsLog(tmp_path / "run", resume_step=5)
+    assert (tmp_path / "run" / METRICS).read_text() == '{"step": 1}\n'
+    value = content.removeprefix('{"a": ').removesuffix("}")
+    (tmp_path / "config.toml").write_text(f"a = {value}")
+    with pytest.raises(ConfigError):
+        read_config(tmp_path / "config.toml")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, RunLockedError
 from lfi_pipeline.core.options import build
-from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
+from lfi_pipeline.training.config import Machine, RuntimeConfig, TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun
 from lfi_pipeline.training.sweep_run import check_runs, groups_of, run_sweep
 
@@ -193,3 +193,29 @@ def test_what_cannot_start_is_told_before_anything_starts(tiny_targets: Path, tm
     assert [line[:2] for line in lines] == ["a:", "c:", "d:", "e:", "f:"]
     for line, word in zip(lines, ("Did you mean 'resnet18'", "hold_out", "nowhere", "99", "no usable"), strict=True):
         assert word in line
+
+
+def test_runs_of_other_tasks_are_not_fed_from_one_read(tmp_path: Path) -> None:
+    plan = [planned(tmp_path, task, task=task) for task in ("auto", "multi-label", "none")]
+    assert [len(group) for group in groups_of(plan, 3)] == [1, 1, 1]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(plan: list[PlannedRun], tmp_path: Path) -> None:
+    class Elsewhere(Loop):
+        """Meets a lock."""
+
+        def __call__(self, runs: Any, machine: Machine, *, command: str = "") -> list[Mapping[str, Any]]:
+            if any(folder.name == "lfi-0" for _, folder in runs):
+                self.calls.append([folder.name for _, folder in runs])
+                raise RunLockedError("lfi-0 is being trained by process 7 on there.")
+            return super().__call__(runs, machine, command=command)
+
+    errors, told = sweep(plan, tmp_path, Elsewhere(), together=3)
+    assert [name for name, error in errors.items() if error] == ["lfi-0"]
+    assert "lfi-0 is left to another process: lfi-0 is being trained by process 7 on there." in told
+
+
+def test_an_unreadable_summary_is_of_a_run_that_is_not_finished(plan: list[PlannedRun], tmp_path: Path) -> None:
+    plan[0].folder.mkdir()
+    (plan[0].folder / "summary.json").write_text("")
+    assert plan[0] in groups_of(plan, 99)[0]

@@ -43,6 +43,17 @@ def test_a_resume_hides_what_was_logged_after_its_step(tmp_path: Path) -> None:
     assert scalars(tmp_path, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
+def test_a_run_that_begins_anew_hides_all_that_was_logged(tmp_path: Path) -> None:
+    first = Trackers(tmp_path, ["tensorboard"], {}, resume_step=0)
+    for step in range(1, 4):
+        first.log({"loss": step}, step=step)
+    first.close()
+    second = Trackers(tmp_path, ["tensorboard"], {}, resume_step=0)
+    second.log({"loss": 40}, step=2)
+    second.close()
+    assert scalars(tmp_path, "loss") == [(2, 40)]
+
+
 def test_none_writes_nothing(tmp_path: Path) -> None:
     trackers = Trackers(tmp_path, ["none"], {})
     trackers.log({"loss": 1}, step=1)

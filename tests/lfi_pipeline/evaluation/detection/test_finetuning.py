@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import timm
 import torch
 from pycocotools import mask as coco_mask
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, RunError
 from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
 from lfi_pipeline.evaluation.detection.coco_score import detect
+from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune
 from lfi_pipeline.evaluation.detection.model import build_detector
-from lfi_pipeline.evaluation.detection.protocol import Schedule, finetune
+from lfi_pipeline.training.checkpoint import save_state
 
 WIDTH = 16
 
@@ -102,3 +105,35 @@ def test_an_interrupt_says_what_is_lost(coco_root: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         tuned(detector_of(), coco_root, schedule(2), tell=lines.append)
     assert "fine-tuning is lost" in lines[0]
+
+
+def test_stopped_at_any_iteration_it_goes_on_to_the_same_detector(
+    coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = detector_of()
+    losses = tuned(whole, coco_root, schedule(4))
+    kept = Kept(path=tmp_path / "evaluation" / "state.safetensors", fingerprint="a", seconds=0)
+    step = torch.optim.AdamW.step
+    lines: list[str] = []
+    for stop in (3, 1):
+        left = iter(range(stop))
+
+        def stopped(self: Any, *args: Any, left: Any = left, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return step(self, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", stopped)
+            with contextlib.suppress(KeyboardInterrupt):
+                tuned(detector_of(), coco_root, schedule(4), tell=lines.append, kept=kept)
+    assert "stopped after about 3 of 4 iterations; the same command goes on" in lines[0]
+    again = detector_of()
+    assert tuned(again, coco_root, schedule(4), kept=kept) == losses
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    with pytest.raises(RunError, match="must be of the run b, found the state of a"):
+        tuned(detector_of(), coco_root, schedule(4), kept=dataclasses.replace(kept, fingerprint="b"))
+    save_state(kept.path, {"losses": []}, fingerprint="a")
+    with pytest.raises(RunError, match="is not of this fine-tuning"):
+        tuned(detector_of(), coco_root, schedule(4), kept=kept)
