@@ -16,6 +16,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import typer
@@ -26,6 +27,7 @@ from lfi_cli.signature import (
     flag,
     is_list,
     is_table,
+    off_name,
     older_names,
     plain_text,
     sections,
@@ -98,9 +100,17 @@ class Command:
         """What was given, by option and of plain type."""
         options = self.options
         known = {each.name: each for current in options.values() for each in older_names(current)} | options
-        return {
-            name: plain_value(known[name], raw) for name, raw in parameters.items() if raw is not None and raw != []
+        values = {
+            name: plain_value(each, parameters[name])
+            for name, each in known.items()
+            if parameters.get(name) not in (None, [])
         }
+        for name in known:
+            if parameters.get(off_name(name)):
+                if name in values:
+                    raise typer.BadParameter(f"give one of {flag(name)} and --no-{flag(name)[2:]}, not both.")
+                values[name] = False
+        return values
 
 
 def command(

@@ -34,8 +34,9 @@ def signature(options: Iterable[Declared], *, file: bool) -> inspect.Signature:
     found = []
     for each in options:
         if each.option.cli:
-            found.append(_parameter(each))
-            found += [_parameter(older, hidden=True) for older in older_names(each)]
+            found += _parameters(each)
+            for older in older_names(each):
+                found += _parameters(older, hidden=True)
     if file:
         found.append(_keyword("config", Path | None, typer.Option("--config", help=FILE, metavar="FILE"), None))
     found.append(_keyword("as_json", bool, typer.Option("--json", help=JSON, metavar="", show_default=False), False))
@@ -46,6 +47,11 @@ def older_names(each: Declared) -> Iterator[Declared]:
     """Return an option under each of its older names, with the type that it had."""
     for alias in each.aliases:
         yield dataclasses.replace(each, name=alias.name, kind=alias.kind or each.kind)
+
+
+def off_name(name: str) -> str:
+    """Return the name of the parameter that switches an option off whose default is off."""
+    return f"no_{name}"
 
 
 def sections(options: Iterable[Declared], *, file: bool) -> dict[str, list[tuple[str, str]]]:
@@ -104,16 +110,24 @@ def _keyword(name: str, kind: Any, said: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parameter(each: Declared, *, hidden: bool = False) -> inspect.Parameter:
-    """An option that is None where it is not given, so that a file or the library says what it is then."""
+def _parameters(each: Declared, *, hidden: bool = False) -> list[inspect.Parameter]:
+    """An option that is None where it is not given, so that a file or the library says what it is then.
+
+    What is off is not switched off by most people: `--no-NAME` is then an option of its own that the help leaves out,
+    which keeps the help's columns narrow.
+    """
     kind, told = without_none(each.kind), plain_text(_help(each))
     if each.option.positional:
         said = typer.Argument(help=told, metavar=_shown_argument(each), show_default=False)
         if each.required:
-            return _keyword(each.name, _read_as(each), said, inspect.Parameter.empty)
-        return _keyword(each.name, _read_as(each) | None, said, None)
+            return [_keyword(each.name, _read_as(each), said, inspect.Parameter.empty)]
+        return [_keyword(each.name, _read_as(each) | None, said, None)]
     spellings = [flag(each.name), *(flag(other) for other in each.option.flags if not hidden)]
-    if kind is bool:
+    found = []
+    if kind is bool and each.default is False:
+        off = typer.Option(f"--no-{spellings[0][2:]}", hidden=True, metavar="", show_default=False)
+        found.append(_keyword(off_name(each.name), bool, off, False))
+    elif kind is bool:
         spellings[0] = f"{spellings[0]}/--no-{spellings[0][2:]}"
     option = typer.Option(
         *spellings,
@@ -123,7 +137,7 @@ def _parameter(each: Declared, *, hidden: bool = False) -> inspect.Parameter:
         rich_help_panel=each.panel,
         show_default=False,
     )
-    return _keyword(each.name, _read_as(each) | None, option, None)
+    return [_keyword(each.name, _read_as(each) | None, option, None), *found]
 
 
 def _read_as(each: Declared) -> Any:
@@ -154,7 +168,9 @@ def _spelt(each: Declared) -> str:
     if each.option.positional:
         return _shown_argument(each)
     shown = ", ".join([flag(each.name), *(flag(other) for other in each.option.flags)])
-    return f"{shown} / --no-{flag(each.name)[2:]}" if kind is bool else f"{shown} {_metavar(each, kind)}"
+    if kind is bool:
+        return shown if each.default is False else f"{shown} / --no-{flag(each.name)[2:]}"
+    return f"{shown} {_metavar(each, kind)}"
 
 
 def _metavar(each: Declared, kind: Any) -> str:
