@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer.main
+
 from lfi_cli.generate import command
+from lfi_cli.main import app_for
 from lfi_cli.output import Result, Shown, facts, percent, show_tree, stderr
 from lfi_pipeline.core.options import Option, check
 
@@ -35,17 +38,16 @@ def run_command(*words: object) -> Result:
     """Print a public command, run it, and return its result. Its own output goes to stderr, as the caller's is stdout.
 
     Raises:
-        click.exceptions.Exit: the command failed and has said so; its cause is the error.
+        typer.Exit: the command failed and has said so; its cause is the error.
     """
-    from lfi_cli.main import app
-
     line = [str(word) for word in words]
     stderr().print(f"\n$ {shlex.join(['lfi', *line])}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    group = typer.main.get_command(app_for(line))
     arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
     try:
-        # not `app(line, standalone_mode=False)`, which returns an exit code where a command fails
-        with contextlib.redirect_stdout(sys.stderr), app.make_context("lfi", line) as context:
-            result: Result = app.invoke(context)
+        # not `group(line, standalone_mode=False)`, which returns an exit code where a command fails
+        with contextlib.redirect_stdout(sys.stderr), group.make_context("lfi", line) as context:
+            result: Result = group.invoke(context)
     finally:
         sys.argv = arguments
     return result

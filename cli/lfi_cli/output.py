@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import click
+import typer
 
 from lfi_pipeline.core.errors import LFIError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from lfi_cli.generate import GeneratedCommand
 
 Result = dict[str, Any]
 INTERRUPTED = "interrupted. What was finished is kept; run the same command again to go on."
@@ -52,45 +50,53 @@ def conclude(shown: Shown, as_json: bool) -> Result:
     elif not shown.silent:
         shown.render(stdout())
     if shown.code:
-        raise click.exceptions.Exit(shown.code)
+        raise typer.Exit(shown.code)
     return shown.result
 
 
-def fail(error: BaseException, as_json: bool, command: GeneratedCommand) -> NoReturn:
+def fail(
+    error: BaseException, as_json: bool, own: Mapping[str, str], every: Callable[[], Mapping[str, str]]
+) -> NoReturn:
     """Print a user's error as one clear message and exit with 1, or with 130 after Ctrl-C.
 
     Any other exception is a bug and shows its traceback. A command that was run by this one has printed its own.
+
+    Args:
+        error: what ended the command.
+        as_json: print it as an object on stdout too.
+        own, every: as of `spoken`.
     """
-    cause = error.__cause__ if isinstance(error, click.exceptions.Exit) else error
+    cause = error.__cause__ if isinstance(error, typer.Exit) else error
     if as_json and isinstance(cause, LFIError | KeyboardInterrupt):
-        message = spoken(cause, command) if isinstance(cause, LFIError) else INTERRUPTED
+        message = spoken(cause, own, every) if isinstance(cause, LFIError) else INTERRUPTED
         print_json({"error": {"type": type(cause).__name__, "message": message}})
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         raise error
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write(f"\n{INTERRUPTED}\n")
-        raise click.exceptions.Exit(130) from error
+        raise typer.Exit(130) from error
     assert isinstance(error, LFIError)
     stderr().print("[bold red]error:[/] ", end="")
-    sys.stderr.write(f"{spoken(error, command)}\n")
-    raise click.exceptions.Exit(1) from error
+    sys.stderr.write(f"{spoken(error, own, every)}\n")
+    raise typer.Exit(1) from error
 
 
-def spoken(error: LFIError, command: GeneratedCommand) -> str:
+def spoken(error: LFIError, own: Mapping[str, str], every: Callable[[], Mapping[str, str]]) -> str:
     """Return an error's message with the library's arguments as options: `lr` as --lr, `flip=0` as --flip 0.
 
     The library writes an argument in backticks, and names the one that an error is about beside the message.
-    """
-    from lfi_cli.generate import spelling
 
-    message, own = str(error), spelling([command])
-    if error.argument in own and message.startswith(f"{error.argument} "):
-        message = own[error.argument] + message.removeprefix(error.argument or "")
+    Args:
+        error: of the library.
+        own: how each option of the command is typed, by name.
+        every: returns the same of all commands; a message may speak of another one's option.
+    """
+    message, argument = str(error), error.argument
+    if argument is not None and argument in own and message.startswith(f"{argument} "):
+        message = own[argument] + message.removeprefix(argument)
     if not _QUOTED.search(message):
         return message
-    from lfi_cli.main import generated_commands
-
-    names = spelling(generated_commands()) | own
+    names = {**every(), **own}
 
     def option(match: re.Match[str]) -> str:
         name, value = match.groups()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
-from lfi_cli.generate import GeneratedCommand
-from lfi_cli.main import BENCH, PANELS, STUDY, LazyGroup, app
+from lfi_cli.commands import PANELS
+from lfi_cli.generate import Command
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 INTRODUCTION = """# The command line
@@ -35,20 +34,12 @@ def readme() -> str:
     """Return what cli/README.md holds."""
     parts = [INTRODUCTION]
     for title, names in PANELS.items():
-        parts.append(f"## {title}\n")
-        for name in names:
-            found = app.get_command(None, name)
-            if isinstance(found, LazyGroup):
-                for panel in (STUDY if name == "study" else BENCH).values():
-                    parts += [_section(f"{name} {inner}", found.get_command(None, inner)) for inner in panel]
-            else:
-                parts.append(_section(name, found))
+        parts += [f"## {title}\n", *(_section(name, entry.load()) for name, entry in names.items())]
     return "\n".join(parts)
 
 
-def _section(name: str, command: object) -> str:
-    assert isinstance(command, GeneratedCommand)
-    told = inspect.cleandoc(command.help or "").split("\n\n")
+def _section(name: str, command: Command) -> str:
+    told = command.help.split("\n\n")
     lines = [f"### lfi {name}\n"]
     for paragraph in told:
         text = " ".join(paragraph.split())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from lfi_cli.main import app
+from lfi_cli.main import app_for
 from lfi_pipeline.teachers import CocaTeacher
 
 STUDENT = (
@@ -46,7 +46,8 @@ def lfi() -> Lfi:
     """`lfi("verify", path, "--json")`; an exception that is not an exit is a bug and is raised."""
 
     def run(*words: object) -> Ended:
-        result = CliRunner().invoke(app, [str(word) for word in words])
+        line = [str(word) for word in words]
+        result = CliRunner().invoke(app_for(line), line, prog_name="lfi")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Ended(result.exit_code, result.stdout, result.stderr)
@@ -86,8 +87,8 @@ def stand_in(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="session")
 def _one_trained(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "lfi-0"
-    words = ["train", "--targets", tiny_targets, *STUDENT, "--out", run]
-    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    words = [str(word) for word in ("train", "--targets", tiny_targets, *STUDENT, "--out", run)]
+    assert CliRunner().invoke(app_for(words), words).exit_code == 0
     return run
 
 

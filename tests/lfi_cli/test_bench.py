@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lfi_cli.main import bench
+from lfi_cli.commands import entries
 
 PLOTS = ["plot-kernel"]
-NAMES = sorted({*bench.list_commands()} - {*PLOTS})
+BENCHMARKS = {name.removeprefix("bench ") for name, _ in entries() if name.startswith("bench ")}
+NAMES = sorted(BENCHMARKS - {*PLOTS})
 Fails = Callable[..., str]
 
 

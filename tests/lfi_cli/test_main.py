@@ -36,7 +36,7 @@ def test_help_lists_every_command(lfi: Callable[..., Any]) -> None:
     assert shown.code == 0
     assert "lfi demo" in shown.out
     for name in COMMANDS:
-        assert f"\n  {name} " in shown.out
+        assert f"\n│ {name} " in shown.out
 
 
 def test_without_arguments_the_help_is_shown(lfi: Callable[..., Any]) -> None:

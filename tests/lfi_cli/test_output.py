@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lfi_cli.main import app
+from lfi_cli.generate import every_spelling
 from lfi_cli.output import facts, hours_text, size_text, spoken, tree, whole_table
+from lfi_cli.signature import spelling
 from lfi_cli.train import train
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 
@@ -34,8 +35,10 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_arguments_are_spoken_as_options(message: str, argument: str | None, told: str) -> None:
-    assert spoken(ConfigError(message, argument=argument), train) == told
-    assert spoken(UnknownNameError("student", "a", ["b"], argument="student"), train).startswith("Unknown student 'a'")
+    own = spelling(train.options.values())
+    assert spoken(ConfigError(message, argument=argument), own, every_spelling) == told
+    unknown = UnknownNameError("student", "a", ["b"], argument="student")
+    assert spoken(unknown, own, every_spelling).startswith("Unknown student 'a'")
 
 
 def test_a_tree_names_what_is_there(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_a_terminal_that_knows_ascii_only_fails_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--help",), 0, "Stage one:"),
+        (("--help",), 0, "Stage one"),
         (("--version",), 0, "lfi 0."),
         (("train", "--help"), 0, "--grad-accum-steps"),
         (("extract-teacher", "--help"), 0, "--views"),
@@ -100,7 +103,3 @@ def test_help_and_errors_about_values_do_not_wait_for_torch(words: tuple[str, ..
     modules = {line.rsplit("|", 1)[-1].strip().partition(".")[0] for line in ended.stderr.splitlines() if "|" in line}
     assert "lfi_cli" in modules
     assert not modules & {"torch", "timm", "open_clip", "torchvision"}
-
-
-def test_the_help_is_in_panels() -> None:
-    assert list(app.panels) == ["Start here", "Stage one", "Stage two", "Scores", "More"]

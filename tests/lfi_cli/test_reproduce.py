@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.core
+import typer.main
 
-from lfi_cli.main import app
+from lfi_cli.main import app_for
 from tests.lfi_pipeline.data import layouts
 
 RECIPES = ("coco", "pacs", "scenes", "tiny-imagenet", "vlcs")
@@ -71,11 +73,11 @@ def test_every_command_of_a_plan_is_one_that_there_is(
     words = ("--data-root", data_of(name, tmp_path / "data"), "--out", tmp_path / "out", *zero_shot, *scale)
     found = lfi("reproduce", name, *words, "--dry-run", "--no-measure", "--json").json
     for line in found["commands"]:
-        program, command, *rest = shlex.split(line)
+        program, *words_of = shlex.split(line)
         assert program == "lfi"
-        found_command = app.get_command(None, command)
-        assert found_command is not None
-        found_command.make_context(command, rest)  # raises for an option that there is not
+        group = typer.main.get_command(app_for(words_of))
+        assert isinstance(group, typer.core.TyperGroup)
+        group.commands[words_of[0]].make_context(words_of[0], words_of[1:])  # raises for an option that there is not
 
 
 @pytest.mark.parametrize("name", RECIPES)

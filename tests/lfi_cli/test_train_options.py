@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
+import typer.core
+import typer.main
 
-from lfi_cli.generate import GeneratedCommand
-from lfi_cli.main import app
+from lfi_cli.main import app_for
 from lfi_cli.train import Train
 from lfi_pipeline import training
 from lfi_pipeline.core.options import build, declared, defaults, flatten
@@ -42,10 +42,10 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return made
 
 
-def options() -> dict[str, click.Parameter]:
-    command = app.get_command(None, "train")
-    assert isinstance(command, GeneratedCommand)
-    return {parameter.name or "": parameter for parameter in command.get_params(click.Context(command))}
+def options() -> dict[str, Any]:
+    group = typer.main.get_command(app_for(["train"]))
+    assert isinstance(group, typer.core.TyperGroup)
+    return {parameter.name or "": parameter for parameter in group.commands["train"].params}
 
 
 def test_every_setting_and_all_of_the_machine_is_an_option_without_a_default() -> None:
@@ -59,8 +59,8 @@ def test_every_setting_and_all_of_the_machine_is_an_option_without_a_default() -
 
 def test_help_is_grouped_and_shows_the_defaults_of_the_library(lfi: Lfi) -> None:
     text = " ".join(lfi("train", "--help").out.split())
-    for panel in ("Data:", "Student:", "Queries:", "Objective:", "Optimiser:", "Augmentation:", "Machine"):
-        assert panel in text
+    for panel in ("Data", "Student", "Queries", "Objective", "Optimiser", "Augmentation", "Machine"):
+        assert f"╭─ {panel}" in text
     assert f"[default: {defaults(TrainConfig)['lr']}]" in text
     assert "[default: tensorboard]" in text
     assert "Example: lfi train" in text

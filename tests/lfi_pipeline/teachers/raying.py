@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from lfi_cli.main import app
+from lfi_cli.main import app_for
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.teachers import ray_engine
 from lfi_pipeline.teachers.config import ExtractConfig
@@ -80,7 +80,8 @@ def main() -> None:
     ray.init = partial(ray.init, num_cpus=2)
     shutdown, ray.shutdown = ray.shutdown, lambda: None  # starting a cluster is slow
     ray_engine._make_shard = dying_once
-    result = app(words(scenes, work / "command"), standalone_mode=False)
+    command = words(scenes, work / "command")
+    result = app_for(command)(command, standalone_mode=False)
     ended = {"command": str(result["samples"])}
     ctypes.CDLL(None).fflush(None)
     os.dup2(2, 1)  # stdout is what the command printed
