@@ -194,8 +194,7 @@ def parse_part(data: bytes, spec: TargetSpec, layout: str, shard: int, columns: 
             raise ValueError(f"it has columns {file.schema_arrow.names}, not {expected.names}")
         if file.metadata.num_rows != rows:
             raise ValueError(f"it holds {file.metadata.num_rows} rows, not {rows}")
-        texts = _texts_to_measure(file.metadata, columns, len(spec.dataset.classes))
-        if texts:
+        if texts := _texts_to_measure(file.metadata, columns, len(spec.dataset.classes)):
             file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts, page_checksum_verification=True)
         table = file.read(columns=list(columns), use_threads=False)
         for name in texts:
@@ -212,7 +211,7 @@ def parse_part(data: bytes, spec: TargetSpec, layout: str, shard: int, columns: 
 
 
 def _texts_to_measure(metadata: pq.FileMetaData, columns: Sequence[str], classes: int) -> list[str]:
-    """Check what a part says of the sizes of its columns, before any of them is decompressed.
+    """Check the sizes that a part declares, before any column is decompressed.
 
     Returns:
         Columns of texts that might still grow: a dictionary writes a text once for all rows that have it.
@@ -224,14 +223,12 @@ def _texts_to_measure(metadata: pq.FileMetaData, columns: Sequence[str], classes
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(number)
-            name = next((each for each in columns if chunk.path_in_schema in (each, f"{each}.list.element")), None)
-            if name is None:
+            name = chunk.path_in_schema.removesuffix(".list.element")
+            if name not in columns:
                 continue
             if chunk.total_uncompressed_size > MOST_PART_BYTES or chunk.num_values > rows * max(classes, 1):
-                raise ValueError(
-                    f"column {name} says that it holds {chunk.num_values} values in {chunk.total_uncompressed_size} "
-                    f"bytes, more than {rows} samples can have"
-                )
+                told = f"{chunk.num_values} values in {chunk.total_uncompressed_size} bytes"
+                raise ValueError(f"column {name} says that it holds {told}, more than {rows} samples can have")
             if chunk.physical_type == "BYTE_ARRAY" and chunk.total_uncompressed_size * rows > MOST_PART_BYTES:
                 measured.add(name)
     return sorted(measured)
