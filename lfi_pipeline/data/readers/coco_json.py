@@ -89,7 +89,7 @@ class _Splitter:
         if not begun:
             raise self._wrong("a JSON object, got an empty file")
         if not self.ended:
-            raise self._wrong("whole, and is cut off. Fetch or write it again")
+            raise self._wrong("a whole file in JSON, and is cut off. Fetch or write it again")
         if rest.strip():
             raise self._wrong(f"one JSON object, and goes on behind it with {rest.strip()[:20]!r}")
 

@@ -35,6 +35,7 @@ from lfi_pipeline.data.readers.coco_records import (
     object_of,
 )
 
+_MOST_ALONE = 0.05  # share of the images
 _VERSION = 1  # of what is kept
 
 
@@ -213,7 +214,7 @@ def _united(
     """Return the images of both files.
 
     Raises:
-        DatasetError: an id is of one image here and another there, or most are in one file alone.
+        DatasetError: an id is of one image here and another there, or many are in one file alone.
     """
     if instances is None:
         return captioned
@@ -225,7 +226,7 @@ def _united(
                 f"and {names[1]} in the second. Use the two files of one split and release."
             )
     alone = sorted(images.keys() ^ captioned.keys())
-    if 2 * len(alone) > len(images | captioned):
+    if len(alone) > max(1, _MOST_ALONE * len(images | captioned)):  # not a bad record, but files of two splits
         number = alone[0]
         both = captioned.get(number), images.get(number)
         told = [each.file_name if each is not None else "absent" for each in both]
