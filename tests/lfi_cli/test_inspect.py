@@ -65,11 +65,11 @@ def test_a_version_that_is_not_known_is_refused(fails: Fails, tiny_val_targets: 
     shutil.copytree(tiny_val_targets, tmp_path / "shards")
     manifest = tmp_path / "shards" / "manifest.json"
     text = manifest.read_text()
-    assert text.count('"version": 1') == 1
-    manifest.write_text(text.replace('"version": 1', '"version": 99'))
+    assert text.count('"version": 2') == 1
+    manifest.write_text(text.replace('"version": 2', '"version": 99'))
     message = fails("TargetsError", "inspect", tmp_path / "shards")
     assert "version 99" in message
-    assert "knows version 1" in message
+    assert "knows versions 1 and 2" in message
 
 
 def test_a_cache_that_is_not_finished_says_how_to_finish_it(

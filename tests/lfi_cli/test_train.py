@@ -96,7 +96,7 @@ def test_targets_of_an_unknown_version(fails: Fails, tiny_targets: Path, tmp_pat
     shards = tmp_path / "shards"
     shutil.copytree(tiny_targets, shards)
     text = (shards / "manifest.json").read_text()
-    (shards / "manifest.json").write_text(text.replace('"version": 1', '"version": 99'))
+    (shards / "manifest.json").write_text(text.replace('"version": 2', '"version": 99'))
     assert "version 99" in fails("TargetsError", "train", "--targets", shards, *STUDENT, "--out", tmp_path / "run")
 
 

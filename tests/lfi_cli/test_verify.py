@@ -43,7 +43,7 @@ def test_a_version_that_is_not_known_is_a_fault(
 ) -> None:
     shutil.copytree(tiny_val_targets, tmp_path / "shards")
     manifest = tmp_path / "shards" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 99'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 99'))
     ended = lfi("verify", tmp_path / "shards", "--json")
     assert ended.code == 1
     assert ended.json["ok"] is False

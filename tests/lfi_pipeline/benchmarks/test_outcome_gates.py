@@ -81,7 +81,7 @@ def test_reads_compares_three_readers_two_ways(tmp_path: Path) -> None:
 
 def test_reads_of_a_cache_that_is_there(tiny_targets: Path) -> None:
     outcome = reads.bench_reads(reads.ReadsConfig(targets=tiny_targets, reads=10, batch=4, rounds=1))
-    assert outcome.measurements[0].shape == "24x1x6x8x8"
+    assert outcome.measurements[0].shape == "24x2x6x8x8"
 
 
 @pytest.mark.parametrize("array", ["maps", "words", "image_embedding"])

@@ -166,9 +166,9 @@ def test_unknown_version_is_refused(synthetic: Any, tmp_path: Path) -> None:
     path = tmp_path / "targets"
     synthetic.extract(path, limit=1)
     manifest = path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
     for opens in (synthetic.open_writer, TargetStore.open):
-        with pytest.raises(TargetsError, match="version 2; this release knows version 1"):
+        with pytest.raises(TargetsError, match="version 3; this release knows versions 1 and 2"):
             opens(path)
 
 
