@@ -118,7 +118,7 @@ def _parameters(each: Declared, *, hidden: bool = False) -> list[inspect.Paramet
     """
     kind, told = without_none(each.kind), plain_text(_help(each))
     if each.option.positional:
-        said = typer.Argument(help=told, metavar=_shown_argument(each), show_default=False)
+        said = typer.Argument(help=told, metavar=_argument(each), show_default=False)
         if each.required:
             return [_keyword(each.name, _read_as(each), said, inspect.Parameter.empty)]
         return [_keyword(each.name, _read_as(each) | None, said, None)]
@@ -157,16 +157,16 @@ def _read_as(each: Declared) -> Any:
     return kind if kind in (bool, Path) or (kind in (int, float) and kind is each.kind) else str
 
 
-def _shown_argument(each: Declared) -> str:
-    shown = (each.option.metavar or each.name.upper()) + ("..." if is_list(without_none(each.kind)) else "")
-    return shown if each.required else f"[{shown}]"
+def _argument(each: Declared) -> str:
+    return each.option.metavar or each.name.upper()
 
 
 def _spelt(each: Declared) -> str:
     """An option with its placeholder, as text."""
     kind = without_none(each.kind)
     if each.option.positional:
-        return _shown_argument(each)
+        shown = _argument(each) + "..." * is_list(kind)
+        return shown if each.required else f"[{shown}]"
     shown = ", ".join([flag(each.name), *(flag(other) for other in each.option.flags)])
     if kind is bool:
         return shown if each.default is False else f"{shown} / --no-{flag(each.name)[2:]}"

@@ -1,0 +1,49 @@
+"""How results of evaluation read: a run as facts, several as a table that tells how many seeds had a score."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from lfi_cli.evaluation_tables import show_run, show_tables
+from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.report.statistics import Estimate
+from lfi_pipeline.report.views import SeedRow
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def shown(on: Console) -> str:
+    assert isinstance(on.file, io.StringIO)
+    return on.file.getvalue()
+
+
+def test_a_run_is_told_with_units_and_without_what_it_lacks() -> None:
+    on = console()
+    details = {
+        "reference": {"same_seed": True, "steps": 1200, "runs": ["none-0"]},
+        "score_at_third": None,
+        "goal": 0.5,
+        "reached": False,
+        "best": 0.25,
+    }
+    result = ProtocolResult("convergence", {}, {}, details, 2.0)
+    show_run(on, Path("runs/lfi-0"), {"convergence": result})
+    text = shown(on)
+    assert "lfi-0: convergence" in text
+    assert "none-0: 50.0 %, at the end of 1,200 steps (of the same seed)" in text
+    assert "never; best 25.0 %" in text
+    assert "third" not in text
+
+
+def test_seeds_without_a_score_do_not_vanish_in_the_mean() -> None:
+    on = console()
+    score = Estimate(0.5, 0.2, 2)
+    show_tables(on, {"classification": [SeedRow("lfi", (0, 1, 2), {"map_seen": score})]}, ["A note [of one]."])
+    text = shown(on)
+    assert "50.0 ± 20.0 (2 of 3)" in text
+    assert "A note [of one]." in text
