@@ -58,7 +58,7 @@ class Recomputation:
         """
         teacher = _teacher_of(store.spec, self.config)
         positions = _chosen(store.usable, len(store), self.config)
-        yield from class_faults(store, teacher, share=self.config.share, seed=self.config.seed)
+        yield from class_faults(store, teacher, share=self.config.share or 0.0, seed=self.config.seed)
         dataset, source = _samples(store, positions), _source(store.spec)
         spec = replace(
             store.spec,
@@ -112,7 +112,7 @@ def _teacher_of(spec: TargetSpec, config: RecomputeConfig) -> Teacher:
 
 def _chosen(usable: npt.NDArray[np.int64], samples: int, config: RecomputeConfig) -> npt.NDArray[np.int64]:
     """Ascending positions of the samples to recompute."""
-    count = min(len(usable), max(1, round(config.share * samples)))
+    count = min(len(usable), max(1, round((config.share or 0.0) * samples)))
     return np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
 
 
