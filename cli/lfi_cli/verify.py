@@ -27,7 +27,7 @@ class Verify:
     targets: Annotated[Path, Option("A cache made by lfi extract-teacher, a run, or an export.", positional=True)]
     images: Annotated[bool, Option("Read the images too and compare them with the index.")] = True
     data_root: Annotated[Path | None, Option(MOVED)] = None
-    again: RecomputeConfig = field(default_factory=lambda: RecomputeConfig(share=0.0, progress=True))
+    again: RecomputeConfig = field(default_factory=lambda: RecomputeConfig(share=None, progress=True))
 
     def __post_init__(self) -> None:
         check(self)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.options import Option, check
 
 VIEWS = ("full", "hflip")
@@ -143,7 +143,9 @@ class ExtractConfig:
 
 
 def require_row(row: str, kind: str) -> None:
-    """Raise ConfigError unless maps of this kind have this row of attention."""
+    """Raise UnknownNameError or ConfigError unless maps of this kind have this row of attention."""
+    if row not in ROWS:
+        raise UnknownNameError("row", row, ROWS, argument="row")
     if row == "reading" and kind not in READING_KINDS:
         raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.", argument="row")
 
@@ -191,11 +193,11 @@ class RecomputeConfig:
     """Which samples of a cache the teacher makes anew, to compare."""
 
     share: Annotated[
-        float,
+        float | None,
         Option(
-            "Let the teacher make this share of the samples anew (0.01: 1 %) and compare; 0: none.",
+            "Let the teacher make this share of the samples anew (0.01: 1 %) and compare; none: do not.",
             name="recompute",
-            ge=0,
+            gt=0,
             le=1,
             metavar="SHARE",
         ),

@@ -60,7 +60,7 @@ class Recomputation:
             store.spec, self.config.teacher, self.config.device, precision=store.spec.teacher.precision
         )
         positions = _chosen(store.usable, len(store), self.config)
-        yield from class_faults(store, teacher, share=self.config.share, seed=self.config.seed)
+        yield from class_faults(store, teacher, share=self.config.share or 0.0, seed=self.config.seed)
         dataset, source = samples_of_cache(store, positions), texts_of_cache(store.spec)
         spec = replace(
             store.spec,
@@ -125,7 +125,7 @@ def teacher_of_cache(spec: TargetSpec, teacher: str, device: str, *, precision: 
 
 def _chosen(usable: npt.NDArray[np.int64], samples: int, config: RecomputeConfig) -> npt.NDArray[np.int64]:
     """Ascending positions of the samples to recompute."""
-    count = min(len(usable), max(1, round(config.share * samples)))
+    count = min(len(usable), max(1, round((config.share or 0.0) * samples)))
     return np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
 
 

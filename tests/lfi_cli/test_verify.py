@@ -78,4 +78,4 @@ def test_the_teacher_is_asked_again(lfi: Callable[..., Any], tiny_val_targets: P
 def test_another_teacher_is_refused(fails: Callable[..., str], tiny_val_targets: Path) -> None:
     words = ("verify", tiny_val_targets, "--recompute", 0.5, "--teacher", "scenes-coca", "--device", "cpu")
     assert "weights of sha256" in fails("TeacherError", *words)
-    assert "--recompute must be from 0 to 1" in fails("ConfigError", "verify", tiny_val_targets, "--recompute", 2)
+    assert "--recompute must be above 0 to 1" in fails("ConfigError", "verify", tiny_val_targets, "--recompute", 2)

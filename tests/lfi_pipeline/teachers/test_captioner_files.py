@@ -76,7 +76,7 @@ def test_every_image_gets_a_caption_once(
 def test_ranges_write_their_pieces_and_say_what_is_missing(
     write: Callable[..., dict[str, str]], teacher: Writing
 ) -> None:
-    with pytest.raises(IncompleteTargetsError, match=r"captions of 1 of 3 pieces.*other --shards ranges"):
+    with pytest.raises(IncompleteTargetsError, match=r"captions of 1 of 3 pieces.*other `shards` ranges"):
         write(Share(first=1, end=2))
     assert teacher.images == 10
     assert len(write()) == 24

@@ -85,13 +85,13 @@ def test_other_weights_are_refused(
     identity = TeacherSpec(name="tiny-coca", tag="test", weights_sha256="f" * 64, family="coca")
     other = CocaTeacher(tiny_teacher.model, tiny_teacher.tokenizer, identity)
     monkeypatch.setattr(recompute, "load_teacher", lambda name, **_: other)
-    with pytest.raises(TeacherError, match=r"but tiny-coca:test has f{64}.*--teacher tiny-coca:PATH"):
+    with pytest.raises(TeacherError, match=r"but tiny-coca:test has f{64}.*`teacher=tiny-coca:PATH"):
         pointing_by_kind(TargetStore.open(tiny_val_targets), val, PointingConfig(device="cpu"))
 
 
 def test_a_teacher_that_no_name_finds_says_what_to_give(tiny_val_targets: Path, val: Dataset) -> None:
     store = TargetStore.open(tiny_val_targets)
-    with pytest.raises(TeacherError, match="--teacher tiny-coca:PATH"):
+    with pytest.raises(TeacherError, match="`teacher=tiny-coca:PATH"):
         pointing_by_kind(store, val, PointingConfig(device="cpu"))
     with pytest.raises(UnknownNameError, match="no-such-teacher"):
         pointing_by_kind(store, val, PointingConfig(teacher="no-such-teacher", device="cpu"))

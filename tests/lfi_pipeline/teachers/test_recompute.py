@@ -216,7 +216,7 @@ def test_other_weights_are_refused_and_both_digests_named(
 def test_the_teacher_is_the_one_that_the_spec_names(extracted: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = extracted()
     monkeypatch.undo()
-    with pytest.raises(TeacherError, match=r"made by tiny-coca:test.*--teacher tiny-coca:PATH"):
+    with pytest.raises(TeacherError, match=r"made by tiny-coca:test.*`teacher=tiny-coca:PATH"):
         _faults(cache)
 
 
@@ -243,5 +243,5 @@ def test_the_share_says_how_many_and_the_seed_which(
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_an_impossible_share_is_refused(share: float) -> None:
-    with pytest.raises(ConfigError, match="share to recompute"):
+    with pytest.raises(ConfigError, match=r"share must be (above 0 to 1|a finite number)"):
         RecomputeConfig(share=share)

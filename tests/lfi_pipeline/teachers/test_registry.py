@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_fetch_and_where_to_put_it(te
     tag = tag or "laion2b_s13b_b90k"  # not the last that open_clip lists, which is weak in contrast
     message = (
         rf"{name}:{tag} are not in the local cache and could not be fetched.*fetch open_clip_model\.safetensors from "
-        rf"laion/\S*{name.removeprefix('coca_')}\S*, .*--teacher {name}:PATH/open_clip_model\.safetensors"
+        rf"laion/\S*{name.removeprefix('coca_')}\S*, .*`teacher={name}:PATH/open_clip_model\.safetensors"
     )
     with pytest.raises(TeacherError, match=message):
         load_teacher(teacher)

@@ -53,9 +53,9 @@ def test_the_teachers_own_captions_are_found_by_key() -> None:
 
 
 def test_a_sample_that_cannot_be_read_so_is_named_with_what_would_serve() -> None:
-    with pytest.raises(DatasetError, match=r"Sample a has no caption.*--text prompts"):
+    with pytest.raises(DatasetError, match=r"Sample a has no caption.*`text='prompts'`"):
         TextSource("captions", "first")(make_sample(captions=("",)))
-    with pytest.raises(DatasetError, match=r"Sample a has no label.*--text captions"):
+    with pytest.raises(DatasetError, match=r"Sample a has no label.*`text='captions'`"):
         TextSource("prompts", "first", prompts=("{}",))(make_sample(labels=()))
 
 
