@@ -16,7 +16,7 @@ from lfi_pipeline.core.options import build, declared
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lfi_pipeline.data.pairs import Pairs
+    from lfi_pipeline.data.readers.webdataset import Pairs
     from lfi_pipeline.evaluation.results import ProtocolResult
     from lfi_pipeline.exporting.predict import Prediction
     from lfi_pipeline.targets import TargetStore
@@ -95,7 +95,7 @@ def extract(
 
     folder = Path(out)
     if not isinstance(dataset, str | Path):
-        from lfi_pipeline.data.pairs import write_pairs
+        from lfi_pipeline.data.readers.webdataset import write_pairs
 
         if data_root is not None:
             raise ConfigError(

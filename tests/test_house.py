@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,10 @@ def test_an_option_in_a_message_is_found() -> None:
 def test_nothing_cites_what_readers_do_not_have(house: list[Source]) -> None:
     cited = re.compile(r"\bDESIGN\b")
     assert [source.path for source in house if cited.search(source.text)] == []
+
+
+@pytest.mark.parametrize("package", sorted(source.module for source in sources() if source.is_package))
+def test_every_name_of_a_package_can_be_had(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is not None

@@ -28,9 +28,9 @@ from lfi_pipeline.teachers import load_teacher
 from lfi_pipeline.teachers.recompute import Recomputation, RecomputeConfig
 from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.checkpoint import load_state, save_weights
+from lfi_pipeline.training.config import RUN_FILE
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import CHECKPOINTS, CONFIG, write_json
-from lfi_pipeline.training.settings import RUN_FILE
 from lfi_pipeline.training.sweep import plan_sweep, read_sweep
 from lfi_pipeline.training.sweep_run import check_runs
 

@@ -116,7 +116,7 @@ def index(config: Index) -> Shown:
 
     Example: lfi bench index --samples 1000000
     """
-    from lfi_pipeline.benchmarks.index import bench_index
+    from lfi_pipeline.benchmarks.reads import bench_index
 
     sizes = IndexConfig(samples=3000, rounds=1) if config.output.quick else config.bench
     return _shown(bench_index(sizes), config.output.csv)
@@ -232,7 +232,7 @@ def _shown(outcome: Outcome, csv: Path | None, device: str = "cpu") -> Shown:
     from dataclasses import asdict
 
     from lfi_pipeline.benchmarks import Environment, append_csv
-    from lfi_pipeline.core.device import resolve_device
+    from lfi_pipeline.core.runtime import resolve_device
 
     environment = Environment.here(str(resolve_device(device)), outcome.threads)
     if csv is not None:

@@ -33,15 +33,15 @@ PANELS: Mapping[str, Mapping[str, Entry]] = {
             "The whole pipeline in minutes on a laptop: scenes, teacher, cache, two students, scores, report.",
         ),
         "datasets": Entry(
-            "datasets:datasets",
+            "demo:datasets",
             "List the data sets that can be read: what each needs on disk and how to obtain it. Nothing is downloaded.",
         ),
         "make-scenes": Entry(
-            "datasets:make_scenes",
+            "demo:make_scenes",
             "Render the embedded data set: captioned emoji scenes with exact masks, in COCO's layout.",
         ),
         "reproduce": Entry(
-            "reproduce:reproduce",
+            "plan:reproduce",
             "Run a full-scale recipe: maps, students of every objective and seed, protocols, table and page.",
         ),
     },
@@ -62,21 +62,21 @@ PANELS: Mapping[str, Mapping[str, Entry]] = {
             "Show what a cache holds: teacher, kind of map, counts, bytes, quarantined images; or draw samples.",
         ),
         "verify": Entry(
-            "verify:verify",
+            "inspect:verify",
             "Check every byte of a cache and its images against their recorded checksums; exit with 1 on any fault.",
         ),
-        "pack": Entry("verify:pack", "Write a cache again in the other layout: the same targets, every read checked."),
+        "pack": Entry("inspect:pack", "Write a cache again in the other layout: the same targets, every read checked."),
     },
     "Stage two": {
         "train": Entry("train:train", "Stage two: train students against cached targets. The teacher is not loaded."),
-        "sweep": Entry("sweep:sweep", "Train every combination of a grid of settings, and rank them."),
+        "sweep": Entry("train:sweep", "Train every combination of a grid of settings, and rank them."),
         "export": Entry(
             "report:export",
             "Write a trained student as a plain timm checkpoint with a model card, checked by loading it through timm.",
         ),
     },
     "Scores": {
-        "predict": Entry("predict:predict", "Say what is in pictures, and where the student looked for it."),
+        "predict": Entry("evaluate:predict", "Say what is in pictures, and where the student looked for it."),
         "evaluate": Entry(
             "evaluate:evaluate",
             "Score runs by one protocol or several; results are kept in RUN/evaluation/. "

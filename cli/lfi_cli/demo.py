@@ -1,4 +1,4 @@
-"""lfi demo, and how public commands are run one after the other"""
+"""lfi demo, lfi datasets, lfi make-scenes"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,153 @@ import typer.main
 
 from lfi_cli.generate import command
 from lfi_cli.main import app_for
-from lfi_cli.output import Result, Shown, facts, percent, show_tree, stderr
+from lfi_cli.output import Result, Shown, facts, percent, say, show_tree, stderr
+from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.settings_file import SettingsFile
+from lfi_pipeline.data.config import ScenesConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lfi_pipeline.data import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Datasets:
+    """Options of `lfi datasets`."""
+
+    name: Annotated[
+        str, Option("A data set, or the path of your own .toml manifest; empty lists all.", positional=True)
+    ] = ""
+    data_root: Annotated[Path | None, Option("Read the data set's files there and count.")] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Datasets)
+def datasets(config: Datasets) -> Shown:
+    """List the data sets that can be read: what each needs on disk and how to obtain it. Nothing is downloaded.
+
+    Example: lfi datasets pacs --data-root data/PACS
+    """
+    from lfi_pipeline.data import load_manifest, manifest_names
+
+    if config.name:
+        return _sheet(load_manifest(config.name, config.data_root), config.name, config.data_root)
+    if config.data_root is not None:
+        raise ConfigError("data_root needs the name of a data set: lfi datasets NAME.", argument="data_root")
+    manifests = [load_manifest(each) for each in manifest_names()]
+
+    def render(console: Console) -> None:
+        for each in map(_described, manifests):
+            rows = [(field, ", ".join(each[field])) for field in ("splits", "needs")]
+            facts(console, f"{each['name']} – {each['title']}", [*rows, *((f, each[f]) for f in ("license", "obtain"))])
+        say(console, "One sheet, and a check of your files: lfi datasets NAME --data-root DIR")
+
+    return Shown({"datasets": [_described(manifest) for manifest in manifests]}, render)
+
+
+def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:
+
+    result: Result = _described(manifest)
+    if data_root is not None:
+        result["data_root"] = str(data_root)
+        result["found"] = {split: _counted(name, data_root, split) for split in manifest.splits}
+        if not any("samples" in counts for counts in result["found"].values()):
+            first = next(iter(result["found"].values()))
+            raise DatasetError(str(first["error"]))
+
+    def render(console: Console) -> None:
+        rows = [(field, result[field]) for field in ("title", "license", "homepage", "obtain", "teacher", "layout")]
+        rows += [("prompt", prompt) for prompt in result["prompts"]]
+        rows += [("needs", line) for line in result["needs"]]
+        rows += [("split", split) for split in result["splits"] if data_root is None]
+        for split, found in result.get("found", {}).items():
+            told = ", ".join(f"{value} {what}" for what, value in found.items() if what not in ("domains", "error"))
+            domains = ", ".join(f"{domain} {count}" for domain, count in found.get("domains", {}).items())
+            rows.append((f"split {split}", found.get("error") or f"{told}{f' ({domains})' if domains else ''}"))
+        facts(console, manifest.name, rows)
+
+    return Shown(result, render)
+
+
+def _described(manifest: Manifest) -> Result:
+    from lfi_pipeline.data import expected_tree
+
+    return {
+        "name": manifest.name,
+        "title": manifest.title,
+        "license": manifest.license,
+        "homepage": manifest.homepage,
+        "obtain": manifest.obtain,
+        "teacher": manifest.teacher,
+        "layout": manifest.layout,
+        "prompts": list(manifest.prompts),
+        "splits": list(manifest.splits),
+        "needs": list(expected_tree(manifest)),
+    }
+
+
+def _counted(name: str, data_root: Path, split: str) -> Result:
+    """Count what one split holds, or say why it cannot be read."""
+    from lfi_pipeline.data import read_dataset, summarize
+
+    try:
+        return summarize(read_dataset(name, data_root, split))
+    except DatasetError as error:
+        return {"error": str(error)}
+
+
+SCENES = {
+    "train": "pictures of the train split",
+    "val": "pictures of the val split",
+    "annotations": "captions and exact masks, in COCO's layout",
+    "scenes.json": "the settings, so that a rerun can finish the work",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MakeScenes:
+    """Options of `lfi make-scenes`."""
+
+    out: Annotated[Path, Option("Directory to write; a rerun with the same options finishes the work.")] = Path(
+        "data/scenes"
+    )
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(MakeScenes, file=SettingsFile(ScenesConfig))
+def make_scenes(config: MakeScenes) -> Shown:
+    """Render the embedded data set: captioned emoji scenes with exact masks, in COCO's layout.
+
+    Pictures are drawn from the OpenMoji font (all emojis designed by OpenMoji, CC BY-SA 4.0).
+
+    Example: lfi make-scenes --out data/scenes --train 2000 --val 400
+    """
+    from lfi_pipeline.data.scenes import write_scenes
+
+    scenes = config.scenes
+    write_scenes(config.out, scenes)
+    result: Result = {"out": str(config.out)} | asdict(scenes)
+    rows: list[tuple[str, object]] = [
+        ("train", scenes.train),
+        ("val", scenes.val),
+        ("domains", ",".join(scenes.domains)),
+        ("held out", ",".join(scenes.held_out) or "none"),
+        ("in", config.out),
+    ]
+
+    def render(console: Console) -> None:
+        facts(console, "Scenes", rows)
+        show_tree(console, config.out, SCENES)
+
+    return Shown(result, render)
+
 
 STUDENT = shlex.split(
     "--student vit_tiny_patch16_224 --image-size 64 --patch-size 8 "

@@ -1,12 +1,4 @@
-"""Commands made of config dataclasses: every option, its type, default, range and help stand in the library alone.
-
-    @command(ExportCommand)
-    def export(config: ExportCommand) -> Shown:
-        '''What it does. Example: lfi export runs/lfi-0 --out exported/'''
-
-A command is given the config that was built of its options, or, where it asks for them `raw`, what was given and no
-more. It returns a result and a way to show it; `--json`, errors and exit codes are the same for all.
-"""
+"""Writes cli/README.md from the declarations: every command with its options. Run: python -m lfi_cli.generate"""
 
 from __future__ import annotations
 
@@ -21,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 import typer
 
-from lfi_cli.commands import entries
+from lfi_cli.commands import PANELS, entries
 from lfi_cli.output import Result, Shown, conclude, fail
 from lfi_cli.signature import (
     flag,
@@ -196,3 +188,60 @@ def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
         merged[name] = {**base[name], **value} if both else value
     return merged
+
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+INTRODUCTION = """# The command line
+
+Every command, with every option, as `lfi COMMAND --help` tells it. This file is written by `python -m lfi_cli.generate`
+from the same declarations that the commands are made of; a test compares the two.
+
+- `--json` prints one JSON object on stdout and everything else on stderr. An error is an object too:
+  `{"error": {"type": ..., "message": ...}}`.
+- The exit code is 0, 1 where something is wrong and the message says how to mend it, 2 where the command cannot be
+  read, and 130 after Ctrl-C. What was finished is kept, and the same command goes on.
+- `--config FILE`, where a command has it, reads its settings from a TOML file, by the names of the options; options go
+  over it. A relative path in a file is relative to the file.
+- An option of several values is repeated, or separated by commas, as its placeholder shows: `INT,...`.
+- Names of earlier releases (`--learning-rate`, `--least-area`, `--aspect`, `--flip`, `--clip`, `--accumulate`,
+  `--optimizer`, `--mix-probability`) are still read in this one: on the command line, in files and in the `config.json`
+  of old runs.
+
+A new option is one field of a config dataclass in the library (`lfi_pipeline/*/config.py`): its type, default, range
+and help. It is then an option here, a key in TOML, an entry of `config.json`, an axis of a sweep and an argument in
+Python.
+"""
+
+
+def readme() -> str:
+    """Return what cli/README.md holds."""
+    parts = [INTRODUCTION]
+    for title, names in PANELS.items():
+        parts += [f"## {title}\n", *(_section(name, entry.load()) for name, entry in names.items())]
+    return "\n".join(parts)
+
+
+def _section(name: str, command: Command) -> str:
+    told = command.help.split("\n\n")
+    lines = [f"### lfi {name}\n"]
+    for paragraph in told:
+        text = " ".join(paragraph.split())
+        start, colon, example = text.partition(": ")
+        shown = text.startswith(("Example: ", "On "))
+        lines.append(f"{start}:\n\n    {example}\n" if shown and colon else f"{text}\n")
+    lines.append("| option | what it does |\n|---|---|")
+    for title, records in command.sections().items():
+        if title not in ("Arguments", "Options"):
+            lines.append(f"| **{_cell(title)}** | |")
+        lines += [
+            f"| `{_cell(spelt)}` | {_cell(text)} |" for spelt, text in records if spelt not in ("--json", "--help")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    README.write_text(readme(), encoding="utf-8")

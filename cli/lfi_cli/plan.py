@@ -1,19 +1,27 @@
-"""lfi plan"""
+"""lfi plan, lfi reproduce"""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from lfi_cli.demo import run_command
 from lfi_cli.generate import command
-from lfi_cli.output import Result, Shown, facts, hours_text, percent, say, size_text, stderr
+from lfi_cli.output import Result, Shown, facts, hours_text, percent, say, show_tree, size_text, stderr
 from lfi_pipeline.core.options import Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.teachers.config import PlanConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lfi_pipeline.recipes.commands import Prepared
+    from lfi_pipeline.recipes.hours import Hours, RecipePlan
     from lfi_pipeline.teachers.estimate import Estimate
 
 TRAINING = "Training"
@@ -61,8 +69,8 @@ def warn_of_space(found: Estimate) -> None:
 
 def _training(found: Estimate, config: Plan) -> Result:
     """A trial of the student's steps, and the hours that follow."""
-    from lfi_pipeline.benchmarks.training_trial import time_training
-    from lfi_pipeline.core.device import resolve_device
+    from lfi_pipeline.benchmarks.training_step import time_training
+    from lfi_pipeline.core.runtime import resolve_device
     from lfi_pipeline.students.config import StudentConfig
     from lfi_pipeline.training.config import DataConfig, TrainConfig
 
@@ -132,3 +140,184 @@ def _rows(found: Estimate) -> list[tuple[str, object]]:
 def _break_even(found: Estimate) -> str:
     whole, epochs = divmod(math.ceil(found.break_even_epochs) - 1, found.epochs)
     return f"after epoch {epochs + 1} of student {whole + 1} ({found.break_even_students:.2g} students)"
+
+
+FINISHED = "finished.json"
+FILES = {
+    "report.html": "scores, curves and maps: open it in a browser",
+    "results.md": "the table of all protocols",
+    "results.csv": "the same for programs",
+    "commands.sh": "every command that was run",
+    "recipe.toml": "the recipe",
+    "sweep.toml": "the students, as lfi sweep reads them",
+    "shards*": "the teacher's maps",
+    "runs/*": "the students",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reproduce:
+    """Options of `lfi reproduce`."""
+
+    name: Annotated[
+        str | None, Option("A recipe, or the path of your own .toml; left out: list the recipes.", positional=True)
+    ] = None
+    data_root: Annotated[Path | None, Option("Where the data set lies. Left out: data/DATASET.")] = None
+    out: Annotated[Path | None, Option("Where everything goes; a rerun goes on. Left out: reproduce-NAME.")] = None
+    small: Annotated[bool, Option("A trial for any machine: embedded teacher, small student, one seed.")] = False
+    dry_run: Annotated[bool, Option("Write recipe.toml, sweep.toml and commands.sh, print the plan and stop.")] = False
+    measure: Annotated[bool, Option("Try a few images and steps here, to tell hours and bytes.")] = True
+    zero_shot: Annotated[
+        Mapping[str, Any],
+        Option("Score students on this data set, which they never saw.", metavar="NAME=DIR"),
+    ] = field(default_factory=dict)
+    teacher: Annotated[str, Option("NAME[:TAG]. Left out: the recipe's, or the data set's own.")] = ""
+    workers: Annotated[int, Option("Loader processes of training.", ge=0)] = 0
+    together: Annotated[int, Option("Runs that are fed from one read; each takes its memory.", ge=1)] = 1
+    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@command(Reproduce)
+def reproduce(config: Reproduce) -> Shown:
+    """Run a full-scale recipe: maps, students of every objective and seed, protocols, table and page.
+
+    It only chains the public commands; the plan shows each of them, with sizes and hours, before the first one runs.
+
+    Example: lfi reproduce coco --data-root data/coco --out coco-full --dry-run
+    """
+    began = time.monotonic()
+    from lfi_pipeline.recipes import Place, load_recipe
+    from lfi_pipeline.recipes.commands import prepare, write_files
+
+    if config.name is None:
+        return _recipes()
+    recipe = load_recipe(config.name, small=config.small)
+    if config.teacher:
+        recipe = replace(recipe, teacher=config.teacher)
+    place = Place(
+        data_root=config.data_root or Path("data") / Path(recipe.dataset).stem,
+        out=config.out or Path(f"reproduce-{recipe.name}"),
+        zero_shot={name: Path(str(folder)) for name, folder in config.zero_shot.items()},
+        device=config.device,
+        workers=config.workers,
+        together=config.together,
+    )
+    prepared = prepare(recipe, place)
+    plan = _measured(prepared) if config.measure else None
+    result: Result = {
+        "recipe": recipe.name,
+        "out": str(place.out),
+        "splits": asdict(prepared.splits),
+        "runs": [str(run.folder) for run in prepared.runs],
+        "commands": [each.line for each in prepared.commands],
+        "left_out": list(prepared.left_out),
+        "plan": None if plan is None else asdict(plan),
+    }
+    write_files(place, recipe, prepared.sweep, prepared.commands)
+    if config.dry_run:
+        return Shown(result, lambda console: _show(console, prepared, plan))
+    _show(stderr(), prepared, plan)
+    result["results"] = _run(prepared)
+    result["seconds"] = time.monotonic() - began
+    page, sheet = place.out / "report.html", place.out / "commands.sh"
+    rows = [("seconds", f"{result['seconds']:.0f}"), ("report", page.resolve()), ("commands", sheet.resolve())]
+
+    def render(console: Console) -> None:
+        facts(console, "Done", rows)
+        show_tree(console, place.out, FILES)
+
+    return Shown(result, render)
+
+
+def _recipes() -> Shown:
+    from lfi_pipeline.recipes import load_recipe, recipe_names
+
+    titles = {name: load_recipe(name).title for name in recipe_names()}
+    result: Result = {"recipes": titles}
+    return Shown(result, lambda console: facts(console, "Recipes: lfi reproduce NAME", list(titles.items())))
+
+
+def _measured(prepared: Prepared) -> RecipePlan:
+    from lfi_pipeline.recipes.hours import plan_recipe
+
+    plan = plan_recipe(prepared)
+    if not plan.extraction.fits:
+        warn_of_space(plan.extraction)
+    return plan
+
+
+def _run(prepared: Prepared) -> list[dict[str, Any]]:
+    """Run the commands that are not finished, and keep note of those that would do their work again."""
+    note = prepared.place.out / FINISHED
+    from lfi_pipeline.core.errors import RunError
+    from lfi_pipeline.core.io import write_output
+    from lfi_pipeline.core.parse import read_json
+
+    finished: list[str] = read_json(note, error=RunError) if note.is_file() else []
+    results = []
+    for each in prepared.commands:
+        if each.once and each.line in finished:
+            say(stderr(), f"\nfinished before: {each.line}")
+            results.append({"command": each.line, "finished_before": True})
+            continue
+        results.append({"command": each.line, "result": run_command(*each.words)})
+        if each.once:
+            finished.append(each.line)
+            write_output(note, json.dumps(finished, indent=1) + "\n")
+    return results
+
+
+def _show(console: Console, prepared: Prepared, plan: RecipePlan | None) -> None:
+    recipe, splits = prepared.recipe, prepared.splits
+    rows: list[tuple[str, object]] = [
+        ("data", f"{recipe.dataset} at {prepared.place.data_root}: {splits.train} and {splits.val}"),
+        ("images", ", ".join(f"{name} {count:,}" for name, count in prepared.images.items())),
+        ("students", f"{len(prepared.runs)}"),
+    ]
+    if splits.note:
+        rows.append(("note", splits.note))
+    rows += [("left out", each) for each in prepared.left_out]
+    rows += _hours(plan) if plan is not None else []
+    rows += [
+        ("files", ", ".join(str(prepared.place.out / each) for each in ("recipe.toml", "sweep.toml", "commands.sh")))
+    ]
+    facts(console, f"{recipe.title}: this project's choice, not the paper's settings", rows)
+    for each in prepared.commands:
+        say(console, f"\n# {each.title}\n{each.line}")
+
+
+def _hours(plan: RecipePlan) -> list[tuple[str, object]]:
+    found, trial = plan.extraction, plan.extraction.trial
+    fits = "fits" if found.fits else "does not fit"
+    rows: list[tuple[str, object]] = [
+        ("training cache", f"{size_text(found.bytes_total)} at {found.disk}: {fits}"),
+        (
+            "teacher",
+            f"{trial.teacher_name}, {1 / trial.seconds:,.2f} images/s here ({trial.device}, {trial.precision})",
+        ),
+    ]
+    rows += [
+        (
+            "student",
+            f"{step.student} at {step.size[1]}x{step.size[0]}, {1 / step.seconds:,.2f} images/s here, a batch of "
+            f"{step.batch_size} in memory ({step.device}, {step.precision}); {step.operations / 1e9:,.1f} G operations",
+        )
+        for step in plan.steps
+    ]
+    device = "this CPU" if plan.on_cpu else trial.device
+    rows.append((f"hours of {device}", _both(plan.here) + "; measured on few images; protocols not counted"))
+    assumed = (
+        f"if an {plan.gpu.name} sustains {plan.gpu.sustained:.0%} of {plan.gpu.peak / 1e12:,.0f} TFLOPS; not measured"
+    )
+    if plan.estimated is not None:
+        rows.append(("estimate", f"{_both(plan.estimated)}, {assumed}"))
+    if plan.published is not None:
+        rows.append(("as published", f"{_both(plan.published)} for the data set's published size, {assumed}"))
+    return rows
+
+
+def _both(hours: Hours) -> str:
+    return f"maps {hours_text(hours.extraction)} + students {hours_text(hours.training)}"

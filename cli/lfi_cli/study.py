@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from lfi_cli.generate import command
 from lfi_cli.output import Shown, facts, percent
 from lfi_pipeline.core.options import Option, check
-from lfi_pipeline.study.config import StudyConfig
+from lfi_pipeline.study.answers import StudyConfig
 
 if TYPE_CHECKING:
     from rich.console import Console

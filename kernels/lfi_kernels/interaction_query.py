@@ -17,9 +17,8 @@ from lfi_kernels.interaction_attention import (
     interaction_costs,
     reference,
 )
-from lfi_kernels.interaction_attention.dispatch import resolve
+from lfi_kernels.interaction_attention.dispatch import projected_attention, resolve
 from lfi_kernels.interaction_attention.inputs import FLOAT_DTYPES, check_mask, check_rows, check_targets
-from lfi_kernels.interaction_attention.op import projected_attention
 
 LAYER_NORM_EPS = 1e-5
 

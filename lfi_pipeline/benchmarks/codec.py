@@ -14,7 +14,7 @@ from numcodecs import Blosc, Zstd
 from lfi_pipeline.benchmarks.config import CodecConfig
 from lfi_pipeline.benchmarks.inputs import LAYER_KINDS, demo_maps, maps_spec, payload_of, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import CODECS, CodecSpec, TargetStore, codec_kl, decode_maps, encode_maps
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from lfi_pipeline.benchmarks.config import CONTENT_WORDS, ExtractionConfig, MapsConfig
 from lfi_pipeline.benchmarks.inputs import CAPTIONS, maps_spec, payload_of, write_coco, write_photos, write_targets
 from lfi_pipeline.benchmarks.outcome import Asked, Measurement, Outcome, interleaved, require, seconds_of
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, resolve_device
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps

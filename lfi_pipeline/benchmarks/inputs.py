@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.benchmarks.outcome import seconds_of
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.config import ScenesConfig

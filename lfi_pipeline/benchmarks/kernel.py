@@ -13,9 +13,8 @@ from lfi_kernels.bench import Shape
 from lfi_kernels.interaction_attention.tiles import tiles_file
 from lfi_pipeline.benchmarks.config import KernelConfig
 from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, OutputWriteError, UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, resolve_device
 from lfi_pipeline.report.charts import DotChart, dot_chart, draw_charts
 
 Limits = tuple[float | None, float | None]

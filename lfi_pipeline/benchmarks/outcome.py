@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lfi_kernels.bench import record
-from lfi_kernels.bench.record import COLUMNS
+from lfi_kernels.bench.compare import COLUMNS, environment, start_csv
+from lfi_kernels.bench.compare import append_csv as append_record
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, LFIError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 
 __all__ = ["COLUMNS", "Environment", "append_csv"]
 
@@ -219,7 +219,7 @@ class Environment:
     @classmethod
     def here(cls, device: str = "cpu", threads: int | None = None) -> Environment:
         """Describe this process on a torch device; `threads` where it measured with another number than it has now."""
-        found = record.environment(device)
+        found = environment(device)
         return cls(
             commit=str(found["commit"]),
             dirty=bool(found["dirty"]),
@@ -238,8 +238,8 @@ def append_csv(path: Path, environment: Environment, outcome: Outcome) -> None:
     """
     around = asdict(environment) | {"benchmark": outcome.benchmark}
     try:
-        record.start_csv(path)
-        record.append_csv(path, [around | asdict(each) for each in outcome.measurements])
+        start_csv(path)
+        append_record(path, [around | asdict(each) for each in outcome.measurements])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:

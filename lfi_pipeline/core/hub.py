@@ -1,18 +1,31 @@
-"""Find files of a model hub before its client does: in the caches, or on the hub if it answers.
-
-The hub's client retries for minutes without a network, and ends in an error that names no file.
-"""
+"""Files from elsewhere: model hubs, asked before their client retries for minutes, and object stores."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import itertools
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
+
+from lfi_pipeline.core.errors import DatasetError
+from lfi_pipeline.core.io import why_unsafe, write_atomic
+from lfi_pipeline.core.parse import read_json
+from lfi_pipeline.data.listing_cache import cache_folder
 
 ANSWERS_WITHIN = 5.0  # seconds
 OPEN_CLIP_CACHE = Path("~/.cache/clip")  # where open_clip keeps what it has from a plain URL
@@ -77,3 +90,139 @@ def untouched_network(needed: Sequence[Remote]) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+_LOGGER = logging.getLogger(__name__)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_WANTED = re.compile(r"\.tar$|(^|/)(classes|classnames)\.txt$|\.toml$")
+_MOST_FILES = 1 << 20
+_TOLD = ("size", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+_PART = 1 << 22  # bytes at a time
+TRIES = 5
+FIRST_WAIT = 1.0  # seconds; each further one is twice as long
+
+
+def is_url(text: object) -> bool:
+    """Whether `text` is a URL such as `s3://bucket/folder`, and not a path."""
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def mirrored(url: str) -> Path:
+    """Return a local folder with the tars and class lists below `url`; what is there already is not fetched again.
+
+    Files are fetched one after another, each whole or not at all, and tried again where the network fails. A file is
+    fetched anew where its size, time or tag at the source differs. Nothing is written to the source.
+
+    Args:
+        url: a folder that fsspec can list (`s3://`, `gs://`, `https://` of a server that lists), or files as
+            `https://host/train-{00000..00012}.tar`.
+
+    Raises:
+        DatasetError: the protocol is unknown or its package absent, nothing is there, or a file cannot be fetched.
+    """
+    folder = cache_folder() / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = list(_files(url))
+        if not files:
+            raise DatasetError(f"{url} must be a folder with tars, or name tars; found none there.")
+        for system, source, name in files:
+            _fetch(system, source, folder / name)
+        for path in sorted(folder.rglob("*.tar")):  # what is gone at the source
+            if path.relative_to(folder).as_posix() not in {name for _, _, name in files}:
+                path.unlink()
+    except OSError as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{url} cannot be copied to {folder}: {error}.") from error
+    return folder
+
+
+def _files(url: str) -> Iterator[tuple[Any, str, str]]:
+    """Yield file system, path there and name below the folder."""
+    named = list(_expanded(url))
+    if len(named) > 1 or url.endswith(".tar"):
+        for each in named:
+            system, path = _system(each)
+            yield system, path, _safe(each.rpartition("/")[2], url)
+        return
+    system, base = _system(url)
+    base = base.rstrip("/")
+    found = _tried(lambda: system.find(base), url)
+    for path in sorted(found)[:_MOST_FILES]:
+        name = path.removeprefix(base).lstrip("/")
+        if _WANTED.search(name):
+            yield system, path, _safe(name, url)
+
+
+def _expanded(url: str) -> Iterator[str]:
+    ranges = list(_RANGE.finditer(url))
+    numbers: list[Sequence[str]] = []
+    for each in ranges:
+        first, last = int(each[1]), int(each[2])
+        if not first <= last < first + _MOST_FILES:
+            raise DatasetError(f"{url}: a range must be from a number to a larger one, got {each[0]}.")
+        numbers.append([str(number).zfill(len(each[1])) for number in range(first, last + 1)])
+    for chosen in itertools.product(*numbers):
+        parts = iter(chosen)
+        yield _RANGE.sub(lambda _, parts=parts: next(parts), url)  # type: ignore[misc]
+
+
+def _safe(name: str, url: str) -> str:
+    if (reason := why_unsafe(name)) is not None:
+        raise DatasetError(f"{url}: a file there has the name {name!r}, which {reason}.")
+    return name
+
+
+def _system(url: str) -> tuple[Any, str]:
+    try:
+        fsspec: Any = importlib.import_module("fsspec")
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DatasetError(f"{url} cannot be read: {error}") from error
+    return system, str(path)
+
+
+def _tried(work: Any, what: str) -> Any:
+    """Return what `work` returns, after up to `TRIES` tries."""
+    for number in range(TRIES):
+        try:
+            return work()
+        except FileNotFoundError as error:
+            raise DatasetError(f"{what} is not there.") from error
+        except Exception as error:  # each protocol has errors of its own
+            if isinstance(error, DatasetError) or number == TRIES - 1:
+                raise DatasetError(f"{what} cannot be read: {error or type(error).__name__}.") from error
+            wait = FIRST_WAIT * 2**number
+            _LOGGER.warning("%s: %s; trying again in %.0f s", what, error, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _fetch(system: Any, source: str, place: Path) -> None:
+    info = _tried(lambda: system.info(source), source)
+    stamp = {name: str(info[name]) for name in _TOLD if name in info}
+    note = place.with_name(f".{place.name}.json")
+    try:
+        if place.is_file() and read_json(note, error=DatasetError) == stamp:
+            return
+    except DatasetError:
+        pass
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        _tried(lambda: _copy(system, source, scratch, info.get("size")), source)
+        scratch.replace(place)
+        write_atomic(note, json.dumps(stamp).encode())
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _copy(system: Any, source: str, scratch: Path, size: int | None) -> None:
+    with system.open(source, "rb") as remote, scratch.open("wb") as local:
+        shutil.copyfileobj(remote, local, _PART)
+        local.flush()
+        os.fsync(local.fileno())
+        if size is not None and local.tell() != size:
+            raise OSError(f"{local.tell()} bytes came of {size}")

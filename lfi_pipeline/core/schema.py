@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from lfi_pipeline.core.checksums import read_checked
 from lfi_pipeline.core.errors import ConfigError, RunError
-from lfi_pipeline.core.parse import parse_json
+from lfi_pipeline.core.parse import parse_json, read_checked
 
 T = TypeVar("T")
 

@@ -9,9 +9,8 @@ from lfi_pipeline.core import lazy_exports
 if TYPE_CHECKING:
     from lfi_pipeline.data.dataset import Dataset, Instance, Sample, SampleTable
     from lfi_pipeline.data.manifest import Manifest, load_manifest, manifest_names
-    from lfi_pipeline.data.readers.registry import read_dataset
+    from lfi_pipeline.data.readers.registry import describe, expected_tree, read_dataset, summarize
     from lfi_pipeline.data.readers.sniff import Layout, sniff_layout
-    from lfi_pipeline.data.summary import describe, expected_tree, summarize
 
 __all__ = [
     "Dataset",
@@ -35,8 +34,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
         {
             "dataset": ["Dataset", "Instance", "Sample", "SampleTable"],
             "manifest": ["Manifest", "load_manifest", "manifest_names"],
-            "readers.registry": ["read_dataset"],
+            "readers.registry": ["read_dataset", "describe", "expected_tree", "summarize"],
             "readers.sniff": ["Layout", "sniff_layout"],
-            "summary": ["describe", "expected_tree", "summarize"],
         },
     )

@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.data.labels import relabelled
+from lfi_pipeline.data.dataset import relabelled
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
 from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
 from lfi_pipeline.students import Student
-from lfi_pipeline.targets.inspection import evenly_spaced
+from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.validate import (

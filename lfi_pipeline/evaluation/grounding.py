@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.targets.inspection import CHUNK
+from lfi_pipeline.targets.verify import CHUNK
 
 
 def jensen_shannon(left: Tensor, right: Tensor) -> Tensor:

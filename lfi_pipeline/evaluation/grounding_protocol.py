@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.io import sorted_safetensors
+from lfi_pipeline.core.parse import write_recorded
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, GroundingConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.training.validate import CLASSIFICATION
 
 K, TEMPERATURE = 20, 0.07

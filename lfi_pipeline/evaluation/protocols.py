@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig

@@ -16,7 +16,7 @@ from typing import Any
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.data.labels import relabelled
+from lfi_pipeline.data.dataset import relabelled
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.learner import LoadedRun, load_run

@@ -16,7 +16,7 @@ from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.exporting.predict import EncodeText, Prediction, Readable, predict_images
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
-from lfi_pipeline.targets.zero_shot import canonical
+from lfi_pipeline.targets.vocabulary import canonical
 
 WEIGHTS, CONFIG = "lfi.safetensors", "lfi.json"
 _WORDS = "words"

@@ -20,7 +20,7 @@ from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.report.gallery import peak
 from lfi_pipeline.report.overlay import MapColumn, contact_sheet
 from lfi_pipeline.students import Student
-from lfi_pipeline.targets.zero_shot import canonical
+from lfi_pipeline.targets.vocabulary import canonical
 
 EncodeText = Callable[[Sequence[str]], torch.Tensor]
 """From names to text embeddings [n, E], by the teacher's text encoder."""

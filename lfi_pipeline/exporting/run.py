@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from lfi_pipeline.core.checksums import seal_folder
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, OutputWriteError
 from lfi_pipeline.core.io import new_folder
+from lfi_pipeline.core.parse import seal_folder
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.exporting.check import (
     INSIDE,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from lfi_pipeline.objectives.attention import AttentionTerm
 from lfi_pipeline.objectives.interaction import InteractionTerm
-from lfi_pipeline.objectives.results import EmbeddingTerm, LogitsTerm, PresenceTerm
-from lfi_pipeline.objectives.term import StepContext, Term
+from lfi_pipeline.objectives.terms import AttentionTerm, EmbeddingTerm, LogitsTerm, PresenceTerm, StepContext, Term
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import TrainConfig

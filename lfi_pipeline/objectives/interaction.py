@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lfi_pipeline.objectives.term import StepContext, Term
+from lfi_pipeline.objectives.terms import StepContext, Term
 from lfi_pipeline.students import Features, Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import MAPS

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lfi_pipeline.benchmarks.training_trial import StepTrial, time_training
-from lfi_pipeline.core.device import resolve_device
+from lfi_pipeline.benchmarks.training_step import StepTrial, time_training
+from lfi_pipeline.core.runtime import resolve_device
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.recipes.commands import Place, Prepared
 from lfi_pipeline.recipes.recipe import Recipe, Splits

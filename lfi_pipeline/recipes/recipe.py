@@ -19,7 +19,7 @@ from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.metrics import PROTOCOLS
 from lfi_pipeline.teachers.config import VIEWS, ExtractConfig
-from lfi_pipeline.training.settings import RUN_FILE
+from lfi_pipeline.training.config import RUN_FILE
 
 EXTRACT = (
     *("kind", "row", "layers", "text", "captions", "precision", "layout", "codec", "views"),

@@ -16,11 +16,10 @@ from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure
 from lfi_pipeline.evaluation.results import read_results
-from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals
+from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals, shown
 from lfi_pipeline.report.runs import RunConfig, load_run
 from lfi_pipeline.report.statistics import LEVEL, Difference, Estimate, difference, estimate, holm
 from lfi_pipeline.report.table import BySeed, Panel, Results, aggregate, panels, training_table
-from lfi_pipeline.report.text import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

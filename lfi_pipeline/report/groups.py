@@ -9,8 +9,10 @@ of one another: the differing settings join the label and split the group.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.core.options import current_names, declared
@@ -259,3 +261,12 @@ def rivals(label: str, configs: Mapping[str, RunConfig]) -> list[str]:
     if is_control(config):
         return []
     return [name for name, other in configs.items() if is_control(other) and comparable(config, other)]
+
+
+def shown(value: Any) -> str:
+    """A setting as people read it; a digest by its first characters."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value)) or "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
+        return value[:8]
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

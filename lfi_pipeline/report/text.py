@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lfi_pipeline.core.errors import OutputWriteError
 from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, Measure, Unit, without_domains
+from lfi_pipeline.report.groups import shown
 from lfi_pipeline.report.statistics import LEVEL, Estimate
 from lfi_pipeline.training.sweep import shown as shown_setting
 
@@ -64,15 +64,6 @@ def millions(count: int) -> str:
     if count >= 1_000_000:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e3:.1f} k" if count >= 1000 else str(count)
-
-
-def shown(value: Any) -> str:
-    """A setting as people read it; a digest by its first characters."""
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value)) or "none"
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
-        return value[:8]
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def number(value: float, unit: Unit, signed: bool = False) -> str:

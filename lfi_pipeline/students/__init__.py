@@ -9,8 +9,7 @@ from lfi_pipeline.core import lazy_exports
 if TYPE_CHECKING:
     from lfi_pipeline.students.backbone import Tap, TapModel, pair_layers
     from lfi_pipeline.students.config import QueryConfig, StudentConfig
-    from lfi_pipeline.students.learned_queries import LearnedQueries
-    from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
+    from lfi_pipeline.students.queries import LearnedQueries, QueryOutput, Supervision, TextQueries
     from lfi_pipeline.students.query_head import QueryHead
     from lfi_pipeline.students.student import Features, Student
 
@@ -33,12 +32,10 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
     __getattr__ = lazy_exports(
         __name__,
         {
-            "backbone": ["Tap", "pair_layers"],
+            "backbone": ["Tap", "TapModel", "pair_layers"],
             "config": ["QueryConfig", "StudentConfig"],
-            "learned_queries": ["LearnedQueries"],
-            "queries": ["QueryOutput", "Supervision", "TextQueries"],
+            "queries": ["LearnedQueries", "QueryOutput", "Supervision", "TextQueries"],
             "query_head": ["QueryHead"],
             "student": ["Features", "Student"],
-            "tap_model": ["TapModel"],
         },
     )

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.hub import untouched_network
-from lfi_pipeline.students.arguments import bounded_build, check_arguments
 from lfi_pipeline.students.config import StudentConfig
-from lfi_pipeline.students.pretrained import check_tag, check_weights, complete_weights
+from lfi_pipeline.students.pretrained import bounded_build, check_arguments, check_tag, check_weights, complete_weights
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students.config import QueryConfig
 from lfi_pipeline.students.queries import QueryOutput, TextQueries
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.zero_shot import canonical, readable_names
+from lfi_pipeline.targets.vocabulary import canonical, readable_names
 
 CLASS, TEXT = "class", "text"
 _BLOCK = 1024

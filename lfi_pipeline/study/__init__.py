@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.study.config import StudyConfig
+    from lfi_pipeline.study.answers import StudyConfig
     from lfi_pipeline.study.make import Study, make_study
     from lfi_pipeline.study.score import StudyScore, score_study
 
@@ -15,5 +15,5 @@ __all__ = ["Study", "StudyConfig", "StudyScore", "make_study", "score_study"]
 
 if not TYPE_CHECKING:  # type checkers would take any name for granted
     __getattr__ = lazy_exports(
-        __name__, {"config": ["StudyConfig"], "make": ["Study", "make_study"], "score": ["StudyScore", "score_study"]}
+        __name__, {"answers": ["StudyConfig"], "make": ["Study", "make_study"], "score": ["StudyScore", "score_study"]}
     )

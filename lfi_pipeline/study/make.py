@@ -23,8 +23,17 @@ from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.report.gallery import encode_image, quantise, still
-from lfi_pipeline.study.answers import CATCH, RUNS, KeyItem, StudyKey, key_path, read_key, write_key
-from lfi_pipeline.study.config import INTERACTION, StudyConfig
+from lfi_pipeline.study.answers import (
+    CATCH,
+    INTERACTION,
+    RUNS,
+    KeyItem,
+    StudyConfig,
+    StudyKey,
+    key_path,
+    read_key,
+    write_key,
+)
 from lfi_pipeline.study.items import Map, NamedWord, choose_kind, evenly, named_words, teacher_map, word_maps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import LoadedRun, load_run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.core.checksums import Fault
+    from lfi_pipeline.core.parse import Fault
     from lfi_pipeline.targets.codec import CODECS, codec_kl, decode_maps, encode_maps
     from lfi_pipeline.targets.commits import Summary
     from lfi_pipeline.targets.encode import ShardPayload, ViewArrays
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
         TextSpec,
     )
     from lfi_pipeline.targets.store import SampleTargets, TargetStore
-    from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary
+    from lfi_pipeline.targets.vocabulary import (
+        PlannedSample,
+        Vocabulary,
+        ZeroShot,
+        class_weights,
+        image_logits,
+        teacher_logits,
+    )
     from lfi_pipeline.targets.writer import TargetWriter
-    from lfi_pipeline.targets.zero_shot import ZeroShot, class_weights, image_logits, teacher_logits
 
 __all__ = [
     "CODECS",
@@ -76,8 +82,14 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
             ],
             "store": ["SampleTargets", "TargetStore"],
             "verify": ["Fault"],
-            "vocabulary": ["PlannedSample", "Vocabulary"],
+            "vocabulary": [
+                "PlannedSample",
+                "Vocabulary",
+                "ZeroShot",
+                "class_weights",
+                "image_logits",
+                "teacher_logits",
+            ],
             "writer": ["TargetWriter"],
-            "zero_shot": ["ZeroShot", "class_weights", "image_logits", "teacher_logits"],
         },
     )

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.io import FileRecord, crc32c_hex
 from lfi_pipeline.targets.codec import decode_maps, encode_maps, kl_total
-from lfi_pipeline.targets.commits import CommitRecord
+from lfi_pipeline.targets.commits import CommitRecord, array_folder, array_layouts, index_file, shard_key, tar_file
 from lfi_pipeline.targets.index import index_part
-from lfi_pipeline.targets.layout import array_folder, array_layouts, index_file, shard_key, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tar import (
     END,

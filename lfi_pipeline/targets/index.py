@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.core.io import read_whole
-from lfi_pipeline.targets.commits import CommitRecord, remedy
-from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.targets.commits import CommitRecord, index_file, remedy, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tar import member_kinds
 from lfi_pipeline.targets.vocabulary import PlannedSample

@@ -11,11 +11,19 @@ from typing import Any
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, NotTargetsError, SpecMismatchError, TargetsError
 from lfi_pipeline.core.io import FileRecord, read_whole, seal, sync_directory, unseal, write_atomic
 from lfi_pipeline.core.schema import plain_differences, plain_short
-from lfi_pipeline.targets.commits import committed_shards, parse_records
-from lfi_pipeline.targets.layout import CLASSES, LAYOUTS, MANIFEST, SOURCE, VOCABULARY, fixed_files, zarr_metadata
+from lfi_pipeline.targets.commits import (
+    CLASSES,
+    LAYOUTS,
+    MANIFEST,
+    SOURCE,
+    VOCABULARY,
+    committed_shards,
+    fixed_files,
+    parse_records,
+    zarr_metadata,
+)
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.vocabulary import Vocabulary
-from lfi_pipeline.targets.zero_shot import ZeroShot
+from lfi_pipeline.targets.vocabulary import Vocabulary, ZeroShot
 
 FORMAT = "lfi-targets"
 MAX_SAMPLES = 2**30

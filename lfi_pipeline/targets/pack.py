@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets.commits import Summary
 from lfi_pipeline.targets.encode import StoredShard
 from lfi_pipeline.targets.store import SampleTargets, TargetStore, checked_image, image_present

@@ -20,15 +20,23 @@ from PIL import Image
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, IncompleteTargetsError, UnknownNameError
 from lfi_pipeline.core.io import read_whole, why_unsafe
 from lfi_pipeline.data.images import decode_image, file_of, read_bytes
-from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, remedy, summarise
+from lfi_pipeline.targets.commits import (
+    CLASSES,
+    VOCABULARY,
+    CommitRecord,
+    Summary,
+    array_layouts,
+    committed_shards,
+    remedy,
+    summarise,
+    tar_file,
+)
 from lfi_pipeline.targets.index import TargetIndex
-from lfi_pipeline.targets.layout import CLASSES, VOCABULARY, array_layouts, tar_file
 from lfi_pipeline.targets.manifest import Manifest, read_source
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.tar import ViewCodec, view_kind
-from lfi_pipeline.targets.vocabulary import Vocabulary
+from lfi_pipeline.targets.vocabulary import Vocabulary, ZeroShot
 from lfi_pipeline.targets.zarr import Arrays, ViewReader, ZarrView, first_line, new_context
-from lfi_pipeline.targets.zero_shot import ZeroShot
 
 
 def sample_image(store: TargetStore, position: int) -> Image.Image:

@@ -20,8 +20,7 @@ from torch.utils.data import IterableDataset
 
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, UnknownNameError
 from lfi_pipeline.core.io import crc32c_hex
-from lfi_pipeline.targets.commits import CheckedStream, CommitRecord, remedy
-from lfi_pipeline.targets.layout import tar_file
+from lfi_pipeline.targets.commits import CheckedStream, CommitRecord, remedy, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.store import SampleTargets, TargetStore
 from lfi_pipeline.targets.tar import ViewCodec, image_extension, member_names, parse_json, read_members

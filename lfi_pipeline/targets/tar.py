@@ -39,7 +39,7 @@ import numpy.typing as npt
 
 from lfi_pipeline.core.io import crc32c_hex
 from lfi_pipeline.targets.codec import compress, decompress
-from lfi_pipeline.targets.layout import array_layouts
+from lfi_pipeline.targets.commits import array_layouts
 from lfi_pipeline.targets.spec import TargetSpec
 
 BLOCK = 512

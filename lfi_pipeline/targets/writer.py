@@ -29,13 +29,20 @@ from lfi_pipeline.core.io import (
     seal,
     write_atomic,
 )
-from lfi_pipeline.targets.commits import CommitRecord, Summary, committed_shards, summarise
+from lfi_pipeline.targets.commits import (
+    LAYOUTS,
+    MANIFEST,
+    SOURCE,
+    CommitRecord,
+    Summary,
+    commit_file,
+    committed_shards,
+    summarise,
+)
 from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
-from lfi_pipeline.targets.layout import LAYOUTS, MANIFEST, SOURCE, commit_file
 from lfi_pipeline.targets.manifest import Manifest, prepare
 from lfi_pipeline.targets.spec import TargetSpec
-from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary, plan_digests
-from lfi_pipeline.targets.zero_shot import ZeroShot
+from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary, ZeroShot, plan_digests
 
 STAGING = "staging"
 """Folder of locks and half-written files below an output; gone once everything is committed."""

@@ -26,8 +26,15 @@ import tensorstore as ts
 from lfi_pipeline.core.errors import CorruptTargetsError
 from lfi_pipeline.core.io import read_whole
 from lfi_pipeline.targets.codec import decompress
-from lfi_pipeline.targets.commits import remedy
-from lfi_pipeline.targets.layout import CLASSES, VOCABULARY, ArrayLayout, array_folder, array_layouts, shard_key
+from lfi_pipeline.targets.commits import (
+    CLASSES,
+    VOCABULARY,
+    ArrayLayout,
+    array_folder,
+    array_layouts,
+    remedy,
+    shard_key,
+)
 from lfi_pipeline.targets.manifest import Manifest
 
 _ABSENT = 2**64 - 1

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lfi_pipeline.core.errors import ImageReadError, IncompleteTargetsError, OutputExistsError, SpecMismatchError
 from lfi_pipeline.core.io import output_errors, read_whole, seal, unseal, write_atomic
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.core.schema import plain_differences, to_plain
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lfi_pipeline.core.device import OperationCounter
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.runtime import OperationCounter
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
 from lfi_pipeline.targets import MapSpec, TargetStore
-from lfi_pipeline.targets.layout import MANIFEST
-from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.targets.commits import MANIFEST
+from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.settings import AskedWords, data_centre
 from lfi_pipeline.teachers.shards import maps_of_texts
 from lfi_pipeline.teachers.teacher import Teacher

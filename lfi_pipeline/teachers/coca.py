@@ -22,15 +22,21 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.runtime import autocast
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
-from lfi_pipeline.teachers.artefacts import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.attention import outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
 from lfi_pipeline.teachers.config import require_row
-from lfi_pipeline.teachers.contrastive import CONTRASTIVE, STEPS, contrastive_mass, first_query
+from lfi_pipeline.teachers.contrastive import (
+    CONTRASTIVE,
+    STEPS,
+    artefact_patches,
+    contrastive_mass,
+    first_query,
+    without_artefacts,
+)
 from lfi_pipeline.teachers.kinds import BLOCKS, KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (

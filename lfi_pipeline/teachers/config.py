@@ -22,7 +22,7 @@ _OWN_ROOT = Path("data/DATASET")
 
 def layouts() -> tuple[str, ...]:
     """Names of the layouts of a cache."""
-    from lfi_pipeline.targets.layout import LAYOUTS
+    from lfi_pipeline.targets.commits import LAYOUTS
 
     return LAYOUTS
 

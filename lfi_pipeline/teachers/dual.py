@@ -35,12 +35,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_pipeline.core.device import autocast
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.runtime import autocast
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
-from lfi_pipeline.teachers.artefacts import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.attention import VALUE, merge, outputs_of, project
 from lfi_pipeline.teachers.config import ROWS
+from lfi_pipeline.teachers.contrastive import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (

@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lfi_pipeline.core.device import OperationCounter, resolve_device
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import OperationCounter, progress_bar, resolve_device
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise

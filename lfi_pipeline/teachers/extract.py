@@ -15,9 +15,8 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import DatasetError, SpecMismatchError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, resolve_device
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.targets import (
     CodecSpec,

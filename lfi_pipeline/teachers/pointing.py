@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.grounding import (
@@ -23,7 +23,7 @@ from lfi_pipeline.evaluation.grounding import (
 )
 from lfi_pipeline.targets import LayerSpec, MapSpec, TargetSpec, TargetStore
 from lfi_pipeline.targets.store import sample_image
-from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.config import ROWS, PointingConfig
 from lfi_pipeline.teachers.recompute import samples_of_cache, teacher_of_cache, texts_of_cache
 from lfi_pipeline.teachers.settings import centre_of

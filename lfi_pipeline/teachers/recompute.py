@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import TeacherError, UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, resolve_device
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.targets.codec import kl_total
-from lfi_pipeline.targets.commits import remedy
-from lfi_pipeline.targets.layout import index_file, tar_file
+from lfi_pipeline.targets.commits import index_file, remedy, tar_file
 from lfi_pipeline.teachers.config import RecomputeConfig
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.shards import ShardMaker

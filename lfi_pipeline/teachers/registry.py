@@ -16,8 +16,8 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lfi_pipeline.core.device import resolve_precision
 from lfi_pipeline.core.errors import LFIError, TeacherError, UnknownNameError
+from lfi_pipeline.core.runtime import resolve_precision
 from lfi_pipeline.targets import TeacherSpec
 from lfi_pipeline.teachers.catalog import (
     CONFIG,
@@ -27,6 +27,8 @@ from lfi_pipeline.teachers.catalog import (
     SAFE_WEIGHTS,
     WEIGHTS,
     Remote,
+    check_config,
+    nothing_executed,
     repositories,
     require,
     teacher_names,
@@ -37,7 +39,6 @@ from lfi_pipeline.teachers.catalog import (
 )
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
-from lfi_pipeline.teachers.folder_config import check_config, nothing_executed
 from lfi_pipeline.teachers.teacher import Teacher
 
 __all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]

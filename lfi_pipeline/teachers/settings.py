@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import MapSpec
-from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.config import ARTEFACTS
 from lfi_pipeline.teachers.text import Encode, TextSource, Word
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
-from lfi_pipeline.targets.zero_shot import SCALE_TOLERANCE, readable_names
+from lfi_pipeline.targets.vocabulary import SCALE_TOLERANCE, readable_names
 from lfi_pipeline.teachers.settings import COMMON_WORDS
 from lfi_pipeline.teachers.text import EncodedText, Word
 

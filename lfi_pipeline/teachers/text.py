@@ -21,7 +21,7 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.data import Sample
 from lfi_pipeline.data.augment import DIRECTION_WORDS, mirrored_caption
 from lfi_pipeline.targets import PlannedSample
-from lfi_pipeline.targets.zero_shot import readable_names
+from lfi_pipeline.targets.vocabulary import readable_names
 
 
 @dataclass(frozen=True, slots=True)

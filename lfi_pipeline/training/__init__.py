@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.training.callbacks import Callback
     from lfi_pipeline.training.config import (
         MAPS,
         PRECISIONS,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from lfi_pipeline.training.loop import train
+    from lfi_pipeline.training.surroundings import Callback
 
 __all__ = [
     "MAPS",
@@ -39,7 +39,6 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
     __getattr__ = lazy_exports(
         __name__,
         {
-            "callbacks": ["Callback"],
             "config": [
                 "MAPS",
                 "PRECISIONS",
@@ -52,5 +51,6 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
                 "TrainConfig",
             ],
             "loop": ["train"],
+            "surroundings": ["Callback"],
         },
     )

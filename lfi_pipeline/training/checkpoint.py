@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lfi_pipeline.core.checksums import require_unchanged
 from lfi_pipeline.core.errors import OutputWriteError, RunError
 from lfi_pipeline.core.io import metadata_of, sorted_safetensors, write_atomic
-from lfi_pipeline.core.parse import parse_json
+from lfi_pipeline.core.parse import parse_json, require_unchanged
 
 Tree = Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, draw_changes, draw
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, mix_maps, shown_by_maps, visible_labels
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.targets.zero_shot import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.sampler import Ticket, training_positions
 

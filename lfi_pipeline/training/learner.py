@@ -11,18 +11,18 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.runtime import resolve_device
 from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.students import Student, Supervision, pair_layers
-from lfi_pipeline.students.arguments import bounded_build
+from lfi_pipeline.students.pretrained import bounded_build
 from lfi_pipeline.students.query_head import class_embeddings
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.zero_shot import classes_of_words
-from lfi_pipeline.training.balance import GradientBalance, gradient_squares
+from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch, CutTargets
+from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE, task_loss
 

@@ -14,21 +14,26 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import LFIError, RunError
-from lfi_pipeline.core.progress import progress_bar, tell
+from lfi_pipeline.core.runtime import progress_bar, resolve_device, tell
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.callbacks import Callback, call, check_callbacks
-from lfi_pipeline.training.clock import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, LoaderFailure, TargetImages, whole_batch
-from lfi_pipeline.training.interrupt import LoaderDied, StopRequest, from_loader
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.monitor import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.run_dir import STATE, RunLock, read_summary, require_place, write_json
 from lfi_pipeline.training.run_writer import RunRecord
 from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
-from lfi_pipeline.training.trackers import make_accelerator
+from lfi_pipeline.training.surroundings import (
+    Callback,
+    LoaderDied,
+    StopRequest,
+    call,
+    check_callbacks,
+    from_loader,
+    make_accelerator,
+)
 from lfi_pipeline.training.trainer import ActiveRun, Piece, require_norms_fit
 from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, scorable, score_domains
 

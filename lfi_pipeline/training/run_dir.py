@@ -14,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lfi_pipeline.core.checksums import read_checked, write_recorded
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError, RunError, RunLockedError
 from lfi_pipeline.core.io import clear_leftovers, is_leftover, write_atomic
 from lfi_pipeline.core.options import build, current_names, flatten, plain
-from lfi_pipeline.core.parse import parse_json
+from lfi_pipeline.core.parse import parse_json, read_checked, write_recorded
 from lfi_pipeline.training.config import TrainConfig
 
 

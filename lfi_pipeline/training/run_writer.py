@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.checksums import seal_folder, unseal_folder
 from lfi_pipeline.core.errors import LFIError, OutputWriteError
 from lfi_pipeline.core.options import flatten
+from lfi_pipeline.core.parse import seal_folder, unseal_folder
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import save_weights
-from lfi_pipeline.training.config import RuntimeConfig
+from lfi_pipeline.training.config import RuntimeConfig, write_config
 from lfi_pipeline.training.learner import TASK, TOTAL
 from lfi_pipeline.training.run_dir import (
     COMES_AND_GOES,
@@ -27,8 +27,7 @@ from lfi_pipeline.training.run_dir import (
     make_place,
     write_json,
 )
-from lfi_pipeline.training.settings import write_config
-from lfi_pipeline.training.trackers import Trackers
+from lfi_pipeline.training.surroundings import Trackers
 from lfi_pipeline.training.trainer import ActiveRun
 from lfi_pipeline.training.validate import main_score
 

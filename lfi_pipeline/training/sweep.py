@@ -31,9 +31,8 @@ from typing import Any
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.core.options import build, defaults
 from lfi_pipeline.core.settings_file import read_toml
-from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.config import RUN_FILE, TrainConfig
 from lfi_pipeline.training.run_dir import recorded_config
-from lfi_pipeline.training.settings import RUN_FILE
 
 _TABLES = ("out", "base", "grid", "where")
 _SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "opt", "student_arg", "weight", "seed")

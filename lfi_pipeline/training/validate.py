@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.labels import relabelled, require_labels
+from lfi_pipeline.data.dataset import relabelled, require_labels
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.core.checksums import unseal_folder
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation import protocols as run
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS
 from lfi_pipeline.evaluation.results import latest_result

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.checksums import unseal_folder
+from lfi_pipeline.core.parse import unseal_folder
 
 Fails = Callable[..., str]
 

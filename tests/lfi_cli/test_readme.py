@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lfi_cli.commands import entries
-from lfi_cli.readme import README, readme
+from lfi_cli.generate import README, readme
 
 
 def test_the_file_is_what_the_declarations_say() -> None:
-    assert README.read_text(encoding="utf-8") == readme(), "run: python -m lfi_cli.readme"
+    assert README.read_text(encoding="utf-8") == readme(), "run: python -m lfi_cli.generate"
 
 
 def test_every_command_has_a_section_with_an_example() -> None:

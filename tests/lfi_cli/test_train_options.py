@@ -16,8 +16,7 @@ from lfi_cli.main import app_for
 from lfi_cli.train import Train
 from lfi_pipeline import training
 from lfi_pipeline.core.options import build, declared, defaults, flatten
-from lfi_pipeline.training.config import RuntimeConfig, TrainConfig, Weight
-from lfi_pipeline.training.settings import write_config
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig, Weight, write_config
 
 Lfi = Callable[..., Any]
 Fails = Callable[..., str]

@@ -24,7 +24,7 @@ from lfi_kernels.bench import (
     settled,
     shapes,
 )
-from lfi_kernels.bench.record import append_csv, environment, records, start_csv
+from lfi_kernels.bench.compare import append_csv, environment, records, start_csv
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,8 +25,17 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.bench.cases import FUSED, folded, make
-from lfi_kernels.bench.compare import Row, ceiling_rows, compare, in_short, settled
-from lfi_kernels.bench.record import append_csv, environment, records, start_csv
+from lfi_kernels.bench.compare import (
+    Row,
+    append_csv,
+    ceiling_rows,
+    compare,
+    environment,
+    in_short,
+    records,
+    settled,
+    start_csv,
+)
 from lfi_kernels.bench.shapes import DTYPES, Shape, Sizes, shapes
 from lfi_kernels.bench.timing import Ceilings, between, mark, measure_ceilings, upstream_of, variable
 from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE, TOLERANCES, largest_error

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from lfi_pipeline.data.geometry import FAR, MAX_PIXELS, Extent, extent_of, misfit_of
 from lfi_pipeline.data.objects import OBJECTS, SEGMENTS
-from lfi_pipeline.data.readers.coco_records import Caption, Category, Faults, Image, Object
+from lfi_pipeline.data.readers.coco_json import Caption, Category, Faults, Image, Object
 
 T = TypeVar("T", Image, Category)
 _AT_ONCE = 8192  # images whose captions are Python's at a time

@@ -1,4 +1,4 @@
-"""What COCO's two annotation files say of a split, in columns: images in order of id, their captions and objects."""
+"""Read the COCO layout: an image folder, and files of captions, of instances, or of both."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.data.dataset import SAMPLES, Sample, SampleTable
+from lfi_pipeline.data.dataset import SAMPLES, Dataset, Sample, SampleTable
 from lfi_pipeline.data.listing_cache import Parts, kept_listing
-from lfi_pipeline.data.objects import SEGMENTS, ObjectTable
+from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.objects import SEGMENTS, InstancesByKey, ObjectTable
 from lfi_pipeline.data.readers.coco_columns import ById, Objects, Texts
-from lfi_pipeline.data.readers.coco_json import stream_lists
-from lfi_pipeline.data.readers.coco_records import (
+from lfi_pipeline.data.readers.coco_json import (
     Caption,
     Category,
     Faults,
@@ -33,6 +33,7 @@ from lfi_pipeline.data.readers.coco_records import (
     category_of,
     image_of,
     object_of,
+    stream_lists,
 )
 
 _MOST_ALONE = 0.05  # share of the images
@@ -269,3 +270,47 @@ def _labels_by_image(rows: Any, images: int) -> Iterator[tuple[int, ...]]:
     found = (pairs % many).tolist()
     for start, end in itertools.pairwise(starts):
         yield tuple(found[start:end])
+
+
+def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
+    """Read one split; images are listed in order of their id, files are not opened.
+
+    A record that cannot be understood is left out and told in `Dataset.notes`.
+
+    Raises:
+        DatasetError: a file of the layout is missing, is not JSON of COCO's form, or captions and images do not
+            belong together.
+    """
+    files = manifest.files(split)
+    _require_layout(manifest, root, files)
+    captions, instances = files.get("captions"), files.get("instances")
+    listing = read_listing(
+        root / instances if instances is not None else None,
+        root / captions if captions is not None else None,
+        folder=files["images"],
+        domain_field=manifest.options.get("domain_field", ""),
+    )
+    return Dataset(
+        name=manifest.name,
+        root=root,
+        split=split,
+        classes=listing.classes,
+        samples=listing.samples,
+        instances=InstancesByKey(listing.objects, listing.samples.column("key")) if len(listing.objects) else {},
+        prompts=manifest.prompts,
+        notes=listing.notes,
+    )
+
+
+def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:
+    if not root.is_dir():
+        raise DatasetError(f"Data root {root} must be a directory. {manifest.how_to_obtain}".rstrip())
+    missing = [path for path in files.values() if not (root / path).exists()]
+    if missing:
+        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
+        raise DatasetError(
+            f"Data root {root} must hold {', '.join(files.values())} (layout of {manifest.name}); "
+            f"missing: {', '.join(missing)}; found there: {found}. {manifest.how_to_obtain}".rstrip()
+        )
+    if next((root / files["images"]).iterdir(), None) is None:
+        raise DatasetError(f"Image folder {root / files['images']} is empty. {manifest.how_to_obtain}".rstrip())

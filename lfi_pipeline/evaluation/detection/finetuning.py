@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError, RunError
-from lfi_pipeline.core.progress import progress_bar
+from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, Target
 from lfi_pipeline.training.checkpoint import load_state, save_state
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from lfi_pipeline.core.checksums import write_recorded
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.core.progress import tell
+from lfi_pipeline.core.parse import write_recorded
+from lfi_pipeline.core.runtime import tell
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection.coco_data import (

@@ -33,10 +33,10 @@ from open_clip.loss import CoCaLoss
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from lfi_pipeline.core.progress import progress_bar, tell
+from lfi_pipeline.core.runtime import progress_bar, tell
 from lfi_pipeline.data.augment import mirrored_caption
 from lfi_pipeline.data.scenes.domains import DOMAINS
-from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.data.scenes.write import render_scene
 from lfi_pipeline.teachers.registry import load_coca_folder
 
 

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, __main__, case_names, cases, compare, settled
-from lfi_kernels.bench.compare import kept_bytes
-from lfi_kernels.bench.record import COLUMNS
+from lfi_kernels.bench.compare import COLUMNS, kept_bytes
 from tests.lfi_kernels.bench.stand_in import on_stand_in, tiny_work
 
 TINY = Shape(model="ViT-T/16", batch=2, words=3, patches=16)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lfi_kernels.bench import Ceilings, Row, Shape, gpu
-from lfi_kernels.bench.record import start_csv
+from lfi_kernels.bench.compare import start_csv
 from tests.lfi_kernels.bench.stand_in import stand_in
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lfi_pipeline.benchmarks.index import peak_rss, reset_peak, rss
+from lfi_pipeline.benchmarks.reads import peak_rss, reset_peak, rss
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and resets")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lfi_kernels.bench import Row
-from lfi_kernels.bench import record as kernel_record
+from lfi_kernels.bench import compare as kernel_record
 from lfi_pipeline.benchmarks import COLUMNS, Environment, Measurement, Outcome, append_csv
 from lfi_pipeline.core.errors import ConfigError, LFIError
 

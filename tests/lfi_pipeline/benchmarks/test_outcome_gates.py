@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lfi_pipeline.benchmarks import Outcome, codec, extraction, index, reads
+from lfi_pipeline.benchmarks import Outcome, codec, extraction, reads
 from lfi_pipeline.benchmarks import codec as codec_candidates
 from lfi_pipeline.benchmarks import extraction as maps
+from lfi_pipeline.benchmarks import reads as index
 from lfi_pipeline.benchmarks import reads as loader
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, UnknownNameError
 from lfi_pipeline.targets import TargetStore
@@ -192,7 +193,7 @@ def test_the_vision_forward_is_the_image_embedding(tiny_teacher: CocaTeacher) ->
 
 
 def test_the_probe_counts_from_where_it_starts(tiny_targets: Path) -> None:
-    from lfi_pipeline.benchmarks.index import probe
+    from lfi_pipeline.benchmarks.reads import probe
 
     found = probe(tiny_targets)
     store = TargetStore.open(tiny_targets)

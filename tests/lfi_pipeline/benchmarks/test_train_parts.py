@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lfi_pipeline.benchmarks import Outcome, training_online, training_step
-from lfi_pipeline.benchmarks import training_online as training_students
+from lfi_pipeline.benchmarks import Outcome, training_step
+from lfi_pipeline.benchmarks import train as training_online
+from lfi_pipeline.benchmarks import train as training_students
 from lfi_pipeline.benchmarks import training_step as training_parameters
 from lfi_pipeline.benchmarks.config import TrainBenchConfig
 from lfi_pipeline.benchmarks.train import bench_train, built_students

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfi_pipeline.benchmarks.training_trial import StepTrial, time_training
+from lfi_pipeline.benchmarks.training_step import StepTrial, time_training
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.training.config import DataConfig, TrainConfig

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.core import checksums
-from lfi_pipeline.core.checksums import (
+from lfi_pipeline.core import parse as checksums
+from lfi_pipeline.core.errors import OutputWriteError, RunError
+from lfi_pipeline.core.io import seal, temporary
+from lfi_pipeline.core.parse import (
     RECORD,
     read_checked,
     recorded,
@@ -18,8 +20,6 @@ from lfi_pipeline.core.checksums import (
     verify_run,
     write_recorded,
 )
-from lfi_pipeline.core.errors import OutputWriteError, RunError
-from lfi_pipeline.core.io import seal, temporary
 
 FILES = {"config.json": b"{}", "checkpoints/best.safetensors": b"weights", "evaluation/a.json": b"[1]", "empty": b""}
 

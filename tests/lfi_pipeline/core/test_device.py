@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfi_pipeline.core.device import resolve_device
 from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.core.runtime import resolve_device
 
 
 def test_devices() -> None:

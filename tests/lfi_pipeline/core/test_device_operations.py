@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lfi_pipeline.core.device import OperationCounter
+from lfi_pipeline.core.runtime import OperationCounter
 
 
 def counted(layer: nn.Module, inputs: torch.Tensor, *, backward: bool) -> int:

@@ -9,8 +9,8 @@ import pytest
 from tqdm import tqdm
 
 import lfi_pipeline
-from lfi_pipeline.core import progress
-from lfi_pipeline.core.progress import ProgressLines, progress_bar, tell
+from lfi_pipeline.core import runtime as progress
+from lfi_pipeline.core.runtime import ProgressLines, progress_bar, tell
 
 
 class Clock:

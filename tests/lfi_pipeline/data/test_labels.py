@@ -8,7 +8,7 @@ import pytest
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import Dataset, Instance, Sample, SampleTable
-from lfi_pipeline.data.labels import relabelled, require_labels
+from lfi_pipeline.data.dataset import relabelled, require_labels
 
 
 def make(classes: tuple[str, ...], *labels: tuple[int, ...]) -> Dataset:

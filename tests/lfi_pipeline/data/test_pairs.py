@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from lfi_pipeline.core.errors import DatasetError, OutputWriteError
-from lfi_pipeline.data import pairs as module
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.pairs import write_pairs
+from lfi_pipeline.data.readers import webdataset as module
 from lfi_pipeline.data.readers.registry import read_dataset
+from lfi_pipeline.data.readers.webdataset import write_pairs
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 FORMS: dict[str, Any] = {

@@ -7,10 +7,11 @@ from typing import Any
 import fsspec
 import pytest
 
+from lfi_pipeline.core import hub as remote
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.data import read_dataset, remote
+from lfi_pipeline.core.hub import mirrored
+from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.remote import mirrored
 from tests.lfi_pipeline.data.layouts import image_bytes, tar_bytes
 
 

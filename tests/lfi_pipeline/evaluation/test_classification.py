@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.data import Dataset, images, read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation import classification as probes

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation import cross_domain as cross

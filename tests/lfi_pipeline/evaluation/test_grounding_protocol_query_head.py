@@ -11,8 +11,7 @@ import torch
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation.grounding_protocol import GroundingConfig, grounding
 from lfi_pipeline.evaluation.maps import class_maps
-from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, zero_shot
+from lfi_pipeline.evaluation.zero_shot import ZeroShotConfig, presence_logits, zero_shot
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import load_run
 from tests.lfi_pipeline.evaluation.conftest import _trained
@@ -37,7 +36,7 @@ def test_the_readout_text_scores_any_class_by_its_name(
     assert student.query_head is not None
     found = presence_logits(student, student.query_head.classes, store, store.usable, at_once=7)
     with torch.no_grad():
-        from lfi_pipeline.evaluation.presence import CachedImages
+        from lfi_pipeline.evaluation.zero_shot import CachedImages
 
         images = CachedImages(store, store.usable, student.size)
         pixels = torch.stack([image for i in range(len(images)) if isinstance(image := images[i], torch.Tensor)])

@@ -10,8 +10,8 @@ import torch
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.evaluation import presence
-from lfi_pipeline.evaluation.presence import presence_logits
+from lfi_pipeline.evaluation import zero_shot as presence
+from lfi_pipeline.evaluation.zero_shot import presence_logits
 from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.evaluation.presence import class_queries
+from lfi_pipeline.evaluation.zero_shot import class_queries
 
 TEACHER = SimpleNamespace(name="t", tag="a", weights_sha256="0" * 64)
 AXES = np.eye(6, dtype=np.float32)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, RunError, TargetsError, UnknownNameError
 from lfi_pipeline.core.options import declared
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation.config import (
     PROTOCOL_CONFIGS,

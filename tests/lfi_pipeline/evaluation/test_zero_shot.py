@@ -11,8 +11,7 @@ import torch
 from lfi_pipeline.core.errors import ConfigError, ImageReadError
 from lfi_pipeline.evaluation import EvaluationConfig
 from lfi_pipeline.evaluation.config import ZeroShotConfig
-from lfi_pipeline.evaluation.presence import presence_logits
-from lfi_pipeline.evaluation.zero_shot import _chance, _scores, teacher_zero_shot, zero_shot
+from lfi_pipeline.evaluation.zero_shot import _chance, _scores, presence_logits, teacher_zero_shot, zero_shot
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision

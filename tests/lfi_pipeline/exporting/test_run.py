@@ -14,8 +14,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, ExportError, OutputExistsError, OutputWriteError, RunError
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.exporting import export_run
 from lfi_pipeline.exporting.check import noise_images
 from lfi_pipeline.training.learner import load_run

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.objectives.results import logit_distillation, require_zero_shot
+from lfi_pipeline.objectives.terms import logit_distillation, require_zero_shot
 from lfi_pipeline.targets import TargetStore
 
 PROPERTY = settings(max_examples=30, deadline=None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lfi_pipeline.objectives.results import _TEMPERATURE, logit_distillation
+from lfi_pipeline.objectives.terms import _TEMPERATURE, logit_distillation
 from lfi_pipeline.targets import teacher_logits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.benchmarks.training_trial import StepTrial
+from lfi_pipeline.benchmarks.training_step import StepTrial
 from lfi_pipeline.recipes import Place, hours, load_recipe
 from lfi_pipeline.recipes.commands import Prepared, prepare
 from lfi_pipeline.teachers.config import PlanConfig

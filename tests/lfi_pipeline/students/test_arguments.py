@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.students import StudentConfig, arguments
-from lfi_pipeline.students.arguments import MOST_CELLS, bounded_build, check_arguments
+from lfi_pipeline.students import StudentConfig
+from lfi_pipeline.students import pretrained as arguments
 from lfi_pipeline.students.backbone import build_backbone
+from lfi_pipeline.students.pretrained import MOST_CELLS, bounded_build, check_arguments
 
 NAME = "vit_tiny_patch16_224"
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lfi_pipeline.students.learned_queries import match_slots, matched_cost
+from lfi_pipeline.students.queries import match_slots, matched_cost
 
 
 @st.composite

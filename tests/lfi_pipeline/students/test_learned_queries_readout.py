@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lfi_pipeline.students import QueryConfig
 from lfi_pipeline.students.config import READOUTS
-from lfi_pipeline.students.learned_queries import SlotReadout
+from lfi_pipeline.students.queries import SlotReadout
 
 K, WIDTH, CLASSES = 3, 8, 5
 

@@ -9,7 +9,7 @@ import torch
 
 from lfi_pipeline.students.query_head import class_embeddings
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.zero_shot import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words
 
 
 @pytest.mark.parametrize(

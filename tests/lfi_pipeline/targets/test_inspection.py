@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.inspection import _general, bytes_by_part, quarantine_groups, word_facts
+from lfi_pipeline.targets.verify import _general, bytes_by_part, quarantine_groups, word_facts
 
 
 def test_bytes_by_part_are_those_of_the_files(finished: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lfi_pipeline.core.errors import CorruptTargetsError, LFIError, TargetsError
 from lfi_pipeline.core.io import FileRecord, seal, unseal
 from lfi_pipeline.targets import TargetStore, Vocabulary, ZeroShot
-from lfi_pipeline.targets.layout import commit_file, tar_file
+from lfi_pipeline.targets.commits import commit_file, tar_file
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.stream import TargetStream
 from lfi_pipeline.targets.tar import END, header, padding, read_members, sample_json

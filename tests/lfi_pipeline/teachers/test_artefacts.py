@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from lfi_pipeline.teachers.artefacts import artefact_patches, count_artefacts, without_artefacts
+from lfi_pipeline.teachers.contrastive import artefact_patches, count_artefacts, without_artefacts
 
 GRID = (4, 5)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.teachers import CocaTeacher
-from lfi_pipeline.teachers.artefacts import artefacts_by_block
+from lfi_pipeline.teachers.contrastive import artefacts_by_block
 
 PLANTED, GRID = 6, 4
 

@@ -19,7 +19,7 @@ import pytest
 
 from lfi_pipeline.core.errors import LFIError, OutputWriteError, TeacherError
 from lfi_pipeline.targets import TargetWriter
-from lfi_pipeline.targets.layout import LAYOUTS
+from lfi_pipeline.targets.commits import LAYOUTS
 from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.targets.writer import claimed
 from lfi_pipeline.teachers import CocaTeacher, extract, shards

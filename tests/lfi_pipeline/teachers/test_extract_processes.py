@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from lfi_pipeline.targets.layout import LAYOUTS
+from lfi_pipeline.targets.commits import LAYOUTS
 from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.shards import Share
 

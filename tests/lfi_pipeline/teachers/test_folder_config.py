@@ -9,8 +9,7 @@ import open_clip
 import pytest
 
 from lfi_pipeline.core.errors import TeacherError
-from lfi_pipeline.teachers.catalog import teacher_names
-from lfi_pipeline.teachers.folder_config import check_config
+from lfi_pipeline.teachers.catalog import check_config, teacher_names
 
 GOOD: dict[str, Any] = {
     "embed_dim": 16,

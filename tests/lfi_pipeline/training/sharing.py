@@ -20,8 +20,8 @@ import torch
 
 from lfi_pipeline.core.options import build
 from lfi_pipeline.training import RuntimeConfig, train
-from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.monitor import EpochClock
 from lfi_pipeline.training.trainer import ActiveRun, Piece
 
 

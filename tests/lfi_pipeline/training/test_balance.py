@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import Student, StudentConfig
-from lfi_pipeline.training.balance import EVERY, GradientBalance, gradient_squares
+from lfi_pipeline.training.monitor import EVERY, GradientBalance, gradient_squares
 
 
 def balance(*terms: str) -> GradientBalance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfi_pipeline.training.clock import PHASES, EpochClock, advice
+from lfi_pipeline.training.monitor import PHASES, EpochClock, advice
 
 
 class FakeTime:

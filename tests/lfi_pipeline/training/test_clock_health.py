@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lfi_pipeline.training.clock import LossGuard
+from lfi_pipeline.training.monitor import LossGuard
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])

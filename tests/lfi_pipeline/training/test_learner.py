@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lfi_pipeline.core.checksums import unseal_folder, write_recorded
 from lfi_pipeline.core.errors import RunError, UnknownNameError
+from lfi_pipeline.core.parse import unseal_folder, write_recorded
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.zero_shot import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
 from lfi_pipeline.training.data import CutTargets, TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run

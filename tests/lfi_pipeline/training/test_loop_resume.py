@@ -17,7 +17,7 @@ from lfi_pipeline.core.errors import OutputExistsError
 from lfi_pipeline.core.io import temporary
 from lfi_pipeline.core.options import flatten
 from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
-from lfi_pipeline.training.clock import EpochClock
+from lfi_pipeline.training.monitor import EpochClock
 from lfi_pipeline.training.trainer import ActiveRun, Piece
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, metrics, train_one
 

@@ -12,6 +12,7 @@ from lfi_pipeline.core.options import build, flatten
 from lfi_pipeline.core.schema import Fields
 from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.training.config import RUN_FILE
 from lfi_pipeline.training.run_dir import (
     CONFIG,
     METRICS,
@@ -24,7 +25,6 @@ from lfi_pipeline.training.run_dir import (
     require_place,
     write_json,
 )
-from lfi_pipeline.training.settings import read_config
 
 PLAIN = build(TrainConfig, {"targets": "shards"})
 RICH = build(
@@ -222,4 +222,4 @@ def test_no_json_or_toml_of_a_run_ends_in_a_traceback(tmp_path: Path, content: s
     value = content.removeprefix('{"a": ').removesuffix("}")
     (tmp_path / "config.toml").write_text(f"a = {value}")
     with pytest.raises(ConfigError):
-        read_config(tmp_path / "config.toml")
+        RUN_FILE.read(tmp_path / "config.toml")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.core.checksums import RECORD, recorded, verify_run
 from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.core.parse import RECORD, recorded, verify_run
 from lfi_pipeline.exporting.run import export_run
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training import run_writer as writer

@@ -10,8 +10,7 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, OutputWriteError, UnknownNameError
 from lfi_pipeline.core.options import build, declared, defaults, flatten
-from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.settings import RUN_FILE, write_config
+from lfi_pipeline.training.config import RUN_FILE, TrainConfig, write_config
 
 FULL: dict[str, Any] = {
     "targets": "/data/shards",

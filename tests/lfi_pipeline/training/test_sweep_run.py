@@ -11,7 +11,7 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, RunLockedError
 from lfi_pipeline.core.options import build
-from lfi_pipeline.training.config import Machine, RuntimeConfig, TrainConfig
+from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.sweep import PlannedRun
 from lfi_pipeline.training.sweep_run import check_runs, groups_of, run_sweep
 
@@ -204,7 +204,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(plan: list[PlannedRun],
     class Elsewhere(Loop):
         """Meets a lock."""
 
-        def __call__(self, runs: Any, machine: Machine, *, command: str = "") -> list[Mapping[str, Any]]:
+        def __call__(self, runs: Any, machine: RuntimeConfig, *, command: str = "") -> list[Mapping[str, Any]]:
             if any(folder.name == "lfi-0" for _, folder in runs):
                 self.calls.append([folder.name for _, folder in runs])
                 raise RunLockedError("lfi-0 is being trained by process 7 on there.")

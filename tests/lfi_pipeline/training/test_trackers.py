@@ -10,7 +10,7 @@ from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.training.trackers import Trackers, resolve
+from lfi_pipeline.training.surroundings import Trackers, resolve
 
 
 @pytest.fixture(autouse=True)

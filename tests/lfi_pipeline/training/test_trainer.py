@@ -16,8 +16,8 @@ from torch import Tensor
 from lfi_pipeline.core.errors import ConfigError, RunError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig, train
-from lfi_pipeline.training.clock import EpochClock
 from lfi_pipeline.training.learner import Learner
+from lfi_pipeline.training.monitor import EpochClock
 from lfi_pipeline.training.trainer import ActiveRun, Piece, _make_optimizer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, train_lines, train_one, untimed, weights
 

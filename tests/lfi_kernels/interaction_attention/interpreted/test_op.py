@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels import InteractionQueryBlock
-from lfi_kernels.interaction_attention import op, triton_fused
+from lfi_kernels.interaction_attention import dispatch as op
+from lfi_kernels.interaction_attention import triton_fused
 from lfi_kernels.interaction_attention.dispatch import TOLERANCES, largest_error
 from tests.lfi_kernels.interaction_attention.interpreted.test_triton_fused import DEVICE, F16, F32, FEW, make, run
 

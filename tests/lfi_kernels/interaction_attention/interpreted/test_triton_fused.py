@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.interaction_attention import reference, triton_fused, triton_project
-from lfi_kernels.interaction_attention.op import projected_attention
+from lfi_kernels.interaction_attention.dispatch import projected_attention
 from lfi_kernels.interaction_attention.tiles import Problem, Tile
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

@@ -14,8 +14,8 @@ import pytest
 
 from lfi_pipeline.core.errors import DatasetError, ImageReadError, UnknownNameError
 from lfi_pipeline.data import Dataset, describe, load_manifest, read_dataset, sniff_layout
+from lfi_pipeline.data.dataset import part_of
 from lfi_pipeline.data.images import file_of, read_image
-from lfi_pipeline.data.shares import part_of
 from tests.lfi_pipeline.data.layouts import image_bytes, make_imagefolder, make_webdataset, tar_bytes, write
 
 CATEGORIES = [{"id": 0, "name": "things", "supercategory": "none"}, {"id": 1, "name": "cup"}, {"id": 2, "name": "face"}]

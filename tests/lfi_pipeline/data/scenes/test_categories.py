@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from lfi_pipeline.data.scenes import NAMES
-from lfi_pipeline.data.scenes.categories import GLYPHS
-from lfi_pipeline.data.scenes.render import with_article
+from lfi_pipeline.data.scenes.domains import GLYPHS
+from lfi_pipeline.data.scenes.write import with_article
 from lfi_pipeline.teachers.text import stop_words
 
 

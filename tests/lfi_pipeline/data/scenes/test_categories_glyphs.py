@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from lfi_pipeline.data.scenes import NAMES
-from lfi_pipeline.data.scenes import categories as glyphs
-from lfi_pipeline.data.scenes.categories import SPRITE_SIZE, sprite
+from lfi_pipeline.data.scenes import domains as glyphs
+from lfi_pipeline.data.scenes.domains import SPRITE_SIZE, sprite
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lfi_pipeline.data.scenes import DOMAINS, NAMES, render
+from lfi_pipeline.data.scenes import DOMAINS, NAMES
+from lfi_pipeline.data.scenes import write as render
 from lfi_pipeline.data.scenes.domains import Domain
-from lfi_pipeline.data.scenes.render import CAPTIONS_PER_IMAGE, Placed, Scene, render_scene
+from lfi_pipeline.data.scenes.write import CAPTIONS_PER_IMAGE, Placed, Scene, render_scene
 
 RELATION = re.compile(r"\b(\w+) (left of|right of|above|below) (?:a|an) (\w+)\b")
 SCENES = 60

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfi_pipeline.data.scenes import NAMES
-from lfi_pipeline.data.scenes.render import Placed, caption, relation
+from lfi_pipeline.data.scenes.write import Placed, caption, relation
 
 RELATION = re.compile(r"\b(\w+) (left of|right of|above|below) (?:a|an) (\w+)\b")
 

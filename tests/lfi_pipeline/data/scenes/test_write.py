@@ -14,7 +14,7 @@ from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownName
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.scenes import DOMAINS, NAMES, write, write_scenes
-from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.data.scenes.write import render_scene
 
 SMALL = ScenesConfig(train=5, val=4, size=32, seed=8)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lfi_pipeline.core.checksums import unseal_folder
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection import detection, protocol
 from lfi_pipeline.evaluation.detection.coco_data import read_split

@@ -14,7 +14,7 @@ import torch
 from lfi_pipeline.data import load_manifest
 from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.scenes import DOMAINS, NAMES
-from lfi_pipeline.data.scenes.render import render_scene
+from lfi_pipeline.data.scenes.write import render_scene
 from lfi_pipeline.evaluation.grounding import peaks_in_mask
 from lfi_pipeline.targets import teacher_logits
 from lfi_pipeline.teachers import CocaTeacher, InteractionMaps, load_teacher
