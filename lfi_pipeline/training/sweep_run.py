@@ -162,7 +162,7 @@ def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, s
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
-        raise OutputWriteError(f"{out} cannot be made: {cause.strerror or cause}. Choose another --out.") from cause
+        raise OutputWriteError(f"{out} cannot be made: {cause.strerror or cause}. Choose another `out`.") from cause
     clear_leftovers(out)
     runs = []
     for run in plan:
