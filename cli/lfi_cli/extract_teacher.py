@@ -62,9 +62,9 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
     from lfi_pipeline.teachers.extract import extract
-    from lfi_pipeline.teachers.shards import share_of
+    from lfi_pipeline.teachers.shards import assign_shards
 
-    share = share_of(config.shards)
+    share = assign_shards(config.shards)
     if config.engine == "ray":
         from lfi_pipeline.teachers.ray_engine import extract_on_ray
 

@@ -40,7 +40,7 @@ from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import SampleTargets, ShardPayload, TargetStore
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import MAPS, Batch, TargetImages, whole_batch
-from lfi_pipeline.training.sampler import Tickets
+from lfi_pipeline.training.sampler import ResumableBatchSampler
 
 ARRAYS = ("maps", "scale", "words", "kept", "image_embedding")
 Positions = npt.NDArray[np.int64]
@@ -239,7 +239,7 @@ def _loader(store: TargetStore, config: LoaderConfig, objective: str, workers: i
     data = DataConfig(targets=store.path, epochs=1, batch_size=config.batch_size, seed=seed)
     return DataLoader(
         TargetImages(store, data, [CROP], READS[objective]),
-        batch_sampler=Tickets(store.usable, data),
+        batch_sampler=ResumableBatchSampler(store.usable, data),
         collate_fn=whole_batch,
         num_workers=workers,
     )

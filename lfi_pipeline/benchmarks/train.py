@@ -27,11 +27,11 @@ from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps, encode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.training.config import DataConfig
-from lfi_pipeline.training.data import Batch, CutTargets, TargetImages, whole_batch
+from lfi_pipeline.training.data import Batch, MapResampler, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.monitor import EpochClock
-from lfi_pipeline.training.sampler import Tickets
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.sampler import ResumableBatchSampler
+from lfi_pipeline.training.trainer import Trainer
 
 _WORDS = 16
 _NO_CROP = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
@@ -57,11 +57,11 @@ def bench_online(
         batch = one_batch(store, data, [run], device)
         clock, positions = EpochClock(device), store.usable[:batch_size]
 
-        def cached(run: ActiveRun = run) -> float:
+        def cached(run: Trainer = run) -> float:
             found = store.read_many(positions)
             return _step(run, batch, found.maps, found.scale, codec, clock)
 
-        def online(run: ActiveRun = run) -> float:
+        def online(run: Trainer = run) -> float:
             return _step(run, batch, *encode_maps(asker.maps(), codec), codec, clock)
 
         stored = store.read_many(positions)
@@ -126,7 +126,7 @@ class _Teacher:
 
 
 def _step(
-    run: ActiveRun,
+    run: Trainer,
     batch: Batch,
     maps: npt.NDArray[np.uint8],
     scale: npt.NDArray[np.float16],
@@ -197,9 +197,7 @@ def bench_students(
     )
 
 
-def feed(
-    runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig, *, workers: int, device: torch.device
-) -> float:
+def feed(runs: Sequence[Trainer], store: TargetStore, data: DataConfig, *, workers: int, device: torch.device) -> float:
     """Train `runs` for one pass from one read; returns the seconds from the first batch on, which is not counted."""
     batches = _batches(runs, store, data, workers)
     clock = EpochClock(device)
@@ -207,22 +205,22 @@ def feed(
     began = time.perf_counter()
     for fed in batches:
         batch = fed.to(device)
-        cut = CutTargets(batch, store.spec.codec.name)  # one for all students, as in training
+        cut = MapResampler(batch, store.spec.codec.name)  # one for all students, as in training
         for run in runs:
             step(run, batch, cut, clock)
     clock.report()  # waits for a CUDA device
     return time.perf_counter() - began
 
 
-def _batches(runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig, workers: int) -> Iterator[Batch]:
+def _batches(runs: Sequence[Trainer], store: TargetStore, data: DataConfig, workers: int) -> Iterator[Batch]:
     """Yield what the runs are fed in one pass."""
     reads = frozenset[str]().union(*(run.learner.reads for run in runs))
     images = TargetImages(store, data, [run.learner.student.size for run in runs], reads)
-    tickets = Tickets(store.usable, data)
+    tickets = ResumableBatchSampler(store.usable, data)
     return iter(DataLoader(images, batch_sampler=tickets, collate_fn=whole_batch, num_workers=workers))
 
 
-def _reading(runs: Sequence[ActiveRun], store: TargetStore, data: DataConfig) -> float:
+def _reading(runs: Sequence[Trainer], store: TargetStore, data: DataConfig) -> float:
     """Images a second of a pass that trains nothing."""
     batches = _batches(runs, store, data, 0)
     next(batches)
@@ -245,7 +243,7 @@ def check(store: TargetStore, student: StudentConfig, data: DataConfig, device: 
     require(same, "A student's weights must not depend on which others share its read; they do.")
 
 
-def _runs(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> list[ActiveRun]:
+def _runs(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> list[Trainer]:
     return [make_run(store, student, "lfi", device=device, data=data) for _ in range(STUDENTS)]
 
 

@@ -20,11 +20,11 @@ from lfi_pipeline.exporting.check import plain_model
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import DataConfig, TrainConfig
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, CutTargets, TargetImages
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, MapResampler, TargetImages
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.monitor import BACKWARD, FORWARD, OPTIMIZER, EpochClock
 from lfi_pipeline.training.surroundings import make_accelerator
-from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.trainer import MicroBatch, Trainer
 
 _STEPS = 1_000_000  # of the schedule: the rate does not change while timing
 _RATE = 1e-4
@@ -38,7 +38,7 @@ def make_run(
     device: torch.device,
     data: DataConfig,
     queries: QueryConfig | None = None,
-) -> ActiveRun:
+) -> Trainer:
     """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
     config = TrainConfig(
         data=data, student=student, head="linear", queries=queries or QueryConfig(), objective=objective
@@ -46,9 +46,9 @@ def make_run(
     return run_of(config, store, device=device)
 
 
-def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> ActiveRun:
+def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> Trainer:
     """As `make_run`, of a whole configuration."""
-    return ActiveRun(
+    return Trainer(
         config,
         Path(store.path) / "no run",
         store=store,
@@ -61,30 +61,30 @@ def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> 
     )
 
 
-def one_batch(store: TargetStore, data: DataConfig, runs: Sequence[ActiveRun], device: torch.device) -> Batch:
+def one_batch(store: TargetStore, data: DataConfig, runs: Sequence[Trainer], device: torch.device) -> Batch:
     """Return the first `batch_size` samples, with every target, on `device`."""
     sizes = [run.learner.student.size for run in runs]
     images = TargetImages(store, data, sizes, frozenset({MAPS, IMAGE_EMBEDDING}))
     return images.__getitems__([(0, int(position)) for position in store.usable[: data.batch_size]]).to(device)
 
 
-def cut_for(run: ActiveRun, batch: Batch, codec: str) -> CutTargets | None:
+def cut_for(run: Trainer, batch: Batch, codec: str) -> MapResampler | None:
     """Decode the maps of `batch` and cut them for the taps of the run's student; None for a run without maps."""
     if MAPS not in run.learner.reads:
         return None
-    cut = CutTargets(batch, codec)
+    cut = MapResampler(batch, codec)
     for tap in run.learner.student.taps:
         cut.on(tap.grid)
     return cut
 
 
-def step(run: ActiveRun, batch: Batch, cut: CutTargets | None, clock: EpochClock) -> dict[str, float]:
+def step(run: Trainer, batch: Batch, cut: MapResampler | None, clock: EpochClock) -> dict[str, float]:
     """Take one step on the whole batch.
 
     Raises:
         BenchmarkError: the step failed.
     """
-    losses = run.train_step([Piece(batch, cut, 1.0)], clock)
+    losses = run.train_step([MicroBatch(batch, cut, 1.0)], clock)
     finite = bool(np.isfinite(losses[TOTAL]))
     require(finite and run.failure is None, f"A step must succeed, got losses {losses} ({run.failure}).")
     return losses
@@ -106,7 +106,7 @@ TARGETS = "targets cut"
 class _Case:
     """One run, stepped again and again on one batch."""
 
-    run: ActiveRun
+    run: Trainer
     batch: Batch
     codec: str
     clock: EpochClock

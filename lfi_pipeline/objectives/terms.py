@@ -16,7 +16,7 @@ from lfi_pipeline.data.mixing import mixed_loss
 from lfi_pipeline.students import Features, Student, TextQueries, pair_layers
 from lfi_pipeline.targets import TargetStore, ZeroShot
 from lfi_pipeline.targets.vocabulary import class_weights, classes_of_words, image_logits
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, CutTargets
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, MapResampler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class StepContext:
     share: float
     mass: Tensor | None = None
     present: Tensor | None = None
-    cut: CutTargets | None = None
+    cut: MapResampler | None = None
 
 
 class Term(nn.Module, ABC):

@@ -64,11 +64,11 @@ class QueryStack(nn.Module):
         self.state = config.state
         self.blocks: Any = blocks
 
-    def entering(self, seeds: Tensor, state: Tensor) -> Tensor:
+    def state_at_tap(self, seeds: Tensor, state: Tensor) -> Tensor:
         """Return what a tap starts from: the state of the tap before, or the seeds where it is reset."""
         return seeds if self.state == "reset" else state
 
-    def carried(
+    def run_taps(
         self,
         seeds: Tensor,
         features: Sequence[Tensor],
@@ -93,7 +93,7 @@ class QueryStack(nn.Module):
         state, compared = seeds, []
         nothing = [None] * len(self.blocks)
         for block, x, target, weight in zip(self.blocks, features, targets or nothing, weights or nothing, strict=True):
-            before = self.entering(seeds, state)
+            before = self.state_at_tap(seeds, state)
             if target is None:
                 state = block(before, x)[0]
             else:
@@ -101,7 +101,7 @@ class QueryStack(nn.Module):
                 compared.append(found)
         return state, compared
 
-    def attended(self, seeds: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    def attention_maps(self, seeds: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each query looks at each tap: head means [B, R, N_t], rows sum to 1.
 
         Args:
@@ -110,7 +110,7 @@ class QueryStack(nn.Module):
         """
         maps, state = [], seeds
         for block, x in zip(self.blocks, features, strict=True):
-            before = self.entering(seeds, state)
+            before = self.state_at_tap(seeds, state)
             maps.append(block.attention(before, x).mean(1))
             state = block(before, x)[0]
         return maps
@@ -160,12 +160,12 @@ class TextQueries(QueryStack):
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
         seeds = self.seed(words)
-        state, divergences = self.carried(seeds, features, targets, weights, lambda block: block)
+        state, divergences = self.run_taps(seeds, features, targets, weights, lambda block: block)
         return QueryOutput(state, seeds, [kl.mean(1) for kl in divergences])
 
     def maps(self, words: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each word looks at each tap: head means [B, M, N_t], rows sum to 1."""
-        return self.attended(self.seed(words), features)
+        return self.attention_maps(self.seed(words), features)
 
     def presence_scores(self, output: QueryOutput) -> Tensor:
         """Score each word of `output` as a logit of being in the image: fp32 [B, M], whether it has a map or not.
@@ -303,7 +303,7 @@ class LearnedQueries(QueryStack):
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
         seeds = self._seeds(features)
-        state, costs = self.carried(seeds, features, targets, weights, lambda block: block.costs)
+        state, costs = self.run_taps(seeds, features, targets, weights, lambda block: block.costs)
         if not costs or weights is None:
             return QueryOutput(state, seeds)
         present = torch.stack([weight > 0 for weight in weights]).any(0)
@@ -312,7 +312,7 @@ class LearnedQueries(QueryStack):
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each slot looks at each tap: head means [B, K, N_t], rows sum to 1."""
-        return self.attended(self._seeds(features), features)
+        return self.attention_maps(self._seeds(features), features)
 
     def _seeds(self, features: Sequence[Tensor]) -> Tensor:
         return self.slots.expand(features[0].shape[0], -1, -1)

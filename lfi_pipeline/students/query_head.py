@@ -99,7 +99,7 @@ class QueryHead(TextQueries):
         """Carry seeds [1, R, Dq], shared by all images, through the taps."""
         state, maps = seeds, []
         for block, x in zip(self.blocks, features, strict=True):
-            state, looked = gather(block, self.entering(seeds, state), x)
+            state, looked = gather(block, self.state_at_tap(seeds, state), x)
             if with_maps:
                 maps.append(looked.mean(1))
         return state, maps

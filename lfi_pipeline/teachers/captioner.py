@@ -28,7 +28,7 @@ from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 from lfi_pipeline.teachers.teacher import Teacher
 
 BEAMS, SHORTEST, LONGEST = 4, 5, 30  # tokens, start and end included; this project's choice
@@ -89,7 +89,7 @@ UNREADABLE = "unreadable image"
 
 
 def generated_captions(
-    teacher: Teacher, dataset: Dataset, out: Path, *, batch_size: int, share: Share, poll_seconds: float = 2.0
+    teacher: Teacher, dataset: Dataset, out: Path, *, batch_size: int, share: ShardAssignment, poll_seconds: float = 2.0
 ) -> dict[str, str]:
     """Return the teacher's caption of every sample by key; those not yet on disk are written first.
 

@@ -19,7 +19,7 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
 from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
 from lfi_pipeline.teachers.extract import open_job, read_split
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 from lfi_pipeline.teachers.text import resolve_mode, telling_sample
 
 MARGIN = 0.1
@@ -136,7 +136,7 @@ def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
     config = replace(config, text=mode, prompts=config.prompts if mode == "prompts" else (), samples_per_shard=timed)
     few = replace(dataset, samples=[dataset.samples[i] for i in _spread(len(dataset), total, timed)])
     with tempfile.TemporaryDirectory(prefix="lfi-plan-") as folder:
-        job = open_job(config, Path(folder) / "trial", share=Share(), dataset=few)
+        job = open_job(config, Path(folder) / "trial", share=ShardAssignment(), dataset=few)
         maker = job.maker
         with progress_bar(total=total, desc=f"trial of {job.label}", unit="image", leave=False) as bar:
             counter = OperationCounter()

@@ -37,7 +37,7 @@ from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre
 from lfi_pipeline.teachers.settings import data_centre
-from lfi_pipeline.teachers.shards import Plan, ShardMaker, Share, share_of
+from lfi_pipeline.teachers.shards import Plan, ShardAssignment, ShardMaker, assign_shards
 from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
 from lfi_pipeline.teachers.text import (
     DEFAULT_PROMPTS,
@@ -114,7 +114,7 @@ class Job:
         """Shards that nobody has committed; none once another process has put an extended cache in its place."""
         return [] if self.extension is not None and self.extension.done else self.writer.pending_shards()
 
-    def progress(self, share: Share) -> Any:
+    def progress(self, share: ShardAssignment) -> Any:
         """A bar over the images of the share that are not committed; silent for all ranks but the first."""
         order = share.order(self.pending_shards())
         own = [shard for shard in order if shard % share.world == share.rank]
@@ -143,7 +143,7 @@ def read_split(config: ExtractConfig) -> Dataset:
 
 
 def open_job(
-    config: ExtractConfig, out: Path, *, share: Share, extend: bool = False, dataset: Dataset | None = None
+    config: ExtractConfig, out: Path, *, share: ShardAssignment, extend: bool = False, dataset: Dataset | None = None
 ) -> Job:
     """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
     if dataset is None:
@@ -270,7 +270,7 @@ POLL_SECONDS = 2.0
 
 
 def extract(
-    config: ExtractConfig, out: Path, *, share: Share | None = None, extend: bool = False
+    config: ExtractConfig, out: Path, *, share: ShardAssignment | None = None, extend: bool = False
 ) -> tuple[Summary, float]:
     """Write the cache `out`, or finish it; returns its summary and the seconds this call took.
 
@@ -287,14 +287,14 @@ def extract(
             differs from the one `out` was begun with.
     """
     began = time.monotonic()
-    share = share or share_of()
+    share = share or assign_shards()
     job = open_job(config, out, share=share, extend=extend)
     with job.progress(share) as bar:
         run_shards(job, share, bar)
     return job.finish(), time.monotonic() - began
 
 
-def run_shards(job: Job, share: Share, bar: Any) -> None:
+def run_shards(job: Job, share: ShardAssignment, bar: Any) -> None:
     """Make every pending shard of `share`; wait for those that others hold, and take them over if their holders die."""
     while order := share.order(job.pending_shards()):
         if _run_once(job, order, bar):

@@ -25,7 +25,7 @@ from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.targets import Summary
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import Job, open_job, run_shards
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 Failure = tuple[str, str]  # name of the class in lfi_pipeline.core.errors, message
 RETRIES = 3
@@ -36,7 +36,7 @@ def extract_on_ray(
     config: ExtractConfig,
     out: Path,
     *,
-    share: Share,
+    share: ShardAssignment,
     extend: bool = False,
     cpus_per_task: float = 1,
     gpus_per_task: float | None = None,
@@ -128,9 +128,9 @@ def _require_done(ray: Any, done: Any) -> None:
 def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> Failure | None:
     """In a worker: make one shard; returns a user's error, so that it crosses processes whole."""
     try:
-        share = Share(first=shard, end=shard + 1)
+        share = ShardAssignment(first=shard, end=shard + 1)
         job = _job(config, out, extend)
-        with job.progress(Share(first=shard, end=shard + 1, world=2, rank=1)) as silent:
+        with job.progress(ShardAssignment(first=shard, end=shard + 1, world=2, rank=1)) as silent:
             run_shards(job, share, silent)
     except LFIError as error:
         return type(error).__name__, str(error)
@@ -140,7 +140,7 @@ def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> Fa
 @cache
 def _job(config: ExtractConfig, out: str, extend: bool) -> Job:
     """The teacher and the data set, read once a worker process."""
-    return open_job(config, Path(out), share=Share(), extend=extend)
+    return open_job(config, Path(out), share=ShardAssignment(), extend=extend)
 
 
 def _absolute(config: ExtractConfig) -> ExtractConfig:

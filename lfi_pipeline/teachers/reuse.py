@@ -23,7 +23,7 @@ _MAY_DIFFER = ("dataset.", "layers", "views", "words_per_sample", "samples_per_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Donation:
+class ReusedRows:
     """What a donor gave for the n samples of a shard.
 
     Attributes:
@@ -35,7 +35,7 @@ class Donation:
     image_crc32c: npt.NDArray[np.int64]
 
     @classmethod
-    def nothing(cls, spec: TargetSpec, samples: int) -> Donation:
+    def nothing(cls, spec: TargetSpec, samples: int) -> ReusedRows:
         """The teacher must run on everything."""
         return cls(
             np.ones((len(spec.views), samples, len(spec.layers)), dtype=bool), np.full(samples, -1, dtype=np.int64)
@@ -50,7 +50,7 @@ class Donation:
             )
 
 
-class Donor:
+class ReusableCache:
     """A cache that gives its rows to one of another spec.
 
     Args:
@@ -78,14 +78,14 @@ class Donor:
 
     def give(
         self, keys: Sequence[str], captions: Sequence[str], words: Sequence[Sequence[str]], payload: ShardPayload
-    ) -> Donation:
+    ) -> ReusedRows:
         """Fill the rows of `payload` that the donor has; a sample whose texts differ gets nothing.
 
         Args:
             keys, captions, words: of the shard's n samples.
             payload: arrays of zeros, with word ids; filled in place.
         """
-        donation = Donation.nothing(self._spec, len(keys))
+        donation = ReusedRows.nothing(self._spec, len(keys))
         index = self._store.index
         pairs = [
             (row, position)
@@ -142,7 +142,7 @@ class Extension:
 
     out: Path
     place: Path
-    donor: Donor | None
+    donor: ReusableCache | None
 
     @classmethod
     def of(cls, out: Path, spec: TargetSpec) -> Extension:
@@ -165,7 +165,7 @@ class Extension:
         store = TargetStore.open(out, require_complete=False)
         if store.spec == spec:
             return cls(out, out, None)
-        return cls(out, place, Donor(store, spec))
+        return cls(out, place, ReusableCache(store, spec))
 
     @property
     def done(self) -> bool:

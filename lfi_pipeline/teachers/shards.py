@@ -22,7 +22,7 @@ from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import decode_image, read_bytes
 from lfi_pipeline.targets import LayerSpec, MapSpec, PlannedSample, ShardPayload, TargetSpec, ViewArrays
-from lfi_pipeline.teachers.reuse import Donation, Donor
+from lfi_pipeline.teachers.reuse import ReusableCache, ReusedRows
 from lfi_pipeline.teachers.teacher import InteractionMaps, Teacher
 from lfi_pipeline.teachers.text import SEPARATOR, TextSource, ViewWords, planned, sample_words, view_words
 
@@ -50,7 +50,7 @@ class Plan(Sequence[PlannedSample]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class ShardAssignment:
     """A process's share of the work.
 
     Attributes:
@@ -83,7 +83,7 @@ class Share:
         return own + [shard for shard in reversed(mine) if shard % self.world != self.rank]
 
 
-def share_of(shards: str = "", environment: Mapping[str, str] = os.environ) -> Share:
+def assign_shards(shards: str = "", environment: Mapping[str, str] = os.environ) -> ShardAssignment:
     """Return the share of this process.
 
     Args:
@@ -103,7 +103,9 @@ def share_of(shards: str = "", environment: Mapping[str, str] = os.environ) -> S
         )
     except ValueError as error:
         raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
-    return Share(first=int(first or 0), end=int(end) if end else None, rank=rank, world=world, local_rank=local)
+    return ShardAssignment(
+        first=int(first or 0), end=int(end) if end else None, rank=rank, world=world, local_rank=local
+    )
 
 
 AHEAD = 2
@@ -121,7 +123,7 @@ class _Shard:
     positions: range
     words: list[list[str]]
     views: dict[str, list[ViewWords]]
-    donation: Donation
+    donation: ReusedRows
     payload: ShardPayload
     quarantined: dict[int, str]  # of the payload
     images: list[bytes | None] | None  # of the payload
@@ -166,7 +168,7 @@ class ShardMaker:
         *,
         batch_size: int,
         workers: int = 0,
-        donor: Donor | None = None,
+        donor: ReusableCache | None = None,
         images: bool = False,
     ) -> None:
         self._teacher, self._spec, self._dataset, self._source = teacher, spec, dataset, source
@@ -250,7 +252,7 @@ class ShardMaker:
             image_size=np.zeros(count, np.int64),
             images=images,
         )
-        donation = Donation.nothing(spec, count)
+        donation = ReusedRows.nothing(spec, count)
         if self._donor is not None:
             captions = [SEPARATOR.join(each.texts) for each in texts]
             donation = self._donor.give([sample.key for sample in samples], captions, words, payload)

@@ -43,7 +43,7 @@ class Cut:
     words: Tensor
 
 
-class CutTargets:
+class MapResampler:
     """Maps of a batch on any student's grid; each grid is cut once, whichever students share it.
 
     Args:

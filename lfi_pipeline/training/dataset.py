@@ -19,7 +19,7 @@ from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.store import sample_image
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, ErrorsAsValues, Grid, TargetImages, whole_batch
-from lfi_pipeline.training.sampler import Tickets, require_samples, require_views
+from lfi_pipeline.training.sampler import ResumableBatchSampler, require_samples, require_views
 
 PIXELS_A_CELL = 16
 """Side of the square of pixels that one cell of a map covers, unless a grid is given: the patch of a ViT-S/16."""
@@ -192,9 +192,9 @@ class TargetLoader:
         """Go on where `state_dict` was taken, with the same data set and batch size."""
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
-    def _batches(self) -> Tickets:
+    def _batches(self) -> ResumableBatchSampler:
         """Which images make up the batches that are left of the present pass."""
         stream = replace(self._dataset.data, batch_size=self._batch_size, epochs=self._epoch + 1)
-        tickets = Tickets(self._dataset.positions, stream)
+        tickets = ResumableBatchSampler(self._dataset.positions, stream)
         tickets.start = self._epoch * tickets.steps_per_epoch + self._step
         return tickets

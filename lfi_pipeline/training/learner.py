@@ -21,7 +21,7 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import MAPS, Batch, CutTargets
+from lfi_pipeline.training.data import MAPS, Batch, MapResampler
 from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE, task_loss
@@ -103,7 +103,7 @@ class Learner(nn.Module):
             step: number of the step, from 0: weights relative to the task's gradient are measured every so often.
             progress: in [0, 1], how much of the run is done.
         """
-        cut = CutTargets(batch, self._codec, uniform=self._uniform) if MAPS in self.reads else None
+        cut = MapResampler(batch, self._codec, uniform=self._uniform) if MAPS in self.reads else None
         supervision, present = self.supervise(cut)
         weights = supervision.weights if supervision is not None else None
         mass = torch.stack([weight.sum() for weight in weights]) if weights else None
@@ -117,7 +117,7 @@ class Learner(nn.Module):
             self.balance.update({name.removeprefix(SQUARE): square for name, square in squares.items()})
         return losses
 
-    def supervise(self, cut: CutTargets | None) -> tuple[Supervision | None, Tensor | None]:
+    def supervise(self, cut: MapResampler | None) -> tuple[Supervision | None, Tensor | None]:
         """Return what the queries are told, and which of their words are present [B, M'] (see `StepContext`).
 
         The query of a class is that of the word that names it; words that name none do not teach a query head. With

@@ -19,12 +19,26 @@ from lfi_pipeline.core.runtime import progress_bar, resolve_device, tell
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
-from lfi_pipeline.training.data import MAPS, Batch, CutTargets, ErrorsAsValues, LoaderFailure, TargetImages, whole_batch
+from lfi_pipeline.training.data import (
+    MAPS,
+    Batch,
+    ErrorsAsValues,
+    LoaderFailure,
+    MapResampler,
+    TargetImages,
+    whole_batch,
+)
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.monitor import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.run_dir import STATE, RunLock, read_summary, require_place, write_json
 from lfi_pipeline.training.run_writer import RunRecord
-from lfi_pipeline.training.sampler import Tickets, common_data, require_apart, require_samples, require_views
+from lfi_pipeline.training.sampler import (
+    ResumableBatchSampler,
+    common_data,
+    require_apart,
+    require_samples,
+    require_views,
+)
 from lfi_pipeline.training.surroundings import (
     Callback,
     LoaderDied,
@@ -34,11 +48,11 @@ from lfi_pipeline.training.surroundings import (
     from_loader,
     make_accelerator,
 )
-from lfi_pipeline.training.trainer import ActiveRun, Piece, require_norms_fit
+from lfi_pipeline.training.trainer import MicroBatch, Trainer, require_norms_fit
 from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_task, scorable, score_domains
 
 
-def introduction(run: ActiveRun) -> Iterator[str]:
+def introduction(run: Trainer) -> Iterator[str]:
     """What to know of a run before it starts."""
     if run.config.uses_queries:
         pairs = zip(run.learner.student.taps, run.learner.layers, strict=True)
@@ -48,7 +62,7 @@ def introduction(run: ActiveRun) -> Iterator[str]:
         yield f"{run.out.name}: goes on at step {run.step} of {run.total_steps}"
 
 
-def epoch_line(epoch: int, epochs: int, runs: Sequence[ActiveRun], spent: Mapping[str, float]) -> str:
+def epoch_line(epoch: int, epochs: int, runs: Sequence[Trainer], spent: Mapping[str, float]) -> str:
     """Scores, and where the time of an epoch went."""
     scored = [(run, main_score(run.task)) for run in runs]
     scores = [
@@ -122,14 +136,14 @@ class _Loop:
         labels = [index.labels[position] for position in self.positions.tolist()]
         self.seen = frozenset(index.domains[position] for position in self.positions.tolist())
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.tickets = Tickets(
+        self.sampler = ResumableBatchSampler(
             self.positions,
             self.data,
             pieces=world * self.grad_accum_steps,
             mine=range(rank * self.grad_accum_steps, (rank + 1) * self.grad_accum_steps),
         )
-        self.log_every = max(1, self.tickets.steps_per_epoch // _LOGS_PER_EPOCH)
-        self.active: list[ActiveRun] = []
+        self.log_every = max(1, self.sampler.steps_per_epoch // _LOGS_PER_EPOCH)
+        self.active: list[Trainer] = []
         self.failed: list[str] = []
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
@@ -145,19 +159,19 @@ class _Loop:
         for config, out in runs:
             if read_summary(out) is not None:
                 continue
-            run = ActiveRun(
+            run = Trainer(
                 config,
                 out,
                 store=self.store,
                 task=task,
                 accelerator=self.accelerator,
                 device=self.device,
-                steps=self.tickets.steps,
-                steps_per_epoch=self.tickets.steps_per_epoch,
+                steps=self.sampler.steps,
+                steps_per_epoch=self.sampler.steps_per_epoch,
                 keep_every=machine.keep_every,
                 log_every=self.log_every,
             )
-            require_norms_fit(run.learner, min(end - begin for begin, end in self.tickets.cuts))
+            require_norms_fit(run.learner, min(end - begin for begin, end in self.sampler.cuts))
             self.active.append(run)
         for run in self.active:
             if self.accelerator.is_main_process:
@@ -190,12 +204,12 @@ class _Loop:
         return [read_summary(out) or {} for out in self.outs]
 
     def _train(self, stop: StopRequest) -> None:
-        start, per_epoch = min(run.step for run in self.active), self.tickets.steps_per_epoch
+        start, per_epoch = min(run.step for run in self.active), self.sampler.steps_per_epoch
         self.reads = frozenset[str]().union(*(run.learner.reads for run in self.active))
         clock, source = EpochClock(self.device), self._batches(start)
         saved_at = time.monotonic()
         bar = progress_bar(
-            total=self.tickets.steps, initial=start, unit="step", disable=not self.accelerator.is_main_process,
+            total=self.sampler.steps, initial=start, unit="step", disable=not self.accelerator.is_main_process,
             desc=" ".join(run.out.name for run in self.active),
         )  # fmt: skip
         try:
@@ -203,7 +217,7 @@ class _Loop:
                 self._call(clock, "on_train_start", run, run.learner.student)
             for epoch in sorted({run.step // per_epoch for run in self.active if run.owes_epoch}):
                 self._end_epoch(epoch, clock)
-            for step in range(start, self.tickets.steps):
+            for step in range(start, self.sampler.steps):
                 with clock.lap(WAITING):
                     batches = self._next(source, stop, clock)
                 with clock.lap(FORWARD):
@@ -214,7 +228,7 @@ class _Loop:
                         self._give_up(run)
                         continue
                     if (step + 1) % self.log_every == 0:
-                        self.records[run.out].log_step(losses, images=self.tickets.size, per_epoch=per_epoch)
+                        self.records[run.out].log_step(losses, images=self.sampler.size, per_epoch=per_epoch)
                         bar.set_postfix(loss=f"{losses[TOTAL]:.3f}", refresh=False)
                     student = run.learner.student
                     self._call(clock, "on_train_batch_end", run, student, run.outputs, pieces, step % per_epoch)
@@ -268,12 +282,12 @@ class _Loop:
 
     def _batches(self, start: int) -> Iterator[Batch]:
         """Yield the parts of every step's batch that this process computes, from step `start` on."""
-        self.tickets.start = start
+        self.sampler.start = start
         sizes = [run.learner.student.size for run in self.active]
         images = TargetImages(self.store, self.data, sizes, self.reads)
         loader = DataLoader(
             ErrorsAsValues(images),
-            batch_sampler=self.tickets,
+            batch_sampler=self.sampler,
             collate_fn=whole_batch,
             num_workers=self.machine.workers,
             pin_memory=self.device.type == "cuda",
@@ -285,16 +299,16 @@ class _Loop:
                 raise RuntimeError(f"A loader process met an error:\n{item.text}")
             yield item
 
-    def _piece(self, batch: Batch) -> Piece:
+    def _piece(self, batch: Batch) -> MicroBatch:
         """Bring a part of a batch to the device, with maps that all students share."""
         batch, uniform = batch.to(self.device), self.data.maps == "uniform"
-        cut = CutTargets(batch, self.store.spec.codec.name, uniform=uniform) if MAPS in self.reads else None
-        return Piece(batch, cut, len(batch) * self.accelerator.num_processes / self.tickets.size)
+        cut = MapResampler(batch, self.store.spec.codec.name, uniform=uniform) if MAPS in self.reads else None
+        return MicroBatch(batch, cut, len(batch) * self.accelerator.num_processes / self.sampler.size)
 
     def _end_epoch(self, epoch: int, clock: EpochClock) -> None:
         """Score, log and keep every run that is at the end of `epoch`."""
         self._settle()
-        due = [run for run in self.active if run.owes_epoch and run.step == epoch * self.tickets.steps_per_epoch]
+        due = [run for run in self.active if run.owes_epoch and run.step == epoch * self.sampler.steps_per_epoch]
         self._checkpoint(clock)  # whatever scoring runs into, the epoch is not lost
         with clock.lap(VALIDATION):
             scores = self._validate(due)
@@ -312,7 +326,7 @@ class _Loop:
         for run in due:
             self._call(clock, "on_validation_end", run, run.scored)
 
-    def _validate(self, runs: Sequence[ActiveRun]) -> list[dict[str, Any]]:
+    def _validate(self, runs: Sequence[Trainer]) -> list[dict[str, Any]]:
         if not runs or self.validation is None:
             return [{} for _ in runs]
         task = runs[0].task
@@ -343,7 +357,7 @@ class _Loop:
         """Whether any process was asked to stop; all must do so after the same step, of which `done` are taken."""
         if self.accelerator.num_processes == 1:
             return asked
-        if done % _AGREE_EVERY and done % self.tickets.steps_per_epoch:
+        if done % _AGREE_EVERY and done % self.sampler.steps_per_epoch:
             return False
         flag = torch.tensor(float(asked), device=self.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
@@ -355,7 +369,7 @@ class _Loop:
             if run.failure is not None:
                 self._give_up(run)
 
-    def _give_up(self, run: ActiveRun) -> None:
+    def _give_up(self, run: Trainer) -> None:
         """Write down which images made `run` fail, and what to tell the user; the others go on."""
         failure = run.failure
         assert failure is not None

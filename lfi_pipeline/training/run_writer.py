@@ -28,7 +28,7 @@ from lfi_pipeline.training.run_dir import (
     write_json,
 )
 from lfi_pipeline.training.surroundings import Trackers
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.trainer import Trainer
 from lfi_pipeline.training.validate import main_score
 
 
@@ -61,7 +61,7 @@ class RunRecord:
 
     def __init__(
         self,
-        run: ActiveRun,
+        run: Trainer,
         store: TargetStore,
         machine: RuntimeConfig,
         *,
@@ -155,7 +155,7 @@ class RunRecord:
 
 
 def _record(
-    run: ActiveRun, store: TargetStore, train_samples: int, val_samples: int, seen: frozenset[str], command: str
+    run: Trainer, store: TargetStore, train_samples: int, val_samples: int, seen: frozenset[str], command: str
 ) -> dict[str, Any]:
     """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
     config, spec, student = run.config, store.spec, run.learner.student

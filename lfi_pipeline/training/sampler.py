@@ -72,7 +72,7 @@ def training_positions(store: TargetStore, hold_out: Sequence[str]) -> npt.NDArr
     return np.array(kept, dtype=np.int64)
 
 
-class Tickets(Sampler[list[Ticket]]):
+class ResumableBatchSampler(Sampler[list[Ticket]]):
     """Lists of tickets for all epochs, starting at any step; each epoch is a fresh permutation.
 
     A step's batch is cut into `pieces` lists, of which `mine` are given: several for gradients that are accumulated,

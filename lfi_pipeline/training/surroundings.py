@@ -19,7 +19,7 @@ from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from lfi_pipeline.students import Student
-    from lfi_pipeline.training.trainer import ActiveRun, Piece
+    from lfi_pipeline.training.trainer import MicroBatch, Trainer
 
 
 def make_accelerator(device: str) -> Accelerator:
@@ -191,7 +191,7 @@ class Callback(Protocol):
         train([(config, out)], machine, callbacks=[StopEarly()])
     """
 
-    def on_train_start(self, trainer: ActiveRun, student: Student) -> None:
+    def on_train_start(self, trainer: Trainer, student: Student) -> None:
         """The run is about to take its first step, or the first one after an interruption.
 
         Args:
@@ -201,10 +201,10 @@ class Callback(Protocol):
 
     def on_train_batch_end(
         self,
-        trainer: ActiveRun,
+        trainer: Trainer,
         student: Student,
         outputs: Mapping[str, Tensor],
-        batch: Sequence[Piece],
+        batch: Sequence[MicroBatch],
         batch_idx: int,
     ) -> None:
         """A step of the optimizer was taken.
@@ -218,7 +218,7 @@ class Callback(Protocol):
             batch_idx: number of the step in its epoch, from 0.
         """
 
-    def on_validation_end(self, trainer: ActiveRun, student: Student) -> None:
+    def on_validation_end(self, trainer: Trainer, student: Student) -> None:
         """An epoch was scored; the scores are `trainer.scores`.
 
         Args:
@@ -226,7 +226,7 @@ class Callback(Protocol):
             student: the module that was scored: the moving average of the weights where there is one.
         """
 
-    def on_train_end(self, trainer: ActiveRun, student: Student) -> None:
+    def on_train_end(self, trainer: Trainer, student: Student) -> None:
         """The run is finished, and its directory complete.
 
         Args:

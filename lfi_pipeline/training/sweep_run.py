@@ -14,7 +14,7 @@ from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.run_dir import read_summary, write_json
-from lfi_pipeline.training.sampler import Tickets, require_samples
+from lfi_pipeline.training.sampler import ResumableBatchSampler, require_samples
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
 
 RECORD = "sweep.json"
@@ -173,7 +173,7 @@ def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, s
 
 
 def _steps(config: TrainConfig, store: TargetStore) -> int:
-    return Tickets(require_samples(store, config.data), config.data).steps
+    return ResumableBatchSampler(require_samples(store, config.data), config.data).steps
 
 
 def _student_error(config: TrainConfig) -> LFIError | None:

@@ -25,7 +25,7 @@ from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
 from lfi_pipeline.training.config import OptimizerConfig, TrainConfig
-from lfi_pipeline.training.data import Batch, CutTargets
+from lfi_pipeline.training.data import Batch, MapResampler
 from lfi_pipeline.training.learner import SQUARE, TOTAL, Learner
 from lfi_pipeline.training.monitor import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard, StepTimes
 from lfi_pipeline.training.run_dir import CHECKPOINTS, STATE
@@ -58,11 +58,11 @@ AT_ONCE = ("cpu",)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class MicroBatch:
     """A part of a step's batch, on the device, with its target maps where a student reads maps."""
 
     batch: Batch
-    cut: CutTargets | None
+    cut: MapResampler | None
     share: float
 
 
@@ -93,7 +93,7 @@ class Failure:
     positions: tuple[Tensor, ...]
 
 
-class ActiveRun:
+class Trainer:
     """A run in memory.
 
     On a CPU the losses of a step are looked at before it moves the weights. On other devices that would make every step
@@ -164,7 +164,7 @@ class ActiveRun:
         """The student that is scored and kept: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.learner.student
 
-    def train_step(self, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def train_step(self, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         """Take one step; check `failure` afterwards.
 
         Everything random in it depends on (seed, step, process) alone, so a resumed run needs no generator's state.
@@ -319,7 +319,7 @@ class ActiveRun:
             mass = self.accelerator.reduce(mass, reduction="mean")
         return mass
 
-    def _taken(self, sums: Mapping[str, Tensor], pieces: Sequence[Piece]) -> TakenStep:
+    def _taken(self, sums: Mapping[str, Tensor], pieces: Sequence[MicroBatch]) -> TakenStep:
         """The step's numbers; each process holds its part times their count, so their mean is the whole."""
         values = torch.stack([value.detach().float().to(self.device) for value in sums.values()])
         if self.accelerator.num_processes > 1:

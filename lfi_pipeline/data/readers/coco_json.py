@@ -253,14 +253,14 @@ _DEPTH[[*b"{["]] = 1
 _DEPTH[[*b"}]"]] = -1
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some records of a list, as JSON without the list's brackets; empty text for an empty list."""
 
     name: str
     text: bytes
 
 
-def stream_lists(path: Path, wanted: frozenset[str]) -> Iterator[Piece]:
+def stream_lists(path: Path, wanted: frozenset[str]) -> Iterator[MicroBatch]:
     """Yield the lists `wanted` of the object in a JSON file, in their order, in pieces of some megabytes.
 
     The file may be packed with gzip and begin with a byte order mark.
@@ -287,7 +287,7 @@ class _Splitter:
         self.name: str | None = None  # of the list that is open, where it is wanted
         self.ended = False
 
-    def pieces(self, source: IO[bytes] | gzip.GzipFile) -> Iterator[Piece]:
+    def pieces(self, source: IO[bytes] | gzip.GzipFile) -> Iterator[MicroBatch]:
         rest, begun, total = b"", False, 0
         while block := source.read(_BLOCK):
             total += len(block)
@@ -314,7 +314,7 @@ class _Splitter:
         if rest.strip():
             raise self._wrong(f"one JSON object, and goes on behind it with {rest.strip()[:20]!r}")
 
-    def _scan(self, buffer: bytes) -> Generator[Piece, None, int]:
+    def _scan(self, buffer: bytes) -> Generator[MicroBatch, None, int]:
         """Yield the pieces of `buffer` and return how many of its bytes are done."""
         if self.ended:
             return 0
@@ -332,14 +332,14 @@ class _Splitter:
                 start = place + 1
             else:
                 if self.name is not None:
-                    yield Piece(self.name, _trimmed(buffer[start:place]))
+                    yield MicroBatch(self.name, _trimmed(buffer[start:place]))
                 self.name, start = None, place + 1
                 if depth == 0:
                     self.ended = True
                     self.depth = 0
                     return place + 1
         if self.name is not None:
-            yield Piece(self.name, _trimmed(buffer[start:used]))
+            yield MicroBatch(self.name, _trimmed(buffer[start:used]))
         self.depth = int(depths[within[-1]])
         return used
 

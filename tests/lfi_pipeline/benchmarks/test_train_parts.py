@@ -20,8 +20,8 @@ from lfi_pipeline.exporting.check import PlainModel
 from lfi_pipeline.students import Features, Student, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
-from lfi_pipeline.training.data import Cut, CutTargets
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.data import Cut, MapResampler
+from lfi_pipeline.training.trainer import Trainer
 
 TINY = TrainBenchConfig(device="cpu").tiny()
 STUDENT = built_students(TINY)[0]
@@ -84,19 +84,19 @@ def test_step_finds_queries_that_change_the_backbone(monkeypatch: pytest.MonkeyP
 def test_step_finds_targets_that_are_no_distributions(
     factor: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = CutTargets.on
+    right = MapResampler.on
 
-    def wrong(self: CutTargets, grid: tuple[int, int]) -> Cut:
+    def wrong(self: MapResampler, grid: tuple[int, int]) -> Cut:
         cut = right(self, grid)
         return dataclasses.replace(cut, maps=factor * cut.maps)
 
-    monkeypatch.setattr(CutTargets, "on", wrong)
+    monkeypatch.setattr(MapResampler, "on", wrong)
     with pytest.raises(BenchmarkError, match=message):
         step()
 
 
 def test_a_step_that_fails_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ActiveRun, "train_step", lambda self, pieces, clock: {"total": float("nan")})
+    monkeypatch.setattr(Trainer, "train_step", lambda self, pieces, clock: {"total": float("nan")})
     with pytest.raises(BenchmarkError, match="A step must succeed"):
         step()
 
@@ -139,15 +139,15 @@ def test_students_share_a_read_or_have_one_each(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_students_find_one_that_changes_what_the_others_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ActiveRun.train_step
+    right = Trainer.train_step
 
-    def wrong(self: ActiveRun, pieces: Any, clock: Any) -> dict[str, float]:
+    def wrong(self: Trainer, pieces: Any, clock: Any) -> dict[str, float]:
         losses = right(self, pieces, clock)
         for images in pieces[0].batch.images.values():
             images += 1
         return losses
 
-    monkeypatch.setattr(ActiveRun, "train_step", wrong)
+    monkeypatch.setattr(Trainer, "train_step", wrong)
     with pytest.raises(BenchmarkError, match="must not depend on which others"):
         students()
 

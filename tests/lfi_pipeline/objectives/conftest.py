@@ -13,7 +13,7 @@ from lfi_pipeline.objectives import StepContext
 from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
-from lfi_pipeline.training.data import Batch, CutTargets, TargetImages
+from lfi_pipeline.training.data import Batch, MapResampler, TargetImages
 from lfi_pipeline.training.learner import Learner
 from tests.lfi_pipeline.training.conftest import make_config
 
@@ -41,7 +41,7 @@ class Bench:
     def told(self, batch: Batch, whole: int | None = None, mass: Tensor | None = None) -> Told:
         """Context and supervision of a batch that is all, or of a piece of one of `whole` images and `mass`."""
         torch.manual_seed(7)
-        cut = CutTargets(batch, self.store.spec.codec.name) if batch.maps is not None else None
+        cut = MapResampler(batch, self.store.spec.codec.name) if batch.maps is not None else None
         supervision, present = self.learner.supervise(cut)
         if mass is None and supervision is not None and supervision.weights is not None:
             mass = torch.stack([weights.sum() for weights in supervision.weights])

@@ -22,7 +22,7 @@ import zarr.storage  # noqa: F401
 
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import registry  # noqa: F401
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 SHARDS = 6
 
@@ -48,7 +48,7 @@ def tree(path: Path) -> dict[str, str]:
     }
 
 
-def start(wanted: extraction.ExtractConfig, out: Path, share: Share) -> int:
+def start(wanted: extraction.ExtractConfig, out: Path, share: ShardAssignment) -> int:
     process = os.fork()
     if process == 0:
         code = 1
@@ -62,16 +62,16 @@ def start(wanted: extraction.ExtractConfig, out: Path, share: Share) -> int:
     return process
 
 
-def shares(rng: random.Random) -> list[Share]:
+def shares(rng: random.Random) -> list[ShardAssignment]:
     """One to three processes: alone, as ranks of one launch, as an array of jobs, or all over the same shards."""
     count = rng.randint(1, 3)
     kind = rng.choice(["same", "ranks", "ranges"])
     if kind == "ranks":
-        return [Share(rank=rank, world=count) for rank in range(count)]
+        return [ShardAssignment(rank=rank, world=count) for rank in range(count)]
     if kind == "ranges":
         edges = [0, *sorted(rng.sample(range(1, SHARDS), count - 1)), SHARDS]
-        return [Share(first=a, end=b) for a, b in pairwise(edges)]
-    return [Share() for _ in range(count)]
+        return [ShardAssignment(first=a, end=b) for a, b in pairwise(edges)]
+    return [ShardAssignment() for _ in range(count)]
 
 
 def trial(wanted: extraction.ExtractConfig, out: Path, rng: random.Random) -> int:

@@ -21,7 +21,7 @@ from lfi_cli.main import app_for
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.teachers import ray_engine
 from lfi_pipeline.teachers.config import ExtractConfig
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 make_shard = ray_engine._make_shard  # found in the workers by its name, unlike what this script defines
 
@@ -89,7 +89,7 @@ def main() -> None:
     for name, worker, retries in (("failing", failing, ray_engine.RETRIES), ("dying", dying, 0)):
         ray_engine._make_shard, ray_engine.RETRIES = worker, retries
         try:
-            ray_engine.extract_on_ray(config(scenes), work / name, share=Share())
+            ray_engine.extract_on_ray(config(scenes), work / name, share=ShardAssignment())
             ended[name] = "made"
         except LFIError as error:
             ended[name] = f"{type(error).__name__}: {error}"

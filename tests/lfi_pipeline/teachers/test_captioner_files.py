@@ -19,7 +19,7 @@ from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.captioner import UNREADABLE, generated_captions
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 
 class Writing:
@@ -49,13 +49,13 @@ def dataset(scenes_root: Path) -> Dataset:
 
 @pytest.fixture
 def write(teacher: Writing, dataset: Dataset, tmp_path: Path) -> Callable[..., dict[str, str]]:
-    def written(share: Share | None = None, of: Dataset = dataset) -> dict[str, str]:
+    def written(share: ShardAssignment | None = None, of: Dataset = dataset) -> dict[str, str]:
         return generated_captions(
             teacher,  # type: ignore[arg-type]
             of,
             tmp_path / "targets",
             batch_size=4,
-            share=share or Share(),
+            share=share or ShardAssignment(),
             poll_seconds=0,
         )
 
@@ -77,7 +77,7 @@ def test_ranges_write_their_pieces_and_say_what_is_missing(
     write: Callable[..., dict[str, str]], teacher: Writing
 ) -> None:
     with pytest.raises(IncompleteTargetsError, match=r"captions of 1 of 3 pieces.*other `shards` ranges"):
-        write(Share(first=1, end=2))
+        write(ShardAssignment(first=1, end=2))
     assert teacher.images == 10
     assert len(write()) == 24
     assert teacher.images == 24

@@ -17,7 +17,7 @@ import pytest
 
 from lfi_pipeline.targets.commits import LAYOUTS
 from lfi_pipeline.teachers.extract import extract
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 SCRIPT = Path(__file__).with_name("killing.py")
 
@@ -37,7 +37,7 @@ def undisturbed(killing: ModuleType, scenes_root: Path, tmp_path_factory: pytest
     """What one process writes when nothing happens to it, in each layout."""
     out = tmp_path_factory.mktemp("undisturbed")
     for layout in LAYOUTS:
-        extract(killing.config(scenes_root, layout), out / layout, share=Share())
+        extract(killing.config(scenes_root, layout), out / layout, share=ShardAssignment())
     return out
 
 
@@ -84,12 +84,12 @@ def test_torchrun_writes_what_one_process_writes_and_its_first_rank_speaks(
 def test_ranks_and_ranges_write_what_one_process_writes(
     killing: ModuleType, undisturbed: Path, scenes_root: Path, tmp_path: Path
 ) -> None:
-    for share in (Share(first=4), Share(first=1, end=3), Share(rank=1, world=2)):
+    for share in (ShardAssignment(first=4), ShardAssignment(first=1, end=3), ShardAssignment(rank=1, world=2)):
         extract(killing.config(scenes_root), tmp_path / "targets", share=share)
     assert killing.tree(tmp_path / "targets") == killing.tree(undisturbed / "zarr")
 
 
 def test_a_range_makes_its_own_shards_only(killing: ModuleType, scenes_root: Path, tmp_path: Path) -> None:
-    summary, _ = extract(killing.config(scenes_root), tmp_path / "targets", share=Share(first=1, end=3))
+    summary, _ = extract(killing.config(scenes_root), tmp_path / "targets", share=ShardAssignment(first=1, end=3))
     assert summary.samples == 8
     assert sorted(path.stem for path in (tmp_path / "targets/commits").iterdir()) == ["000001", "000002"]

@@ -19,7 +19,7 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.ray_engine import extract_on_ray
-from lfi_pipeline.teachers.shards import Share
+from lfi_pipeline.teachers.shards import ShardAssignment
 
 SCRIPT = Path(__file__).with_name("raying.py")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")
@@ -111,5 +111,7 @@ def test_a_users_error_in_a_worker_is_raised_as_it_is(storm: Storm) -> None:
 def test_without_ray_the_extra_is_named(scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"lfi-pipeline\[ray\]"):
-        extract_on_ray(ExtractConfig(dataset="scenes", data_root=scenes_root), tmp_path / "out", share=Share())
+        extract_on_ray(
+            ExtractConfig(dataset="scenes", data_root=scenes_root), tmp_path / "out", share=ShardAssignment()
+        )
     assert not (tmp_path / "out").exists()

@@ -22,19 +22,19 @@ from lfi_pipeline.core.options import build
 from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.monitor import EpochClock
-from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.trainer import MicroBatch, Trainer
 
 
 def stop_before(step: int) -> None:
     """Ask this process for a stop while the step before `step` is taken."""
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def until(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def until(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         if self.step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return take(self, pieces, clock)
 
-    ActiveRun.train_step = until  # type: ignore[method-assign]
+    Trainer.train_step = until  # type: ignore[method-assign]
 
 
 def take_part(turn: dict[str, Any], rank: int, port: int) -> None:

@@ -28,7 +28,7 @@ from lfi_pipeline.training.data import (
     PlainImages,
     TargetImages,
 )
-from lfi_pipeline.training.sampler import Tickets, training_positions
+from lfi_pipeline.training.sampler import ResumableBatchSampler, training_positions
 
 SIZE = (64, 64)
 MakeConfig = Callable[..., TrainConfig]
@@ -77,7 +77,7 @@ def test_a_ticket_gives_the_same_bytes_in_any_company(make_config: MakeConfig, m
 def test_workers_change_nothing(make_config: MakeConfig, workers: int) -> None:
     config = make_config(epochs=1)
     images = images_of(config)
-    tickets = Tickets(np.arange(24), config.data)
+    tickets = ResumableBatchSampler(np.arange(24), config.data)
     images.__getitems__([(0, 0)])  # handles opened before the fork must not be used after it
     loader = DataLoader(
         ErrorsAsValues(images), batch_sampler=tickets, num_workers=workers, collate_fn=lambda batch: batch

@@ -16,7 +16,7 @@ from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
-from lfi_pipeline.training.data import CutTargets, TargetImages
+from lfi_pipeline.training.data import MapResampler, TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
 from tests.lfi_pipeline.training.running import train_one
 
@@ -95,7 +95,7 @@ def test_words_that_name_no_class_do_not_teach_a_query_head(make_config: MakeCon
         learner = Learner(config, store, task)
         images = TargetImages(store, config.data, [learner.student.size], learner.reads)
         batch = images.__getitems__([(0, position) for position in range(8)])
-        cut = CutTargets(batch, store.spec.codec.name)
+        cut = MapResampler(batch, store.spec.codec.name)
         supervision, _ = learner.supervise(cut)
         assert supervision is not None
         assert supervision.weights is not None

@@ -36,7 +36,7 @@ from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.learner import build_student
 from lfi_pipeline.training.run_dir import STATE
 from lfi_pipeline.training.sampler import Ticket
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.trainer import Trainer
 from tests.lfi_pipeline.training.running import (
     MACHINE,
     assert_same_run,
@@ -198,7 +198,7 @@ def test_a_finished_run_is_returned_without_training(
 ) -> None:
     summary = train_one(make_config(epochs=1), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr(ActiveRun, "train_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: pytest.fail("trained again"))
     assert train_one(make_config(epochs=1), tmp_path / "run") == summary
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(OutputExistsError, match="epochs: 1 there, 2 asked"):

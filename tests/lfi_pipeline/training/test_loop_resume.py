@@ -18,7 +18,7 @@ from lfi_pipeline.core.io import temporary
 from lfi_pipeline.core.options import flatten
 from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.monitor import EpochClock
-from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.trainer import MicroBatch, Trainer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, metrics, train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -84,14 +84,14 @@ class Stopped(Exception):
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, run: str, step: int) -> None:
     """Let the run in the directory of that name be killed before its step `step` (from 0)."""
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def until(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def until(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         if self.out.name == run and self.step == step:
             raise Stopped
         return take(self, pieces, clock)
 
-    monkeypatch.setattr(ActiveRun, "train_step", until)
+    monkeypatch.setattr(Trainer, "train_step", until)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
@@ -114,13 +114,13 @@ def test_a_resume_takes_only_the_steps_that_are_left(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def counted(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def counted(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         taken.append(self.step)
         return take(self, pieces, clock)
 
-    monkeypatch.setattr(ActiveRun, "train_step", counted)
+    monkeypatch.setattr(Trainer, "train_step", counted)
     with monkeypatch.context() as patch:
         stop_before(patch, "run", 4)
         with pytest.raises(Stopped):
@@ -255,15 +255,15 @@ def test_a_cache_that_moved_goes_on_and_another_is_refused(
 
 def test_ctrl_c_finishes_the_step_and_saves(make_config: MakeConfig, tmp_path: Path) -> None:
     train_one(make_config(), tmp_path / "whole")
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def interrupted(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def interrupted(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         if self.step == 3:
             os.kill(os.getpid(), 2)
         return take(self, pieces, clock)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ActiveRun, "train_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_one(make_config(), tmp_path / "run", RuntimeConfig(device="cpu", track=()))
     assert [line["step"] for line in metrics(tmp_path / "run")][-1] == 4

@@ -18,7 +18,7 @@ from lfi_pipeline.training import run_writer as writer
 from lfi_pipeline.training.config import RuntimeConfig
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.run_dir import STATE, SUMMARY, read_summary
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.trainer import Trainer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -112,9 +112,9 @@ def test_equal_runs_are_equal_bytes(make_config: MakeConfig, tmp_path: Path) -> 
 def test_seconds_count_what_was_trained_within_an_epoch_before_a_stop(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def slow(self: ActiveRun, *arguments: object) -> dict[str, float]:
+    def slow(self: Trainer, *arguments: object) -> dict[str, float]:
         if self.step == 1:
             time.sleep(0.5)
         if self.step == 2:
@@ -122,7 +122,7 @@ def test_seconds_count_what_was_trained_within_an_epoch_before_a_stop(
         return take(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ActiveRun, "train_step", slow)
+        patch.setattr(Trainer, "train_step", slow)
         with pytest.raises(RuntimeError, match="killed"):
             train_one(make_config(epochs=1), tmp_path / "run", replace(MACHINE, checkpoint_minutes=0))
     assert train_one(make_config(epochs=1), tmp_path / "run")["seconds"] >= 0.5

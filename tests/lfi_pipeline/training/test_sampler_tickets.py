@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import DataConfig, TrainConfig
-from lfi_pipeline.training.sampler import Ticket, Tickets, training_positions
+from lfi_pipeline.training.sampler import ResumableBatchSampler, Ticket, training_positions
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -23,7 +23,7 @@ def flat(batches: Sequence[Sequence[Ticket]]) -> list[Ticket]:
 
 
 def test_each_epoch_visits_every_position_once(make_config: MakeConfig) -> None:
-    tickets = Tickets(np.arange(5, 29), make_config(epochs=3).data)
+    tickets = ResumableBatchSampler(np.arange(5, 29), make_config(epochs=3).data)
     batches = list(tickets)
     assert len(batches) == len(tickets) == 9
     assert tickets.steps_per_epoch == 3
@@ -33,21 +33,21 @@ def test_each_epoch_visits_every_position_once(make_config: MakeConfig) -> None:
         assert sorted(order) == list(range(5, 29))
         orders.append(order)
     assert orders[0] != orders[1] != orders[2]
-    assert batches == list(Tickets(np.arange(5, 29), make_config(epochs=3).data))
-    assert batches != list(Tickets(np.arange(5, 29), make_config(epochs=3, seed=1).data))
+    assert batches == list(ResumableBatchSampler(np.arange(5, 29), make_config(epochs=3).data))
+    assert batches != list(ResumableBatchSampler(np.arange(5, 29), make_config(epochs=3, seed=1).data))
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 8, 9])
 def test_a_later_start_gives_the_tail(make_config: MakeConfig, start: int) -> None:
-    whole = list(Tickets(np.arange(24), make_config(epochs=3).data))
-    tail = Tickets(np.arange(24), make_config(epochs=3).data, start=start)
+    whole = list(ResumableBatchSampler(np.arange(24), make_config(epochs=3).data))
+    tail = ResumableBatchSampler(np.arange(24), make_config(epochs=3).data, start=start)
     assert list(tail) == whole[start:]
     assert len(tail) == len(whole) - start
 
 
 def test_batches_are_full_unless_there_is_less_than_one(make_config: MakeConfig) -> None:
-    assert [len(batch) for batch in Tickets(np.arange(20), make_config(epochs=1).data)] == [8, 8]
-    few = list(Tickets(np.arange(3), make_config(epochs=2).data))
+    assert [len(batch) for batch in ResumableBatchSampler(np.arange(20), make_config(epochs=1).data)] == [8, 8]
+    few = list(ResumableBatchSampler(np.arange(3), make_config(epochs=2).data))
     assert [sorted(p for _, p in batch) for batch in few] == [[0, 1, 2]] * 2
 
 
@@ -67,13 +67,13 @@ def test_pieces_put_together_are_the_batch_and_leave_pairs_together(
     images: int, batch: int, processes: int, parts: int
 ) -> None:
     data = DataConfig(targets=Path("shards"), epochs=2, batch_size=batch)
-    whole, pieces = Tickets(np.arange(images), data), processes * parts
+    whole, pieces = ResumableBatchSampler(np.arange(images), data), processes * parts
     if (whole.size + 1) // 2 < pieces:
         with pytest.raises(ConfigError, match="cannot be shared"):
-            Tickets(np.arange(images), data, pieces=pieces)
+            ResumableBatchSampler(np.arange(images), data, pieces=pieces)
         return
     shares = [range(rank * parts, (rank + 1) * parts) for rank in range(processes)]
-    given_out = [Tickets(np.arange(images), data, start=1, pieces=pieces, mine=mine) for mine in shares]
+    given_out = [ResumableBatchSampler(np.arange(images), data, start=1, pieces=pieces, mine=mine) for mine in shares]
     lists = [list(tickets) for tickets in given_out]
     assert all(
         len(each) == len(tickets) == (whole.steps - 1) * parts for each, tickets in zip(lists, given_out, strict=True)

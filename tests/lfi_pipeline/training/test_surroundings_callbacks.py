@@ -16,7 +16,7 @@ from lfi_pipeline.students import Student
 from lfi_pipeline.training import Callback, TrainConfig, train
 from lfi_pipeline.training.checkpoint import load_state
 from lfi_pipeline.training.run_dir import STATE, SUMMARY
-from lfi_pipeline.training.trainer import ActiveRun, Piece
+from lfi_pipeline.training.trainer import MicroBatch, Trainer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, train_lines, train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -35,27 +35,27 @@ class Noted(Callback):
         if moment == self.bad:
             raise RuntimeError("mine")
 
-    def on_train_start(self, trainer: ActiveRun, student: Student) -> None:
+    def on_train_start(self, trainer: Trainer, student: Student) -> None:
         assert isinstance(student, Student)
         self._note(f"start {trainer.step} of {trainer.total_steps}")
 
     def on_train_batch_end(
         self,
-        trainer: ActiveRun,
+        trainer: Trainer,
         student: Student,
         outputs: Mapping[str, Tensor],
-        batch: Sequence[Piece],
+        batch: Sequence[MicroBatch],
         batch_idx: int,
     ) -> None:
         self.losses.append(float(outputs["total"]))
         assert batch[0].batch.images[student.size].dtype == torch.uint8
         self._note(f"batch {batch_idx} after {trainer.step}")
 
-    def on_validation_end(self, trainer: ActiveRun, student: Student) -> None:
+    def on_validation_end(self, trainer: Trainer, student: Student) -> None:
         assert "map_seen" in trainer.scores
         self._note(f"validated {trainer.step}")
 
-    def on_train_end(self, trainer: ActiveRun, student: Student) -> None:
+    def on_train_end(self, trainer: Trainer, student: Student) -> None:
         assert (trainer.out / SUMMARY).is_file()
         self._note("end")
 

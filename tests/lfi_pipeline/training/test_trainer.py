@@ -18,7 +18,7 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig, train
 from lfi_pipeline.training.learner import Learner
 from lfi_pipeline.training.monitor import EpochClock
-from lfi_pipeline.training.trainer import ActiveRun, Piece, _make_optimizer
+from lfi_pipeline.training.trainer import MicroBatch, Trainer, _make_optimizer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, train_lines, train_one, untimed, weights
 
 MakeConfig = Callable[..., TrainConfig]
@@ -28,10 +28,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, run: str, step: int, factor: float) 
     """Multiply the losses of one step of the run in the directory of that name; returns its weights before and after
     that step, once it is taken."""
     seen: list[dict[str, Tensor]] = []
-    take, forward = ActiveRun.train_step, Learner.forward
+    take, forward = Trainer.train_step, Learner.forward
     poisoned: list[Learner] = []
 
-    def watched(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def watched(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         bad = self.out.name == run and self.step == step
         if not bad:
             return take(self, pieces, clock)
@@ -45,7 +45,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, run: str, step: int, factor: float) 
         losses = forward(self, *args, **options)
         return {name: value * factor for name, value in losses.items()} if self in poisoned else losses
 
-    monkeypatch.setattr(ActiveRun, "train_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     monkeypatch.setattr(Learner, "forward", multiplied)
     return seen
 
@@ -92,13 +92,13 @@ def test_the_images_of_the_failed_step_are_those_it_was_made_of(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[list[int]] = []
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def noted(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def noted(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         read.append([position for piece in pieces for position in piece.batch.positions.tolist()])
         return take(self, pieces, clock)
 
-    monkeypatch.setattr(ActiveRun, "train_step", noted)
+    monkeypatch.setattr(Trainer, "train_step", noted)
     poison(monkeypatch, "run", 1, math.nan)
     config = make_config(grad_accum_steps=2)
     with pytest.raises(RunError):
@@ -142,9 +142,9 @@ def test_an_average_follows_the_weights_and_is_what_is_scored_and_kept(
     plain = train_one(replace(config, optimizer=replace(config.optimizer, ema=None)), tmp_path / "plain")
     kept: list[dict[str, Tensor]] = [{}]
     average: dict[str, Tensor] = {}
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def followed(self: ActiveRun, pieces: Sequence[Piece], clock: EpochClock) -> dict[str, float]:
+    def followed(self: Trainer, pieces: Sequence[MicroBatch], clock: EpochClock) -> dict[str, float]:
         if not average:
             average.update({name: value.clone() for name, value in self.learner.student.state_dict().items()})
         losses = take(self, pieces, clock)
@@ -156,7 +156,7 @@ def test_an_average_follows_the_weights_and_is_what_is_scored_and_kept(
         kept[0] = {name: value.clone() for name, value in self.learner.student.state_dict().items()}
         return losses
 
-    monkeypatch.setattr(ActiveRun, "train_step", followed)
+    monkeypatch.setattr(Trainer, "train_step", followed)
     summary = train_one(config, tmp_path / "run")
     found = weights(tmp_path / "run")
     for name, value in found.items():

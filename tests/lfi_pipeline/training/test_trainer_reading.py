@@ -19,7 +19,7 @@ from lfi_pipeline.training import TrainConfig, trainer
 from lfi_pipeline.training.checkpoint import load_state
 from lfi_pipeline.training.learner import Learner
 from lfi_pipeline.training.run_dir import STATE
-from lfi_pipeline.training.trainer import ActiveRun
+from lfi_pipeline.training.trainer import Trainer
 from tests.lfi_pipeline.training.running import MACHINE, assert_same_run, train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -101,9 +101,9 @@ def test_a_ruined_step_is_found_and_nothing_of_it_is_kept(
 def test_a_stop_between_readings_keeps_every_step(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = ActiveRun.train_step
+    take = Trainer.train_step
 
-    def stops(self: ActiveRun, *args: Any) -> dict[str, float]:
+    def stops(self: Trainer, *args: Any) -> dict[str, float]:
         if self.step == 8:
             import os
 
@@ -112,7 +112,7 @@ def test_a_stop_between_readings_keeps_every_step(
 
     config = make_config(objective="none", batch_size=1, epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(ActiveRun, "train_step", stops)
+        patch.setattr(Trainer, "train_step", stops)
         with pytest.raises(KeyboardInterrupt):
             train_one(config, tmp_path / "run")
     assert load_state(tmp_path / "run" / STATE)["step"] == 9
