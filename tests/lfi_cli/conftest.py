@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ STUDENT = (
     *("--student-arg", "depth=3", "--student-arg", "embed_dim=32", "--student-arg", "num_heads=2"),
     *("--head", "linear", "--query-width", 16, "--query-heads", 2, "--batch-size", 8, "--epochs", 1, "--device", "cpu"),
 )
+
+
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # typer colours its help in continuous integration even if it is piped
 
 
 @dataclass(frozen=True)
