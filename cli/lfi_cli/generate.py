@@ -99,17 +99,17 @@ class Command:
     def _given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What was given, by option and of plain type."""
         options = self.options
-        known = {each.name: each for current in options.values() for each in older_names(current)} | options
-        values = {
-            name: plain_value(each, parameters[name])
-            for name, each in known.items()
-            if parameters.get(name) not in (None, [])
-        }
-        for name in known:
-            if parameters.get(off_name(name)):
-                if name in values:
-                    raise typer.BadParameter(f"give one of {flag(name)} and --no-{flag(name)[2:]}, not both.")
-                values[name] = False
+        older = {each.name: each for current in options.values() for each in older_names(current)}
+        known = older | options
+        off = {off_name(name): name for name in known}
+        values: dict[str, Any] = {}
+        for name, raw in parameters.items():
+            if name in known and raw is not None and raw != []:
+                values[name] = plain_value(known[name], raw)
+            elif name not in known and raw:
+                if off[name] in values:
+                    raise typer.BadParameter(f"give {flag(off[name])} or {flag(name)}, not both.")
+                values[off[name]] = False
         return values
 
 

@@ -23,7 +23,8 @@ STUDENT = (
 )
 
 
-os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # typer colours its help in continuous integration even if it is piped
+# typer colours its help in continuous integration even where it is piped
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 
 @dataclass(frozen=True)
