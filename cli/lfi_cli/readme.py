@@ -20,6 +20,7 @@ from the same declarations that the commands are made of; a test compares the tw
 - `--config FILE`, where a command has it, reads its settings from a TOML file, by the names of the options; options go
   over it. A relative path in a file is relative to the file.
 - An option of several values is repeated, or separated by commas, as its placeholder shows: `INT,...`.
+- A switch that is off by default is switched off by `--no-NAME` too, for a file that switches it on.
 - Names of earlier releases (`--learning-rate`, `--least-area`, `--aspect`, `--flip`, `--clip`, `--accumulate`,
   `--optimizer`, `--mix-probability`) are still read in this one: on the command line, in files and in the `config.json`
   of old runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import typer.core
 import typer.main
 
+from lfi_cli.commands import PANELS
 from lfi_cli.main import app_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,7 @@ def test_help_lists_every_command(lfi: Callable[..., Any]) -> None:
     assert "lfi demo" in shown.out
     for name in COMMANDS:
         assert f"\n│ {name} " in shown.out
+    assert re.findall("╭─ ([^─]+) ─", shown.out) == ["Options", *PANELS]
 
 
 def test_without_arguments_the_help_is_shown(lfi: Callable[..., Any]) -> None:
