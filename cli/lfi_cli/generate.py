@@ -91,17 +91,17 @@ class Command:
     def _given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What was given, by option and of plain type."""
         options = self.options
-        known = {each.name: each for current in options.values() for each in older_names(current)} | options
-        values = {
-            name: plain_value(each, parameters[name])
-            for name, each in known.items()
-            if parameters.get(name) not in (None, [])
-        }
-        for name in known:
-            if parameters.get(off_name(name)):
-                if name in values:
-                    raise typer.BadParameter(f"give one of {flag(name)} and --no-{flag(name)[2:]}, not both.")
-                values[name] = False
+        older = {each.name: each for current in options.values() for each in older_names(current)}
+        known = older | options
+        off = {off_name(name): name for name in known}
+        values: dict[str, Any] = {}
+        for name, raw in parameters.items():
+            if name in known and raw is not None and raw != []:
+                values[name] = plain_value(known[name], raw)
+            elif name not in known and raw:
+                if off[name] in values:
+                    raise typer.BadParameter(f"give {flag(off[name])} or {flag(name)}, not both.")
+                values[off[name]] = False
         return values
 
 
@@ -203,6 +203,7 @@ from the same declarations that the commands are made of; a test compares the tw
 - `--config FILE`, where a command has it, reads its settings from a TOML file, by the names of the options; options go
   over it. A relative path in a file is relative to the file.
 - An option of several values is repeated, or separated by commas, as its placeholder shows: `INT,...`.
+- A switch that is off by default is switched off by `--no-NAME` too, for a file that switches it on.
 - Names of earlier releases (`--learning-rate`, `--least-area`, `--aspect`, `--flip`, `--clip`, `--accumulate`,
   `--optimizer`, `--mix-probability`) are still read in this one: on the command line, in files and in the `config.json`
   of old runs.

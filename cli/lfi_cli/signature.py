@@ -32,13 +32,13 @@ def signature(options: Iterable[Declared], *, file: bool) -> inspect.Signature:
         file: whether settings may come from `--config FILE`.
     """
     found = []
+    if file:
+        found.append(_keyword("config", Path | None, typer.Option("--config", help=FILE, metavar="FILE"), None))
     for each in options:
         if each.option.cli:
             found += _parameters(each)
             for older in older_names(each):
                 found += _parameters(older, hidden=True)
-    if file:
-        found.append(_keyword("config", Path | None, typer.Option("--config", help=FILE, metavar="FILE"), None))
     found.append(_keyword("as_json", bool, typer.Option("--json", help=JSON, metavar="", show_default=False), False))
     return inspect.Signature(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ STUDENT = (
     *("--student-arg", "depth=3", "--student-arg", "embed_dim=32", "--student-arg", "num_heads=2"),
     *("--head", "linear", "--query-width", 16, "--query-heads", 2, "--batch-size", 8, "--epochs", 1, "--device", "cpu"),
 )
+
+
+# typer colours its help in continuous integration even where it is piped
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 
 @dataclass(frozen=True)

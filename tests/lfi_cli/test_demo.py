@@ -12,7 +12,7 @@ import pytest
 from lfi_pipeline.evaluation.results import latest_result
 
 SMALL = ("--train", 24, "--val", 16, "--epochs", 1)
-COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report")
+COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report", "export", "predict")
 
 
 def commands_in(err: str) -> list[str]:
@@ -30,23 +30,26 @@ def test_the_whole_pipeline_in_small(lfi: Callable[..., Any], tmp_path: Path) ->
     assert "LFI demo" in page.read_text(encoding="utf-8")
     assert 0 <= result["teacher"]["pointing"] <= 1
     assert 0 <= result["teacher"]["mass_in_mask"] <= 1
-    for objective in ("none", "lfi"):
-        found = result["scores"][objective]
+    for head in ("linear", "queries"):
+        found = result["scores"][head]
         scores = found["classification"]["scores"]
         assert 0 <= scores["map_seen"] <= 1
         assert 0 <= scores["map_heldout"] <= 1
-        kept = latest_result(out / "runs" / f"{objective}-0", "classification")
+        kept = latest_result(out / "runs" / f"{head}-0", "classification")
         assert kept is not None
         assert kept.scores == scores
         assert result["teacher"]["pointing"] == found["grounding"]["scores"]["teacher_pointing"]
-    assert result["scores"]["none"]["grounding"]["details"]["taps"] == []
-    assert len(result["scores"]["lfi"]["grounding"]["details"]["taps"]) == 3
+    assert result["scores"]["linear"]["grounding"]["details"]["taps"] == []
+    assert result["scores"]["queries"]["grounding"]["details"]["taps"]
+    answers = Path(result["answers"])
+    assert len(list(answers.parent.glob("*.png"))) == 12
+    assert "<img" in answers.read_text(encoding="utf-8")
 
     assert commands_in(ended.err) == [
         *("make-scenes", "extract-teacher", "extract-teacher", "inspect"),
-        *("train", "evaluate", "train", "evaluate", "report"),
+        *("train", "evaluate", "train", "evaluate", "report", "export", "predict"),
     ]
-    command = json.loads((out / "runs" / "lfi-0" / "config.json").read_text())["command"]
+    command = json.loads((out / "runs" / "queries-0" / "config.json").read_text())["command"]
     assert command.startswith("lfi train --targets")
     assert f"$ {command}" in ended.err  # a run records the very command that was shown
 

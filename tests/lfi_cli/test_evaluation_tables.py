@@ -31,7 +31,7 @@ def test_a_run_is_told_with_units_and_without_what_it_lacks() -> None:
         "reached": False,
         "best": 0.25,
     }
-    result = ProtocolResult("convergence", {}, {}, details, 2.0)
+    result = ProtocolResult(protocol="convergence", settings={}, scores={}, details=details, seconds=2.0)
     show_run(on, Path("runs/lfi-0"), {"convergence": result})
     text = shown(on)
     assert "lfi-0: convergence" in text
@@ -42,8 +42,8 @@ def test_a_run_is_told_with_units_and_without_what_it_lacks() -> None:
 
 def test_seeds_without_a_score_do_not_vanish_in_the_mean() -> None:
     on = console()
-    score = Estimate(0.5, 0.2, 2)
-    show_tables(on, {"classification": [SeedRow("lfi", (0, 1, 2), {"map_seen": score})]}, ["A note [of one]."])
+    row = SeedRow(label="lfi", seeds=(0, 1, 2), scores={"map_seen": Estimate(mean=0.5, half=0.2, count=2)})
+    show_tables(on, {"classification": [row]}, ["A note [of one]."])
     text = shown(on)
     assert "50.0 ± 20.0 (2 of 3)" in text
     assert "A note [of one]." in text

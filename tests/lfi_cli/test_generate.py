@@ -138,6 +138,29 @@ def test_options_go_over_a_file(tmp_path: Path) -> None:
     assert (found["lr"], found["taps"], found["kwargs"], found["steps"]) == (0.1, [1], {"a": 1, "b": 3}, 2)
 
 
+def test_a_package_that_is_missing_is_told_with_the_extra_that_brings_it() -> None:
+    @command(Config)
+    def needs(config: Config) -> Shown:
+        """Needs another package."""
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip.model")
+
+    ended = run(of=needs)
+    assert ended.exit_code == 1
+    assert "pip install 'lfi-pipeline[teacher]'" in ended.stderr
+
+
+def test_what_is_interrupted_says_how_to_go_on() -> None:
+    @command(Config)
+    def slow(config: Config) -> Shown:
+        """Take long."""
+        raise KeyboardInterrupt
+
+    ended = run("--json", of=slow)
+    assert ended.exit_code == 130
+    assert "run the same command again" in ended.stderr
+    assert json.loads(ended.stdout)["error"]["type"] == "KeyboardInterrupt"
+
+
 def test_help_is_in_panels_with_defaults_and_without_older_names() -> None:
     shown = run("--help").stdout
     panels = shown.split("╭─ ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.core
+import typer.main
+
+from lfi_cli.commands import PANELS
+from lfi_cli.main import app_for
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -37,11 +43,33 @@ def test_help_lists_every_command(lfi: Callable[..., Any]) -> None:
     assert "lfi demo" in shown.out
     for name in COMMANDS:
         assert f"\n│ {name} " in shown.out
+    assert re.findall("╭─ ([^─]+) ─", shown.out) == ["Options", *PANELS]
 
 
 def test_without_arguments_the_help_is_shown(lfi: Callable[..., Any]) -> None:
     shown = lfi()
     assert "make-scenes" in shown.out + shown.err
+
+
+def test_only_the_command_that_is_asked_for_has_its_options() -> None:
+    def options_of(*words: str) -> dict[str, int]:
+        group = typer.main.get_command(app_for(words))
+        assert isinstance(group, typer.core.TyperGroup)
+        study = group.commands["study"]
+        assert isinstance(study, typer.core.TyperGroup)
+        return {name: len(each.params) for name, each in {**group.commands, **study.commands}.items()}
+
+    assert set(options_of("--help").values()) == {0}
+    assert [name for name, count in options_of("--version", "train", "plan").items() if count] == ["train"]
+    assert [name for name, count in options_of("study", "make").items() if count] == ["make"]
+
+
+def test_groups_list_their_commands(lfi: Callable[..., Any]) -> None:
+    for group, names in (("study", ("make", "score")), ("bench", ("maps", "plot-kernel"))):
+        shown = lfi(group, "--help")
+        assert shown.code == 0
+        for name in names:
+            assert f"\n│ {name} " in shown.out
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -81,6 +81,9 @@ def test_a_terminal_that_knows_ascii_only_fails_nothing(tmp_path: Path) -> None:
     ended = lfi("datasets", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "coco ? COCO" in ended.stdout  # a dash
+    helped = lfi("train", "--help", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert helped.returncode == 0, helped.stderr[-2000:]
+    assert "--grad-accum-steps" in helped.stdout
 
 
 @pytest.mark.parametrize(
