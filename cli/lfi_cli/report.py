@@ -23,12 +23,17 @@ EXPORTED = {
     "model.safetensors": "its weights",
     "head.safetensors": "the trained head, where timm's classifier cannot hold it",
     "model.onnx": "the model for other runtimes",
+    "lfi.json": "the whole student: how it is built, its classes and words",
+    "lfi.safetensors": "its weights, head included: lfi predict, lfi_pipeline.load",
+    "lfi.onnx": "the whole student for other runtimes",
+    "checksums.json": "what lfi verify compares these files with",
     "README.md": "the model card: data, settings, scores",
 }
 _HEADS = {
     "inside": "the trained head is timm's classifier",
     "apart": "pooled features; the trained head is in head.safetensors",
     "slots": "pooled features; slots, and the head that reads them, are not in it",
+    "queries": "pooled features; the queries that answer are in lfi.safetensors",
     "none": "pooled features; trained without a head",
 }
 

@@ -124,7 +124,8 @@ def write_targets(
     plan: list[PlannedSample] | None = None,
 ) -> float:
     """Write a whole cache; returns the seconds that its commits took, the making of payloads not counted."""
-    words = tuple(sorted(f"word{i}" for i in range(VOCABULARY)))
+    classes = spec.dataset.classes  # words too, so that a query head has its seeds
+    words = tuple(sorted([*classes, *(f"word{i}" for i in range(VOCABULARY - len(classes)))]))
     embeddings = np.random.default_rng(0).normal(size=(VOCABULARY, spec.embedding_dim)).astype(np.float16)
     samples = plan or planned_samples(spec.dataset.samples)
     vocabulary = Vocabulary(words=words, embeddings=embeddings)

@@ -186,6 +186,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def _attention_on_a_cpu(operator: Any) -> Any:
+    """Return torch's formula of attention for its operators on a CPU, which its registry does not know in every release."""
+    aten = torch.ops.aten
+    same = {
+        aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    }
+    return flop_registry.get(same[operator]) if operator in same else None
+
+
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts matrix products, convolutions and attention while it is entered, forward and backward.
 
@@ -205,7 +215,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run `func` and count it."""
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(func._overloadpacket) or _attention_on_a_cpu(func._overloadpacket)
         if formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
