@@ -50,6 +50,10 @@ class ConfigError(LFIError, ValueError):
     """An option, or a combination of options, that cannot work."""
 
 
+class TooLargeError(ConfigError):
+    """A model that would be larger than its bound, told before memory is taken for it."""
+
+
 class DatasetError(LFIError, ValueError):
     """A data root that is missing, empty, or not laid out as its manifest says."""
 

@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TooLargeError, UnknownNameError
 from lfi_pipeline.core.hub import Remote, why_missing
 
 OVERLAY = "pretrained_cfg_overlay"
@@ -158,7 +158,7 @@ def bounded_build(name: str, parameters: int | None = None) -> Iterator[None]:
         parameters: most numbers in parameters, by default `most_parameters`; buffers and parts have their own bounds.
 
     Raises:
-        ConfigError: from within the construction.
+        TooLargeError: from within the construction.
     """
     left = {
         "parameters": most_parameters() if parameters is None else parameters,
@@ -170,7 +170,7 @@ def bounded_build(name: str, parameters: int | None = None) -> Iterator[None]:
     def count(kind: str, more: int) -> None:
         left[kind] -= more
         if left[kind] < 0:
-            raise ConfigError(f"{name} must have at most {most[kind]:,} {kind} to be built here, and has more.")
+            raise TooLargeError(f"{name} must have at most {most[kind]:,} {kind} to be built here, and has more.")
 
     hooks = [
         register_module_parameter_registration_hook(lambda m, n, t: count("parameters", 0 if t is None else t.numel())),

@@ -11,7 +11,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from lfi_pipeline.core.errors import UnknownNameError
+from lfi_pipeline.core.errors import RunError, TooLargeError, UnknownNameError
 from lfi_pipeline.core.runtime import resolve_device
 from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.students import Student, Supervision, pair_layers
@@ -232,7 +232,13 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     # the checkpoint holds every weight: timm's own need not be at hand
     file = run / WEIGHTS[weights]
     most = file.stat().st_size if file.is_file() else None  # no run has more parameters than bytes of them
-    with bounded_build(f"The student of {run}", parameters=most):
-        student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
+    try:
+        with bounded_build(f"The student of {run}", parameters=most):
+            student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
+    except TooLargeError as error:
+        raise RunError(
+            f"{file} must hold the weights of the student that {run / CONFIG} describes, and has {most} bytes: it is "
+            f"damaged, or the settings are not those of the run ({error})"
+        ) from error
     load_weights(file, student)
     return LoadedRun(run, record, config, student.to(resolve_device(device)).eval(), store, task)

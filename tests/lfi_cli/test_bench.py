@@ -74,10 +74,10 @@ def test_the_kernel_benchmark_can_be_run_in_parts_and_plotted(lfi: Callable[...,
 
 def test_the_kernel_benchmark_names_the_choices(fails: Fails, tmp_path: Path) -> None:
     assert "Choices: ViT-B/16, ViT-L/16" in fails("UnknownNameError", "bench", "kernel", "--models", "ViT-X/16")
-    assert "Choices: compiled-folded" in fails("UnknownNameError", "bench", "kernel", "--cases", "eager")
+    assert "Choices: compiled-flex, compiled-folded" in fails("UnknownNameError", "bench", "kernel", "--cases", "eager")
     here = ("bench", "kernel", "--device", "cpu", "--quick")
     assert "on cpu. Choices: folded, projected, sdpa" in fails("ConfigError", *here, "--cases", "fused")
-    assert "words must be whole numbers from 1 to 64" in fails("ConfigError", *here, "--words", "many")
+    assert "words must be whole numbers from 1 to 21000" in fails("ConfigError", *here, "--words", "many")
     assert "cannot be read" in fails("ConfigError", "bench", "plot-kernel", tmp_path / "none.csv", tmp_path / "a.svg")
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_scored(
     fails: Fails, trained: Path, tiny_targets: Path, tiny_val_targets: Path, scenes_root: Path, tmp_path: Path
 ) -> None:
     assert "must be a run directory" in fails("RunError", "evaluate", tmp_path / "nowhere")
-    assert "not a targets cache" in fails("TargetsError", "evaluate", trained, "--targets", scenes_root)
+    assert "not a targets cache" in fails("NotTargetsError", "evaluate", trained, "--targets", scenes_root)
     assert "split val" in fails("DatasetError", "evaluate", trained, "--targets", tiny_targets)
     assert "device" in fails("ConfigError", "evaluate", trained, "--device", "tpu9")
     assert "gallery" in fails("ConfigError", "evaluate", trained, "--targets", tiny_val_targets, "--gallery", -1)

@@ -46,4 +46,4 @@ def test_class_names_as_queries(
         assert told in shown.out
     assert "needs --targets" in fails("ConfigError", "evaluate", run, "--protocol", "zero-shot")
     asked = ("--protocol", "zero-shot", "--targets", tiny_val_targets, "--device", "cpu")
-    assert "lfi+presence" in fails("ConfigError", "evaluate", trained, *asked)
+    assert "readout 'text'" in fails("ConfigError", "evaluate", trained, *asked)

@@ -68,7 +68,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(
         ("UnknownNameError", ("--split", "dev"), "train, val"),
         ("UnknownNameError", ("--teacher", "blip"), "scenes-coca"),
         ("UnknownNameError", ("--teacher", "coca_ViT-B-32:nope"), "laion2b_s13b_b90k"),
-        ("UnknownNameError", ("--kind", "saliency"), "attention, gradcam, gradcam_pooler"),
+        ("UnknownNameError", ("--kind", "saliency"), "attention, contrastive, gradcam, gradcam_pooler"),
         ("ConfigError", ("--device", "tpu9"), "device must be auto"),
         ("UnknownNameError", ("--captions", "last"), "first, longest"),
         ("UnknownNameError", ("--views", "full,vflip"), "full, hflip"),

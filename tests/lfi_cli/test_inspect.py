@@ -56,7 +56,7 @@ def test_images_that_moved(lfi: Callable[..., Any], fails: Fails, tiny_val_targe
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_what_is_no_cache_is_refused(fails: Fails, scenes_root: Path, tmp_path: Path, command: str) -> None:
     for path in (scenes_root, tmp_path, tmp_path / "nowhere"):
-        message = fails("TargetsError", command, path)
+        message = fails("NotTargetsError", command, path)
         assert str(path) in message
         assert "not a targets cache" in message
 

@@ -87,7 +87,7 @@ def test_an_unknown_student_lists_near_ones(fails: Fails, tiny_targets: Path, tm
 
 def test_targets_that_are_none(fails: Fails, scenes_root: Path, tmp_path: Path) -> None:
     for path in (scenes_root, tmp_path / "nowhere"):
-        message = fails("TargetsError", "train", "--targets", path, *STUDENT, "--out", tmp_path / "run")
+        message = fails("NotTargetsError", "train", "--targets", path, *STUDENT, "--out", tmp_path / "run")
         assert str(path) in message
         assert "not a targets cache" in message
 
