@@ -24,8 +24,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -188,9 +190,11 @@ def score(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Grounding:
     """Score pairs of map [gh, gw] and mask [H, W]; sizes may differ from pair to pair."""
     if not maps:
         return Grounding(float("nan"), float("nan"), float("nan"), 0)
-    hits = [peaks_in_mask(m[None], s[None]) for m, s in zip(maps, masks, strict=True)]
-    mass = [mass_in_mask(m[None], s[None]) for m, s in zip(maps, masks, strict=True)]
-    area = [s.float().mean() for s in masks]
+    hits, mass, area = [], [], []
+    for each, mask in zip(maps, masks, strict=True):
+        hits.append(peaks_in_mask(each[None], mask[None]))
+        mass.append(mass_in_mask(each[None], mask[None]))
+        area.append(mask.float().mean())
     return Grounding(
         pointing=torch.cat(hits).float().mean().item(),
         mass_in_mask=torch.cat(mass).mean().item(),
@@ -206,14 +210,46 @@ class GroundedWord:
     Attributes:
         position: of the sample in the cache.
         row: of the word in the sample's maps.
-        mask: bool [H, W], union of the masks of the class's instances.
+        bits: the mask, eight pixels a byte.
+        size: (height, width) of the mask.
         label: the class.
     """
 
     position: int
     row: int
-    mask: Tensor
+    bits: npt.NDArray[np.uint8]
+    size: tuple[int, int]
     label: int
+
+    @classmethod
+    def of(cls, position: int, row: int, mask: npt.NDArray[np.bool_], label: int) -> GroundedWord:
+        """Keep a mask [H, W] in an eighth of its bytes."""
+        return cls(position, row, np.packbits(mask), (mask.shape[0], mask.shape[1]), label)
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [H, W], union of the masks of the class's instances; made anew each time."""
+        height, width = self.size
+        pixels = np.unpackbits(self.bits, count=height * width).astype(bool)
+        return torch.from_numpy(pixels.reshape(height, width))
+
+
+class WordMasks(Sequence[Tensor]):
+    """Masks of words, each unpacked when it is asked for, so that only one is in memory whole."""
+
+    def __init__(self, words: Sequence[GroundedWord]) -> None:
+        self._words = words
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> WordMasks: ...
+    def __getitem__(self, number: int | slice) -> Tensor | WordMasks:
+        """Return the mask of a word, or those of a range of words."""
+        return WordMasks(self._words[number]) if isinstance(number, slice) else self._words[number].mask
 
 
 def word_classes(store: TargetStore, dataset: Dataset) -> list[int | None]:
@@ -237,7 +273,7 @@ def class_words(store: TargetStore, dataset: Dataset) -> Iterator[tuple[int, int
     places = {sample.key: place for place, sample in enumerate(dataset.samples)}
     class_of = word_classes(store, dataset)
     keys = store.index.keys
-    for position, ids in zip(store.usable.tolist(), store.read_many(store.usable).words, strict=True):
+    for position, ids in zip(store.usable.tolist(), store.read_words(store.usable), strict=True):
         place = places.get(keys[position])
         if place is None:
             raise DatasetError(
@@ -267,7 +303,7 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
             if instance.label == label and instance.segmentation is not None
         ]
         if masks:
-            found.append(GroundedWord(position, row, torch.from_numpy(np.logical_or.reduce(masks)), label))
+            found.append(GroundedWord.of(position, row, np.logical_or.reduce(masks), label))
     if not found:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
@@ -298,5 +334,5 @@ def teacher_maps(store: TargetStore, words: Sequence[GroundedWord], view: str = 
 
 def teacher_grounding(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Grounding]:
     """Score the cached maps of each teacher layer on `words`."""
-    masks = [word.mask for word in words]
+    masks = WordMasks(words)
     return [score(list(maps), masks) for maps in teacher_maps(store, words, view)]

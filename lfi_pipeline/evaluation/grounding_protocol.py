@@ -28,6 +28,7 @@ from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, GroundingConfig
 from lfi_pipeline.evaluation.grounding import (
     GroundedWord,
+    WordMasks,
     best_overlap,
     grounded_words,
     peaks_in_mask,
@@ -68,7 +69,7 @@ def write_gallery(
         positions: samples to keep, in the cache's numbering.
     """
     class_of = word_classes(store, dataset)
-    mask_of = {(word.position, word.row): word.mask for word in words}
+    word_of = {(word.position, word.row): word for word in words}
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
@@ -81,7 +82,8 @@ def write_gallery(
         teacher = decode_maps(
             torch.from_numpy(targets.maps[-1]), torch.from_numpy(targets.scale[-1]), store.spec.codec.name
         )[rows]
-        masks = [mask_of.get((position, row)) for row in rows]
+        named = [word_of.get((position, row)) for row in rows]
+        masks = [None if word is None else word.mask for word in named]
         tensors[f"image_{number}"] = torch.from_numpy(np.array(image))
         tensors[f"teacher_{number}"] = teacher.half().contiguous()
         per_tap = [maps[rows] for maps in student_maps.get(position, ())]
@@ -158,7 +160,7 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     class_maps, missing = _class_maps(student, store, dataset, words)
     depths = student.taps if maps else ()
     own = [[maps[word.position][number][word.row] for word in words] for number in range(len(depths))]
-    masks = [word.mask for word in words]
+    masks = WordMasks(words)
     layers = _scored([list(each) for each in teacher_maps(store, words)], masks)
     taps = _scored(own, masks)
     answers = _scored([_merged(own)], masks)[0] if student.query_head is not None else None
@@ -243,7 +245,7 @@ def _shown(
     if not cam:
         return {}
     class_of = word_classes(store, dataset)
-    words = zip(positions, store.read_many(positions).words.tolist(), strict=True)
+    words = zip(positions, store.read_words(positions).tolist(), strict=True)
     named = [(position, class_of[word]) for position, row in words for word in row if word >= 0]
     pairs = [(position, label) for position, label in named if label is not None]
     return dict(zip(pairs, student_class_maps(student, store, dataset, pairs), strict=True))

@@ -6,7 +6,7 @@ Positioned reads and no threads, so that forked and spawned workers can read ali
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,8 +93,8 @@ class TarView:
         self._layouts = array_layouts(spec)
         self._places: dict[int, npt.NDArray[np.int64]] = {}
 
-    def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
-        """The view's arrays by name, each stacked [B, *tail].
+    def read(self, positions: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Arrays:
+        """The view's arrays by name, each stacked [B, *tail]; of `names` alone where they are given.
 
         Raises:
             CorruptTargetsError: stored bytes are missing or do not match their checksum; names shard and sample.
@@ -102,10 +102,12 @@ class TarView:
         result: Arrays = {
             name: np.full((len(positions), *array.tail), array.fill, dtype=array.dtype)
             for name, array in self._layouts.items()
+            if names is None or name in names
         }
         for row, position in enumerate(positions.tolist()):
             for name, array in self._sample(position).items():
-                result[name][row] = array
+                if name in result:
+                    result[name][row] = array
         return result
 
     def _sample(self, position: int) -> Arrays:
@@ -312,11 +314,20 @@ class TargetStore:
         """Read B samples, in any order, stacked along a first axis; raises as `read` does."""
         return SampleTargets(**self._read(np.asarray(positions, dtype=np.int64).reshape(-1), view))
 
-    def _read(self, positions: npt.NDArray[np.int64], view: str) -> dict[str, Any]:
+    def read_words(self, positions: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        """Read the words of B samples alone, ids into the vocabulary int32 [B, M], -1 padded; raises as `read` does."""
+        words: npt.NDArray[np.int32] = self._read(
+            np.asarray(positions, dtype=np.int64).reshape(-1), "full", ("words",)
+        )["words"]
+        return words
+
+    def _read(
+        self, positions: npt.NDArray[np.int64], view: str, names: Collection[str] | None = None
+    ) -> dict[str, Any]:
         if view not in self._spec.views:
             raise UnknownNameError("view", view, self._spec.views)
         self._check(positions)
-        return self._open(view).read(positions)
+        return self._open(view).read(positions, names)
 
     def _require_intact(self, files: tuple[str, ...]) -> None:
         for name in files:

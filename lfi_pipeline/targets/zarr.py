@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -128,8 +128,8 @@ class ArrayReader(Protocol):
 class ViewReader(Protocol):
     """Random access to the samples of one view, in either layout."""
 
-    def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
-        """The view's arrays by name, each stacked [B, *tail].
+    def read(self, positions: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Arrays:
+        """The view's arrays by name, each stacked [B, *tail]; of `names` alone where they are given.
 
         Raises:
             CorruptTargetsError: stored bytes are missing or do not match their checksum; names shard and sample.
@@ -166,10 +166,11 @@ class ZarrView:
             except (ValueError, OSError) as error:
                 raise CorruptTargetsError(f"Cannot open {root / folder}: {first_line(error)}") from error
 
-    def read(self, positions: npt.NDArray[np.int64]) -> Arrays:
+    def read(self, positions: npt.NDArray[np.int64], names: Collection[str] | None = None) -> Arrays:
         """As `ViewReader.read`; all arrays are read at once."""
         try:
-            started = {name: array.start(positions) for name, array in self._arrays.items()}
+            wanted = {name: array for name, array in self._arrays.items() if names is None or name in names}
+            started = {name: array.start(positions) for name, array in wanted.items()}
             return {name: wait() for name, wait in started.items()}
         except (ValueError, OSError) as error:
             raise self._locate(positions, error) from error

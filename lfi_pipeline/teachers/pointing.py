@@ -17,6 +17,7 @@ from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.grounding import (
     GroundedWord,
     Grounding,
+    WordMasks,
     grounded_words,
     score,
     teacher_grounding,
@@ -82,7 +83,7 @@ def pointing_by_kind(store: TargetStore, dataset: Dataset, config: PointingConfi
     wanted = [(kind, row) for kind in kinds for row in (ROWS[::-1] if kind == "attention" else ROWS[:1])]
     layers = {kind: _layers(teacher, kind, spec) for kind in kinds}
     found = _live(store, teacher, words, wanted, layers, config)
-    masks = [word.mask for word in words]
+    masks = WordMasks(words)
     for kind, row in wanted:
         for number, layer in enumerate(layers[kind]):
             maps = [each[number] for each in found[kind, row]]
@@ -148,7 +149,7 @@ def _live(
                 )
             )
             images = (pixels.to(teacher.device).float() - mean) / std
-            ids = store.read_many(batch).words.tolist()
+            ids = store.read_words(batch).tolist()
             texts = [
                 # "" is no word: its row stays empty, and the cache's other rows keep their places
                 view_words(

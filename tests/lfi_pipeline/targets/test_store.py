@@ -274,3 +274,11 @@ def test_incomplete_caches_of_the_webdataset_layout(synthetic: Any, tmp_path: Pa
     assert store.index.image_crc32c.tolist()[4:8] == [0] * 4
     with pytest.raises(IncompleteTargetsError, match="Sample 4 lies in shard 1"):
         store.read(4)
+
+
+def test_words_alone_are_those_of_whole_samples(finished: Path) -> None:
+    store = TargetStore.open(finished)
+    positions = store.usable[::-1]
+    assert np.array_equal(store.read_words(positions), store.read_many(positions).words)
+    with pytest.raises(IndexError):
+        store.read_words([len(store)])
