@@ -116,6 +116,8 @@ def test_differences_name_the_way_and_stop_after_four_items() -> None:
         *(f"runs[{i}]: {i} != 9" for i in range(4)),
         "runs: and 3 more items differ",
     ]
+    assert plain_differences([0] * 4, [9] * 4, "runs") == [f"runs[{i}]: 0 != 9" for i in range(4)]
+    assert plain_differences([0] * 5, [9] * 5, "runs")[4:] == ["runs: and 1 more items differ"]
     assert plain_differences([1, 2], [1], "runs") == ["runs: [1, 2] != [1]"]
     assert plain_short(list(range(9))) == "9 items"
     assert len(plain_short("x" * 500)) == 120
@@ -124,7 +126,7 @@ def test_differences_name_the_way_and_stop_after_four_items() -> None:
 FIELDS = Fields.parse(
     '{"text": "a", "null": null, "count": 3, "minus": -1, "yes": true, "rate": 0.25, "two": 2, "nan": NaN,'
     ' "list": ["a", "b"], "mixed": ["a", 1], "rows": [[true, null], [false, true]],'
-    ' "inner": {"deep": {"count": "x"}}, "many": [{"count": 1}, {"count": -1}]}',
+    ' "inner": {"deep": {"count": "x"}, "many": [{}]}, "many": [{"count": 1}, {"count": -1}]}',
     "metrics.json",
 )
 
@@ -139,6 +141,7 @@ def test_fields_of_the_right_type_are_given() -> None:
     assert FIELDS.verdict_rows("rows", 2) == ((True, None), (False, True))
     assert FIELDS.verdict_rows("absent", 2) == ()
     assert [each.prefix for each in FIELDS.children("many")] == ["many[0].", "many[1]."]
+    assert FIELDS.child("inner").children("many")[0].prefix == "inner.many[0]."
 
 
 @pytest.mark.parametrize(
