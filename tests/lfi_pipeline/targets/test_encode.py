@@ -68,6 +68,8 @@ def test_values_are_checked_but_not_those_of_quarantined_samples(synthetic: Any)
         with pytest.raises(ConfigError, match=message):
             check_payload(spec, 7, 4, bad)
         check_payload(spec, 7, 4, dataclasses.replace(bad, quarantined={2: "cannot be decoded"}))
+    nothing_left = dict.fromkeys(range(4), "cannot be decoded")
+    check_payload(spec, 7, 4, dataclasses.replace(changed(good, words=words, kept=kept), quarantined=nothing_left))
 
 
 def test_pads_and_quarantined_samples_are_stored_as_absent(synthetic: Any) -> None:
