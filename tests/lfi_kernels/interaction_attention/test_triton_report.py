@@ -55,15 +55,6 @@ def every() -> list[dict[str, Any]]:
     return lines("-m", "lfi_kernels.interaction_attention.triton_report", "--all")
 
 
-def test_a_planted_race_is_seen() -> None:
-    planted = lines(str(Path(__file__).parent / "planted.py"))
-    assert len(planted) == 3
-    for each in planted:
-        assert any("feeds registers as well" in what for what in each["once"]), each
-        assert any("slots" in what for what in each["once"]), each
-        assert each["twice"] == []
-
-
 def test_no_usual_tile_races(usual: list[dict[str, Any]]) -> None:
     assert sum(each["pipelined"] for each in usual) >= 40  # there is something to race
     for each in usual:

@@ -21,7 +21,7 @@ def test_every_tile_of_every_kernel_is_run_compared_and_timed(every: bool, monke
     if not every:
         monkeypatch.setattr(Problem, "candidates", lambda problem: candidates(problem)[:: len(candidates(problem)) - 1])
     monkeypatch.setattr(gpu, "_shape", small)
-    monkeypatch.setattr(gpu, "_median_seconds", lambda run: run() and 1e-3)
+    monkeypatch.setattr(gpu, "_median_seconds", lambda run: 1e-3 if not every else run() and 1e-3)
     session = gpu.Session(DEVICE, 60.0, None, "", told.append)
     assert session.tiles()
     assert not any("WRONG" in line or "Error" in line for line in told)
