@@ -1,22 +1,17 @@
-"""The whole comparison: on the CPU, on a stand-in for a GPU, and as a script."""
+"""The whole comparison: on the CPU, and on a stand-in for a GPU."""
 
 from __future__ import annotations
 
-import csv
 import gc
-import json
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, __main__, case_names, cases, compare, settled
-from lfi_kernels.bench.compare import COLUMNS, kept_bytes
+from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, case_names, cases, compare, settled
+from lfi_kernels.bench.compare import kept_bytes
 from tests.lfi_kernels.bench.stand_in import on_stand_in, tiny_work
 
 TINY = Shape(model="ViT-T/16", batch=2, words=3, patches=16)
@@ -133,72 +128,3 @@ def test_one_thread_on_the_cpu_and_the_gpu_that_was_asked_for(monkeypatch: pytes
         assert entered == ["cuda:1", "cuda:1"]
     finally:
         torch.set_num_threads(before)
-
-
-def test_tiles_are_not_measured_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        __main__.main(["--quick", "--device", "cpu", "--tune"])
-    assert ended.value.code == 2
-    assert "--tune needs a GPU, got --device cpu" in capsys.readouterr().err
-
-
-def test_it_runs_as_a_script_with_torch_alone(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "bench.csv"
-    code = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_module('lfi_kernels.bench', run_name='__main__')\n"
-        "finally: assert not {'lfi_pipeline', 'lfi_cli'} & set(sys.modules)"
-    )
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code, "bench", "--quick", "--device", "cpu", "--csv", str(path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {line["case"] for line in lines} == {"folded", "projected", "sdpa"}
-    assert {line["threads"] for line in lines} == {1}
-    assert all(Shape.parse(line["shape"]).patches == 16 for line in lines)
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [tuple(row) for row in rows] == [COLUMNS] * len(lines)
-    assert [row["value"] for row in rows] == [f"{line['value']:.6g}" for line in lines]
-
-
-def test_a_refused_shape_does_not_end_the_script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def one_fails(shape: Shape, *_: object, **__: object) -> list[Row]:
-        if shape.words == 1:
-            raise ValueError("folded is wrong.")
-        return [Row(case="folded", shape=str(shape), metric="both", value=1.0, unit="ms")]
-
-    monkeypatch.setattr(__main__, "compare", one_fails)
-    assert __main__.main(["--quick", "--device", "cpu", "--words", "1,2"]) == 1
-    shown = capsys.readouterr()
-    assert shown.err.splitlines() == [
-        "ViT-T/16 B2 H4 M1 N16 D192 Dq128 fp32: folded is wrong.",
-        "ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32: folded 1 ms",
-    ]
-    assert [json.loads(line)["shape"] for line in shown.out.splitlines()] == ["ViT-T/16 B2 H4 M2 N16 D192 Dq128 fp32"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--models", "ViT-H"], "Unknown model 'ViT-H'. Choices: ViT-T/16"),
-        (["--cases", "fused"], "Unknown case 'fused' on cpu. Choices: folded"),
-        (["--rounds", "0"], "must be a whole number of 1 or more, got '0'"),
-    ],
-)
-def test_the_script_names_the_choices(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        __main__.main(["--device", "cpu", *words])
-    assert message in capsys.readouterr().err
-
-
-def test_the_script_leaves_another_csv_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "mine.csv"
-    path.write_text("a,b\n")
-    with pytest.raises(SystemExit):
-        __main__.main(["--device", "cpu", "--quick", "--csv", str(path)])
-    assert "must have the columns commit, dirty" in capsys.readouterr().err
-    assert path.read_text() == "a,b\n"

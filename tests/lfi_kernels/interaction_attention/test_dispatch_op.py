@@ -17,11 +17,26 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")
 
 
-def test_they_match_the_reference_under_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    "long",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                os.environ.get("LFI_LONG_TESTS") != "1",
+                reason="every tile, and shapes of ViTs, take the interpreter minutes: LFI_LONG_TESTS=1 runs them",
+            ),
+        ),
+    ],
+    ids=["short", "long"],
+)
+def test_they_match_the_reference_under_the_interpreter(long: bool) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON", "LFI_", "PYTEST"))}
     env = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    env |= {"LFI_LONG_TESTS": "1"} if long else {}
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "--noconftest"]
-    command += ["-q", "-p", "no:cacheprovider", "-W", "error"]
+    command += ["-q", "-rs", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(
         [*command, str(Path(__file__).parent / "interpreted")],
         env=env | {"TRITON_INTERPRET": "1"},
@@ -32,4 +47,6 @@ def test_they_match_the_reference_under_the_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all("LFI_LONG_TESTS=1" in line for line in skipped), skipped
+    assert bool(skipped) != long

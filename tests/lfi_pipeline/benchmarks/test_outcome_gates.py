@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from lfi_pipeline.benchmarks import Outcome, codec, extraction, reads
+from lfi_pipeline.benchmarks import Outcome, codec, reads
 from lfi_pipeline.benchmarks import codec as codec_candidates
-from lfi_pipeline.benchmarks import extraction as maps
 from lfi_pipeline.benchmarks import reads as index
 from lfi_pipeline.benchmarks import reads as loader
-from lfi_pipeline.core.errors import BenchmarkError, ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import BenchmarkError, ConfigError
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.teachers import CocaTeacher, InteractionMaps
-from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.training.data import TargetImages
 
 READS = reads.ReadsConfig(samples=20, samples_per_shard=16, reads=10, batch=4, rounds=1)
 LOADER = loader.LoaderConfig(images=12, batch_size=4, workers=(0,), rounds=1)
 INDEX = index.IndexConfig(samples=300, samples_per_shard=128, rounds=1)
-MAPS = maps.MapsConfig(kinds=("all",), batch_size=2, words=3, layers=2, rounds=1, device="cpu")
-EXTRACTION = extraction.ExtractionConfig(images=4, batch_size=2, rounds=1, device="cpu")
-
-
-@pytest.fixture
-def tiny(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> CocaTeacher:
-    """The tiny random teacher in place of the one that is named."""
-    for module in (maps, extraction, job):
-        monkeypatch.setattr(module, "load_teacher", lambda name, **_: tiny_teacher)
-    return tiny_teacher
 
 
 def cases(outcome: Outcome, metric: str) -> dict[str, float]:
@@ -132,64 +117,6 @@ def test_index_finds_a_wrong_row_and_a_process_that_fails(monkeypatch: pytest.Mo
     monkeypatch.setattr(index, "PROBE", "lfi_pipeline.benchmarks.no_such_probe")
     with pytest.raises(BenchmarkError, match="no_such_probe"):
         index.bench_index(INDEX)
-
-
-def test_maps_times_each_kind_over_the_vision_forward(tiny: CocaTeacher) -> None:
-    outcome = maps.bench_maps(MAPS)
-    ratio = cases(outcome, "over the vision forward")
-    assert set(ratio) == {"vision forward", *tiny.kinds}
-    assert ratio["vision forward"] == 1
-    assert [(asked.most, asked.what) for asked in outcome.asked] == [
-        (3.0, "relevance over the vision forward, coca_ViT-B-32:random")
-    ]
-    with pytest.raises(UnknownNameError, match="relevence"):
-        maps.bench_maps(maps.MapsConfig(kinds=("relevence",), device="cpu"))
-    with pytest.raises(ConfigError, match="words must be from 1 to 20"):
-        maps.MapsConfig(words=21)
-
-
-@pytest.mark.parametrize(("factor", "message"), [(0.5, "must sum to 1"), (0.0, "all rows are zero")])
-def test_maps_finds_rows_that_are_none(
-    tiny: CocaTeacher, factor: float, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = CocaTeacher.interaction_maps
-
-    def wrong(self: CocaTeacher, *args: Any, **options: Any) -> InteractionMaps:
-        found = right(self, *args, **options)
-        return InteractionMaps(factor * found.maps, found.kept, found.image_embedding)
-
-    monkeypatch.setattr(CocaTeacher, "interaction_maps", wrong)
-    with pytest.raises(BenchmarkError, match=message):
-        maps.bench_maps(MAPS)
-
-
-def test_extraction_says_where_the_time_goes(tiny: CocaTeacher) -> None:
-    outcome = extraction.bench_extraction(EXTRACTION)
-    times = {each.case: each.value for each in outcome.measurements if each.metric == "time an image"}
-    assert list(times) == [
-        *("whole extraction", "maps in memory"),
-        *("read and decode", "vision", "maps beyond vision", "encode", "write"),
-    ]
-    assert outcome.asked[0].most == 1.10
-    with pytest.raises(ConfigError, match="multiple of batch_size"):
-        extraction.ExtractionConfig(images=10, batch_size=4)
-
-
-def test_extraction_finds_maps_that_differ(tiny: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = extraction.read
-    monkeypatch.setattr(extraction, "read", lambda path, teacher: np.ascontiguousarray(right(path, teacher)[..., ::-1]))
-    with pytest.raises(BenchmarkError, match="must be those of the teacher"):
-        extraction.bench_extraction(EXTRACTION)
-
-
-def test_the_vision_forward_is_the_image_embedding(tiny_teacher: CocaTeacher) -> None:
-    images = torch.rand(2, 3, *tiny_teacher.image_size)
-    found = torch.nn.functional.normalize(maps.vision_forward(tiny_teacher, images), dim=-1)
-    text = tiny_teacher.encode_text("a dog")
-    own = tiny_teacher.interaction_maps(
-        images, [text, text], [text.words] * 2, kind="relevance", layers=tiny_teacher.layers("relevance", 1)
-    )
-    torch.testing.assert_close(found, own.image_embedding, atol=1e-5, rtol=1e-4)
 
 
 def test_the_probe_counts_from_where_it_starts(tiny_targets: Path) -> None:

@@ -13,7 +13,15 @@ from lfi_kernels import InteractionQueryBlock
 from lfi_kernels.interaction_attention import dispatch as op
 from lfi_kernels.interaction_attention import triton_fused
 from lfi_kernels.interaction_attention.dispatch import TOLERANCES, largest_error
-from tests.lfi_kernels.interaction_attention.interpreted.test_triton_fused import DEVICE, F16, F32, FEW, make, run
+from tests.lfi_kernels.interaction_attention.interpreted.test_triton_fused import (
+    DEVICE,
+    F16,
+    F32,
+    FEW,
+    LONG,
+    make,
+    run,
+)
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -41,7 +49,15 @@ def passes(block: Any, leaves: list[Tensor], named: dict[str, Any], parameters: 
 
 
 @pytest.mark.filterwarnings("ignore")  # the check itself reads .grad where there is none
-@pytest.mark.parametrize("told", [{}, {"kind": "none"}, {"eps": None}, {"rows": FEW, "masked": True}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param({}, marks=LONG),
+        {"kind": "none"},
+        pytest.param({"eps": None}, marks=LONG),
+        {"rows": FEW, "masked": True},
+    ],
+)
 def test_operators_keep_the_rules_of_the_library(told: dict[str, Any]) -> None:
     case = make(5, 17, 32, heads=2, query_dim=32, **told)
     leaves = [each.requires_grad_() for each in case.leaves]
@@ -132,6 +148,7 @@ def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 4
 
 
+@LONG
 @pytest.mark.parametrize("dtype", [F16, F32])
 def test_they_pass_the_check_before_they_are_chosen(dtype: torch.dtype) -> None:
     assert largest_error(torch.empty(0, device=DEVICE).device, dtype) <= TOLERANCES[dtype] / 3

@@ -21,6 +21,9 @@ F16, F32 = torch.float16, torch.float32
 TOLERANCES = {F16: 1e-3, torch.bfloat16: 8e-3, F32: 2e-6}
 DTYPES = [F16, F32] + ([torch.bfloat16] if DEVICE == "cuda" else [])  # the interpreter's products of bf16 are wrong
 NAMES = ("o", "kl", "dq", "dx", "dw")
+LONG = pytest.mark.skipif(
+    DEVICE == "cpu" and os.environ.get("LFI_LONG_TESTS") != "1", reason="slow if interpreted: LFI_LONG_TESTS=1 runs it"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +174,7 @@ def test_outputs_and_gradients(words: int, patches: int, dim: int, told: dict[st
 VITS = [(768, 196, 16), (1024, 256, 32), (384, 1024, 80), (384, 196, 1000)] if DEVICE == "cuda" else []
 
 
+@LONG
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("dim", "patches", "words"), [(192, 196, 16), *VITS])
 def test_shapes_of_students(dim: int, patches: int, words: int, dtype: torch.dtype) -> None:
@@ -178,22 +182,22 @@ def test_shapes_of_students(dim: int, patches: int, words: int, dtype: torch.dty
     check(make(words, patches, dim, batch=batch, query_dim=128, dtype=dtype), slack=2.0)
 
 
+@pytest.mark.parametrize("dtype", [F16, F32])
 @pytest.mark.parametrize("words", [5, 70])
-def test_every_tile_is_right(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of both lists, one place of each after the other."""
-    for dtype in (F16, F32):
-        for place in range(6):
-            tried: list[Tile] = []
+@pytest.mark.parametrize("place", [-1, *(pytest.param(place, marks=LONG) for place in range(6))])
+def test_every_tile_is_right(place: int, words: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of both lists, one place of each after the other; the last is the one that is least like the usual."""
+    tried: list[Tile] = []
 
-            def launch(problem: Problem, _: torch.device, run: Callable[[Tile], Any]) -> Any:
-                candidates = problem.candidates()
-                tried.append(candidates[place % len(candidates)])  # noqa: B023
-                return run(tried[-1])  # noqa: B023
+    def launch(problem: Problem, _: torch.device, run: Callable[[Tile], Any]) -> Any:
+        candidates = problem.candidates()
+        tried.append(candidates[place % len(candidates)])
+        return run(tried[-1])
 
-            for module in (triton_fused, triton_project):
-                monkeypatch.setattr(module, "launch", launch)
-            check(make(words, 20, 40, batch=1, heads=2, query_dim=32, dtype=dtype, masked=True))
-            assert len(tried) == 5
+    for module in (triton_fused, triton_project):
+        monkeypatch.setattr(module, "launch", launch)
+    check(make(words, 20, 40, batch=1, heads=2, query_dim=32, dtype=dtype, masked=True))
+    assert len(tried) == 5
 
 
 def test_linear_codes() -> None:
@@ -286,7 +290,7 @@ def test_strided_inputs_and_queries_that_samples_share_give_the_same_bits() -> N
 
 
 def test_the_same_bits_every_time() -> None:
-    case = make(70, 20, 48, heads=2, query_dim=32, masked=True)
+    case = make(70, 20, 48, batch=1, heads=2, query_dim=32, masked=True)
     first, second = (run(projected_attention, case) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
