@@ -121,7 +121,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         pairs = enumerate(zip(kinds, value, strict=True))
         return tuple(_build(inner, item, f"{where}[{i}]") for i, (inner, item) in pairs)
     _check(kind, value, where)
-    return float(value) if kind is float else value
+    try:
+        return float(value) if kind is float else value
+    except OverflowError as error:  # JSON knows no largest integer
+        raise ConfigError(f"{where} must be a number that a float can hold, got {plain_short(value)}.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,10 @@ class Fields:
         value = self.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(name, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:  # JSON knows no largest integer
+            raise self.wrong(name, "a number that a float can hold") from error
 
     def number_or_none(self, name: str) -> float | None:
         """A number; None where the field is missing or null."""

@@ -186,3 +186,9 @@ def test_a_file_that_is_no_object_or_no_text_is_named(tmp_path: Path) -> None:
         read_text(path)
     path.write_text('{"a": "é"}', encoding="utf-8")
     assert Fields.read(path).text("a") == "é"
+
+
+def test_an_integer_that_no_float_holds_is_one_error() -> None:
+    huge = 10**400
+    with pytest.raises(RunError, match=r"a number that a float can hold"):
+        Fields.parse(json.dumps({"a": huge}), "metrics.jsonl").number("a")
