@@ -18,7 +18,7 @@
     lfi.export("runs/a", "exported")
     lfi.load("exported").predict("photo.jpg").answers[0]               # a name, its score, and a map of where it looked
 
-Every function takes further settings by the names of the options of its command (`lfi train --help`). Errors are
+Every function takes further settings by the names of the options of its command. Errors are
 `lfi.LFIError`: each says what must hold, what was found and what to do.
 """
 

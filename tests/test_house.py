@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -115,51 +113,6 @@ def test_every_test_belongs_to_a_module(house: list[Source]) -> None:
             if not any(mine) and path.stem not in ("test_package", "test___main__"):
                 stray.append(str(path.relative_to(ROOT)))
     assert stray == []
-
-
-def texts_of(source: Source) -> Iterator[tuple[int, str]]:
-    """Line and text of every string of a source that is no docstring."""
-    tree = ast.parse(source.text)
-    docstrings = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                docstrings.add(first.value)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings.add(node.value)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
-            yield node.lineno, node.value
-
-
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-
-
-def flags_in(source: Source) -> list[str]:
-    return [f"{source.path}:{line}: {text!r}" for line, text in texts_of(source) if FLAG.search(text)]
-
-
-def test_the_library_speaks_of_arguments_not_of_options(house: list[Source]) -> None:
-    """What a command line looks like is the command line's to say; recipes and the recorded commands are its words."""
-    speaking = (
-        found
-        for source in house
-        if source.module.startswith("lfi_pipeline.") and not source.module.startswith("lfi_pipeline.recipes.")
-        for found in flags_in(source)
-    )
-    others = (
-        "core/options.py",
-        "tar_members.py",
-        "webdataset.py",
-        "scenes_coca/recipe.py",
-    )  # of tar, and of a script's own
-    assert [line for line in speaking if not any(name in line for name in ("benchmarks/", *others))] == []
-
-
-def test_an_option_in_a_message_is_found() -> None:
-    planted = Source("x.py", "lfi_pipeline.x", 'raise ValueError(f"Give {n} with --val-split, not a--b.")')
-    assert len(flags_in(planted)) == 1
 
 
 def test_nothing_cites_what_readers_do_not_have(house: list[Source]) -> None:

@@ -54,7 +54,7 @@ def fitting(name: str, kind: Any, value: Any, option: Limits) -> Any:
     try:
         result = _converted(kind, value)
     except (msgspec.ValidationError, TypeError):
-        told = repr(value) if len(repr(value)) <= _LONGEST else f"{repr(value)[:_LONGEST]}..."
+        told = _shortened(value)
         raise ConfigError(f"{name} must be {requirement(kind, option.metavar)}, got {told}.", argument=name) from None
     except LFIError as error:
         raise error.within(name) from error
@@ -71,6 +71,15 @@ def fitting(name: str, kind: Any, value: Any, option: Limits) -> Any:
             if each not in choices:
                 raise UnknownNameError(option.noun or name.replace("_", " "), str(each), choices, argument=name)
     return result
+
+
+def _shortened(value: Any) -> str:
+    """A wrong value for a message: cut where it is long, whatever Python says of printing it."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a value that is too long to print ({type(value).__name__})"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def requirement(kind: Any, metavar: str | None = None) -> str:

@@ -13,7 +13,6 @@ operations over those of the plain vision forward, so that every process and rer
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
-from lfi_pipeline.core.runtime import OperationCounter
+from lfi_pipeline.core.runtime import OperationCounter, progress_bar, tell
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
@@ -140,7 +138,7 @@ def choose_kind(
     by_masks = any(mask is not None for batch in batches for row in batch.masks for mask in row)
     parts: dict[str, list[npt.NDArray[np.float64]]] = {}
     chosen = kinds or teacher.kinds
-    for kind in tqdm(chosen, desc="kinds of map", unit="kind", leave=False):
+    for kind in progress_bar(chosen, desc="kinds of map", unit="kind", leave=False):
         settings = teacher.map_settings(kind, centre=centre)
         parts[kind] = [_scored(teacher, batch, kind, settings, centre, by_masks) for batch in batches]
     owners = np.concatenate([part[:, 0] + i * batch_size for i, part in enumerate(parts[chosen[0]])])
@@ -184,7 +182,7 @@ def resolve_kind(kind: str, teacher: Teacher, dataset: Dataset, source: TextSour
     if (out.expanduser() / MANIFEST).exists():
         return TargetStore.open(out, require_complete=False).spec.kind
     choice = choose_kind(teacher, dataset, source)
-    tqdm.write(choice_text(choice), file=sys.stderr)
+    tell(choice_text(choice))
     return choice.kind
 
 

@@ -210,7 +210,10 @@ class CocaTeacher:
         else:
             mass = self._read(tokens, texts, words, kind, layers, row, settings.steps)
             if KINDS[kind].contrastive:
-                mass = mass * self._contrast([tokens], words, settings, STEPS)
+                contrast = self._contrast([tokens], words, settings, STEPS)
+                both = mass * contrast
+                # where the two share no place, the image embedding's word is taken: a word keeps its map
+                mass = torch.where(both.sum(-1, keepdim=True) > 0, both, contrast)
         if settings.artefacts == "fill":
             mass = without_artefacts(mass, torch.stack(artefacts, dim=1).expand(-1, mass.shape[1], -1), self.grid)
         maps, kept = normalised(mass, self.grid)

@@ -239,7 +239,9 @@ class Trainer:
             return {}
         steps, self._unread = self._unread, []
         values: dict[str, float] = {}
-        for step, row in zip(steps, torch.stack([step.values for step in steps]).tolist(), strict=True):
+        rows = torch.cat([step.values for step in steps]).tolist()  # one wait for all; steps may hold different numbers
+        for step in steps:
+            row, rows = rows[: len(step.names)], rows[len(step.names) :]
             values = dict(zip(step.names, row, strict=True))
             reason = self._guard.check(values[TOTAL], values["gradient_norm"])
             if reason is not None:

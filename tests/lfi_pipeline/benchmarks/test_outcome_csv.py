@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from lfi_kernels.bench import Row
-from lfi_kernels.bench import compare as kernel_record
+from lfi_kernels.bench.compare import append_csv as append_kernel_csv
+from lfi_kernels.bench.compare import environment as kernel_environment
+from lfi_kernels.bench.compare import records, start_csv
 from lfi_pipeline.benchmarks import COLUMNS, Environment, Measurement, Outcome, append_csv
 from lfi_pipeline.core.errors import ConfigError, LFIError
 
@@ -52,13 +54,13 @@ def test_the_environment_names_commit_processor_and_versions() -> None:
 
 
 def test_the_script_of_the_kernels_writes_the_same(tmp_path: Path) -> None:
-    around = kernel_record.environment("cpu")
+    around = kernel_environment("cpu")
     assert around == asdict(Environment.here())
 
     path = tmp_path / "bench.csv"
     append_csv(path, Environment.here(), Outcome(benchmark="kernel", checked="", measurements=ROWS))
-    kernel_record.start_csv(path)
-    kernel_record.append_csv(path, kernel_record.records(around, [Row(**asdict(row)) for row in ROWS]))
+    start_csv(path)
+    append_kernel_csv(path, records(around, [Row(**asdict(row)) for row in ROWS]))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[:2] == rows[2:]

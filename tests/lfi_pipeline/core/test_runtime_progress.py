@@ -76,4 +76,4 @@ def test_lines_beside_it_are_written_as_they_are(capsys: pytest.CaptureFixture[s
 def test_every_bar_of_the_library_is_this_one() -> None:
     root = Path(lfi_pipeline.__file__).parent
     own = [path for path in root.rglob("*.py") if "tqdm" in path.read_text(encoding="utf-8")]
-    assert own == [root / "core" / "progress.py"]
+    assert own == [root / "core" / "runtime.py"]

@@ -53,7 +53,7 @@ def test_plain_values_become_what_is_declared(kind: Any, value: Any, expected: A
         (int | tuple[int, ...] | None, "a", "x must be a whole number or a list of whole numbers"),
         (Mapping[str, Any], {"a": None}, "x must be a table of plain values"),
         (Mapping[str, Any], {"a": {1, 2}}, "x must be a table of plain values"),
-        (Mapping[str, Weight], {"lfi": "much"}, r"x: lfi: A weight must be a number"),
+        (Mapping[str, Weight], {"lfi": "much"}, r"x: lfi: A weight must be auto"),
     ],
 )
 def test_wrong_types_are_told(kind: Any, value: Any, told: str) -> None:

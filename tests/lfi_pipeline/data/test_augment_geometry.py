@@ -267,7 +267,10 @@ def _asked(
     found = {word.text: word for word in text.words}
     words = [found[store.vocabulary.words[i]] if i >= 0 else None for i in ids]
     layers, kind = store.spec.layers, store.spec.kind
-    return teacher.interaction_maps(((pixels - mean) / std)[None], [text], [words], kind=kind, layers=layers).maps[0]
+    maps = teacher.interaction_maps(
+        ((pixels - mean) / std)[None], [text], [words], kind=kind, layers=layers, settings=store.spec.maps
+    )
+    return maps.maps[0]
 
 
 def test_the_stored_mirrored_view_is_the_teachers_map_of_the_mirrored_image(

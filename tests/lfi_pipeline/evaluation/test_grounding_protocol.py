@@ -28,7 +28,7 @@ from lfi_pipeline.evaluation.config import GroundingConfig
 from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, peaks_in_mask, score, threshold_ious
 from lfi_pipeline.evaluation.maps import class_maps, student_maps
 from lfi_pipeline.evaluation.results import ProtocolResult, load, read_results
-from lfi_pipeline.students import LearnedQueries
+from lfi_pipeline.students import LearnedQueries, pair_layers
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun, load_run
@@ -229,11 +229,12 @@ def test_words_are_scored_by_their_slots_where_queries_are_learned(
     assert isinstance(student.queries, LearnedQueries)
     place = {sample.key: i for i, sample in enumerate(dataset.samples)}
     hits: list[list[float]] = [[], [], []]
+    layers = pair_layers(student.taps, [layer.depth for layer in store.spec.layers])
     for word in words:
         read = store.read_many([word.position])
-        teacher = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)[0, 0]
-        target = F.avg_pool2d(teacher, 2, divisor_override=1).flatten(1).double()  # 8x8 cells onto the student's 4x4
-        present = (target.sum(1) > 0).nonzero()[:, 0].tolist()
+        teacher = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)[0]
+        targets = F.avg_pool2d(teacher, 2, divisor_override=1).flatten(2).double()  # 8x8 cells onto the student's 4x4
+        present = (targets[0].sum(1) > 0).nonzero()[:, 0].tolist()
         with torch.no_grad():
             image = PlainImages(dataset, [student.size])[place[store.index.keys[word.position]]][0][student.size]
             tokens = student(image[None], with_taps=True).taps
@@ -241,7 +242,7 @@ def test_words_are_scored_by_their_slots_where_queries_are_learned(
             pairs = [block.attention(state, x) for block, state, x in _entering(student.queries, tokens)]
         costs = sum(
             (torch.xlogy(target, target)[:, None] - target[:, None] * p[0].double().log().mean(0)).sum(-1)
-            for p in pairs
+            for p, target in zip(pairs, targets[list(layers)], strict=True)
         )
         cost = costs.numpy()
         best = min(

@@ -30,11 +30,15 @@ def test_every_map_of_every_view_is_drawn_over_what_the_teacher_saw(
     stored = {view: store.read(3, view) for view in ("full", "hflip")}
     names = [store.vocabulary.words[i] for i in stored["full"].words if i >= 0]
     assert words == names
-    assert [column.title[1] for column in columns] == ["full, depth 1.00", "hflip, depth 1.00"]  # type: ignore[attr-defined]
-    for column, view in zip(columns, stored, strict=True):  # type: ignore[call-overload]
-        maps = decode_maps(stored[view].maps, stored[view].scale)[0, : len(names)]
+    placed = [(view, layer) for view in stored for layer in range(len(store.spec.layers))]
+    assert [column.title[1] for column in columns] == [  # type: ignore[attr-defined]
+        f"{view}, depth {store.spec.layers[layer].depth:.2f}" for view, layer in placed
+    ]
+    for column, (view, layer) in zip(columns, placed, strict=True):  # type: ignore[call-overload]
+        maps = decode_maps(stored[view].maps, stored[view].scale)[layer, : len(names)]
         np.testing.assert_array_equal(column.maps, maps)
-    full, mirrored = (np.asarray(column.image) for column in columns)  # type: ignore[attr-defined]
+    first_of = [placed.index((view, 0)) for view in ("full", "hflip")]
+    full, mirrored = (np.asarray(columns[i].image) for i in first_of)  # type: ignore[index]
     np.testing.assert_array_equal(full, np.asarray(image))
     np.testing.assert_array_equal(mirrored, full[:, ::-1])
 

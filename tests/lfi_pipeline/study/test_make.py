@@ -195,7 +195,7 @@ def test_what_cannot_be_compared(
     refused(ConfigError, "none has none.*`maps='gradcam'`", maps="interaction")
     refused(UnknownNameError, "kind of map 'attention'", maps="attention")
     refused(ConfigError, "validation split", targets=tiny_targets)
-    refused(ConfigError, "fewer --items", items=1000)
+    refused(ConfigError, "fewer `items`", items=1000)
     refused(UnknownNameError, "weights", weights="first")
     refused(OutputExistsError, "a file to write", out=tmp_path)
     (tmp_path / "file").touch()

@@ -20,6 +20,7 @@ from pathlib import Path
 import tensorstore  # noqa: F401
 import zarr.storage  # noqa: F401
 
+from lfi_pipeline.targets.commits import LAYOUTS
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import registry  # noqa: F401
 from lfi_pipeline.teachers.shards import ShardAssignment
@@ -97,12 +98,12 @@ def trial(wanted: extraction.ExtractConfig, out: Path, rng: random.Random) -> in
 def main() -> None:
     scenes, expected, work = (Path(argument) for argument in sys.argv[1:4])
     trials, seed = int(sys.argv[4]), int(sys.argv[5])
-    undisturbed = {layout: tree(expected / layout) for layout in extraction.LAYOUTS}
-    drawn = dict.fromkeys(extraction.LAYOUTS, 0)
+    undisturbed = {layout: tree(expected / layout) for layout in LAYOUTS}
+    drawn = dict.fromkeys(LAYOUTS, 0)
     killed = 0
     for number in range(trials):
         out, rng = work / f"trial-{number}", random.Random(f"{seed}-{number}")
-        layout = rng.choice(extraction.LAYOUTS)
+        layout = rng.choice(LAYOUTS)
         drawn[layout] += 1
         killed += trial(config(scenes, layout), out, rng)
         wanted, found = undisturbed[layout], tree(out)

@@ -125,7 +125,8 @@ def test_word_embeddings_are_those_of_the_text_tower_whatever_the_batch(random_c
     words = ["dog", "pineapple", "owl"]
     found = teacher.embed_words(words, batch_size=2)
     with torch.no_grad():
-        expected = teacher.model.encode_text(teacher.tokenizer(words), normalize=True)
+        texts = [f"a photo of a {word}." for word in words]  # as text towers were trained: on captions
+        expected = teacher.model.encode_text(teacher.tokenizer(texts), normalize=True)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
     assert teacher.embed_words([]).shape == (0, teacher.embedding_dim)

@@ -107,5 +107,5 @@ def test_what_cannot_be_is_refused(tiny_targets: Path, tmp_path: Path, targets: 
         TargetDataset(tiny_targets, image_size=0)
     with pytest.raises(ConfigError, match="batch_size must be 1 or more"):
         targets.loader(0)
-    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+    with pytest.raises(ConfigError, match="seed must be from 0"):
         TargetDataset(tiny_targets, seed=-1)

@@ -59,9 +59,13 @@ def test_numbers_are_read_where_they_are_logged_and_nowhere_else(
     make_config: MakeConfig, tmp_path: Path, reads: Counter[str]
 ) -> None:
     """24 steps an epoch are logged 4 times: 8 readings of 48 steps, not 48."""
-    train_one(make_config(objective="lfi", batch_size=1, epochs=2), tmp_path / "run")
+    train_one(make_config(objective="lfi", weight={"lfi": 0.05}, batch_size=1, epochs=2), tmp_path / "run")
     reads.pop("__init__", None)  # positions, before the first step
     assert reads == {"read": 8}
+    reads.clear()
+    train_one(make_config(objective="lfi", batch_size=1, epochs=2), tmp_path / "relative")
+    reads.pop("__init__", None)
+    assert reads == {"read": 8 + 3}  # gradients are measured at steps 0, 20 and 40, and weigh the next one
 
 
 def test_the_weights_are_those_of_reading_every_step(
