@@ -260,7 +260,10 @@ def demo(config: Demo) -> Shown:
             )
             for name, s in ((name, found["classification"]["scores"]) for name, found in scores.items())
         ),
-        ("query head, peak of a word's map in its object", percent(_pointing(scores["queries"]))),
+        (
+            "query head, peak of a word's map in its object",
+            percent(scores["queries"]["grounding"]["scores"]["pointing"]),
+        ),
         ("seconds", f"{result['seconds']:.0f}"),
         ("report", Path(page).resolve()),
     ]
@@ -270,9 +273,3 @@ def demo(config: Demo) -> Shown:
         show_tree(console, out, FILES)
 
     return Shown(result, render)
-
-
-def _pointing(results: Result) -> float | None:
-    """How often the student's map points at its object, at its last tap."""
-    taps = results["grounding"]["details"]["taps"]
-    return taps[-1]["pointing"] if taps else None
