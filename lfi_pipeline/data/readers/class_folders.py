@@ -14,7 +14,7 @@ from lfi_pipeline.data.readers.sniff import is_image
 from lfi_pipeline.data.readers.walk import (
     image_paths,
     keys_of,
-    misfit,
+    layout_error,
     read_labelled_paths,
     read_lines,
     require_directory,
@@ -39,27 +39,29 @@ def read_imagefolder(manifest: Manifest, root: Path, split: str) -> Dataset:
     if folder == WHOLE_ROOT:
         present = [name for name in others if (root / name).is_dir()]
         if present:
-            raise misfit(
+            raise layout_error(
                 manifest, root, "class folders", remedy=f"It has folders of splits; ask for one: {', '.join(present)}"
             )
     elif not (root / folder).is_dir():
         whole = [name for name, files in manifest.splits.items() if files["folder"] == WHOLE_ROOT]
         hint = f"Class folders right below it, in no folder of a split, are read as split {whole[0]!r}" if whole else ""
-        raise misfit(manifest, root, f"{folder}/<class>/**/<images>", remedy=hint)
+        raise layout_error(manifest, root, f"{folder}/<class>/**/<images>", remedy=hint)
     base = root / folder
     own = subfolders(base)
     if any(is_image(entry.name) and not entry.name.startswith(".") for entry in base.iterdir()):
         if own:
-            raise misfit(manifest, base, "class folders or images, not both", remedy="Move the images into a class")
+            raise layout_error(
+                manifest, base, "class folders or images, not both", remedy="Move the images into a class"
+            )
         own = []
     elif not own:
-        raise misfit(manifest, base, "class folders with images")
+        raise layout_error(manifest, base, "class folders with images")
     shared = [WHOLE_ROOT] if folder == WHOLE_ROOT else [name for name in others if (root / name).is_dir()]
     classes = tuple(sorted({name for each in shared for name in subfolders(root / each)})) if own else ()
     prefix = "" if folder == WHOLE_ROOT else f"{folder}/"
     samples = SampleTable(labelled(base, prefix, own, classes) if own else _unlabelled(base, prefix))
     if not samples:
-        raise misfit(manifest, base, "class folders with images")
+        raise layout_error(manifest, base, "class folders with images")
     return Dataset(
         name=manifest.name, root=root, split=split, classes=classes, samples=samples, prompts=manifest.prompts
     )
@@ -74,10 +76,10 @@ def read_images(manifest: Manifest, root: Path, split: str) -> Dataset:
     require_directory(manifest, root)
     folder = manifest.files(split)["folder"]
     if not (root / folder).is_dir():
-        raise misfit(manifest, root, f"{folder}/")
+        raise layout_error(manifest, root, f"{folder}/")
     samples = SampleTable(_unlabelled(root / folder, "" if folder == WHOLE_ROOT else f"{folder}/"))
     if not samples:
-        raise misfit(manifest, root / folder, "images")
+        raise layout_error(manifest, root / folder, "images")
     return Dataset(name=manifest.name, root=root, split=split, classes=(), samples=samples, prompts=manifest.prompts)
 
 
@@ -137,7 +139,7 @@ def read_tiny_imagenet(manifest: Manifest, root: Path, split: str) -> Dataset:
     needed = [options["wnids"], options["words"], files["images"]]
     place = next((each for each in options["folders"] if all((root / each / name).exists() for name in needed)), None)
     if place is None:
-        raise misfit(manifest, root, f"{', '.join(needed)} (in one of {', '.join(options['folders'])})")
+        raise layout_error(manifest, root, f"{', '.join(needed)} (in one of {', '.join(options['folders'])})")
     base, prefix = root / place, "" if place == "." else f"{place}/"
     wnids = _wnids(base / options["wnids"])
     folder, annotations = files["images"], files.get("annotations")
@@ -148,11 +150,13 @@ def read_tiny_imagenet(manifest: Manifest, root: Path, split: str) -> Dataset:
     else:
         images = f"{folder}/{_UNSORTED}"
         if not (base / images).is_dir() or not (base / annotations).is_file():
-            raise misfit(manifest, base / folder, f"{_UNSORTED}/ and {Path(annotations).name}, or a folder a class")
+            raise layout_error(
+                manifest, base / folder, f"{_UNSORTED}/ and {Path(annotations).name}, or a folder a class"
+            )
         source = _annotated(base / images, f"{prefix}{images}/", base / annotations, wnids)
     samples = SampleTable(source)
     if not samples:
-        raise misfit(manifest, base / folder, "images")
+        raise layout_error(manifest, base / folder, "images")
     return Dataset(
         name=manifest.name,
         root=root,
@@ -242,7 +246,7 @@ def read_pacs(manifest: Manifest, root: Path, split: str) -> Dataset:
         )
     samples = SampleTable(source)
     if not samples:
-        raise misfit(manifest, root / images, "images in its class folders")
+        raise layout_error(manifest, root / images, "images in its class folders")
     return Dataset(
         name=manifest.name,
         root=root,
@@ -259,7 +263,7 @@ def _images_folder(manifest: Manifest, root: Path) -> str:
         if all((root / folder / domain).is_dir() for domain in domains):
             return str(folder)
     choices = ", ".join(manifest.options["image_folders"])
-    raise misfit(manifest, root, f"{', '.join(f'{domain}/<class>/' for domain in domains)} (in one of {choices})")
+    raise layout_error(manifest, root, f"{', '.join(f'{domain}/<class>/' for domain in domains)} (in one of {choices})")
 
 
 def _lists(manifest: Manifest, root: Path, images: str, pattern: str, split: str) -> list[Path]:
@@ -269,10 +273,10 @@ def _lists(manifest: Manifest, root: Path, images: str, pattern: str, split: str
         if any((root / folder / name).is_file() for name in names):
             absent = [name for name in names if not (root / folder / name).is_file()]
             if absent:
-                raise misfit(manifest, root / folder, f"all of {', '.join(names)}; missing: {', '.join(absent)}")
+                raise layout_error(manifest, root / folder, f"all of {', '.join(names)}; missing: {', '.join(absent)}")
             return [root / folder / name for name in names]
     whole = [name for name, files in manifest.splits.items() if "list" not in files]
-    raise misfit(
+    raise layout_error(
         manifest,
         root,
         f"the official lists {', '.join(names)} for split {split!r}, in one of {', '.join(folders)}",
@@ -318,7 +322,7 @@ def read_vlcs(manifest: Manifest, root: Path, split: str) -> Dataset:
             break
         if all((base / domain).is_dir() for domain in plain):
             if folder is not None:
-                raise misfit(
+                raise layout_error(
                     manifest,
                     base,
                     f"the official release, {', '.join(f'{domain}/{folder}/' for domain in official)}, for split "
@@ -330,10 +334,10 @@ def read_vlcs(manifest: Manifest, root: Path, split: str) -> Dataset:
     else:
         wanted = ", ".join(f"{domain}/{folder or 'full'}/0..{len(options['classes']) - 1}/" for domain in official)
         trees = f"{', '.join(f'{domain}/<class>/' for domain in plain)}, or the official {wanted}"
-        raise misfit(manifest, root, trees if folder is None else f"the official {wanted}")
+        raise layout_error(manifest, root, trees if folder is None else f"the official {wanted}")
     samples = SampleTable(source)
     if not samples:
-        raise misfit(manifest, base, "images in its class folders")
+        raise layout_error(manifest, base, "images in its class folders")
     return Dataset(
         name=manifest.name,
         root=root,

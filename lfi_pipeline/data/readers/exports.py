@@ -19,7 +19,7 @@ from lfi_pipeline.data.images import parquet_path
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.coco_json import Faults
 from lfi_pipeline.data.readers.sniff import is_hidden
-from lfi_pipeline.data.readers.walk import image_paths, keys_of, misfit, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import image_paths, keys_of, layout_error, read_lines, require_directory
 
 _NUMBER = re.compile(r"\d{1,6}")
 _MOST_CLASSES = 1 << 17
@@ -39,13 +39,13 @@ def read_yolo(manifest: Manifest, root: Path, split: str) -> Dataset:
     roles = manifest.files(split)
     folder, labels = root / roles["images"], root / roles["labels"]
     if not folder.is_dir() or not labels.is_dir():
-        raise misfit(manifest, root, f"{roles['images']}/ and {roles['labels']}/")
+        raise layout_error(manifest, root, f"{roles['images']}/ and {roles['labels']}/")
     file = manifest.options.get("classes_file")
     names = _class_names(root / file) if file else None
     faults = Faults(labels)
     paths = image_paths(folder)
     if not paths:
-        raise misfit(manifest, folder, "images")
+        raise layout_error(manifest, folder, "images")
     found = [_classes_of(labels / Path(path).with_suffix(".txt"), names, faults) for path in paths]
     largest = max((label for each in found for label in each), default=-1)
     classes = names if names is not None else tuple(map(str, range(largest + 1)))
@@ -131,7 +131,7 @@ def read_parquet(manifest: Manifest, root: Path, split: str) -> Dataset:
         and not path.name[len(name) : len(name) + 1].isalpha()
     )  # fmt: skip
     if not files:
-        raise misfit(manifest, root, f"{start}*.parquet")
+        raise layout_error(manifest, root, f"{start}*.parquet")
     try:
         table = _Table(root, files)
         samples = SampleTable(table.samples())

@@ -12,7 +12,7 @@ from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.sniff import is_hidden, is_image
 
 
-def misfit(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:
+def layout_error(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:
     """Return the error that shows both sides; `required` ends the sentence «Data root R must hold ...»."""
     return DatasetError(
         f"Data root {folder} must hold {required} (layout {manifest.layout} of {manifest.name}); "

@@ -27,7 +27,7 @@ from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.sniff import IMAGE_SUFFIXES, is_hidden
 from lfi_pipeline.data.readers.tar_members import Member, list_members
-from lfi_pipeline.data.readers.walk import file_paths, misfit, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import file_paths, layout_error, read_lines, require_directory
 
 PER_TAR = 256
 """Pairs in one tar."""
@@ -176,7 +176,7 @@ def _tars(manifest: Manifest, root: Path, role: str) -> tuple[Path, list[str]]:
         )
     tars = sorted((name for name in found if name.endswith(".tar")), key=os.fsencode)
     if not tars:
-        raise misfit(manifest, root, f"tars in {role}/ or named {role}*.tar" if role != "." else "tars")
+        raise layout_error(manifest, root, f"tars in {role}/ or named {role}*.tar" if role != "." else "tars")
     return folder, tars
 
 
