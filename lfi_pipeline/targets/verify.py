@@ -308,7 +308,7 @@ def _image_root(root: Path, data_root: str | Path | None) -> tuple[Path | None, 
         return None, []
     if place.is_dir():
         return place, []
-    message = f"The images lie nowhere: {place} does not exist. Say where they lie, or check without images."
+    message = f"The images cannot be checked: {place} does not exist. Say where they lie, or check without images."
     return None, [Fault(shard=None, file=SOURCE, sample=None, message=message)]
 
 

@@ -118,7 +118,7 @@ class Learner(nn.Module):
         return losses
 
     def supervise(self, cut: MapResampler | None) -> tuple[Supervision | None, Tensor | None]:
-        """Return what the queries are told, and which of their words are present [B, M'] (see `StepContext`).
+        """Return the words of each image with their target maps, and which of the words are present [B, M'] (`StepContext`).
 
         The query of a class is that of the word that names it; words that name none do not teach a query head. With
         the presence term, as many words as the images have are drawn from the vocabulary by torch's generator.
