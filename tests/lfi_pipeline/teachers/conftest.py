@@ -40,22 +40,24 @@ def random_coca(tiny_teacher: CocaTeacher) -> Callable[[str], CocaTeacher]:
     @cache
     def build(form: str) -> CocaTeacher:
         pool, width = FORMS[form]
-        model = open_clip.CoCa(
-            embed_dim=32,
-            vision_cfg={
-                "image_size": 32,
-                "patch_size": 8,
-                "width": width,
-                "head_width": 8,
-                "layers": 2,
-                "attentional_pool": pool,
-                "attn_pooler_queries": 5,
-                "attn_pooler_heads": 2,
-                "output_tokens": True,
-            },
-            text_cfg={**text, "embed_cls": True, "output_tokens": True},
-            multimodal_cfg={**text, "attn_pooler_heads": 2},
-        )
+        with torch.random.fork_rng():  # open_clip draws biases and the class embedding from the global generator
+            torch.manual_seed(1)
+            model = open_clip.CoCa(
+                embed_dim=32,
+                vision_cfg={
+                    "image_size": 32,
+                    "patch_size": 8,
+                    "width": width,
+                    "head_width": 8,
+                    "layers": 2,
+                    "attentional_pool": pool,
+                    "attn_pooler_queries": 5,
+                    "attn_pooler_heads": 2,
+                    "output_tokens": True,
+                },
+                text_cfg={**text, "embed_cls": True, "output_tokens": True},
+                multimodal_cfg={**text, "attn_pooler_heads": 2},
+            )
         generator = torch.Generator().manual_seed(len(form))
         for parameter in model.parameters():
             if parameter.ndim >= 2:

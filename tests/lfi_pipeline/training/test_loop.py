@@ -311,6 +311,9 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+# torch leaves files open where a loader process dies between naming a batch and handing it over.
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
