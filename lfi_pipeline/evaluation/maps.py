@@ -6,12 +6,11 @@ Localization", ICCV 2017, section 3, equations 1 and 2.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.runtime import progress_bar
@@ -20,6 +19,7 @@ from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers
 from lfi_pipeline.targets import SampleTargets, TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
+from lfi_pipeline.training.monitor import feature_edge, nodes_of
 
 
 def class_maps(student: Student, images: Tensor, image_of: Tensor, labels: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _class_maps(student: Student, images: Tensor, image_of: Tensor, labels: Tens
     final, maps = student.backbone.forward_intermediates(x, indices=indices, output_fmt="NCHW")
     features = student.answer(final, [maps[indices.index(tap)] for tap in taps])
     assert features.logits is not None
-    reached = _nodes(features.pooled)
+    reached = nodes_of(features.pooled)
     last, before = maps[-1], maps[-2:][0]
     activations, weights = last, _weights(features.logits, last, reached, image_of, labels)
     if not weights.any() and before.shape[-2:] == last.shape[-2:]:
@@ -90,31 +90,16 @@ def _weights(logits: Tensor, feature: Tensor, reached: set[Node], image_of: Tens
     return weights
 
 
-def _nodes(tensor: Tensor) -> set[Node]:
-    """Return every operation that `tensor` was made by; leaves are left out."""
-    found: set[Node] = set()
-    waiting = [get_gradient_edge(tensor).node]
-    while waiting:
-        node = waiting.pop()
-        if node not in found and "AccumulateGrad" not in node.name():
-            found.add(node)
-            waiting.extend(before for before, _ in node.next_functions if before is not None)
-    return found
-
-
 def _edge(feature: Tensor, reached: set[Node]) -> GradientEdge:
     """Return the tensor that `feature` was taken from and that the pooled features go through.
 
     timm hands out a rearranged copy (without class tokens, channels first), which nothing else is computed from.
     """
-    waiting = deque([get_gradient_edge(feature)])
-    while waiting:
-        edge = waiting.popleft()
-        if edge.node in reached:
-            _require_rearranged(feature, edge)
-            return edge
-        waiting.extend(GradientEdge(node, number) for node, number in edge.node.next_functions if node is not None)
-    raise _not_the_same()
+    edge = feature_edge(feature, reached)
+    if edge is None:
+        raise _not_the_same()
+    _require_rearranged(feature, edge)
+    return edge
 
 
 def _like(feature: Tensor, edge: GradientEdge, gradient: Tensor) -> Tensor:
