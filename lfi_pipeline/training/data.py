@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import get_worker_info
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
@@ -288,6 +288,33 @@ class ErrorsAsValues(TorchDataset[Batch | LFIError | LoaderFailure]):
             if get_worker_info() is None:
                 raise
             return LoaderFailure(traceback.format_exc())
+
+
+def batch_loader(
+    images: TargetImages, batches: Sampler[list[Ticket]], *, workers: int, pin_memory: bool
+) -> DataLoader[Batch | LFIError | LoaderFailure]:
+    """Return a loader of `batches`, whose items are for `unwrapped`."""
+    return DataLoader(
+        ErrorsAsValues(images),
+        batch_sampler=batches,
+        collate_fn=whole_batch,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def unwrapped(item: Batch | LFIError | LoaderFailure) -> Batch:
+    """Return the batch that a loader gave.
+
+    Raises:
+        LFIError: the one that the loader met.
+        RuntimeError: a loader process met an error that is no user's; its traceback.
+    """
+    if isinstance(item, LFIError):
+        raise item
+    if isinstance(item, LoaderFailure):
+        raise RuntimeError(f"A loader process met an error:\n{item.text}")
+    return item
 
 
 def whole_batch(batch: Any) -> Batch | LFIError | LoaderFailure:

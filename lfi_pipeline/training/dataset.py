@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from lfi_pipeline.core.errors import ConfigError, LFIError
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.options import build
 from lfi_pipeline.data.augment import WHOLE, view_image, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.store import sample_image
 from lfi_pipeline.training.config import DataConfig
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, ErrorsAsValues, Grid, TargetImages, whole_batch
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, Grid, TargetImages, batch_loader, unwrapped
 from lfi_pipeline.training.sampler import ResumableBatchSampler, require_samples, require_views
 
 PIXELS_A_CELL = 16
@@ -170,18 +169,10 @@ class TargetLoader:
         return self._batches().steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = DataLoader(
-            ErrorsAsValues(self._images),
-            batch_sampler=self._batches(),
-            collate_fn=whole_batch,
-            num_workers=self._workers,
-            pin_memory=self._pin_memory,
-        )
-        for item in loader:
-            if isinstance(item, LFIError):
-                raise item
+        loader = batch_loader(self._images, self._batches(), workers=self._workers, pin_memory=self._pin_memory)
+        for batch in map(unwrapped, loader):
             self._step += 1
-            yield item
+            yield batch
         self._epoch, self._step = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader
 
 from lfi_pipeline.core.errors import LFIError, RunError
 from lfi_pipeline.core.runtime import progress_bar, resolve_device, tell
@@ -22,11 +21,10 @@ from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.data import (
     MAPS,
     Batch,
-    ErrorsAsValues,
-    LoaderFailure,
     MapResampler,
     TargetImages,
-    whole_batch,
+    batch_loader,
+    unwrapped,
 )
 from lfi_pipeline.training.learner import TOTAL
 from lfi_pipeline.training.monitor import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
@@ -285,19 +283,9 @@ class _Loop:
         self.sampler.start = start
         sizes = [run.learner.student.size for run in self.active]
         images = TargetImages(self.store, self.data, sizes, self.reads)
-        loader = DataLoader(
-            ErrorsAsValues(images),
-            batch_sampler=self.sampler,
-            collate_fn=whole_batch,
-            num_workers=self.machine.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for item in from_loader(iter(loader), workers=self.machine.workers):
-            if isinstance(item, LFIError):
-                raise item
-            if isinstance(item, LoaderFailure):
-                raise RuntimeError(f"A loader process met an error:\n{item.text}")
-            yield item
+        workers, pin_memory = self.machine.workers, self.device.type == "cuda"
+        loader = batch_loader(images, self.sampler, workers=workers, pin_memory=pin_memory)
+        yield from map(unwrapped, from_loader(iter(loader), workers=workers))
 
     def _piece(self, batch: Batch) -> MicroBatch:
         """Bring a part of a batch to the device, with maps that all students share."""

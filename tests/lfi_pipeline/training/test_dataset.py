@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from lfi_pipeline.core.errors import ConfigError, TargetsError
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.training.data import Batch
+from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.dataset import TargetDataset
+from lfi_pipeline.training.sampler import Ticket
 
 
 @pytest.fixture
@@ -98,6 +100,19 @@ def test_a_loader_goes_on_where_its_state_was_taken(targets: TargetDataset, done
 def test_workers_change_no_batch(targets: TargetDataset) -> None:
     for a, b in zip(targets.loader(8), targets.loader(8, workers=1), strict=True):
         assert_same(a, b)
+
+
+def test_what_goes_wrong_in_a_worker_is_told_with_its_traceback(
+    targets: TargetDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: TargetImages, tickets: Sequence[Ticket]) -> Batch:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(TargetImages, "__getitems__", broken)
+    loader = targets.loader(8, workers=1)
+    with pytest.raises(RuntimeError, match=r"(?s)loader process met an error.*Traceback.*no such thing"):
+        next(iter(loader))
+    assert loader.state_dict() == {"epoch": 0, "step": 0}
 
 
 def test_what_cannot_be_is_refused(tiny_targets: Path, tmp_path: Path, targets: TargetDataset) -> None:
