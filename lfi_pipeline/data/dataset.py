@@ -310,10 +310,19 @@ def relabelled(dataset: Dataset, classes: Sequence[str], source: str) -> Dataset
     new = {label: place[name] for label, name in enumerate(dataset.classes) if name in place}
     if all(new[label] == label for label in used):
         return replace(dataset, classes=classes)
-    samples = SampleTable(
-        replace(sample, labels=tuple(sorted(new[label] for label in sample.labels))) for sample in dataset.samples
-    )
+    samples = renumbered(dataset.samples, new)
     return replace(dataset, classes=classes, samples=samples, instances=_Relabelled(dataset.instances, new))
+
+
+def renumbered(samples: Iterable[Sample], new: Mapping[int, int]) -> SampleTable:
+    """Return the samples with label `new[i]` for each label i, in order."""
+    return SampleTable(replace(each, labels=tuple(sorted(new[label] for label in each.labels))) for each in samples)
+
+
+def named_in_order(numbers: Mapping[str, int]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return the names of classes that were numbered as they came, sorted, and for each old number the new one."""
+    names = tuple(sorted(numbers))
+    return names, {numbers[name]: place for place, name in enumerate(names)}
 
 
 def require_labels(dataset: Dataset, remedy: str) -> None:

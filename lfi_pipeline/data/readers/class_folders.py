@@ -12,16 +12,16 @@ from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.sniff import is_image
 from lfi_pipeline.data.readers.walk import (
+    WHOLE_ROOT,
     image_paths,
     keys_of,
     layout_error,
+    prefix_of,
     read_labelled_paths,
     read_lines,
     require_directory,
     subfolders,
 )
-
-WHOLE_ROOT = "."
 
 
 def read_imagefolder(manifest: Manifest, root: Path, split: str) -> Dataset:
@@ -58,7 +58,7 @@ def read_imagefolder(manifest: Manifest, root: Path, split: str) -> Dataset:
         raise layout_error(manifest, base, "class folders with images")
     shared = [WHOLE_ROOT] if folder == WHOLE_ROOT else [name for name in others if (root / name).is_dir()]
     classes = tuple(sorted({name for each in shared for name in subfolders(root / each)})) if own else ()
-    prefix = "" if folder == WHOLE_ROOT else f"{folder}/"
+    prefix = prefix_of(folder)
     samples = SampleTable(labelled(base, prefix, own, classes) if own else _unlabelled(base, prefix))
     if not samples:
         raise layout_error(manifest, base, "class folders with images")
@@ -77,7 +77,7 @@ def read_images(manifest: Manifest, root: Path, split: str) -> Dataset:
     folder = manifest.files(split)["folder"]
     if not (root / folder).is_dir():
         raise layout_error(manifest, root, f"{folder}/")
-    samples = SampleTable(_unlabelled(root / folder, "" if folder == WHOLE_ROOT else f"{folder}/"))
+    samples = SampleTable(_unlabelled(root / folder, prefix_of(folder)))
     if not samples:
         raise layout_error(manifest, root / folder, "images")
     return Dataset(name=manifest.name, root=root, split=split, classes=(), samples=samples, prompts=manifest.prompts)
@@ -140,7 +140,7 @@ def read_tiny_imagenet(manifest: Manifest, root: Path, split: str) -> Dataset:
     place = next((each for each in options["folders"] if all((root / each / name).exists() for name in needed)), None)
     if place is None:
         raise layout_error(manifest, root, f"{', '.join(needed)} (in one of {', '.join(options['folders'])})")
-    base, prefix = root / place, "" if place == "." else f"{place}/"
+    base, prefix = root / place, prefix_of(place)
     wnids = _wnids(base / options["wnids"])
     folder, annotations = files["images"], files.get("annotations")
     found = [name for name in subfolders(base / folder) if name != _UNSORTED]
@@ -222,7 +222,7 @@ def read_pacs(manifest: Manifest, root: Path, split: str) -> Dataset:
     images = _images_folder(manifest, root)
     for domain in domains:
         require_classes(root / images / domain, subfolders(root / images / domain), classes)
-    prefix = "" if images == "." else f"{images}/"
+    prefix = prefix_of(images)
     pattern = manifest.files(split).get("list")
     if pattern is None:
         source = (
@@ -316,7 +316,7 @@ def read_vlcs(manifest: Manifest, root: Path, split: str) -> Dataset:
     if len(plain) != len(official):
         raise DatasetError(f"Manifest {manifest.name}: domains and official_domains must be of equal length.")
     for place in options["folders"]:
-        base, prefix = root / place, "" if place == "." else f"{place}/"
+        base, prefix = root / place, prefix_of(place)
         if all((base / domain / (folder or "full")).is_dir() for domain in official):
             source = _official(manifest, base, prefix, folder or "full")
             break

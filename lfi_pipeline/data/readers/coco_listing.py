@@ -35,6 +35,7 @@ from lfi_pipeline.data.readers.coco_json import (
     object_of,
     stream_lists,
 )
+from lfi_pipeline.data.readers.walk import prefix_of, require_directory
 
 _MOST_ALONE = 0.05  # share of the images
 _VERSION = 1  # of what is kept
@@ -76,7 +77,7 @@ def read_listing(instances: Path | None, captions: Path | None, *, folder: str, 
         DatasetError: a file is not JSON of COCO's form, or the two do not belong together.
     """
     files = [path for path in (instances, captions) if path is not None]
-    prefix = "" if folder == "." else f"{folder}/"
+    prefix = prefix_of(folder)
     settings = {
         "version": _VERSION,
         "prefix": prefix,
@@ -88,8 +89,6 @@ def read_listing(instances: Path | None, captions: Path | None, *, folder: str, 
             files, settings, lambda parts: _Parser(instances, captions, prefix, domain_field).write(parts)
         )
     except OSError as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(f"{error.filename or files[0]}: {error.strerror or error}.") from error
     samples = SampleTable.of_batches(parts.batches("samples"))
     (rows,) = parts.batches("objects")
@@ -303,8 +302,7 @@ def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
 
 
 def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) -> None:
-    if not root.is_dir():
-        raise DatasetError(f"Data root {root} must be a directory. {manifest.how_to_obtain}".rstrip())
+    require_directory(manifest, root)
     missing = [path for path in files.values() if not (root / path).exists()]
     if missing:
         found = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"

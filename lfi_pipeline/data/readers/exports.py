@@ -14,15 +14,23 @@ import pyarrow.parquet as pq
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.core.parse import MAX_TOML_BYTES, read_limited
-from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
+from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable, named_in_order, renumbered
 from lfi_pipeline.data.images import parquet_path
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.coco_json import Faults
 from lfi_pipeline.data.readers.sniff import is_hidden
-from lfi_pipeline.data.readers.walk import image_paths, keys_of, layout_error, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import (
+    MOST_CLASSES,
+    begins_with,
+    image_paths,
+    keys_of,
+    layout_error,
+    prefix_of,
+    read_lines,
+    require_directory,
+)
 
 _NUMBER = re.compile(r"\d{1,6}")
-_MOST_CLASSES = 1 << 17
 
 
 def read_yolo(manifest: Manifest, root: Path, split: str) -> Dataset:
@@ -49,7 +57,7 @@ def read_yolo(manifest: Manifest, root: Path, split: str) -> Dataset:
     found = [_classes_of(labels / Path(path).with_suffix(".txt"), names, faults) for path in paths]
     largest = max((label for each in found for label in each), default=-1)
     classes = names if names is not None else tuple(map(str, range(largest + 1)))
-    prefix = "" if roles["images"] == "." else f"{roles['images']}/"
+    prefix = prefix_of(roles["images"])
     return Dataset(
         name=manifest.name,
         root=root,
@@ -73,7 +81,7 @@ def _classes_of(path: Path, names: Sequence[str] | None, faults: Faults) -> tupl
     for number, line in read_lines(path):
         first = line.split(maxsplit=1)[0]
         label = int(first) if _NUMBER.fullmatch(first) else -1
-        if not 0 <= label < (len(names) if names is not None else _MOST_CLASSES):
+        if not 0 <= label < (len(names) if names is not None else MOST_CLASSES):
             faults.add(
                 "lines left out, that begin with no class of the list", f"{path.name}, line {number}: {line[:40]!r}"
             )
@@ -127,17 +135,14 @@ def read_parquet(manifest: Manifest, root: Path, split: str) -> Dataset:
     files = sorted(
         path
         for path in (place.iterdir() if place.is_dir() else ())
-        if path.name.endswith(".parquet") and not is_hidden(path.name) and path.name.startswith(name)
-        and not path.name[len(name) : len(name) + 1].isalpha()
-    )  # fmt: skip
+        if path.name.endswith(".parquet") and not is_hidden(path.name) and begins_with(path.name, name)
+    )
     if not files:
         raise layout_error(manifest, root, f"{start}*.parquet")
     try:
         table = _Table(root, files)
         samples = SampleTable(table.samples())
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(f"{files[0].parent}: its Parquet files cannot be read: {error}.") from error
     classes, samples = table.settled(samples)
     return Dataset(
@@ -196,7 +201,7 @@ class _Table:
     def _label(self, label: object, where: str) -> int:
         if isinstance(label, str):
             return self.by_name.setdefault(label, len(self.by_name))
-        if not isinstance(label, int) or not -1 <= label < (len(self.names) if self.names else _MOST_CLASSES):
+        if not isinstance(label, int) or not -1 <= label < (len(self.names) if self.names else MOST_CLASSES):
             raise DatasetError(f"{where}: a label must be a name or the number of a class, got {label!r}.")
         self.largest = max(self.largest, label)
         return label  # -1 is Hugging Face's for none
@@ -205,13 +210,8 @@ class _Table:
         """Return the class names, and samples whose labels index them."""
         if not self.by_name:
             return self.names or tuple(map(str, range(self.largest + 1))), samples
-        from dataclasses import replace
-
-        names = sorted(self.by_name)
-        order = {self.by_name[name]: number for number, name in enumerate(names)}
-        return tuple(names), SampleTable(
-            replace(each, labels=tuple(sorted(order[label] for label in each.labels))) for each in samples
-        )
+        names, order = named_in_order(self.by_name)
+        return names, renumbered(samples, order)
 
 
 def _first(schema: Any, names: tuple[str, ...], fits: Any, *, named: bool = False) -> str | None:

@@ -11,6 +11,10 @@ from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.sniff import is_hidden, is_image
 
+WHOLE_ROOT = "."
+MOST_CLASSES = 1 << 17
+"""That labels may number without names."""
+
 
 def layout_error(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:
     """Return the error that shows both sides; `required` ends the sentence «Data root R must hold ...»."""
@@ -24,6 +28,16 @@ def require_directory(manifest: Manifest, root: Path) -> None:
     """Raise a `DatasetError` unless `root` is a directory."""
     if not root.is_dir():
         raise DatasetError(f"Data root {root} must be a directory. {manifest.how_to_obtain}".rstrip())
+
+
+def prefix_of(folder: str) -> str:
+    """Return what the path of a file in `folder` begins with; `.` is the data root."""
+    return "" if folder == WHOLE_ROOT else f"{folder}/"
+
+
+def begins_with(name: str, start: str) -> bool:
+    """Whether a file is of a split: train-000.tar and train_000.tar are of train, training-000.tar is not."""
+    return name.startswith(start) and not name[len(start) : len(start) + 1].isalpha()
 
 
 def image_paths(folder: Path) -> list[str]:

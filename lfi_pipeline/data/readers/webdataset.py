@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +23,19 @@ from torch import Tensor
 from lfi_pipeline.core.errors import DatasetError, OutputWriteError
 from lfi_pipeline.core.io import tar_path, write_atomic
 from lfi_pipeline.core.parse import parse_json
-from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
+from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable, named_in_order, renumbered
 from lfi_pipeline.data.manifest import Manifest
 from lfi_pipeline.data.readers.sniff import IMAGE_SUFFIXES, is_hidden
 from lfi_pipeline.data.readers.tar_members import Member, list_members
-from lfi_pipeline.data.readers.walk import file_paths, layout_error, read_lines, require_directory
+from lfi_pipeline.data.readers.walk import (
+    MOST_CLASSES,
+    begins_with,
+    file_paths,
+    layout_error,
+    prefix_of,
+    read_lines,
+    require_directory,
+)
 
 PER_TAR = 256
 """Pairs in one tar."""
@@ -126,7 +134,6 @@ _TEXTS = ("txt", "caption")
 _CAPTION_FIELDS = ("caption", "captions", "text")
 _LABEL_FIELDS = ("label", "labels", "cls", "class", "classes", "class_name")
 _LARGEST_TEXT = 1 << 20  # bytes of a caption or a record
-_MOST_CLASSES = 1 << 17
 _PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -151,7 +158,7 @@ def read_webdataset(manifest: Manifest, root: Path, split: str) -> Dataset:
         raise DatasetError(f"{folder}: its {len(tars)} tars must hold images; found none. See lfi datasets webdataset.")
     classes, order = labels.settled()
     if order is not None:
-        samples = SampleTable(replace(each, labels=tuple(sorted(order[i] for i in each.labels))) for each in samples)
+        samples = renumbered(samples, order)
     return Dataset(
         name=manifest.name, root=root, split=split, classes=classes, samples=samples, prompts=manifest.prompts
     )
@@ -161,13 +168,12 @@ def _tars(manifest: Manifest, root: Path, role: str) -> tuple[Path, list[str]]:
     """Return the folder of the split and its tars' paths below the root, sorted by their bytes."""
     folder = root / role
     if folder.is_dir():
-        prefix = "" if role == "." else f"{role}/"
+        prefix = prefix_of(role)
         found = [prefix + path for path in file_paths(folder, lambda name: name.endswith((".tar", *_PACKED_SUFFIXES)))]
     else:
         folder = root
-        names = [entry.name for entry in root.iterdir() if entry.name.startswith(role) and not is_hidden(entry.name)]
-        # train-000.tar and train_000.tar are of split train, training-000.tar is not
-        found = [name for name in names if not name[len(role) : len(role) + 1].isalpha()]
+        names = [entry.name for entry in root.iterdir() if not is_hidden(entry.name)]
+        found = [name for name in names if begins_with(name, role)]
     packed = sorted(name for name in found if name.endswith(_PACKED_SUFFIXES))
     if packed:
         raise DatasetError(
@@ -206,8 +212,8 @@ class _Labels:
             found = self.by_name.setdefault(label, len(self.by_name))
         else:
             found, self.largest = label, max(self.largest, label)
-        if not 0 <= found < (len(self.named) if self.named is not None else _MOST_CLASSES):
-            most = len(self.named) if self.named is not None else _MOST_CLASSES
+        if not 0 <= found < (len(self.named) if self.named is not None else MOST_CLASSES):
+            most = len(self.named) if self.named is not None else MOST_CLASSES
             raise DatasetError(f"{where}: a label must be from 0 to {most - 1}, got {label!r}.")
         if self.named is None and self.by_name and self.largest >= 0:
             raise DatasetError(f"{where}: labels must all be numbers or all be names; list names in {CLASS_FILES[0]}.")
@@ -219,8 +225,7 @@ class _Labels:
             return self.named, None
         if not self.by_name:
             return tuple(str(number) for number in range(self.largest + 1)), None
-        names = sorted(self.by_name)
-        return tuple(names), {self.by_name[name]: number for number, name in enumerate(names)}
+        return named_in_order(self.by_name)
 
 
 class _Tar:
