@@ -129,12 +129,11 @@ def mirrored(url: str) -> Path:
             raise DatasetError(f"{url} must be a folder with tars, or name tars; found none there.")
         for system, source, name in files:
             _fetch(system, source, folder / name)
+        names = {name for _, _, name in files}
         for path in sorted(folder.rglob("*.tar")):  # what is gone at the source
-            if path.relative_to(folder).as_posix() not in {name for _, _, name in files}:
+            if path.relative_to(folder).as_posix() not in names:
                 path.unlink()
     except OSError as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(f"{url} cannot be copied to {folder}: {error}.") from error
     return folder
 

@@ -42,13 +42,11 @@ def checked_mask(segmentation: object, height: int, width: int, source: str) -> 
     Raises:
         DatasetError: as `extent_of` and `misfit_of` say.
     """
-    extent = extent_of(segmentation)
+    extent, runs = _measured(segmentation)
     fault = extent if isinstance(extent, str) else misfit_of(extent, height, width)
     if fault is not None:
         raise DatasetError(f"{source}: its segmentation {fault}.")
-    if isinstance(segmentation, dict):
-        runs = _runs(segmentation["counts"])
-        assert not isinstance(runs, str)
+    if runs is not None:
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
     from pycocotools import mask as coco_mask
 
@@ -63,11 +61,16 @@ def extent_of(segmentation: object) -> Extent | str:
     Polygons must be of finite numbers, an even count of 6 or more; run lengths must be non-negative and sum to the
     pixels of their `size`.
     """
+    return _measured(segmentation)[0]
+
+
+def _measured(segmentation: object) -> tuple[Extent | str, list[int] | None]:
+    """Return `extent_of` a segmentation, and its run lengths where it is right ones: they are long to decode."""
     if isinstance(segmentation, list):
-        return _extent_of_polygons(segmentation)
+        return _extent_of_polygons(segmentation), None
     if isinstance(segmentation, dict):
-        return _extent_of_runs(segmentation)
-    return f"must be polygons or run lengths, got {_shown(segmentation)}"
+        return _measured_runs(segmentation)
+    return f"must be polygons or run lengths, got {_shown(segmentation)}", None
 
 
 def misfit_of(extent: Extent, height: int, width: int) -> str | None:
@@ -113,7 +116,7 @@ def _is_finite(numbers: list[float]) -> bool:
     return math.isfinite(sum(numbers))
 
 
-def _extent_of_runs(code: dict[Any, Any]) -> Extent | str:
+def _measured_runs(code: dict[Any, Any]) -> tuple[Extent | str, list[int] | None]:
     size = code.get("size")
     if not (
         isinstance(size, list)
@@ -121,13 +124,13 @@ def _extent_of_runs(code: dict[Any, Any]) -> Extent | str:
         and all(type(side) is int and side > 0 for side in size)
         and size[0] * size[1] <= MAX_PIXELS
     ):
-        return f"must have a size of two whole numbers, [height, width], got {_shown(size)}"
+        return f"must have a size of two whole numbers, [height, width], got {_shown(size)}", None
     runs = _runs(code.get("counts"))
     if isinstance(runs, str):
-        return runs
+        return runs, None
     if (total := sum(runs)) != size[0] * size[1]:
-        return f"must have run lengths that sum to {size[0]} x {size[1]} pixels, got {total}"
-    return Extent(0.0, 0.0, float(size[1]), float(size[0]), True)
+        return f"must have run lengths that sum to {size[0]} x {size[1]} pixels, got {total}", None
+    return Extent(0.0, 0.0, float(size[1]), float(size[0]), True), runs
 
 
 def _runs(counts: object) -> list[int] | str:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from lfi_pipeline.core import lazy_exports
 
 if TYPE_CHECKING:
-    from lfi_pipeline.evaluation.config import SOURCES, DetectionConfig
+    from lfi_pipeline.evaluation.config import DetectionConfig
     from lfi_pipeline.evaluation.detection.protocol import detection
 
-__all__ = ["SOURCES", "DetectionConfig", "detection"]
+__all__ = ["DetectionConfig", "detection"]
 
 if not TYPE_CHECKING:  # type checkers would take any name for granted
-    __getattr__ = lazy_exports(__name__, {"protocol": ["SOURCES", "DetectionConfig", "detection"]})
+    __getattr__ = lazy_exports(__name__, {"protocol": ["DetectionConfig", "detection"]})

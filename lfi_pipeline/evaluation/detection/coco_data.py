@@ -34,6 +34,7 @@ class CocoSplit:
         categories: records in order of id; label 0 of the detector is the background, label i + 1 is category i.
         annotations: image id -> records, crowds as well; `segmentation` is None where there is none that fits.
         usable: image id -> objects to train on: no crowds, with a mask, boxes cut at the image's edge and not empty.
+        objects: how many are usable.
         dropped: how many objects are neither crowds nor usable.
         notes: what was left out of the file, a line for each reason.
     """
@@ -44,6 +45,7 @@ class CocoSplit:
     categories: Sequence[Mapping[str, Any]]
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
     usable: Mapping[int, Sequence[Instance]]
+    objects: int
     dropped: int
     notes: tuple[str, ...] = ()
 
@@ -90,6 +92,7 @@ def read_split(file: Path, folder: Path | None = None) -> CocoSplit:
             {number: places[number] for number in usable},
             lambda place: _usable(objects, place, images[place]["height"], images[place]["width"]),
         ),
+        objects=int(chosen.sum()),
         dropped=int((whole & ~chosen).sum()),
         notes=listing.notes,
     )

@@ -39,8 +39,6 @@ from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, load, wr
 from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.training.learner import LoadedRun
 
-SOURCES = ("run", "scratch")
-
 
 def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> ProtocolResult:
     """Fine-tune a Mask R-CNN on the backbone of `run` and score its boxes and masks.
@@ -100,7 +98,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "seed": seed,
             "detections": len(detections),
             "train_images": len(train.usable),
-            "train_objects": sum(map(len, train.usable.values())),
+            "train_objects": train.objects,
             "empty_boxes_dropped": train.dropped,
             "left_out": [*train.notes, *val.notes],
             "val_images": len(val.images),

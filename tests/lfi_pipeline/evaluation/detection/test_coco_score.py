@@ -89,6 +89,7 @@ def random_case(seed: int) -> tuple[CocoSplit, list[dict[str, Any]]]:
         categories=sorted(CATEGORIES, key=lambda each: each["id"]),
         annotations=annotations,
         usable={},
+        objects=0,
         dropped=0,
     )
     return split, results
