@@ -74,10 +74,14 @@ class FileRecord:
 
     def complaint(self, data: bytes) -> str | None:
         """Say how `data` differs from the record, or None where it does not."""
-        if len(data) != self.size:
-            return f"has {len(data)} bytes, recorded were {self.size}"
-        found = crc32c_hex(data)
-        return None if found == self.crc32c else f"has crc32c {found}, recorded was {self.crc32c}"
+        same_size = len(data) == self.size  # else the checksum is not looked at
+        return self.difference(FileRecord(size=len(data), crc32c=crc32c_hex(data) if same_size else ""))
+
+    def difference(self, found: FileRecord) -> str | None:
+        """Say how the record of what was found differs from this one, or None where it does not."""
+        if found.size != self.size:
+            return f"has {found.size} bytes, recorded were {self.size}"
+        return None if found == self else f"has crc32c {found.crc32c}, recorded was {self.crc32c}"
 
 
 def crc32c_hex(data: bytes) -> str:

@@ -296,8 +296,8 @@ def _fault_of_splits(splits: object) -> str | None:
         for role, path in roles.items():
             if not isinstance(path, str):
                 return f"[splits.{split}] {role} must be text, got {path!r}"
-            if reason := why_unsafe(path):
-                return f"[splits.{split}] {role} must be a path below the data root, and {path!r} {reason}"
+            if fault := _fault_of_path(path):
+                return f"[splits.{split}] {role} {fault}"
     return None
 
 

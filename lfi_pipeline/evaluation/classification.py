@@ -22,12 +22,11 @@ from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.core.runtime import progress_bar
-from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.data.dataset import relabelled
+from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
-from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
+from lfi_pipeline.evaluation.results import ProtocolResult, load, read_split, validation_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
@@ -126,7 +125,7 @@ def probe_scores(
         DatasetError: the training split is not there, or has other classes.
     """
     device = next(loaded.student.parameters()).device
-    training = _training_features(loaded, dataset, common, config.probe_limit)
+    training = _training_features(loaded, common, config.probe_limit)
     features, labels = (each.to(device) for each in training.readable())
     if not labels.any() or (task == CLASSIFICATION and not bool((labels.sum(1) == 1).all())):
         asked = "one label for every training image" if task == CLASSIFICATION else "training images with labels"
@@ -154,13 +153,8 @@ def probe_scores(
     return scores, details
 
 
-def _training_features(
-    loaded: LoadedRun, validation: Dataset, common: EvaluationConfig, limit: int | None
-) -> FrozenFeatures:
-    spec = loaded.store.spec.dataset
-    dataset = relabelled(
-        read_dataset(spec.name, loaded.store.source_root, spec.split), spec.classes, f"the cache {loaded.store.path}"
-    )
+def _training_features(loaded: LoadedRun, common: EvaluationConfig, limit: int | None) -> FrozenFeatures:
+    dataset = read_split(loaded, loaded.store.spec.dataset.split)
     seen = frozenset(loaded.record["seen_domains"])
     positions = np.array([i for i, sample in enumerate(dataset.samples) if sample.domain in seen], dtype=np.int64)
     if not len(positions):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.options import Option, build, check, declared
+from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 
 WEIGHTS = ("last", "best")
 SOURCES = ("run", "scratch")
@@ -17,12 +18,6 @@ MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and ze
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 CLASSIFICATION, CONVERGENCE = "Protocol classification", "Protocol convergence"
 """Headings of the help."""
-
-
-def _head_scores() -> tuple[str, ...]:
-    from lfi_pipeline.evaluation.metrics import HEAD_SCORES
-
-    return tuple(HEAD_SCORES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +199,7 @@ class ConvergenceConfig:
         Option(
             "Validation score that must be reached; left out: the task's main one.",
             panel=CONVERGENCE,
-            choices=_head_scores,
+            choices=tuple(HEAD_SCORES),
         ),
     ] = None
 

@@ -29,13 +29,18 @@ def load(run: Path, common: EvaluationConfig) -> LoadedRun:
 
 
 def validation_split(loaded: LoadedRun) -> Dataset:
-    """Return the split that the run was validated on, with labels that index the classes of its cache.
+    """Return the split that the run was validated on. Raises as `read_split`."""
+    return read_split(loaded, loaded.config.val_split)
+
+
+def read_split(loaded: LoadedRun, split: str) -> Dataset:
+    """Return a split of the run's data set, with labels that index the classes of its cache.
 
     Raises:
         DatasetError: it is not there, or has a class that the cache has not.
     """
     spec = loaded.store.spec.dataset
-    dataset = read_dataset(spec.name, loaded.store.source_root, loaded.config.val_split)
+    dataset = read_dataset(spec.name, loaded.store.source_root, split)
     return relabelled(dataset, spec.classes, f"the cache {loaded.store.path}")
 
 

@@ -112,7 +112,8 @@ class QueryStack(nn.Module):
         for block, x in zip(self.blocks, features, strict=True):
             before = self.state_at_tap(seeds, state)
             maps.append(block.attention(before, x).mean(1))
-            state = block(before, x)[0]
+            if block is not self.blocks[-1]:
+                state = block(before, x)[0]
         return maps
 
 

@@ -116,7 +116,7 @@ class Student(nn.Module):
             supervision: words and their maps; without it, queries of mode `text` do not run.
             with_taps: return the patch tokens of the taps, whether queries run or not.
         """
-        x = (images.float() - self.mean) / self.std
+        x = self._normalised(images)
         maps: list[Tensor] = []
         if with_taps or self._runs_queries(supervision):
             final, maps = self.backbone.forward_intermediates(
@@ -129,11 +129,11 @@ class Student(nn.Module):
 
     def tapped(self, images: Tensor) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """Return per tap the patch tokens [B, N_t, D_t] and their grid, of images as `forward` takes them."""
-        x = (images.float() - self.mean) / self.std
+        x = self._normalised(images)
         maps = self.backbone.forward_intermediates(
             x, indices=[tap.index for tap in self.taps], output_fmt="NCHW", intermediates_only=True
         )
-        return [f.flatten(2).transpose(1, 2) for f in maps], [(int(f.shape[2]), int(f.shape[3])) for f in maps]
+        return _tokens_and_grids(maps)
 
     def answer(self, final: Any, maps: Sequence[Tensor], supervision: Supervision | None = None) -> Features:
         """Return what the student makes of what its backbone gave.
@@ -143,8 +143,7 @@ class Student(nn.Module):
             maps: per tap, its features [B, D_t, rows, columns]; empty where no queries run.
             supervision: as `forward`.
         """
-        tokens = [f.flatten(2).transpose(1, 2) for f in maps]
-        grids = [(int(f.shape[2]), int(f.shape[3])) for f in maps]
+        tokens, grids = _tokens_and_grids(maps)
         pooled = self._pool(final)
         interaction = self._interact(tokens, supervision)
         logits: Tensor | None = self.head(pooled) if self.head is not None else None
@@ -168,6 +167,9 @@ class Student(nn.Module):
     def classifies(self) -> bool:
         """Whether there are logits."""
         return self.head is not None or self.query_head is not None
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
 
     def _runs_queries(self, supervision: Supervision | None) -> bool:
         always = isinstance(self.queries, LearnedQueries) or self.query_head is not None
@@ -202,3 +204,8 @@ class Student(nn.Module):
             "queries": count(self.queries),
             "kept_queries": count(self.queries) if isinstance(self.queries, LearnedQueries | QueryHead) else 0,
         }
+
+
+def _tokens_and_grids(maps: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """[B, D, rows, columns] of each tap -> its patch tokens [B, N, D] and (rows, columns)."""
+    return [f.flatten(2).transpose(1, 2) for f in maps], [(int(f.shape[2]), int(f.shape[3])) for f in maps]

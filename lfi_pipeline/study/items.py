@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.grounding import class_words
 from lfi_pipeline.evaluation.maps import class_maps, student_maps
+from lfi_pipeline.study.answers import AUTO, GRADCAM, INTERACTION
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun
@@ -95,8 +96,6 @@ def evenly(words: Sequence[NamedWord], seed: int) -> Iterator[NamedWord]:
         yield chosen
 
 
-AUTO, INTERACTION, GRADCAM = "auto", "interaction", "gradcam"
-KINDS = (AUTO, INTERACTION, GRADCAM)
 _BATCH = 64
 
 Map = npt.NDArray[np.float32]
@@ -106,11 +105,8 @@ def choose_kind(kind: str, runs: Sequence[LoadedRun]) -> str:
     """Return the kind of map that all `runs` have: interaction maps if asked for `auto` and all have queries.
 
     Raises:
-        UnknownNameError: no such kind.
         ConfigError: a run that has no maps of the kind.
     """
-    if kind not in KINDS:
-        raise UnknownNameError("kind of map", kind, KINDS)
     without = [str(run.path) for run in runs if run.student.queries is None]
     if kind == AUTO:
         kind = GRADCAM if without else INTERACTION

@@ -80,7 +80,7 @@ def unflatten(tensors: Mapping[str, Tensor], plain: Any) -> Any:
 
 FORMAT, VERSION = "lfi-training-state", "1"
 CHECKSUM = "crc32c"
-STATE, LAST, BEST = "state.safetensors", "last.safetensors", "best.safetensors"
+LAST, BEST = "last.safetensors", "best.safetensors"
 _KEPT = re.compile(r"epoch-(\d{4,})\.safetensors")
 _CHUNK = 1 << 24  # bytes copied at a time for the checksum
 

@@ -14,12 +14,15 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import DataConfig, TrainConfig
 
 
+def read_of(config: TrainConfig) -> tuple[DataConfig, int, str, str]:
+    """Return what must be equal of runs that one read feeds."""
+    return config.data, config.grad_accum_steps, config.val_split, config.task
+
+
 def common_data(configs: Sequence[TrainConfig]) -> DataConfig:
     first = configs[0]
     for config in configs[1:]:
-        if (config.data, config.grad_accum_steps, config.val_split, config.task) != (
-            first.data, first.grad_accum_steps, first.val_split, first.task,
-        ):  # fmt: skip
+        if read_of(config) != read_of(first):
             raise ConfigError(
                 "Runs that are fed from one read must agree on what is read (data, augmentation, epochs, batch size, "
                 "seed), on the task, the validation split and on grad_accum_steps. Train the others in a command of "

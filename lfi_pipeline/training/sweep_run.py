@@ -14,7 +14,7 @@ from lfi_pipeline.students.backbone import build_backbone, choose_taps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.run_dir import read_summary, write_json
-from lfi_pipeline.training.sampler import ResumableBatchSampler, require_samples
+from lfi_pipeline.training.sampler import ResumableBatchSampler, read_of, require_samples
 from lfi_pipeline.training.sweep import PlannedRun, combinations_error
 
 RECORD = "sweep.json"
@@ -74,8 +74,7 @@ def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun
     reads: dict[Any, list[PlannedRun]] = {}
     for run in plan:
         if not is_finished(run):
-            read = (run.config.data, run.config.grad_accum_steps, run.config.val_split, run.config.task)
-            reads.setdefault(read, []).append(run)
+            reads.setdefault(read_of(run.config), []).append(run)
     return [runs[i : i + together] for runs in reads.values() for i in range(0, len(runs), together)]
 
 

@@ -20,7 +20,6 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.data import Dataset, images, read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-from lfi_pipeline.evaluation import classification as probes
 from lfi_pipeline.evaluation import results as loading
 from lfi_pipeline.evaluation.config import ClassificationConfig
 from lfi_pipeline.evaluation.results import ProtocolResult
@@ -162,8 +161,7 @@ def test_one_label_an_image_is_scored_by_top_1_too(run_of: dict[str, Path], monk
         dataset = read_dataset(*names)
         return replace(dataset, samples=[replace(s, labels=s.labels[:1]) for s in dataset.samples])
 
-    for module in (loading, probes):
-        monkeypatch.setattr(module, "read_dataset", first_label)
+    monkeypatch.setattr(loading, "read_dataset", first_label)
     path = run_of["none"] / "config.json"
     unseal_folder(path.parent)  # changed by hand
     path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "classification"}))
@@ -207,11 +205,11 @@ def test_what_cannot_be_probed_is_refused(run_of: dict[str, Path], monkeypatch: 
     path.write_text(json.dumps(record))
     plain = loading.read_dataset
     other = lambda *names: replace(d := plain(*names), classes=tuple(f"no {name}" for name in d.classes))  # noqa: E731
-    monkeypatch.setattr(probes, "read_dataset", other)
+    monkeypatch.setattr(loading, "read_dataset", lambda *names: (other if names[2] == "train" else plain)(*names))
     with pytest.raises(DatasetError, match="must have only classes of the cache"):
         classification_of(run, probes=True)
     bare = lambda *names: replace(d := plain(*names), samples=[replace(s, labels=()) for s in d.samples])  # noqa: E731
-    monkeypatch.setattr(probes, "read_dataset", bare)
+    monkeypatch.setattr(loading, "read_dataset", lambda *names: (bare if names[2] == "train" else plain)(*names))
     with pytest.raises(ConfigError, match="need training images with labels"):
         classification_of(run, probes=True)
     monkeypatch.setattr(loading, "read_dataset", bare)
