@@ -83,6 +83,11 @@ def view_image(
     return np.ascontiguousarray(np.asarray(apply_changes(resized, changes)).transpose(2, 0, 1))
 
 
+def whole_images(images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """Return the view `WHOLE` of each image, uint8 [B, 3, height, width] of `size` (height, width)."""
+    return torch.stack([torch.from_numpy(view_image(image, WHOLE, size)) for image in images])
+
+
 def view_maps(maps: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the mass of each map that falls into each cell of a grid laid over the window.
 

@@ -20,7 +20,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
-from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.data.augment import whole_images
 from lfi_pipeline.students import Student, StudentConfig
 
 HEAD = "head.safetensors"
@@ -188,7 +188,7 @@ def check_export(folder: Path, student: Student, plain: PlainModel, images: Sequ
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, OSError) as error:
         raise ExportError(f"timm cannot load what was exported: {type(error).__name__}: {error}") from error
-    pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, student.size)) for image in shown])
+    pixels = whole_images(shown, student.size)
     x = (pixels.float() - student.mean) / student.std
     expected = student(pixels, with_taps=False)
     logits = expected.logits
@@ -221,7 +221,7 @@ def _transformed(model: Any, images: Sequence[Image.Image]) -> Tensor:
 ONNX = "model.onnx"
 _NEEDED = ("onnx", "onnxscript")
 _TOLERANCE = 1e-4
-_TRACED, _CHECKED = 2, 3  # batch sizes; another one than was traced shows that the batch is free
+TRACED, CHECKED = 2, 3  # batch sizes; another one than was traced shows that the batch is free
 
 
 def require_onnx() -> None:
@@ -251,40 +251,76 @@ def write_onnx(model: Any, path: Path, size: tuple[int, int]) -> float | None:
         ExportError: PyTorch cannot write this model as ONNX, or the outputs differ.
     """
     require_onnx()
-    images = torch.randn(_TRACED, 3, *size, generator=torch.Generator().manual_seed(0))
+    traced, checked = (
+        torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+        for seed, count in enumerate((TRACED, CHECKED))
+    )
+    return checked_onnx(
+        *(model, path, traced, checked),
+        outputs=["output"],
+        shapes=({0: torch.export.Dim("batch")},),
+        of="timm model",
+        remedy=" Export without `onnx=True`.",
+    )
+
+
+def checked_onnx(
+    module: nn.Module,
+    path: Path,
+    traced: Tensor,
+    checked: Tensor,
+    *,
+    outputs: list[str],
+    shapes: tuple[dict[int, Any] | None],
+    of: str,
+    remedy: str = "",
+) -> float | None:
+    """Write `module` to `path` as ONNX, and compare it with onnxruntime where that is installed.
+
+    Args:
+        module: in evaluation mode; from images to a tensor, or a tuple of tensors.
+        path: the file.
+        traced: images to trace it with.
+        checked: images to compare it on.
+        outputs: their names; the input is `images`.
+        shapes: which dimensions of the images are free, as of `torch.onnx.export`.
+        of, remedy: what the file must equal, and what helps where it does not, for messages.
+
+    Returns:
+        Largest difference as `write_onnx` says; None where onnxruntime is not installed.
+
+    Raises:
+        ExportError: PyTorch cannot write this model as ONNX, or the outputs differ.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own workings
             torch.onnx.export(
-                model,
-                (images,),
+                module,
+                (traced,),
                 path,
                 dynamo=True,
                 verbose=False,
                 external_data=False,
                 input_names=["images"],
-                output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                output_names=outputs,
+                dynamic_shapes=shapes,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"PyTorch cannot write this model as ONNX: {reason} Export without `onnx=True`.") from error
-    return _compared(model, path, size)
-
-
-def _compared(model: Any, path: Path, size: tuple[int, int]) -> float | None:
+        raise ExportError(f"PyTorch cannot write this model as ONNX: {reason}{remedy}") from error
     try:
         import onnxruntime
     except ImportError:
         return None
-    images = torch.randn(_CHECKED, 3, *size, generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": images.numpy()})
+    found = session.run(None, {"images": checked.numpy()})
     with torch.no_grad():
-        differs = difference(torch.from_numpy(found), model(images))
+        expected = module(checked)
+    pairs = zip(found, [expected] if isinstance(expected, Tensor) else expected, strict=True)
+    differs = max(difference(torch.from_numpy(a), b) for a, b in pairs)
     if not differs <= _TOLERANCE:
         raise ExportError(
-            f"The ONNX model must equal the timm model within {_TOLERANCE:g}, and differs by {differs:g}. "
-            "Export without `onnx=True`."
+            f"The ONNX model must equal the {of} within {_TOLERANCE:g}, and differs by {differs:g}.{remedy}"
         )
     return differs

@@ -130,7 +130,6 @@ class ModelConfig:
 
 
 _TEXTS = ("name", "architecture", "task", "head", "readout", "state")
-_NUMBERS = ("query_width", "query_heads", "embedding_dim")
 _LISTS: Mapping[str, tuple[type, int | None]] = {
     "image_size": (int, 2),
     "taps": (int, None),

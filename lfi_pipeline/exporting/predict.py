@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from lfi_pipeline.core.errors import ConfigError, ImageReadError, OutputWriteError
-from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.core.errors import ConfigError, ImageReadError, LFIError, OutputWriteError
+from lfi_pipeline.data.augment import whole_images
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.report.gallery import peak
@@ -183,7 +183,7 @@ def _answers(
     if not images:
         return []
     size, device = model.config.image_size, next(model.student.parameters()).device
-    pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, size)) for image in images])
+    pixels = whole_images(images, size)
     logits, maps = model.answer(pixels.to(device), embeddings)
     one_label = model.config.task == "classification" and embeddings is None
     scores = (logits.softmax(1) if one_label else logits.sigmoid()).cpu()[:, places]
@@ -265,6 +265,8 @@ def save_predictions(predictions: Iterable[Prediction], folder: Path) -> Iterato
             rows.append((name, prediction))
             yield prediction
         (folder / INDEX).write_text(_page(rows), encoding="utf-8")
+    except LFIError:  # of an image that cannot be read, which is an OSError too
+        raise
     except OSError as error:
         raise OutputWriteError(f"Cannot write the pictures to {folder}: {error.strerror or error}.") from error
 

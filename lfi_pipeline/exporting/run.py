@@ -85,14 +85,7 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
         "classes": len(classes) if plain.head == INSIDE else 0,
         "parameters": facts.parameters,
         "files": files,
-        "check": {
-            "images": check.images,
-            "noise": check.noise,
-            "features": check.features,
-            "logits": check.logits,
-            "inputs": check.inputs,
-            "onnx": differs,
-        },
+        "check": {**asdict(check), "onnx": differs},
         "whole": told,
     }
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
-from lfi_pipeline.data.augment import WHOLE, view_image
-from lfi_pipeline.exporting.check import difference, noise_images, require_onnx
+from lfi_pipeline.data.augment import whole_images
+from lfi_pipeline.exporting.check import CHECKED, TRACED, checked_onnx, difference, noise_images, require_onnx
 from lfi_pipeline.exporting.model import Model, load, save_model
 from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
 from lfi_pipeline.students import Student
@@ -98,7 +98,7 @@ def write_whole(folder: Path, model: Model, images: Sequence[Image.Image]) -> Wh
     backbone = model.student.backbone
     again = load(folder, backbone=backbone.model if isinstance(backbone, TapBackbone) else None)
     shown = [*images, *noise_images(model.config.image_size)]
-    pixels = torch.stack([torch.from_numpy(view_image(image, WHOLE, model.config.image_size)) for image in shown])
+    pixels = whole_images(shown, model.config.image_size)
     with torch.no_grad():
         asked = model.words[:_ASKED] if model.words is not None and not model.config.classes else None
         logits, maps = _answers_of(model.student, pixels) if asked is None else model.answer(pixels, asked)
@@ -148,9 +148,6 @@ def _three(values: Tensor) -> tuple[float, float, float]:
 
 
 ONNX = "lfi.onnx"
-_ONNX_TOLERANCE = 1e-4
-_TRACED = 2
-_CHECKED = 3  # another number than was traced shows that the batch is free
 
 
 class _Tensors(nn.Module):
@@ -204,25 +201,12 @@ def write_onnx(model: Model, path: Path, *, batch: int | None = None) -> float |
     """
     require_onnx()
     module, images, shapes = _traced(model, batch)
-    names = ["logits"] if model(images).maps is None else ["logits", "maps"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                (images,),
-                path,
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-                input_names=["images"],
-                output_names=names,
-                dynamic_shapes=shapes,
-            )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"PyTorch cannot write this model as ONNX: {reason}") from error
-    return _compared(module, path, model.config.image_size, batch or _CHECKED)
+    return checked_onnx(
+        *(module, path, images, _noise(batch or CHECKED, model.config.image_size, seed=1)),
+        outputs=["logits"] if model(images).maps is None else ["logits", "maps"],
+        shapes=shapes,
+        of="exported one",
+    )
 
 
 def _traced(model: Model, batch: int | None) -> tuple[nn.Module, Tensor, tuple[dict[int, Dim] | None]]:
@@ -230,27 +214,10 @@ def _traced(model: Model, batch: int | None) -> tuple[nn.Module, Tensor, tuple[d
     if batch is not None and batch < 1:
         raise ConfigError(f"batch must be 1 or more, got {batch}.")
     device = next(model.parameters()).device
-    images = _noise(batch or _TRACED, model.config.image_size, seed=0).to(device)
+    images = _noise(batch or TRACED, model.config.image_size, seed=0).to(device)
     return _Tensors(model).eval(), images, ({0: Dim("batch")} if batch is None else None,)
 
 
 def _noise(batch: int, size: tuple[int, int], *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
-
-
-@torch.no_grad()
-def _compared(module: nn.Module, path: Path, size: tuple[int, int], batch: int) -> float | None:
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    images = _noise(batch, size, seed=1)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"images": images.numpy()})
-    differs = max(difference(torch.from_numpy(a), b) for a, b in zip(found, module(images), strict=True))
-    if not differs <= _ONNX_TOLERANCE:
-        raise ExportError(
-            f"The ONNX model must equal the exported one within {_ONNX_TOLERANCE:g}, and differs by {differs:g}."
-        )
-    return differs

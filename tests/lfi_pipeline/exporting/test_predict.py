@@ -101,6 +101,8 @@ def test_what_is_drawn_and_written(picture: Path, tmp_path: Path) -> None:
     assert np.asarray(rows[0]["answers"][0]["map"]).sum() == pytest.approx(1, abs=1e-3)
     with pytest.raises(ImageReadError):
         list(predict_images(made(), paths))
+    with pytest.raises(ImageReadError, match=r"broken\.png"):  # an OSError that is none of the folder's
+        list(save_predictions(predict_images(made(), paths), tmp_path / "again"))
 
 
 def test_no_images_and_no_pixels(tmp_path: Path) -> None:
