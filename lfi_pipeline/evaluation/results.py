@@ -103,10 +103,9 @@ def read_results(run: Path, protocol: str | None = None) -> list[ProtocolResult]
     return [result for result in results if protocol in (None, result.protocol)]
 
 
-def latest_result(run: Path, protocol: str) -> ProtocolResult | None:
-    """Return the result of `protocol` that was written last, None where there is none. Raises as `read_results`."""
-    found = read_results(run, protocol)
-    return found[-1] if found else None
+def latest_results(run: Path) -> dict[str, ProtocolResult]:
+    """Return, of each protocol that has any, the result that was written last. Raises as `read_results`."""
+    return {result.protocol: result for result in read_results(run)}
 
 
 def _parse(path: Path) -> ProtocolResult:

@@ -7,7 +7,7 @@ comparison by Holm's method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -278,8 +278,9 @@ class _Draft:
         self._controls = {} if absent else choose_controls(self._configs, control)
         self._best = {}
         for row in panel.rows:
+            others = rivals(row.label, self._configs)
             for column in range(len(panel.columns)):
-                best = self._best_rival(row.label, column)
+                best = self._best_of(others, column)
                 self._best[row.label, column] = best
                 for other in {self._controls.get(row.label), best} - {None}:
                     assert other is not None
@@ -287,13 +288,9 @@ class _Draft:
                     if gap is not None:
                         tests[number, row.label, column, other] = gap
 
-    def _best_rival(self, label: str, column: int) -> str | None:
+    def _best_of(self, labels: Iterable[str], column: int) -> str | None:
         better = self._panel.columns[column].higher_is_better
-        means = {
-            name: score.mean
-            for name in rivals(label, self._configs)
-            if (score := estimate(list(self._cells[name][column].values())))
-        }
+        means = {name: score.mean for name in labels if (score := estimate(list(self._cells[name][column].values())))}
         if better is None or not means:
             return None
         return max(means, key=lambda name: means[name] if better else -means[name])

@@ -316,28 +316,22 @@ def _packed(maps: npt.NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
+def _panel(grid: npt.NDArray[np.float32], correct: bool | None) -> Panel:
+    return Panel(heat=still(quantise(grid)), peak=peak(grid), correct=correct)
+
+
 def _card(number: int, sample: GallerySample) -> Card:
     marks = sample.student_correct[-1] if sample.student_correct else sample.cam_correct or sample.teacher_correct
     word = next((i for i, mark in enumerate(marks) if mark is not None), 0)
     caption, others = caption_parts(sample.caption, sample.words)
-    teacher = student = None
+    teacher = student = cam = None
     if sample.teacher is not None:
-        teacher = Panel(
-            heat=still(quantise(sample.teacher)[word]),
-            peak=peak(sample.teacher[word]),
-            correct=sample.teacher_correct[word],
-        )
+        teacher = _panel(sample.teacher[word], sample.teacher_correct[word])
     if sample.student is not None:
-        student = Panel(
-            heat=still(quantise(sample.student)[-1, word]),
-            peak=peak(sample.student[-1, word]),
-            correct=sample.student_correct[-1][word] if sample.student_correct else None,
-        )
-    cam = None
+        correct = sample.student_correct[-1][word] if sample.student_correct else None
+        student = _panel(sample.student[-1, word], correct)
     if sample.cam is not None:
-        cam = Panel(
-            heat=still(quantise(sample.cam)[word]), peak=peak(sample.cam[word]), correct=sample.cam_correct[word]
-        )
+        cam = _panel(sample.cam[word], sample.cam_correct[word])
     return Card(
         number=number,
         key=sample.key,

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.report.gallery import peak, quantise, ramp
-from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.targets import SampleTargets, TargetStore, decode_maps
 from lfi_pipeline.targets.store import sample_image
 
 CELL = 208
@@ -184,11 +184,12 @@ def sample_sheet(store: TargetStore, key: str) -> Image.Image:
     if reason is not None:
         raise ConfigError(f"Sample {key} has no maps: it is quarantined ({reason}). Name another sample.")
     image = sample_image(store, position)
-    columns, rows = [], []
+    columns, rows, kept = [], [], []
     names: dict[int, str] = {}
     for view in spec.views:
         targets = store.read(position, view)
         maps = decode_maps(targets.maps, targets.scale, spec.codec.name)  # [L, M, gh, gw]
+        kept.append(_mean_kept(targets))
         names |= {row: store.vocabulary.words[word] for row, word in enumerate(targets.words.tolist()) if word >= 0}
         seen = ImageOps.mirror(image) if view == "hflip" else image
         for layer, values in zip(spec.layers, maps, strict=True):
@@ -197,7 +198,6 @@ def sample_sheet(store: TargetStore, key: str) -> Image.Image:
     if not names:
         raise ConfigError(f"Sample {key} has no maps: its caption has no content words. Name another sample.")
     shown = sorted(names)
-    kept = _mean_kept(store, position)
     classes = ", ".join(spec.dataset.classes[label] for label in index.labels[position]) or "none"
     return contact_sheet(
         image,
@@ -209,7 +209,7 @@ def sample_sheet(store: TargetStore, key: str) -> Image.Image:
             f"{image.width} x {image.height} pixels, {index.paths[position]}",
             f"{spec.teacher.name}:{spec.teacher.tag}, {spec.kind}, {spec.row} rows, "
             f"{spec.grid[0]} x {spec.grid[1]} cells",
-            f"share of mass kept: {kept:.2f} on average",
+            f"share of mass kept: {kept[0]:.2f} on average",
         ],
         [names[row] for row in shown],
         [
@@ -236,9 +236,8 @@ def position_of(store: TargetStore, key: str) -> int:
     raise ConfigError(f"{store.path} holds no sample {key!r} among its {len(keys):,}. Nearest keys: {', '.join(near)}.")
 
 
-def _mean_kept(store: TargetStore, position: int) -> float:
-    """Mean share of mass kept over the present rows of a sample's first view."""
-    targets = store.read(position, store.spec.views[0])
+def _mean_kept(targets: SampleTargets) -> float:
+    """Mean share of mass kept over the present rows of a view of a sample."""
     present = targets.scale > 0
     return float(np.mean(targets.kept[present], dtype=np.float64)) if present.any() else 0.0
 

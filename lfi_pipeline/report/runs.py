@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Fields
-from lfi_pipeline.evaluation.results import EVALUATION, latest_result
+from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_results
 from lfi_pipeline.training.run_reader import TRAINED, is_run, read_config, read_metrics, read_summary
 
 
@@ -306,7 +306,8 @@ def _summary(fields: Fields) -> Summary:
 
 
 def _scores(run: Path) -> Scores | None:
-    classified, grounded = _result(run, "classification"), _result(run, "grounding")
+    latest = latest_results(run)
+    classified, grounded = (_fields(run, latest.get(name)) for name in ("classification", "grounding"))
     if classified is None and grounded is None:
         return None
     scores = classified.child("scores") if classified else None
@@ -325,8 +326,7 @@ def _scores(run: Path) -> Scores | None:
     )
 
 
-def _result(run: Path, protocol: str) -> Fields | None:
-    result = latest_result(run, protocol)
+def _fields(run: Path, result: ProtocolResult | None) -> Fields | None:
     return Fields(str(run / EVALUATION / result.file_name), asdict(result)) if result is not None else None
 
 

@@ -22,7 +22,7 @@ from lfi_pipeline.evaluation.config import (
 )
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES, PROTOCOLS
 from lfi_pipeline.evaluation.protocols import default_protocols, load_protocol
-from lfi_pipeline.evaluation.results import latest_result, read_results
+from lfi_pipeline.evaluation.results import latest_results, read_results
 
 CPU = EvaluationConfig(device="cpu")
 CLASSES = {"classification": ClassificationConfig(probes=False)}
@@ -37,7 +37,7 @@ def test_every_run_is_scored_by_every_protocol_and_keeps_the_results(
     for run, found in results.items():
         assert list(found) == ["classification", "grounding"]
         for protocol, result in found.items():
-            assert latest_result(run, protocol) == result
+            assert latest_results(run).get(protocol) == result
     assert results[run_of["none"]]["classification"].scores != results[run_of["lfi"]]["classification"].scores
 
 

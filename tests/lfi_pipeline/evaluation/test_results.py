@@ -9,7 +9,7 @@ import pytest
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.evaluation.metrics import MEASURES
-from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_result, read_results, write_result
+from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_results, read_results, write_result
 
 
 def _result(**changes: Any) -> ProtocolResult:
@@ -27,7 +27,7 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_result(tmp_path, _result())
     assert read_results(tmp_path) == [_result()]
     assert read_results(tmp_path, "grounding") == []
-    assert latest_result(tmp_path, "grounding") is None
+    assert latest_results(tmp_path).get("grounding") is None
 
 
 def test_other_settings_keep_the_old_result_and_the_same_settings_replace_it(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_other_settings_keep_the_old_result_and_the_same_settings_replace_it(tmp
     path = write_result(tmp_path, other)
     os.utime(path, ns=(1, 1))
     assert read_results(tmp_path, "detection") == [other, _result()]
-    assert latest_result(tmp_path, "detection") == _result()
+    assert latest_results(tmp_path).get("detection") == _result()
 
 
 def test_the_order_of_settings_does_not_matter() -> None:

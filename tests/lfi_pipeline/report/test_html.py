@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
-from lfi_pipeline.evaluation.results import latest_result, write_result
+from lfi_pipeline.evaluation.results import latest_results, write_result
 from lfi_pipeline.report import write_map_gallery, write_report
 from lfi_pipeline.report.groups import SLOT_COUNT
 from lfi_pipeline.report.html import prose
@@ -128,7 +128,7 @@ def test_what_a_run_says_is_text_and_never_markup(tmp_path: Path, make_run: Any)
         hold_out=[EVIL],
         **{EVIL: EVIL},
     )
-    classified = latest_result(run, "classification")
+    classified = latest_results(run).get("classification")
     assert classified is not None
     write_result(run, replace(classified, details={"map_per_domain": {EVIL: 0.5}}))
     other = make_run("b", "none", student="other", state=EVIL)
