@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from lfi_cli.generate import command
+from lfi_cli.generate import Command, command
 from lfi_cli.output import Result, Shown, say, whole_table
 from lfi_pipeline.benchmarks.config import (
     CodecConfig,
@@ -19,12 +21,14 @@ from lfi_pipeline.benchmarks.config import (
     ReadsConfig,
     TrainBenchConfig,
 )
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import Option, build, check, declared
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from lfi_pipeline.benchmarks import Outcome
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,170 +42,118 @@ class Output:
         check(self)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Codec:
-    """Options of `lfi bench codec`."""
+def benchmark(
+    kind: type[T], quick: Callable[[T], T] = lambda sizes: sizes
+) -> Callable[[Callable[[T], Outcome]], Command]:
+    """Make a command of a function that measures: the options are those of its settings and of `Output`.
 
-    bench: CodecConfig = field(default_factory=CodecConfig)
-    output: Output = field(default_factory=Output)
+    Args:
+        kind: class of the settings.
+        quick: what `--quick` makes of them; settings with a `quick` of their own need none.
+    """
+
+    def made(measure: Callable[[T], Outcome]) -> Command:
+        @functools.wraps(measure)
+        def run(given: Mapping[str, Any]) -> Shown:
+            output = build(Output, {name: value for name, value in given.items() if name in declared(Output)})
+            sizes = build(kind, {name: value for name, value in given.items() if name in declared(kind)})
+            sizes = quick(sizes) if output.quick else sizes
+            return _shown(measure(sizes), output.csv, getattr(sizes, "device", "cpu"))
+
+        return command((kind, Output), raw=True)(run)
+
+    return made
 
 
-@command(Codec)
-def codec(config: Codec) -> Shown:
+@benchmark(CodecConfig, lambda sizes: replace(sizes, samples=2, rounds=1))
+def codec(sizes: CodecConfig) -> Outcome:
     """Codecs of maps by bytes, KL and speed, on real maps of the demo teacher.
 
     Example: lfi bench codec --forms resize,mosaic --csv bench.csv
     """
     from lfi_pipeline.benchmarks.codec import bench_codec
 
-    sizes = replace(config.bench, samples=2, rounds=1) if config.output.quick else config.bench
-    return _shown(bench_codec(sizes), config.output.csv)
+    return bench_codec(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reads:
-    """Options of `lfi bench reads`."""
-
-    bench: ReadsConfig = field(default_factory=ReadsConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Reads)
-def reads(config: Reads) -> Shown:
+@benchmark(
+    ReadsConfig,
+    lambda sizes: ReadsConfig(targets=sizes.targets, samples=24, samples_per_shard=16, reads=10, batch=4, rounds=1),
+)
+def reads(sizes: ReadsConfig) -> Outcome:
     """Random reads of whole samples: TargetStore against zarr-python and raw tensorstore.
 
     Example: lfi bench reads --targets shards/
     """
     from lfi_pipeline.benchmarks.reads import bench_reads
 
-    sizes = (
-        ReadsConfig(targets=config.bench.targets, samples=24, samples_per_shard=16, reads=10, batch=4, rounds=1)
-        if config.output.quick
-        else config.bench
-    )
-    return _shown(bench_reads(sizes), config.output.csv)
+    return bench_reads(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loader:
-    """Options of `lfi bench loader`."""
-
-    bench: LoaderConfig = field(default_factory=LoaderConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Loader)
-def loader(config: Loader) -> Shown:
+@benchmark(LoaderConfig, lambda sizes: replace(sizes, images=12, batch_size=4, rounds=1))
+def loader(sizes: LoaderConfig) -> Outcome:
     """The image loader of training with targets against the same loader without.
 
     Example: lfi bench loader --workers 0,2
     """
     from lfi_pipeline.benchmarks.reads import bench_loader
 
-    sizes = replace(config.bench, images=12, batch_size=4, rounds=1) if config.output.quick else config.bench
-    return _shown(bench_loader(sizes), config.output.csv)
+    return bench_loader(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Index:
-    """Options of `lfi bench index`."""
-
-    bench: IndexConfig = field(default_factory=IndexConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Index)
-def index(config: Index) -> Shown:
+@benchmark(IndexConfig, lambda sizes: IndexConfig(samples=3000, rounds=1))
+def index(sizes: IndexConfig) -> Outcome:
     """Seconds and memory to open a large index, in a process of its own.
 
     Example: lfi bench index --samples 1000000
     """
     from lfi_pipeline.benchmarks.reads import bench_index
 
-    sizes = IndexConfig(samples=3000, rounds=1) if config.output.quick else config.bench
-    return _shown(bench_index(sizes), config.output.csv)
+    return bench_index(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Maps:
-    """Options of `lfi bench maps`."""
-
-    bench: MapsConfig = field(default_factory=MapsConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Maps)
-def maps(config: Maps) -> Shown:
+@benchmark(MapsConfig, lambda sizes: replace(sizes, batch_size=2, rounds=1))
+def maps(sizes: MapsConfig) -> Outcome:
     """What a teacher's maps cost over its plain vision forward.
 
     Example: lfi bench maps --teacher coca_ViT-L-14:random --kinds relevance,agreement
     """
     from lfi_pipeline.benchmarks.extraction import bench_maps
 
-    sizes = replace(config.bench, batch_size=2, rounds=1) if config.output.quick else config.bench
-    return _shown(bench_maps(sizes), config.output.csv, sizes.device)
+    return bench_maps(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Extract:
-    """Options of `lfi bench extract`."""
-
-    bench: ExtractionConfig = field(default_factory=ExtractionConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Extract)
-def extract(config: Extract) -> Shown:
+@benchmark(ExtractionConfig, lambda sizes: replace(sizes, images=4, batch_size=2, rounds=1))
+def extract(sizes: ExtractionConfig) -> Outcome:
     """A whole extraction, files to cache, over the same maps on tensors in memory; and where the time goes.
 
     Example: lfi bench extract --kind agreement --images 256
     """
     from lfi_pipeline.benchmarks.extraction import bench_extraction
 
-    sizes = replace(config.bench, images=4, batch_size=2, rounds=1) if config.output.quick else config.bench
-    return _shown(bench_extraction(sizes), config.output.csv, sizes.device)
+    return bench_extraction(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Train:
-    """Options of `lfi bench train`."""
-
-    bench: TrainBenchConfig = field(default_factory=TrainBenchConfig)
-    output: Output = field(default_factory=Output)
-
-
-@command(Train)
-def train(config: Train) -> Shown:
+@benchmark(TrainBenchConfig, TrainBenchConfig.tiny)
+def train(sizes: TrainBenchConfig) -> Outcome:
     """What objectives cost in training, what the cache saves, what students save that share a read.
 
     Example: lfi bench train --what step,parameters
     """
     from lfi_pipeline.benchmarks.train import bench_train
 
-    sizes = config.bench.tiny() if config.output.quick else config.bench
-    return _shown(bench_train(sizes), config.output.csv, sizes.device)
+    return bench_train(sizes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kernel:
-    """Options of `lfi bench kernel`."""
-
-    bench: KernelConfig = field(default_factory=KernelConfig)
-    csv: Annotated[Path | None, Option("Append one row a measurement to this file (made where absent).")] = None
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@command(Kernel)
-def kernel(config: Kernel) -> Shown:
+@benchmark(KernelConfig)
+def kernel(sizes: KernelConfig) -> Outcome:
     """The interaction-query block against projected keys and values: time, memory and error.
 
     Example: lfi bench kernel --models ViT-S/16 --words 16 --csv bench.csv
     """
     from lfi_pipeline.benchmarks.kernel import bench_kernel
 
-    return _shown(bench_kernel(config.bench), config.csv, config.bench.device)
+    return bench_kernel(sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

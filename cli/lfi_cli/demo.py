@@ -51,15 +51,15 @@ def datasets(config: Datasets) -> Shown:
         return _sheet(load_manifest(config.name, config.data_root), config.name, config.data_root)
     if config.data_root is not None:
         raise ConfigError("data_root needs the name of a data set: lfi datasets NAME.", argument="data_root")
-    manifests = [load_manifest(each) for each in manifest_names()]
+    described = [_described(load_manifest(each)) for each in manifest_names()]
 
     def render(console: Console) -> None:
-        for each in map(_described, manifests):
+        for each in described:
             rows = [(field, ", ".join(each[field])) for field in ("splits", "needs")]
             facts(console, f"{each['name']} – {each['title']}", [*rows, *((f, each[f]) for f in ("license", "obtain"))])
         say(console, "One sheet, and a check of your files: lfi datasets NAME --data-root DIR")
 
-    return Shown({"datasets": [_described(manifest) for manifest in manifests]}, render)
+    return Shown({"datasets": described}, render)
 
 
 def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lfi_pipeline.targets import TargetStore
     from lfi_pipeline.targets.verify import Check
 
+MOVED = "Where the images lie, if they moved."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspect:
@@ -29,7 +31,7 @@ class Inspect:
     out: Annotated[Path | None, Option("The PNG, all samples below each other. Left out: KEY.png for each.")] = None
     pointing: Annotated[bool, Option("Score the maps against the data set's instance masks.")] = False
     kinds: PointingConfig = field(default_factory=lambda: PointingConfig(kinds=()))
-    data_root: Annotated[Path | None, Option("Where the images lie, if they moved.")] = None
+    data_root: Annotated[Path | None, Option(MOVED)] = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -174,9 +176,6 @@ def _render(console: Console, store: TargetStore, targets: Path, result: Result)
         ]
         title = f"pointing: {count} words of images with two or more classes; masks cover {area} (chance)"
         facts(console, title, table)
-
-
-MOVED = "Where the images lie, if they moved."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -194,13 +194,13 @@ def bench_codec(config: CodecConfig) -> Outcome:
     for form in config.forms:
         with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
             made = demo_maps(config.samples, form, Path(scratch))
-            _check(made.maps[:CHECKED])
+            _check(made[:CHECKED])
             for name in CODECS:
-                found = _cache_path(made.maps, name, form, Path(scratch))
+                found = _cache_path(made, name, form, Path(scratch))
                 measurements += found
                 if name == CodecSpec().name:
                     asked += _asked(found)
-        measurements += _candidates(made.maps, form, config.rounds)
+        measurements += _candidates(made, form, config.rounds)
     return Outcome(
         benchmark="codec",
         checked="compressors are lossless, decoded rows sum to 1, and KL agrees with the cache's own figure",

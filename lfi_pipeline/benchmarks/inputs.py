@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -262,21 +261,8 @@ WORDS_A_SCENE = 3
 """Fewer than any caption of `scenes` has on average; decides how many scenes are rendered at first."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class DemoMaps:
-    """Maps to encode.
-
-    Attributes:
-        maps: fp32 [n, 4, 16, 16, 16], rows sum to 1.
-        scenes: images that were read for them.
-    """
-
-    maps: npt.NDArray[np.float32]
-    scenes: int
-
-
-def demo_maps(samples: int, form: str, scratch: Path, *, batch_size: int = 32) -> DemoMaps:
-    """Make `samples` samples.
+def demo_maps(samples: int, form: str, scratch: Path, *, batch_size: int = 32) -> npt.NDArray[np.float32]:
+    """Make maps of `samples` samples to encode: fp32 [samples, 4, 16, 16, 16], rows sum to 1.
 
     Args:
         samples: how many.
@@ -304,7 +290,7 @@ def demo_maps(samples: int, form: str, scratch: Path, *, batch_size: int = 32) -
             scenes += count
     packed = FORMS[form](torch.cat(rows)[:wanted])  # [samples * 16, 4, 16, 16]
     maps = packed.view(samples, WORDS, len(LAYER_KINDS), GRID, GRID).transpose(1, 2)
-    return DemoMaps(maps=np.ascontiguousarray(maps.numpy(), dtype=np.float32), scenes=scenes)
+    return np.ascontiguousarray(maps.numpy(), dtype=np.float32)
 
 
 def _rows(root: Path, count: int, seed: int, batch_size: int) -> list[Tensor]:

@@ -27,7 +27,6 @@ from lfi_pipeline.training.surroundings import make_accelerator
 from lfi_pipeline.training.trainer import MicroBatch, Trainer
 
 _STEPS = 1_000_000  # of the schedule: the rate does not change while timing
-_RATE = 1e-4
 
 
 def make_run(
@@ -217,13 +216,6 @@ def check(cases: dict[str, _Case]) -> None:
             require(bool((sums > 0.5).any()), f"Targets of {name} must not all be empty.")
 
 
-TRAINING_PARAMETERS_CASES = {
-    "lfi": ("lfi", "text"),
-    "lfi, learned": ("lfi", "learned"),
-    "embedding": ("embedding", "text"),
-}
-"""Objective and mode of the queries, by case."""
-
 _WIDTH = 768  # of the text embeddings of a ViT-L/14
 _MOST = 3.0
 
@@ -237,7 +229,9 @@ def bench_parameters(student: StudentConfig) -> Outcome:
     measured, asked = [], []
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = _cache(Path(scratch))
-        for name, (objective, mode) in TRAINING_PARAMETERS_CASES.items():
+        for name, (objective, mode) in CASES.items():
+            if objective == "none":
+                continue
             run = make_run(
                 store, student, objective, device=torch.device("cpu"),
                 data=DataConfig(targets=store.path), queries=QueryConfig(mode=mode),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation.results import latest_result
+from lfi_pipeline.evaluation.results import latest_results
 
 SMALL = ("--train", 24, "--val", 16, "--epochs", 1)
 COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report", "export", "predict")
@@ -35,7 +35,7 @@ def test_the_whole_pipeline_in_small(lfi: Callable[..., Any], tmp_path: Path) ->
         scores = found["classification"]["scores"]
         assert 0 <= scores["map_seen"] <= 1
         assert 0 <= scores["map_heldout"] <= 1
-        kept = latest_result(out / "runs" / f"{head}-0", "classification")
+        kept = latest_results(out / "runs" / f"{head}-0").get("classification")
         assert kept is not None
         assert kept.scores == scores
         assert result["teacher"]["pointing"] == found["grounding"]["scores"]["teacher_pointing"]

@@ -14,7 +14,7 @@ import pytest
 from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation import protocols as run
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS
-from lfi_pipeline.evaluation.results import latest_result
+from lfi_pipeline.evaluation.results import latest_results
 
 Fails = Callable[..., str]
 
@@ -27,7 +27,7 @@ def test_scores(lfi: Callable[..., Any], trained: Path, tiny_val_targets: Path) 
     found = result["runs"][str(trained)]
     assert list(found) == ["classification", "grounding"]
     for protocol, told in found.items():
-        kept = latest_result(trained, protocol)
+        kept = latest_results(trained).get(protocol)
         assert kept is not None
         assert {"protocol": protocol, **told} == dataclasses.asdict(kept)
     assert found["classification"]["scores"].keys() >= {"map_seen", "map_heldout"}

@@ -14,12 +14,12 @@ from lfi_pipeline.core.errors import UnknownNameError
 
 def test_maps_are_distributions_packed_from_scene_after_scene(tmp_path: Path) -> None:
     made = demo_maps(2, "resize", tmp_path, batch_size=8)
-    assert made.maps.shape == (2, 4, 16, 16, 16)
-    np.testing.assert_allclose(made.maps.sum((-1, -2)), 1, atol=1e-5)
-    assert (made.maps >= 0).all()
-    flat = made.maps.transpose(0, 2, 1, 3, 4).reshape(32, -1)
+    assert made.shape == (2, 4, 16, 16, 16)
+    np.testing.assert_allclose(made.sum((-1, -2)), 1, atol=1e-5)
+    assert (made >= 0).all()
+    flat = made.transpose(0, 2, 1, 3, 4).reshape(32, -1)
     assert len(np.unique(flat, axis=0)) == 32
-    sharp = made.maps.max((-1, -2)).mean((0, 2))  # by layer: attention is the smoothest, agreement the sparsest
+    sharp = made.max((-1, -2)).mean((0, 2))  # by layer: attention is the smoothest, agreement the sparsest
     assert sharp.argmin() == 0
     assert sharp.argmax() == 3
 
