@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -93,6 +94,8 @@ def _start(name: str, run: Path, config: dict[str, Any], resume_step: int | None
     tracker: Any
     if name == "tensorboard":
         purge = None if resume_step is None else resume_step + 1
+        if purge is not None:
+            _wait_to_sort_last(run / "tensorboard")
         tracker = TensorBoardTracker("tensorboard", run, purge_step=purge)
     elif name == "wandb":
         # without a key wandb would ask for one at the terminal, and a run must never wait for a person
@@ -102,6 +105,17 @@ def _start(name: str, run: Path, config: dict[str, Any], resume_step: int | None
         tracker = TrackioTracker(PROJECT, name=run.name, config=config)
     tracker.start()
     return tracker
+
+
+def _wait_to_sort_last(folder: Path) -> None:
+    """Wait, a second at most, until a new event file's name sorts after those in `folder`.
+
+    TensorBoard reads event files in the order of their names, and what a resume purges is what it read before. A name
+    begins with its second; within one second the process and a counter decide as text, where "10" comes before "9".
+    """
+    newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
+    while f"{int(time.time()):010d}" == newest:
+        time.sleep(0.01)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.training.surroundings import Trackers, resolve
@@ -16,6 +17,17 @@ from lfi_pipeline.training.surroundings import Trackers, resolve
 @pytest.fixture(autouse=True)
 def _one_process() -> None:
     PartialState(cpu=True)
+
+
+class _Counter:
+    """What numbers the event files of a process, from a number of our own on."""
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+
+    def get(self) -> int:
+        self.next += 1
+        return self.next - 1
 
 
 def scalars(run: Path, name: str) -> list[tuple[int, float]]:
@@ -41,6 +53,19 @@ def test_a_resume_hides_what_was_logged_after_its_step(tmp_path: Path) -> None:
     second.log({"loss": 40}, step=4)
     second.close()
     assert scalars(tmp_path, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_event_files_of_one_second_are_read_in_the_order_they_were_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the names of two files of one second differ by a counter that is read as text, where "10" sorts before "9"
+    monkeypatch.setattr(event_file_writer, "_global_uid", counter := _Counter(9))
+    for value in range(3):
+        again = Trackers(tmp_path, ["tensorboard"], {}, resume_step=0)
+        again.log({"loss": value}, step=1)
+        again.close()
+    assert counter.next == 12
+    assert scalars(tmp_path, "loss") == [(1, 2)]
 
 
 def test_a_run_that_begins_anew_hides_all_that_was_logged(tmp_path: Path) -> None:
