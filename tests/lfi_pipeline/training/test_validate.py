@@ -65,12 +65,15 @@ def test_images_without_a_label_do_not_count_in_the_accuracy() -> None:
 
 
 def test_a_domain_without_a_positive_or_a_readable_image_has_no_score() -> None:
-    scores, labels = torch.rand(4, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    scores = torch.tensor([[0.5, 0.4], [0.1, 0.6], [0.7, 0.3], [0.9, 0.9]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     read = torch.tensor([True, True, True, False])
     result = score_domains(
         Predictions(scores, labels, read), "multi-label", ["a", "a", "b", "c"], frozenset({"a", "b", "c"})
     )
-    assert result["map_per_domain"] == {"a": result["map_seen"], "b": None, "c": None}
+    # within `a` each class ranks its positive first; the image of `b`, which has none, comes before that of class 0
+    assert result["map_per_domain"] == {"a": 1.0, "b": None, "c": None}
+    assert result["map_seen"] == 0.75
     result = score_domains(Predictions(scores, labels, read), "multi-label", ["a", "a", "b", "c"], frozenset({"b"}))
     assert result["map_seen"] is None
 
