@@ -125,3 +125,24 @@ def test_every_name_of_a_package_can_be_had(package: str) -> None:
     module = importlib.import_module(package)
     for name in getattr(module, "__all__", ()):
         assert getattr(module, name) is not None
+
+
+FOLDERS = ("lfi_pipeline", "cli", "kernels", "data_manifests")
+
+
+def test_documents_name_files_that_exist() -> None:
+    """A file that is merged or renamed is found again by who reads: in every README."""
+    documents = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
+    assert len(documents) > len(FOLDERS)
+    stale = []
+    for path in documents:
+        text, folder = path.read_text(encoding="utf-8"), path.parent
+        below = [f"/{each.relative_to(folder).as_posix()}" for each in folder.rglob("*.py")]
+        for name in re.findall(r"`([\w./]*\w\.py)`", text):
+            exists = (folder / name).exists() or (ROOT / "lfi_pipeline" / name).exists()
+            if name != "ROOM/config.py" and not exists and not any(each.endswith(f"/{name}") for each in below):
+                stale.append((path.relative_to(ROOT).as_posix(), name))
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if not link.startswith("http") and not (folder / link).exists():
+                stale.append((path.relative_to(ROOT).as_posix(), link))
+    assert stale == []

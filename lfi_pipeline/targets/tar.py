@@ -21,7 +21,7 @@ decompresses to the arrays of the view, C order, little-endian, one after anothe
     image_embedding  float16  [E]
 
 with L layers, M words_per_sample, (gh, gw) grid and E embedding_dim of the spec in manifest.json, and of the JSON's
-`arrays`: plain `webdataset`, numcodecs and numpy read it, as `tests/lfi_pipeline/targets/test_tarshard.py` shows.
+`arrays`: plain `webdataset`, numcodecs and numpy read it, as `tests/lfi_pipeline/targets/test_tar.py` shows.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Weight:
     Attributes:
         value: at the start of the run.
         schedule: one of `WEIGHT_SCHEDULES`; `cosine` and `linear` reach zero at the end of the run.
-        relative: whether `value` is a share of the task's gradient, see `training.balance`.
+        relative: whether `value` is a share of the task's gradient, see `training.monitor.GradientBalance`.
     """
 
     value: float

@@ -58,7 +58,7 @@ class Learner(nn.Module):
     Args:
         config: the run.
         store: the cache.
-        task: as `tasks.resolve_task` says.
+        task: as `validate.resolve_task` says.
         backbone: a module of one's own instead of timm's, as of `Student`.
 
     Raises:

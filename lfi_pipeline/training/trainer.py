@@ -104,7 +104,7 @@ class Trainer:
         config: its settings.
         out: its directory, prepared.
         store: the cache.
-        task: as `tasks.resolve_task` says.
+        task: as `validate.resolve_task` says.
         accelerator: the processes that share it.
         device: where it computes.
         steps: of the whole run.
