@@ -74,10 +74,11 @@ def extract(
         4000
 
     Args:
-        dataset: name of a data set (`lfi datasets` lists them) or path of a manifest; or a torch `Dataset` whose items
-            are (image, caption). Its images are then written to `OUT.images`, since training reads them again.
+        dataset: a folder of images, name of a data set (`lfi datasets` lists them) or path of a manifest; or a torch
+            `Dataset` whose items are (image, caption). Its images are then written to `OUT.images`, since training
+            reads them again.
         out: directory of the cache.
-        data_root: where the files of the data set lie; left out: data/DATASET.
+        data_root: where the files of the data set lie; left out: data/DATASET, or the folder that `dataset` is.
         extend: `out` may hold a cache of fewer images, layers, views or words, whose rows are taken over.
         settings: others, by the names of the options of `lfi extract-teacher`, such as `teacher="coca_ViT-L-14"`,
             `split="val"`, `kind="contrastive"`, `words=8` or `device="cuda:0"`.

@@ -31,7 +31,10 @@ class Datasets:
     """Options of `lfi datasets`."""
 
     name: Annotated[
-        str, Option("A data set, or the path of your own .toml manifest; empty lists all.", positional=True)
+        str,
+        Option(
+            "A folder of images, a data set, or the path of your own .toml manifest; empty lists all.", positional=True
+        ),
     ] = ""
     data_root: Annotated[Path | None, Option("Read the data set's files there and count.")] = None
 
@@ -41,12 +44,17 @@ class Datasets:
 
 @command(Datasets)
 def datasets(config: Datasets) -> Shown:
-    """List the data sets that can be read: what each needs on disk and how to obtain it. Nothing is downloaded.
+    """Say what a folder of yours is and how it would be read, or list the data sets: what each needs on disk and how to
+    obtain it. Nothing is downloaded.
+
+    Example: lfi datasets ~/photos
 
     Example: lfi datasets pacs --data-root data/PACS
     """
     from lfi_pipeline.data import load_manifest, manifest_names
 
+    if config.name and config.name not in manifest_names() and Path(config.name).is_dir():
+        return _folder(Path(config.name), config.data_root)
     if config.name:
         return _sheet(load_manifest(config.name, config.data_root), config.name, config.data_root)
     if config.data_root is not None:
@@ -62,8 +70,24 @@ def datasets(config: Datasets) -> Shown:
     return Shown({"datasets": described}, render)
 
 
-def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:
+def _folder(path: Path, data_root: Path | None) -> Shown:
+    from lfi_pipeline.data import describe
 
+    if data_root is not None:
+        raise ConfigError(
+            f"{path} is a folder and so the data root itself, got data_root {data_root} beside it. Leave one out.",
+            argument="data_root",
+        )
+    text, result = describe(path)
+
+    def render(console: Console) -> None:
+        say(console, text)
+        say(console, shlex.join(["lfi", "extract-teacher", "--dataset", str(path), "--out", "shards"]))
+
+    return Shown(result, render)
+
+
+def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:
     result: Result = _described(manifest)
     if data_root is not None:
         result["data_root"] = str(data_root)

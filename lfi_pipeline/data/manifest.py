@@ -108,7 +108,7 @@ LAYOUTS: Mapping[str, LayoutRules] = {
 }
 FOLDER = "folder"
 """Name of the data set that a folder is without a manifest, as `sniff_layout` finds it."""
-DEFAULT_TEACHER = "coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
+DEFAULT_TEACHER = "coca_ViT-L-14:laion2b_s13b_b90k"
 _FOLDER_PROMPTS = ("a photo of a {}.",)
 
 

@@ -39,9 +39,12 @@ class ExtractConfig:
     """What to extract."""
 
     dataset: Annotated[
-        str, Option("A data set of lfi datasets, such as scenes or coco, or the path of your own manifest.")
+        str,
+        Option(
+            "A folder of images, a data set of lfi datasets, such as scenes or coco, or the path of your own manifest."
+        ),
     ]
-    data_root: Annotated[Path, Option("Where its files lie.")] = _OWN_ROOT
+    data_root: Annotated[Path, Option("Where its files lie; a folder is its own.")] = _OWN_ROOT
     split: Annotated[str, Option("Which split of the data set.")] = "train"
     teacher: Annotated[
         str,
@@ -133,13 +136,19 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.data_root == _OWN_ROOT:
-            object.__setattr__(self, "data_root", Path("data") / Path(self.dataset).stem)
+            object.__setattr__(self, "data_root", _own_root(self.dataset))
         if self.kind not in ("", "auto"):
             require_row(self.row, self.kind)
         if "full" not in self.views:
             raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.", argument="views")
         if self.prompts and self.text not in ("auto", "prompts"):
             raise ConfigError(f"prompts are for the text mode 'prompts', got {self.text!r}.")
+
+
+def _own_root(dataset: str) -> Path:
+    """Where the files of a data set lie where nobody says so."""
+    named = Path("data") / Path(dataset).stem
+    return Path(dataset) if Path(dataset).is_dir() and not named.is_dir() else named
 
 
 def require_row(row: str, kind: str) -> None:

@@ -66,6 +66,17 @@ def test_a_split_that_is_not_there_is_told_beside_one_that_is(lfi: Callable[...,
     assert "must hold val/<class>" in ended.json["found"]["val"]["error"]
 
 
+def test_a_folder_is_said_to_be_what_it_is(lfi: Callable[..., Any], fails: Fails, tmp_path: Path) -> None:
+    make_imagefolder(tmp_path / "pets", {"train": {"cat": 12, "dog": 12}})
+    found = lfi("datasets", tmp_path / "pets", "--json").json
+    assert (found["layout"], found["val_share"]) == ("imagefolder", 0.1)
+    assert sum(split["samples"] for split in found["splits"].values()) == 24
+    shown = lfi("datasets", tmp_path / "pets").out
+    assert "classes: cat, dog" in shown
+    assert f"lfi extract-teacher --dataset {tmp_path / 'pets'} " in shown
+    assert "Leave one out" in fails("ConfigError", "datasets", tmp_path / "pets", "--data-root", tmp_path)
+
+
 def test_errors_are_clear(fails: Fails, tmp_path: Path) -> None:
     assert "Choices: coco" in fails("UnknownNameError", "datasets", "cocoo")
     assert "must hold train2017" in fails("DatasetError", "datasets", "coco", "--data-root", tmp_path)

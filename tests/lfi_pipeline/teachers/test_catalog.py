@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.data import load_manifest
+from lfi_pipeline.data import load_manifest, manifest_names
+from lfi_pipeline.data.manifest import DEFAULT_TEACHER
 from lfi_pipeline.teachers import CocaTeacher, load_teacher, registry
 from lfi_pipeline.teachers.catalog import describe, parameters, teacher_names, weak_contrast
 from lfi_pipeline.teachers.dual_trunks import trunk_of
@@ -71,7 +72,8 @@ def test_checkpoints_that_were_tuned_without_contrast_are_told(name: str) -> Non
 
 
 def test_no_manifest_names_a_weak_teacher() -> None:
-    for name in ("coco", "imagefolder", "pacs", "scenes", "tiny-imagenet", "vlcs", "webdataset"):
-        teacher, _, tag = load_manifest(name).teacher.partition(":")
+    named = [load_manifest(name).teacher for name in manifest_names()]
+    for each in (*named, DEFAULT_TEACHER):  # of folders, and of manifests that name none
+        teacher, _, tag = each.partition(":")
         assert not weak_contrast(teacher, tag)
         assert not tag or tag in describe(teacher).tags

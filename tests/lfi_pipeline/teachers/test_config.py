@@ -100,3 +100,13 @@ def test_a_share_to_recompute_is_one_of_samples_or_none() -> None:
             RecomputeConfig(share=share)
     with pytest.raises(ConfigError, match="images must be 1 or more"):
         PointingConfig(images=0)
+
+
+def test_a_folder_is_its_own_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert ExtractConfig(dataset="photos").data_root == Path("photos")
+    assert ExtractConfig(dataset="photos", data_root=Path("elsewhere")).data_root == Path("elsewhere")
+    assert ExtractConfig(dataset="coco").data_root == Path("data/coco")
+    (tmp_path / "data/photos").mkdir(parents=True)
+    assert ExtractConfig(dataset="photos").data_root == Path("data/photos")
