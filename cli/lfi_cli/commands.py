@@ -34,7 +34,7 @@ PANELS: Mapping[str, Mapping[str, Entry]] = {
         ),
         "datasets": Entry(
             "demo:datasets",
-            "List the data sets that can be read: what each needs on disk and how to obtain it. Nothing is downloaded.",
+            "Say what a folder of images is, or list the data sets: what each needs on disk and how to obtain it.",
         ),
         "make-scenes": Entry(
             "demo:make_scenes",

@@ -44,8 +44,9 @@ class Datasets:
 
 @command(Datasets)
 def datasets(config: Datasets) -> Shown:
-    """Say what a folder of yours is and how it would be read, or list the data sets: what each needs on disk and how to
-    obtain it. Nothing is downloaded.
+    """Say what a folder of images is, or list the data sets: what each needs on disk and how to obtain it.
+
+    Nothing is downloaded.
 
     Example: lfi datasets ~/photos
 
