@@ -61,6 +61,7 @@ def extract(
     out: str | Path,
     data_root: str | Path | None = None,
     extend: bool = False,
+    retry_quarantined: bool = False,
     **settings: Any,
 ) -> TargetStore:
     """Run the teacher once over a data set and write its interaction maps to the cache `out`, or finish one.
@@ -80,6 +81,7 @@ def extract(
         out: directory of the cache.
         data_root: where the files of the data set lie; left out: data/DATASET, or the folder that `dataset` is.
         extend: `out` may hold a cache of fewer images, layers, views or words, whose rows are taken over.
+        retry_quarantined: make shards anew in which an image that could not be read can be read by now.
         settings: others, by the names of the options of `lfi extract-teacher`, such as `teacher="coca_ViT-L-14"`,
             `split="val"`, `kind="contrastive"`, `words=8` or `device="cuda:0"`.
 
@@ -87,8 +89,8 @@ def extract(
         The cache, opened for reading.
 
     Raises:
-        LFIError: an unknown name or setting, a data root that does not fit, an `out` that holds something else, or a
-            setting that differs from the one `out` was begun with.
+        LFIError: an unknown name or setting, a data root that does not fit, a data set of which no image can be read,
+            an `out` that holds something else, or a setting that differs from the one `out` was begun with.
     """
     from lfi_pipeline.targets import TargetStore
     from lfi_pipeline.teachers.config import ExtractConfig
@@ -106,7 +108,7 @@ def extract(
         write_pairs(dataset, data_root)
         dataset = "webdataset"
     config = build(ExtractConfig, {"dataset": str(dataset), "data_root": data_root, **settings})
-    run(config, folder, extend=extend)
+    run(config, folder, extend=extend, retry_quarantined=retry_quarantined)
     return TargetStore.open(folder)
 
 

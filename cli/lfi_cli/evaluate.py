@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lfi_cli.generate import command
 from lfi_cli.output import Result, Shown, say, show_tree, stderr, whole_table
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import DEVICE, Option, check
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig, evaluation_configs
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Predict:
         str | None,
         Option("Whose text encoder reads words that the model does not know: the teacher that it was taught by."),
     ] = None
-    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, Option(DEVICE)] = "auto"
 
     def __post_init__(self) -> None:
         check(self)

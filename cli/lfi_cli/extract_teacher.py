@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lfi_cli.generate import command
-from lfi_cli.output import Result, Shown, facts, say, show_tree, whole_table
+from lfi_cli.output import Result, Shown, facts, say, show_tree, stderr, whole_table
 from lfi_pipeline.core.options import Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.teachers.config import ExtractConfig
@@ -45,9 +45,17 @@ class ExtractTeacher:
         bool,
         Option("The cache may hold fewer images, layers, views or words; the teacher makes what is missing."),
     ] = False
+    retry_quarantined: Annotated[
+        bool, Option("Make the shards of a cache anew in which an unreadable image can be read by now.")
+    ] = False
 
     def __post_init__(self) -> None:
         check(self)
+
+
+QUARANTINED = "lfi inspect says why, --retry-quarantined tries them again"
+MANY_QUARANTINED = 0.05
+"""Share of the images above which a warning tells of it."""
 
 
 @command(ExtractTeacher, file=SettingsFile(ExtractConfig))
@@ -65,12 +73,13 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     from lfi_pipeline.teachers.shards import assign_shards
 
     share = assign_shards(config.shards)
+    options: dict[str, Any] = {"extend": config.extend, "retry_quarantined": config.retry_quarantined}
     if config.engine == "ray":
         from lfi_pipeline.teachers.ray_engine import extract_on_ray
 
-        summary, seconds = extract_on_ray(config.extract, config.out, share=share, extend=config.extend)
+        summary, seconds = extract_on_ray(config.extract, config.out, share=share, **options)
     else:
-        summary, seconds = extract(config.extract, config.out, share=share, extend=config.extend)
+        summary, seconds = extract(config.extract, config.out, share=share, **options)
     if share.rank:
         return Shown({}, silent=True)  # the first rank speaks for all
     result: Result = {
@@ -84,7 +93,7 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     }
     rows: list[tuple[str, object]] = [
         ("images", summary.samples),
-        ("quarantined", f"{summary.quarantined} (see lfi inspect)" if summary.quarantined else 0),
+        ("quarantined", f"{summary.quarantined} ({QUARANTINED})" if summary.quarantined else 0),
         (
             "bytes an image",
             f"{summary.bytes_per_sample:,.0f} (maps as raw fp16: {summary.raw_bytes_per_sample:,.0f})",
@@ -93,6 +102,10 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
         ("seconds", f"{seconds:.1f}"),
         ("in", config.out),
     ]
+
+    if summary.quarantined > MANY_QUARANTINED * summary.samples:
+        part = f"{summary.quarantined} of {summary.samples} images ({summary.quarantined / summary.samples:.0%})"
+        stderr().print(f"[bold red]warning: {part} could not be read[/] and have no targets; {QUARANTINED}.")
 
     def render(console: Console) -> None:
         facts(console, "Targets", rows)

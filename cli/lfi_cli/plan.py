@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from lfi_cli.demo import run_command
 from lfi_cli.generate import command
 from lfi_cli.output import Result, Shown, facts, hours_text, percent, say, show_tree, size_text, stderr
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import DEVICE, Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.teachers.config import PlanConfig
 
@@ -174,7 +174,7 @@ class Reproduce:
     teacher: Annotated[str, Option("NAME[:TAG]. Left out: the recipe's, or the data set's own.")] = ""
     workers: Annotated[int, Option("Loader processes of training.", ge=0)] = 0
     together: Annotated[int, Option("Runs that are fed from one read; each takes its memory.", ge=1)] = 1
-    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, Option(DEVICE)] = "auto"
 
     def __post_init__(self) -> None:
         check(self)

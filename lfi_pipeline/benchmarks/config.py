@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import DEVICE, Option, check
 
-DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
 TEACHER = "NAME[:TAG]; NAME:random needs no weights."
 PARTS = ("step", "online", "students", "parameters")
 OWN_SIZE = "own"

@@ -29,6 +29,9 @@ from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.values import Choices, fitting
 
 T = TypeVar("T")
+DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
+THREADS = "Threads that compute on a CPU; 0: what OMP_NUM_THREADS says, else one a core."
+"""Help of options that several configs have."""
 _NEAR_NAMES = 5
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.options import Option, build, check, declared
+from lfi_pipeline.core.options import DEVICE, Option, build, check, declared
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 
 WEIGHTS = ("last", "best")
@@ -25,7 +25,7 @@ class EvaluationConfig:
     """Which weights of a run to score, and on what machine."""
 
     weights: Annotated[str, Option("Which checkpoint.", panel=MACHINE, choices=WEIGHTS)] = "last"
-    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Option(DEVICE, panel=MACHINE)] = "auto"
     data_root: Annotated[
         Path | None, Option("Where the run's data set lies, if it has moved since the run.", panel=MACHINE)
     ] = None

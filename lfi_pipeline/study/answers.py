@@ -10,7 +10,7 @@ from typing import Annotated
 
 from lfi_pipeline.core.errors import ConfigError, RunError, StudyError
 from lfi_pipeline.core.io import write_atomic
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import DEVICE, Option, check
 from lfi_pipeline.core.schema import Fields
 
 INTERACTION, GRADCAM, AUTO = "interaction", "gradcam", "auto"
@@ -40,7 +40,7 @@ class StudyConfig:
     weights: Annotated[str, Option("Which checkpoint.", choices=("last", "best"))] = "last"
     data_root: Annotated[Path | None, Option("Where the images lie, if they moved.")] = None
     seed: Annotated[int, Option("Of the choice of items and of whose map is which.", ge=0)] = 0
-    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, Option(DEVICE)] = "auto"
 
     def __post_init__(self) -> None:
         check(self)

@@ -256,6 +256,26 @@ class TargetWriter:
                     return  # by another process, where the file system has no locks
                 write_atomic(self._root / name, data, staging_file(self._root, f"{shard:06d}", name))
 
+    def quarantined(self) -> dict[int, str]:
+        """Why samples of the committed shards have no targets, by position.
+
+        Raises:
+            CorruptTargetsError: a commit record is damaged.
+        """
+        return {position: reason for record in self._records() for position, reason in record.quarantined.items()}
+
+    def take_back(self, shard: int) -> None:
+        """Make a committed shard pending again; nothing happens where another process holds it.
+
+        Its files stay until they are replaced, so that a cache that is open goes on to be read.
+
+        Raises:
+            OutputWriteError: the directory cannot be written.
+        """
+        with output_errors(self._root), claimed(self._root, f"{shard:06d}") as held:
+            if held:
+                (self._root / commit_file(shard)).unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Remove the working files of killed processes, once every shard is committed."""
         if not self.pending_shards():
@@ -267,10 +287,11 @@ class TargetWriter:
         Raises:
             CorruptTargetsError: a commit record is damaged.
         """
-        shards = committed_shards(self._root, self._spec)
-        return summarise(
-            self._spec, (CommitRecord.load(self._root, self._spec, self._layout, shard) for shard in shards)
-        )
+        return summarise(self._spec, self._records())
+
+    def _records(self) -> Iterator[CommitRecord]:
+        for shard in committed_shards(self._root, self._spec):
+            yield CommitRecord.load(self._root, self._spec, self._layout, shard)
 
 
 def _require_ours(root: Path) -> None:

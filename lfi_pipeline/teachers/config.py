@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.options import Option, check
+from lfi_pipeline.core.options import DEVICE, THREADS, Option, check
 
 VIEWS = ("full", "hflip")
 TEXT_MODES = ("auto", "captions", "prompts", "generate")
@@ -16,7 +16,6 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ROWS = ("emitting", "reading")
 ARTEFACTS = ("fill", "keep")
 READING_KINDS = ("attention",)
-DEVICE = "auto (CUDA where there is one), cpu, cuda or cuda:N."
 _OWN_ROOT = Path("data/DATASET")
 
 
@@ -132,6 +131,7 @@ class ExtractConfig:
     batch_size: Annotated[int, Option("Images per forward pass; changes nothing in the cache's spec.", ge=1)] = 64
     workers: Annotated[int, Option("Threads that read images; 0 chooses.", ge=0)] = 0
     device: Annotated[str, Option(DEVICE)] = "auto"
+    threads: Annotated[int, Option(THREADS, ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)

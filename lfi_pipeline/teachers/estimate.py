@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.core.runtime import OperationCounter, progress_bar, resolve_device
+from lfi_pipeline.core.runtime import OperationCounter, cpu_threads, progress_bar, resolve_device
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
@@ -119,7 +119,8 @@ def estimate(config: PlanConfig) -> Estimate:
         LFIError: as `extract` does; DatasetError also where no image of the trial can be read.
     """
     dataset = read_split(config.extract)
-    trial = run_trial(config.extract, dataset, config.batches)
+    with cpu_threads(config.extract.threads):
+        trial = run_trial(config.extract, dataset, config.batches)
     disk = nearest_directory(config.out)
     return extrapolated(trial, config, images=len(dataset), disk=disk, free=shutil.disk_usage(disk).free)
 

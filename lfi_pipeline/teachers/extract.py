@@ -15,9 +15,10 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from lfi_pipeline.core.errors import DatasetError, SpecMismatchError
-from lfi_pipeline.core.runtime import progress_bar, resolve_device
+from lfi_pipeline.core.errors import DatasetError, ImageReadError, SpecMismatchError
+from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
+from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import (
     CodecSpec,
     DatasetSpec,
@@ -125,13 +126,50 @@ class Job:
         """Tidy up, once everything is committed: working files go, and an extended cache takes its place."""
         if self.pending_shards():
             return self.writer.summary()
+        if self.extension is None or not self.extension.done:
+            self._require_targets()
+            self.writer.finish()
         if self.extension is None:
-            self.writer.finish()
             return self.writer.summary()
-        if not self.extension.done:
-            self.writer.finish()
-            self.extension.put_in_place()
+        self.extension.put_in_place()
         return TargetStore.open(self.extension.out).summary()
+
+    def _require_targets(self) -> None:
+        """Raise DatasetError where every image is quarantined: that is a fault of paths or files, not a cache."""
+        summary = self.writer.summary()
+        if summary.samples and summary.quarantined == summary.samples:
+            first = min(self.writer.quarantined().items())[1]
+            raise DatasetError(
+                f"An image or more must be readable; all {summary.samples} are quarantined. The first: {first}. Mend "
+                "the files or their names, then run the same command again: it tries them anew."
+            )
+
+    def retry_quarantined(self, dataset: Dataset, *, asked: bool) -> None:
+        """Make the shards pending again in which a quarantined image can be read by now.
+
+        Args:
+            dataset: the samples.
+            asked: look at every quarantined image; else only in a cache that has nothing but such, which is of no use.
+        """
+        quarantined = self.writer.quarantined()
+        if not quarantined or not (asked or len(quarantined) == len(dataset)):
+            return
+        paths = ((position, dataset.samples[position].path) for position in sorted(quarantined))
+        mended: set[int] = set()
+        for position, path in progress_bar(paths, desc="quarantined", unit="image", total=len(quarantined), delay=2):
+            shard = position // self.writer.spec.samples_per_shard
+            if shard not in mended and _is_readable(dataset.root, path):
+                mended.add(shard)
+        for shard in sorted(mended):
+            self.writer.take_back(shard)
+
+
+def _is_readable(root: Path, path: str) -> bool:
+    try:
+        read_image(root, path)
+    except ImageReadError:
+        return False
+    return True
 
 
 def read_split(config: ExtractConfig) -> Dataset:
@@ -143,7 +181,13 @@ def read_split(config: ExtractConfig) -> Dataset:
 
 
 def open_job(
-    config: ExtractConfig, out: Path, *, share: ShardAssignment, extend: bool = False, dataset: Dataset | None = None
+    config: ExtractConfig,
+    out: Path,
+    *,
+    share: ShardAssignment,
+    extend: bool = False,
+    retry_quarantined: bool = False,
+    dataset: Dataset | None = None,
 ) -> Job:
     """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
     if dataset is None:
@@ -201,7 +245,9 @@ def open_job(
         donor=extension.donor if extension is not None else None,
         images=config.layout == "webdataset",
     )
-    return Job(writer, maker, f"{teacher.identity.name} {kind}", extension, captioning_seconds)
+    job = Job(writer, maker, f"{teacher.identity.name} {kind}", extension, captioning_seconds)
+    job.retry_quarantined(dataset, asked=retry_quarantined)
+    return job
 
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
@@ -270,7 +316,12 @@ POLL_SECONDS = 2.0
 
 
 def extract(
-    config: ExtractConfig, out: Path, *, share: ShardAssignment | None = None, extend: bool = False
+    config: ExtractConfig,
+    out: Path,
+    *,
+    share: ShardAssignment | None = None,
+    extend: bool = False,
+    retry_quarantined: bool = False,
 ) -> tuple[Summary, float]:
     """Write the cache `out`, or finish it; returns its summary and the seconds this call took.
 
@@ -281,16 +332,18 @@ def extract(
         out: the cache's directory.
         share: which shards; by default what torchrun's environment says, else all.
         extend: `out` may hold a cache of fewer images, layers, views or words; its rows are taken over.
+        retry_quarantined: make shards anew in which an image that could not be read can be read by now.
 
     Raises:
         LFIError: unknown names, a data root that does not fit, an output that holds something else, a spec that
-            differs from the one `out` was begun with.
+            differs from the one `out` was begun with, a data set of which no image can be read.
     """
     began = time.monotonic()
     share = share or assign_shards()
-    job = open_job(config, out, share=share, extend=extend)
-    with job.progress(share) as bar:
-        run_shards(job, share, bar)
+    with cpu_threads(config.threads):
+        job = open_job(config, out, share=share, extend=extend, retry_quarantined=retry_quarantined)
+        with job.progress(share) as bar:
+            run_shards(job, share, bar)
     return job.finish(), time.monotonic() - began
 
 

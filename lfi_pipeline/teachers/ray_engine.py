@@ -22,6 +22,7 @@ from typing import Any
 
 from lfi_pipeline.core import errors
 from lfi_pipeline.core.errors import ConfigError, LFIError
+from lfi_pipeline.core.runtime import cpu_threads
 from lfi_pipeline.targets import Summary
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import Job, open_job, run_shards
@@ -38,6 +39,7 @@ def extract_on_ray(
     *,
     share: ShardAssignment,
     extend: bool = False,
+    retry_quarantined: bool = False,
     cpus_per_task: float = 1,
     gpus_per_task: float | None = None,
     address: str | None = None,
@@ -48,7 +50,7 @@ def extract_on_ray(
         config: what to extract; its `device` is each worker's.
         out: the cache's directory, seen by all nodes.
         share: which shards.
-        extend: as in `extract`.
+        extend, retry_quarantined: as in `extract`.
         cpus_per_task: CPUs that a task reserves.
         gpus_per_task: GPUs that a task reserves; by default one where the cluster has GPUs and the device is not cpu.
         address: of the cluster; by default what RAY_ADDRESS says, else a local one is started.
@@ -64,7 +66,7 @@ def extract_on_ray(
     began = time.monotonic()
     out = out.expanduser().absolute()
     config = _absolute(config)
-    job = open_job(config, out, share=share, extend=extend)
+    job = open_job(config, out, share=share, extend=extend, retry_quarantined=retry_quarantined)
     with _results_alone_on_stdout():
         started = not ray.is_initialized()
         if started:
@@ -130,7 +132,10 @@ def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> Fa
     try:
         share = ShardAssignment(first=shard, end=shard + 1)
         job = _job(config, out, extend)
-        with job.progress(ShardAssignment(first=shard, end=shard + 1, world=2, rank=1)) as silent:
+        with (
+            cpu_threads(config.threads),
+            job.progress(ShardAssignment(first=shard, end=shard + 1, world=2, rank=1)) as silent,
+        ):
             run_shards(job, share, silent)
     except LFIError as error:
         return type(error).__name__, str(error)

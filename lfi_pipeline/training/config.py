@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
-from lfi_pipeline.core.options import Option, check, command_line, declared
+from lfi_pipeline.core.options import DEVICE, THREADS, Option, check, command_line, declared
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.data.config import Augmentation, MixConfig, Photometric
 from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
@@ -293,7 +293,8 @@ class RuntimeConfig:
     """Where and how a run is carried out; none of it changes what is learned, and all of it may change on a resume."""
 
     workers: Annotated[int, Option("Loader processes; 0 loads in the training process.", panel=MACHINE, ge=0)] = 0
-    device: Annotated[str, Option("auto (CUDA where there is one), cpu, cuda or cuda:N.", panel=MACHINE)] = "auto"
+    device: Annotated[str, Option(DEVICE, panel=MACHINE)] = "auto"
+    threads: Annotated[int, Option(THREADS, panel=MACHINE, ge=0)] = 0
     track: Annotated[
         tuple[str, ...],
         Option(

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from lfi_pipeline.core.errors import LFIError, RunError
-from lfi_pipeline.core.runtime import progress_bar, resolve_device, tell
+from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
@@ -104,7 +104,7 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     check_callbacks(callbacks)
-    with ExitStack() as locks:
+    with cpu_threads(machine.threads), ExitStack() as locks:
         return _Loop(runs, machine, command, callbacks, locks).run()
 
 

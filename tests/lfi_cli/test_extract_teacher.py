@@ -56,8 +56,13 @@ def test_an_unreadable_image_is_quarantined_and_counted(
     made = lfi("extract-teacher", *scenes(root), *FEW, "--out", tmp_path / "shards", "--json")
     assert made.code == 0
     assert made.json["quarantined"] == 1
+    assert "1 of 16 images (6%) could not be read" in made.err  # more than one of twenty
     shown = lfi("inspect", tmp_path / "shards", "--json")
     assert list(shown.json["quarantined"]) == ["000000000002"]
+    shutil.copy(scenes_root / "val" / "000000000002.png", root / "val")
+    again = lfi("extract-teacher", *scenes(root), *FEW, "--out", tmp_path / "shards", "--retry-quarantined", "--json")
+    assert again.json["quarantined"] == 0
+    assert "could not be read" not in again.err
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -15,7 +15,7 @@ import typer.core
 import typer.main
 
 from lfi_cli.commands import PANELS
-from lfi_cli.main import app_for
+from lfi_cli.main import app_for, main
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -96,6 +96,16 @@ def test_usage_errors_are_short(lfi: Callable[..., Any], words: tuple[str, ...])
     assert ended.out == ""
     assert "Traceback" not in ended.err
     assert ended.err.count("\n") < 8
+
+
+def test_threads_that_wait_leave_their_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, then in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+        if own is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        assert os.environ["OMP_WAIT_POLICY"] == then
 
 
 def test_help_imports_no_heavy_package() -> None:

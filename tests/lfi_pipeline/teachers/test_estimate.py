@@ -165,7 +165,8 @@ def test_time_is_put_down_to_what_takes_it(
     parts = {name: getattr(trial, name) for name in ("waiting", "teacher", "writing", "captioning", "other")}
     assert max(parts, key=parts.__getitem__) == part
     images = 8 if part == "captioning" else 4
-    assert parts[part] >= pause / images
+    early = 0.5 if part == "waiting" else 1  # images are read ahead: some of the pause is over before it is waited for
+    assert parts[part] >= early * pause / images
     assert trial.seconds == pytest.approx(sum(parts.values()))
     assert (parts["captioning"] > 0) == (part == "captioning")
 

@@ -35,7 +35,7 @@ def run(tiny_teacher: CocaTeacher, scenes_root: Path, monkeypatch: pytest.Monkey
     asked: list[str] = []
     monkeypatch.setattr(job, "load_teacher", lambda name, **_: asked.append(name) or tiny_teacher)
 
-    def extracted(out: Path, **changes: Any) -> Summary:
+    def extracted(out: Path, *, retry_quarantined: bool = False, **changes: Any) -> Summary:
         options: dict[str, Any] = {
             "dataset": "scenes",
             "data_root": scenes_root,
@@ -44,7 +44,8 @@ def run(tiny_teacher: CocaTeacher, scenes_root: Path, monkeypatch: pytest.Monkey
             "batch_size": 8,
             "device": "cpu",
         }
-        summary, seconds = extract.extract(ExtractConfig(**(options | changes)), out)
+        config = ExtractConfig(**(options | changes))
+        summary, seconds = extract.extract(config, out, retry_quarantined=retry_quarantined)
         assert seconds >= 0
         return summary
 
@@ -184,6 +185,50 @@ def test_quarantine_does_not_shift_its_neighbours(run: Run, own_root: Path, tmp_
     for position in (0, 1, 3, 7, 12):
         np.testing.assert_allclose(_decoded(damaged, position), _decoded(whole, position), atol=2e-3)
         np.testing.assert_array_equal(damaged.read(position).words, whole.read(position).words)
+
+
+def test_the_teacher_computes_with_the_threads_it_is_given(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, before, commit = set(), torch.get_num_threads(), job.run_shards
+    monkeypatch.setattr(job, "run_shards", lambda *given: (seen.add(torch.get_num_threads()), commit(*given)))
+    run(tmp_path / "t", views=("full",), threads=before + 1)
+    assert (seen, torch.get_num_threads()) == ({before + 1}, before)
+
+
+def test_mended_images_are_tried_again_where_that_is_asked_for(
+    run: Run, own_root: Path, scenes_root: Path, tmp_path: Path, tiny_targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [sorted((own_root / "train").iterdir())[i] for i in (2, 9, 17)]
+    for image in broken:
+        image.write_bytes(b"no image")
+    run(tmp_path / "t", data_root=own_root)
+    before, source = _tree(tmp_path / "t"), ("source.json",)
+    for image in broken[:2]:
+        shutil.copy(scenes_root / "train" / image.name, image)
+    run(tmp_path / "t", data_root=own_root)
+    assert _tree(tmp_path / "t") == before  # a rerun changes nothing
+    committed: list[int] = []
+    commit = TargetWriter.commit
+    monkeypatch.setattr(TargetWriter, "commit", lambda self, *each: (committed.append(each[0]), commit(self, *each)))
+    assert run(tmp_path / "t", data_root=own_root, retry_quarantined=True).quarantined == 1
+    assert committed == [0, 1]  # the third shard's image is as broken as it was
+    shutil.copy(scenes_root / "train" / broken[2].name, broken[2])
+    assert run(tmp_path / "t", data_root=own_root, retry_quarantined=True).quarantined == 0
+    assert _tree(tmp_path / "t", source) == _tree(tiny_targets, source)
+
+
+def test_a_run_of_which_no_image_can_be_read_fails_and_a_rerun_tries_again(
+    run: Run, own_root: Path, scenes_root: Path, tmp_path: Path, tiny_targets: Path
+) -> None:
+    for image in (own_root / "train").iterdir():
+        image.write_bytes(b"no image")
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"all 24 are quarantined. The first: .*000000000001.png: not an image"):
+            run(tmp_path / "t", data_root=own_root)
+    shutil.copytree(scenes_root / "train", own_root / "train", dirs_exist_ok=True)
+    assert run(tmp_path / "t", data_root=own_root).quarantined == 0
+    assert _tree(tmp_path / "t", ("source.json",)) == _tree(tiny_targets, ("source.json",))
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

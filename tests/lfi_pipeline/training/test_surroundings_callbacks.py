@@ -66,6 +66,18 @@ EPOCHS = [
 ]  # fmt: skip
 
 
+def test_a_run_computes_with_the_threads_it_is_given(make_config: MakeConfig, tmp_path: Path) -> None:
+    class Threads(Callback):
+        seen = 0
+
+        def on_train_start(self, trainer: Trainer, student: Student) -> None:
+            self.seen = torch.get_num_threads()
+
+    before, threads = torch.get_num_threads(), Threads()
+    train([(make_config(), tmp_path / "run")], replace(MACHINE, threads=before + 1), callbacks=[threads])
+    assert (threads.seen, torch.get_num_threads()) == (before + 1, before)
+
+
 def test_every_moment_is_heard_and_nothing_is_changed(make_config: MakeConfig, tmp_path: Path) -> None:
     noted = Noted()
     train([(make_config(), tmp_path / "run")], MACHINE, callbacks=[noted])
