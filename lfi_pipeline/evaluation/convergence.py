@@ -22,8 +22,7 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
 from lfi_pipeline.evaluation.results import ProtocolResult
-from lfi_pipeline.training.run_dir import METRICS, SUMMARY
-from lfi_pipeline.training.run_reader import read_config, read_metrics, read_summary
+from lfi_pipeline.training.run_dir import METRICS, SUMMARY, config_fields, read_metrics, summary_fields
 from lfi_pipeline.training.validate import main_score
 
 
@@ -62,7 +61,7 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
         RunError: a run cannot be read.
     """
     began = time.monotonic()
-    own = read_config(run).values
+    own = config_fields(run).values
     score = config.score or main_score(str(own.get("task")))
     if score is None:
         raise ConfigError(f"{run} has no task and so no validation score to compare: it cannot converge to one.")
@@ -121,8 +120,8 @@ def _read(run: Path, score: str) -> _Trained:
             f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
-    summary = read_summary(run)
-    return _Trained(run, read_config(run).values, curve, summary.values if summary is not None else {})
+    summary = summary_fields(run)
+    return _Trained(run, config_fields(run).values, curve, summary.values if summary is not None else {})
 
 
 def _require_comparable(trained: _Trained, reference: _Trained) -> None:

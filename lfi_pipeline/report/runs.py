@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Fields
 from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_results
-from lfi_pipeline.training.run_reader import TRAINED, is_run, read_config, read_metrics, read_summary
+from lfi_pipeline.training.run_dir import TRAINED, config_fields, is_run, read_metrics, summary_fields
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -232,10 +232,10 @@ def load_run(path: Path) -> Run:
     Raises:
         RunError: it is not a run, or a file in it is not what it should be; the message names file and field.
     """
-    metrics, summary = read_metrics(path), read_summary(path)
+    metrics, summary = read_metrics(path), summary_fields(path)
     return Run(
         path=path,
-        config=_config(read_config(path)),
+        config=_config(config_fields(path)),
         train=tuple(_train_point(event) for event in metrics.train),
         validation=tuple(
             ValPoint(

@@ -22,8 +22,7 @@ from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table
-from lfi_pipeline.training.run_dir import SUMMARY, recorded_config
-from lfi_pipeline.training.run_reader import read_config, read_summary
+from lfi_pipeline.training.run_dir import SUMMARY, config_fields, recorded_config, summary_fields
 
 CROSS_DOMAIN = "cross-domain"
 _SEED = "seed"
@@ -103,7 +102,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     differing = [name for name in names if name != _SEED and len({_key(each[name]) for each in settings.values()}) > 1]
     rows = []
     for run in sorted(finished, key=lambda run: settings[run][_SEED]):
-        summary = read_summary(run)
+        summary = summary_fields(run)
         assert summary is not None  # finished runs have one
         label, seed = _key([settings[run][name] for name in differing]), settings[run][_SEED]
         rows += [
@@ -131,7 +130,7 @@ def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
     flat = flatten(recorded_config(run))
     path = Path(flat["targets"])
-    fingerprint = read_config(run).text_or("targets_fingerprint", str(path))
+    fingerprint = config_fields(run).text_or("targets_fingerprint", str(path))
     flat["targets"] = caches.setdefault(fingerprint, f"{path.name} {fingerprint[:8]}")
     del flat["data_root"]
     return flat

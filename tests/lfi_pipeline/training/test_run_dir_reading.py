@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import RunError
-from lfi_pipeline.training.run_reader import is_run, read_config, read_metrics, read_summary
+from lfi_pipeline.training.run_dir import config_fields, is_run, read_metrics, summary_fields
 
 
 def written(run: Path, *events: dict[str, Any], tail: str = "") -> Path:
@@ -37,15 +37,15 @@ def test_a_curve_leaves_out_what_is_missing_or_not_finite(tmp_path: Path) -> Non
 
 def test_a_run_is_known_by_its_files_and_a_finished_one_has_a_summary(tmp_path: Path) -> None:
     assert not is_run(tmp_path)
-    for read in (read_config, read_metrics):
+    for read in (config_fields, read_metrics):
         with pytest.raises(RunError, match="must be a training run, but has no"):
             read(tmp_path)
     run = written(tmp_path)
     assert is_run(run)
-    assert read_config(run).text("name") == "a"
-    assert read_summary(run) is None
+    assert config_fields(run).text("name") == "a"
+    assert summary_fields(run) is None
     (run / "summary.json").write_text('{"steps": 3}')
-    summary = read_summary(run)
+    summary = summary_fields(run)
     assert summary is not None
     assert summary.integer("steps") == 3
 
