@@ -247,9 +247,15 @@ def split_name(split: str, share: float) -> str:
 
 
 def parsed_split(name: str) -> tuple[str, float]:
-    """Return split and share that a name stands for; the inverse of `split_name`."""
+    """Return split and share that a name stands for, such as `train-0.2`; the inverse of `split_name`."""
     found = _NAMED.fullmatch(name)
     return (found[1], float(found[2])) if found else (name, 0.0 if name == WHOLE else DEFAULT_SHARE)
+
+
+def counterpart(split: str, trained: str) -> str:
+    """Return the split to score on where `split` is asked for and `trained` is trained on: `val` of a part is its rest."""
+    named, share = parsed_split(trained)
+    return split_name(VAL, share) if split == VAL and named != trained else split
 
 
 def part_of(dataset: Dataset, split: str, share: float) -> Dataset:

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.errors import RunError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
-from lfi_pipeline.data.dataset import relabelled
+from lfi_pipeline.data.dataset import counterpart, relabelled
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
+from lfi_pipeline.training.config import NO_SPLIT
 from lfi_pipeline.training.learner import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import read_json, write_run_json
 
@@ -29,8 +30,14 @@ def load(run: Path, common: EvaluationConfig) -> LoadedRun:
 
 
 def validation_split(loaded: LoadedRun) -> Dataset:
-    """Return the split that the run was validated on. Raises as `read_split`."""
-    return read_split(loaded, loaded.config.val_split)
+    """Return the split that the run was validated on. Raises as `read_split`, and ConfigError where there is none."""
+    split = loaded.config.val_split
+    if split == NO_SPLIT:
+        raise ConfigError(
+            f"{loaded.path} must have a split to be scored on, and was trained with val_split {NO_SPLIT!r}. Of a data set "
+            "without one, extract split 'train-0.1', a part of its images, and train on that: the others are then 'val'."
+        )
+    return read_split(loaded, counterpart(split, loaded.store.spec.dataset.split))
 
 
 def read_split(loaded: LoadedRun, split: str) -> Dataset:

@@ -26,6 +26,7 @@ from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
 
 WEIGHT_SCHEDULES = ("constant", "cosine", "linear")
 AUTO = "auto"
+NO_SPLIT = "none"
 DEFAULT_SHARE = 0.5
 """Of the task's gradient, that a term weighs where nobody says otherwise."""
 
@@ -216,7 +217,14 @@ class TrainConfig:
             choices=TASKS,
         ),
     ] = "auto"
-    val_split: Annotated[str, Option("Split of the same data set to score on after every epoch.", panel=DATA)] = "val"
+    val_split: Annotated[
+        str,
+        Option(
+            "Split of the same data set to score on after every epoch, or none. Of any data set val-0.1 is a tenth, of "
+            "which a cache of split train-0.1 holds the others.",
+            panel=DATA,
+        ),
+    ] = "val"
     precision: Annotated[str, Option("fp32, or autocast to bf16.", panel=OPTIMISER, choices=PRECISIONS)] = "fp32"
     grad_accum_steps: Annotated[
         int,

@@ -15,7 +15,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from lfi_pipeline.core.errors import LFIError, RunError
 from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
-from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
 from lfi_pipeline.training.data import (
@@ -145,12 +144,7 @@ class _Loop:
         self.failed: list[str] = []
         self.records: dict[Path, RunRecord] = {}
         task = resolve_task(configs[0].task, labels, len(spec.dataset.classes))
-        scores = task != NONE
-        self.validation = (
-            scorable(read_dataset(spec.dataset.name, self.store.source_root, configs[0].val_split), self.store)
-            if scores
-            else None
-        )
+        self.validation = None if task == NONE else scorable(configs[0].val_split, self.store)
         for config, out in runs:
             require_place(out, config, spec.fingerprint)
         self._lock([out for out in self.outs if read_summary(out) is None], locks)

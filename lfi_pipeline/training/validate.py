@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,14 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.dataset import relabelled, require_labels
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.dataset import counterpart, relabelled, require_labels
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.training.config import NO_SPLIT
 from lfi_pipeline.training.data import PlainImages
+
+_LOGGER = logging.getLogger(__name__)
 
 CLASSIFICATION, MULTI_LABEL, NONE = "classification", "multi-label", "none"
 
@@ -49,14 +53,26 @@ def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> s
     return asked
 
 
-def scorable(dataset: Dataset, store: TargetStore) -> Dataset:
-    """Return a split of a cache's data set with labels that index the cache's classes.
+def scorable(split: str, store: TargetStore) -> Dataset | None:
+    """Return a split of a cache's data set with labels that index the cache's classes; None of the split `none`.
 
     Raises:
         DatasetError: it holds no image or no label, or has a class that the cache has not.
+        UnknownNameError: there is no such split.
     """
+    if split == NO_SPLIT:
+        return None
+    trained = store.spec.dataset
+    dataset = read_dataset(trained.name, store.source_root, counterpart(split, trained.split))
     require_labels(dataset, "Score another split (val_split), or train without a task (task 'none').")
-    return relabelled(dataset, store.spec.dataset.classes, f"the cache {store.path}")
+    paths = set(store.index.paths)
+    both = sum(sample.path in paths for sample in dataset.samples)
+    if both:
+        _LOGGER.warning(
+            "%d of %d images of split %s are in the cache %s as well: scores of them say little.",
+            both, len(dataset), dataset.split, store.path,
+        )  # fmt: skip
+    return relabelled(dataset, trained.classes, f"the cache {store.path}")
 
 
 def task_loss(task: str, logits: Tensor, labels: Tensor) -> Tensor:

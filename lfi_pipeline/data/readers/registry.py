@@ -218,7 +218,8 @@ def read_dataset(
     """Read split `split` of a data set from `root`.
 
     A folder needs no manifest: `read_dataset("photos")` looks at what it is (`sniff_layout`). Where it has no
-    validation split, `val` is a share of its images, `train` the others and `all` both.
+    validation split, `val` is a share of its images, `train` the others and `all` both. Of any data set `val-0.2` is a
+    fifth of its training images, or of `all` where it has none, and `train-0.2` the others.
 
     Args:
         name_or_path: name of a shipped manifest, path of the user's own `.toml`, the name of a manifest that lies in
@@ -267,11 +268,12 @@ def read_dataset(
 def _read(manifest: Manifest, root: Path, split: str, val_share: float) -> Dataset:
     read = _READERS[manifest.layout]
     named, share = parsed_split(split)
+    has_parts = manifest.name == FOLDER and VAL not in manifest.splits and named in (TRAIN, VAL, WHOLE)
+    if not has_parts and named == split:
+        return read(manifest, root, split)
     if val_share != DEFAULT_SHARE and share == DEFAULT_SHARE:
         share = val_share
-    if manifest.name != FOLDER or VAL in manifest.splits or named not in (TRAIN, VAL, WHOLE):
-        return read(manifest, root, split)
-    source = TRAIN if TRAIN in manifest.splits else next(iter(manifest.splits))
+    source = next((each for each in (TRAIN, WHOLE) if each in manifest.splits), next(iter(manifest.splits)))
     whole, name = read(manifest, root, source), split_name(named, share)
     if name == WHOLE:
         return replace(whole, split=WHOLE)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+import lfi_pipeline as lfi
 from lfi_pipeline.core.errors import (
     ConfigError,
     CorruptTargetsError,
@@ -338,6 +339,14 @@ def test_a_loader_process_that_dies_is_one_error_and_loses_nothing(
 def test_pure_distillation_needs_no_validation_split(make_config: MakeConfig, tmp_path: Path) -> None:
     summary = train_one(make_config(task="none", val_split="there is none", epochs=1), tmp_path / "run")
     assert summary["steps"] == 3
+
+
+def test_a_run_may_do_without_a_validation_split(make_config: MakeConfig, tmp_path: Path) -> None:
+    summary = train_one(make_config(val_split="none", epochs=1), tmp_path / "run")
+    assert summary["steps"] == 3
+    assert "map_seen" not in summary
+    with pytest.raises(ConfigError, match=r"must have a split to be scored on.*val_split 'none'.*'train-0.1'"):
+        lfi.evaluate(tmp_path / "run", device="cpu")
 
 
 def test_learned_queries_are_there_without_maps_too(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -169,3 +169,13 @@ def test_an_export_with_background_images_and_no_validation_split_is_extracted_a
     val = json.loads((tmp_path / "run/config.json").read_text())["dataset"]["val_samples"]
     assert val + len(captions) == 24
     assert "map_seen" in summary
+
+
+def test_images_that_are_trained_on_and_scored_are_told_of(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_one(make_config(val_split="train", epochs=1), tmp_path / "run")
+    assert "24 of 24 images of split train are in the cache" in caplog.text
+    caplog.clear()
+    train_one(make_config(epochs=1), tmp_path / "other")
+    assert caplog.text == ""

@@ -11,6 +11,7 @@ import pytest
 
 from lfi_pipeline.core.errors import DatasetError, UnknownNameError
 from lfi_pipeline.data import Dataset, Instance, Manifest, Sample, SampleTable, describe, read_dataset
+from lfi_pipeline.data.dataset import counterpart
 from lfi_pipeline.data.manifest import LAYOUTS
 from lfi_pipeline.data.readers import registry
 from lfi_pipeline.data.readers.registry import expected_tree, summarize
@@ -154,3 +155,13 @@ def test_a_split_that_a_folder_with_its_own_val_lacks_is_unknown(tmp_path: Path)
     make_imagefolder(tmp_path, {"train": {"cat": 1, "dog": 1}, "valid": {"cat": 1, "dog": 1}})
     with pytest.raises(UnknownNameError, match=r"split of folder 'all'\. .*Choices: train, val"):
         read_dataset(tmp_path, split="all")
+
+
+def test_any_data_set_has_parts_to_validate_on(scenes_root: Path) -> None:
+    train, part, rest = (read_dataset("scenes", scenes_root, split) for split in ("train", "val-0.25", "train-0.25"))
+    assert {each.key for each in part.samples} | {each.key for each in rest.samples} == {e.key for e in train.samples}
+    assert not {each.key for each in part.samples} & {each.key for each in rest.samples}
+    assert 0 < len(part) < len(rest)
+    assert (part.split, part.classes) == ("val-0.25", train.classes)
+    assert [counterpart("val", split) for split in ("train-0.25", "train", "all")] == ["val-0.25", "val", "val"]
+    assert counterpart("test", "train-0.25") == "test"
