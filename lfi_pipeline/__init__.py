@@ -18,6 +18,8 @@
     lfi.export("runs/a", "exported")
     lfi.load("exported").predict("photo.jpg").answers[0]               # a name, its score, and a map of where it looked
 
+    lfi.distil("photos", student="resnet18", out="distilled")          # all of it, from a folder of your own images
+
 Every function takes further settings by the names of the options of its command. Errors are
 `lfi.LFIError`: each says what must hold, what was found and what to do.
 """
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lfi_pipeline.core.errors import LFIError
     from lfi_pipeline.distiller import Distiller
     from lfi_pipeline.exporting.model import Model, load
+    from lfi_pipeline.recipes.distil import distil
     from lfi_pipeline.training.data import Batch
     from lfi_pipeline.training.dataset import TargetDataset, TargetSample
 
@@ -45,6 +48,7 @@ __all__ = [
     "Model",
     "TargetDataset",
     "TargetSample",
+    "distil",
     "evaluate",
     "export",
     "extract",
@@ -62,6 +66,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
             "core.errors": ["LFIError"],
             "distiller": ["Distiller"],
             "exporting.model": ["Model", "load"],
+            "recipes.distil": ["distil"],
             "training.data": ["Batch"],
             "training.dataset": ["TargetDataset", "TargetSample"],
         },

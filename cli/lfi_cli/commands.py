@@ -32,6 +32,10 @@ PANELS: Mapping[str, Mapping[str, Entry]] = {
             "demo:demo",
             "The whole pipeline in minutes on a laptop: scenes, teacher, cache, two students, scores, report.",
         ),
+        "distil": Entry(
+            "demo:distil",
+            "From a folder of your own images to an exported student: looks at it, extracts, trains, scores, draws.",
+        ),
         "datasets": Entry(
             "demo:datasets",
             "Say what a folder of images is, or list the data sets: what each needs on disk and how to obtain it.",

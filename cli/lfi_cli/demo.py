@@ -1,4 +1,4 @@
-"""lfi demo, lfi datasets, lfi make-scenes"""
+"""lfi demo, lfi distil, lfi datasets, lfi make-scenes"""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.core.options import Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.recipes.distil import FILES as DISTILLED
+from lfi_pipeline.recipes.distil import DistilConfig, steps, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -296,5 +298,28 @@ def demo(config: Demo) -> Shown:
     def render(console: Console) -> None:
         facts(console, "Done", rows)
         show_tree(console, out, FILES)
+
+    return Shown(result, render)
+
+
+@command(DistilConfig)
+def distil(config: DistilConfig) -> Shown:
+    """From a folder of your own images to an exported student: looks at it, extracts, trains, scores, draws.
+
+    It only chains the public commands and prints each one before it runs, for you to copy and change.
+
+    Example: lfi distil ~/photos --student resnet18 --out distilled
+    """
+    results: dict[str, Result] = {}
+    for step in steps(config, lambda text: say(stderr(), text)):
+        results[step.name] = run_command(*step.words)
+    scored = results.get("evaluate", {}).get("runs", {})
+    result: Result = summary(config, next(iter(scored.values()), {}))
+    made = ("exported", "report", "answers")
+    rows = [(name, Path(result[name]).resolve()) for name in made if result[name] is not None]
+
+    def render(console: Console) -> None:
+        facts(console, "Done", rows)
+        show_tree(console, config.out, DISTILLED)
 
     return Shown(result, render)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,27 @@ def test_a_rerun_with_other_options_is_refused_where_it_differs(
     assert lfi("demo", "--out", tmp_path / "demo", *SMALL).code == 0
     message = fails("OutputExistsError", "demo", "--out", tmp_path / "demo", *SMALL, "--epochs", 2)
     assert "epochs: 1 there, 2 asked" in message
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_folder_becomes_a_student(lfi: Callable[..., Any], scenes_root: Path, tmp_path: Path) -> None:
+    for place, image in enumerate(sorted((scenes_root / "train").iterdir())):
+        folder = tmp_path / "pets" / ("cat", "dog")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folder)
+    small = ("--student", "resnet10t", "--image-size", 32, "--epochs", 1, "--device", "cpu")
+    words = ("distil", tmp_path / "pets", "--teacher", "scenes-coca", *small, "--out", tmp_path / "out")
+    ended = lfi(*words, "--json")
+    assert ended.code == 0
+    assert "a folder for each class" in ended.err
+    assert commands_in(ended.err) == [
+        *("extract-teacher", "extract-teacher", "train", "evaluate", "report", "export", "predict")
+    ]
+    result = ended.json
+    assert 0 <= result["scores"]["classification"]["scores"]["top1_seen"] <= 1
+    assert (Path(result["exported"]) / "lfi.json").is_file()
+    assert list(Path(result["answers"]).parent.glob("*.png"))
+    again = lfi(*words)
+    assert again.code == 0
+    assert "exported" in again.out
+    assert "epoch 1/1" not in again.err  # nothing is trained twice
