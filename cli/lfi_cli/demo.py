@@ -85,7 +85,9 @@ def _folder(path: Path, data_root: Path | None) -> Shown:
 
     def render(console: Console) -> None:
         say(console, text)
-        say(console, shlex.join(["lfi", "extract-teacher", "--dataset", str(path), "--out", "shards"]))
+        name = shlex.quote(str(path))
+        say(console, "", f"All of it, to a student and its answers: lfi distil {name} --out distilled")
+        say(console, f"The teacher's maps alone: lfi extract-teacher --dataset {name} --out shards")
 
     return Shown(result, render)
 

@@ -21,14 +21,12 @@ _UNITS = {"share": " %", "nats": " nats", "seconds": " s"}
 
 def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult]) -> None:
     """Print one run's results, the details of its protocols included."""
-    from lfi_pipeline.evaluation.metrics import MEASURES
+    from lfi_pipeline.evaluation.metrics import MEASURES, without_domains
 
     for protocol, result in results.items():
-        rows = [
-            (measure.heading, _value(measure, score) + _UNITS.get(measure.unit, ""))
-            for measure in MEASURES[protocol]
-            if (score := result.scores.get(measure.name)) is not None
-        ]
+        found = {name: score for name, score in result.scores.items() if score is not None}
+        scored = without_domains([each for each in MEASURES[protocol] if each.name in found])
+        rows = [(each.heading, _value(each, found[each.name]) + _UNITS.get(each.unit, "")) for each in scored]
         told = _DETAILS[protocol](result.details) if protocol in _DETAILS else []
         facts(console, f"{run.name}: {protocol}", [*rows, *told, ("seconds", f"{result.seconds:.1f}")])
 

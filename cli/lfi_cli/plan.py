@@ -15,7 +15,7 @@ from lfi_cli.generate import command
 from lfi_cli.output import Result, Shown, facts, hours_text, percent, say, show_tree, size_text, stderr
 from lfi_pipeline.core.options import DEVICE, Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
-from lfi_pipeline.teachers.config import PlanConfig
+from lfi_pipeline.teachers.config import PlanConfig, own_root
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,7 +162,9 @@ class Reproduce:
     name: Annotated[
         str | None, Option("A recipe, or the path of your own .toml; left out: list the recipes.", positional=True)
     ] = None
-    data_root: Annotated[Path | None, Option("Where the data set lies. Left out: data/DATASET.")] = None
+    data_root: Annotated[
+        Path | None, Option("Where the data set lies. Left out: data/DATASET, or the folder it names.")
+    ] = None
     out: Annotated[Path | None, Option("Where everything goes; a rerun goes on. Left out: reproduce-NAME.")] = None
     small: Annotated[bool, Option("A trial for any machine: embedded teacher, small student, one seed.")] = False
     dry_run: Annotated[bool, Option("Write recipe.toml, sweep.toml and commands.sh, print the plan and stop.")] = False
@@ -198,7 +200,7 @@ def reproduce(config: Reproduce) -> Shown:
     if config.teacher:
         recipe = replace(recipe, teacher=config.teacher)
     place = Place(
-        data_root=config.data_root or Path("data") / Path(recipe.dataset).stem,
+        data_root=config.data_root or own_root(recipe.dataset),
         out=config.out or Path(f"reproduce-{recipe.name}"),
         zero_shot={name: Path(str(folder)) for name, folder in config.zero_shot.items()},
         device=config.device,

@@ -110,14 +110,16 @@ def show_runs(console: Console, trained: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
-    from lfi_pipeline.evaluation.metrics import HEAD_SCORES
+    from lfi_pipeline.evaluation.metrics import MEASURES, without_domains
 
+    held_out = {name for name, value in run.items() if name.endswith("_heldout") and value is None}
+    measures = [each for each in MEASURES["classification"] if each.name in run and each.name not in held_out]
     parts = (f"{count:,} {part}" for part, count in run["parameters"].items() if count)
     return {
         "steps": str(run["steps"]),
         "step time": f"{run['step_ms']:.0f} ms (median)",
         "parameters": ", ".join(parts),
-        **{heading: percent(run[name]) for name, heading in HEAD_SCORES.items() if name in run},
+        **{each.heading: percent(run[each.name]) for each in without_domains(measures)},
     }
 
 

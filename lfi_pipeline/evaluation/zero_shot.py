@@ -36,7 +36,7 @@ from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.training.data import Size, unchanged_image
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.sampler import training_positions
-from lfi_pipeline.training.validate import mean_average_precision, top_k_accuracy
+from lfi_pipeline.training.validate import mean_average_precision, ranks, top_k_accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,25 +321,20 @@ def _student_and_teacher(
 def _scores(
     scores: Tensor | None, truth: Tensor, rows: Tensor, one_label: bool, prefix: str
 ) -> dict[str, float | None]:
-    ranks = _ranks(truth.shape[1])
-    names = tuple(f"top{k}" for k in ranks) if one_label else ("map",)
+    counted = ranks(truth.shape[1])
+    names = tuple(f"top{k}" for k in counted) if one_label else ("map",)
     if scores is None or not truth[rows].any():
         return {prefix + name: None for name in names}
     scores, truth = scores[rows], truth[rows]
     if one_label:
-        return {f"{prefix}top{k}": top_k_accuracy(scores, truth, k) for k in ranks}
+        return {f"{prefix}top{k}": top_k_accuracy(scores, truth, k) for k in counted}
     return {f"{prefix}map": mean_average_precision(scores, truth)}
-
-
-def _ranks(classes: int) -> tuple[int, ...]:
-    """Return the k of the top-k accuracies: a top-5 of five classes or fewer is always 1."""
-    return (1, 5) if classes > 5 else (1,)
 
 
 def _chance(truth: Tensor, one_label: bool) -> dict[str, float]:
     images, classes = truth.shape
     if one_label:
-        return {f"top{k}": k / classes for k in _ranks(classes)}
+        return {f"top{k}": k / classes for k in ranks(classes)}
     positives = truth.sum(0)
     return {"map": float((positives[positives > 0] / images).mean())}
 

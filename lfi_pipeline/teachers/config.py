@@ -136,7 +136,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.data_root == _OWN_ROOT:
-            object.__setattr__(self, "data_root", _own_root(self.dataset))
+            object.__setattr__(self, "data_root", own_root(self.dataset))
         if self.kind not in ("", "auto"):
             require_row(self.row, self.kind)
         if "full" not in self.views:
@@ -145,8 +145,8 @@ class ExtractConfig:
             raise ConfigError(f"prompts are for the text mode 'prompts', got {self.text!r}.")
 
 
-def _own_root(dataset: str) -> Path:
-    """Where the files of a data set lie where nobody says so."""
+def own_root(dataset: str) -> Path:
+    """Return where the files of a data set lie where nobody says so: data/NAME, or the folder that it names."""
     named = Path("data") / Path(dataset).stem
     return Path(dataset) if Path(dataset).is_dir() and not named.is_dir() else named
 

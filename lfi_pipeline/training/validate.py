@@ -110,6 +110,11 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float | None:
     return float(labels.gather(1, best).sum(1).clamp(max=1).mean())
 
 
+def ranks(classes: int) -> tuple[int, ...]:
+    """Return the k of the top-k accuracies: a top-5 of five classes or fewer is always 1."""
+    return (1, 5) if classes > 5 else (1,)
+
+
 def main_score(task: str) -> str | None:
     """Name of the validation score by which the best checkpoint is chosen; None: there is none."""
     return {CLASSIFICATION: "top1_seen", MULTI_LABEL: "map_seen"}.get(task)
@@ -227,6 +232,6 @@ def score_domains(
         name: mean_precision([domain == name for domain in domains]) for name in sorted(set(domains))
     }
     if task == CLASSIFICATION:
-        for k in (1, 5):
+        for k in ranks(predictions.labels.shape[1]):
             scores |= {f"top{k}_{name}": accuracy(chosen, k) for name, chosen in parts.items()}
     return scores | {"unreadable": int((~predictions.read).sum())}
