@@ -27,6 +27,7 @@ from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
 WEIGHT_SCHEDULES = ("constant", "cosine", "linear")
 AUTO = "auto"
 NO_SPLIT = "none"
+BCE, ASL = "bce", "asl"
 DEFAULT_SHARE = 0.5
 """Of the task's gradient, that a term weighs where nobody says otherwise."""
 
@@ -217,6 +218,15 @@ class TrainConfig:
             choices=TASKS,
         ),
     ] = "auto"
+    multi_label_loss: Annotated[
+        str,
+        Option(
+            "bce: binary cross-entropy, the mean over classes; asl: asymmetric loss, their sum (Ridnik et al., 2021), which "
+            "passes over classes that are surely absent.",
+            panel=OBJECTIVE,
+            choices=(BCE, ASL),
+        ),
+    ] = BCE
     val_split: Annotated[
         str,
         Option(

@@ -69,6 +69,7 @@ class Learner(nn.Module):
         super().__init__()
         self.task, self._weights_of = task, {term: config.weight(term) for term in config.terms}
         self._codec, self._uniform = store.spec.codec.name, config.data.maps == "uniform"
+        self._multi_label_loss = config.multi_label_loss
         relative = [term for term, weight in self._weights_of.items() if weight.relative]
         self.balance = GradientBalance(relative, TASK if task != NONE else config.terms[0])
         self.student = build_student(config, store, task, backbone)
@@ -166,7 +167,8 @@ class Learner(nn.Module):
         features = self.student(batch.images[self.student.size], supervision, with_taps=measure or self._with_taps)
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
-            losses[TASK] = task_loss(self.task, features.logits, batch.labels).mean() * context.share
+            each = task_loss(self.task, features.logits, batch.labels, self._multi_label_loss)
+            losses[TASK] = each.mean() * context.share
         for name, term in self.terms.items():
             losses[name] = term(self.student, features, context)
         weighted = [losses[name] * weights.get(name, 1.0) for name in losses]

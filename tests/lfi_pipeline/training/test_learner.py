@@ -55,13 +55,16 @@ def test_a_run_that_began_from_timms_weights_is_loaded_without_them(run: Path) -
 
 
 @pytest.mark.parametrize(("head", "readout"), [("queries", "class"), ("queries", "text"), ("linear", "auto")])
-@pytest.mark.parametrize("task", ["multi-label", "classification"])
+@pytest.mark.parametrize("task", ["multi-label", "classification", "asl"])
 def test_a_share_of_the_gradient_is_the_same_for_every_task(
     make_config: MakeConfig, task: str, head: str, readout: str
 ) -> None:
     """In a loop of one's own: after the measurement, lfi pulls on the first tap's features with half of the task's
-    force, whether that is a mean over 64 classes or a cross-entropy."""
-    config = make_config(head=head, readout=readout, batch_size=8)
+    force, whether that is a mean over 64 classes, a sum over them or a cross-entropy."""
+    config = make_config(
+        head=head, readout=readout, batch_size=8, **({"multi_label_loss": "asl"} if task == "asl" else {})
+    )
+    task = "multi-label" if task == "asl" else task
     store = TargetStore.open(config.data.targets)
     learner = Learner(config, store, task)
     if head == "queries":

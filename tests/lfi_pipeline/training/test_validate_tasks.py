@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.loss import AsymmetricLossMultiLabel
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import read_dataset
@@ -139,6 +141,23 @@ def test_losses_are_means_over_classes_or_a_cross_entropy() -> None:
     torch.testing.assert_close(found, torch.tensor([each, each]))
     found = task_loss("classification", logits, torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
     torch.testing.assert_close(found, torch.tensor([math.log(4 / 3), (math.log(4) + math.log(4 / 3)) / 2]))
+
+
+def test_the_asymmetric_loss_is_the_authors() -> None:
+    """timm's copy of their code: value and gradient, at certain answers too, and of mixed labels."""
+    reference = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05, disable_torch_grad_focal_loss=True)
+    for labels in (torch.eye(5)[:3], torch.rand(3, 5)):
+        ours = (4 * torch.randn(3, 5)).requires_grad_()
+        theirs = ours.detach().clone().requires_grad_()
+        losses = task_loss("multi-label", ours, labels, "asl")
+        assert losses.shape == (3,)
+        losses.sum().backward()
+        wanted = reference(theirs, labels) * (1 if "reduction" not in signature(type(reference)).parameters else 3)
+        wanted.backward()
+        torch.testing.assert_close(losses.sum(), wanted)
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    certain = task_loss("multi-label", torch.tensor([[80.0, -80.0]]), torch.tensor([[1.0, 0.0]]), "asl")
+    assert 0 <= certain.item() < 1e-30
 
 
 def test_probabilities_and_accuracy() -> None:
