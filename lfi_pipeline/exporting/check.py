@@ -189,7 +189,7 @@ def check_export(folder: Path, student: Student, plain: PlainModel, images: Sequ
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, OSError) as error:
         raise ExportError(f"timm cannot load what was exported: {type(error).__name__}: {error}") from error
     pixels = whole_images(shown, student.size)
-    x = (pixels.float() - student.mean) / student.std
+    x = student.normalised(pixels)
     expected = student(pixels, with_taps=False)
     logits = expected.logits
     check = Check(

@@ -116,7 +116,7 @@ class Student(nn.Module):
             supervision: words and their maps; without it, queries of mode `text` do not run.
             with_taps: return the patch tokens of the taps, whether queries run or not.
         """
-        x = self._normalised(images)
+        x = self.normalised(images)
         maps: list[Tensor] = []
         if with_taps or self._runs_queries(supervision):
             final, maps = self.backbone.forward_intermediates(
@@ -129,7 +129,7 @@ class Student(nn.Module):
 
     def tapped(self, images: Tensor) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """Return per tap the patch tokens [B, N_t, D_t] and their grid, of images as `forward` takes them."""
-        x = self._normalised(images)
+        x = self.normalised(images)
         maps = self.backbone.forward_intermediates(
             x, indices=[tap.index for tap in self.taps], output_fmt="NCHW", intermediates_only=True
         )
@@ -168,8 +168,11 @@ class Student(nn.Module):
         """Whether there are logits."""
         return self.head is not None or self.query_head is not None
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return uint8 images [B, 3, H, W] as the backbone takes them, fp32."""
+        x = (images.float() - self.mean) / self.std
+        # timm's CNNs are faster so, and their taps are tokens without a copy; a user's own module may not expect it
+        return x if isinstance(self.backbone, TapBackbone) else x.contiguous(memory_format=torch.channels_last)
 
     def _runs_queries(self, supervision: Supervision | None) -> bool:
         always = isinstance(self.queries, LearnedQueries) or self.query_head is not None

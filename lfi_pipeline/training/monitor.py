@@ -218,11 +218,12 @@ class GradientBalance:
 
         Args:
             squares: by name of the loss, the squared norm of its gradient, summed over the whole batch (any common
-                factor cancels). What is not finite, or too small to compare with, leaves the ratio as it was.
+                factor cancels). What is not finite, or too small to compare with, leaves the ratio as it was: so does
+                the first step of a query head, whose answers do not depend on the image yet.
         """
         task = squares[self.reference]
         for term in self.terms:
-            if not (math.isfinite(task) and math.isfinite(squares[term])) or squares[term] <= 0:
+            if not (math.isfinite(task) and math.isfinite(squares[term])) or min(task, squares[term]) <= 0:
                 continue
             found = math.sqrt(task / squares[term])
             if found <= _LARGEST_RATIO:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     model = timm.create_model("local-dir:" + folder + "/export", pretrained=True).eval()
-    x = load_file(folder + "/x.safetensors")["x"]
+    x = load_file(folder + "/x.safetensors")["x"].contiguous(memory_format=torch.channels_last)  # as the student
     with torch.no_grad():
         features = model.forward_head(model.forward_features(x), pre_logits=True)
         found = {"features": features.contiguous(), "output": model(x).contiguous()}
