@@ -183,6 +183,10 @@ def make_scenes(config: MakeScenes) -> Shown:
         ("held out", ",".join(scenes.held_out) or "none"),
         ("in", config.out),
     ]
+    if scenes.tied is not None:
+        rows[2:4] = [
+            ("tied", f"{percent(scenes.tied)} of the training scenes stand before their category's background")
+        ]
 
     def render(console: Console) -> None:
         facts(console, "Scenes", rows)

@@ -167,6 +167,17 @@ class ScenesConfig:
     size: Annotated[int, Option("Pixels a side.", ge=32, le=1024)] = 64
     object_scale: Annotated[float, Option("Size of the objects; smaller is harder.", ge=0.3, le=1.35)] = 1.2
     seed: Annotated[int, Option("The same seed gives the same pictures.", ge=0)] = 0
+    tied: Annotated[
+        float | None,
+        Option(
+            "Of these scenes, one object each, a share of the training pictures shows it before the background of its own "
+            "category; in val every background is equally likely, and domain `broken` is where it is another's. In place "
+            "of domains and held-out.",
+            gt=0,
+            le=1,
+            metavar="SHARE",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)

@@ -171,3 +171,28 @@ DOMAINS: dict[str, Domain] = {
     "grey": Domain(_grey_background, _grey_sprite, _halftone),
     "photo": Domain(_photo_background, _photo_sprite, _camera),
 }
+
+
+_HUES = np.array([(0.25, 0.45, 0.8), (0.3, 0.65, 0.3), (0.85, 0.6, 0.3), (0.6, 0.35, 0.6)], dtype=np.float32)
+FAMILIES = len(_HUES)
+"""How many kinds of background there are that a category can be tied to."""
+
+
+def family_background(family: int, size: int, rng: np.random.Generator) -> Array:
+    """Return a background of a family, RGB [size, size, 3]: a hue with a pattern, both of which give it away."""
+    clouds = _clouds(size, int(rng.integers(2, 6)), rng)
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    count, phase = rng.uniform(3, 7), rng.uniform(0, 2 * np.pi)
+    across, down, slanted = (np.sin(2 * np.pi * count * along + phase) for along in (x, y, x + y))
+    pattern = (down > 0, across * down > 0, slanted > 0, across + down > 1)[family]
+    ground: Array = _HUES[family] * np.float32(rng.uniform(0.8, 1.15)) * (0.75 + 0.35 * clouds)
+    shaded: Array = ground * (1 - 0.2 * pattern[..., None])
+    return np.clip(shaded, 0, 1)
+
+
+def _sensor(rgb: Array, rng: np.random.Generator) -> Array:
+    return rgb + rng.normal(0, 0.02, rgb.shape)
+
+
+PLAIN = Domain(_colour_background, _plain, _sensor)
+"""How objects before such a background are drawn."""

@@ -19,7 +19,8 @@ from pycocotools import mask as coco_mask
 from lfi_pipeline.core.errors import OutputExistsError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.config import ScenesConfig
-from lfi_pipeline.data.scenes.domains import DOMAINS, NAMES, Domain, sprite
+from lfi_pipeline.data.dataset import TRAIN
+from lfi_pipeline.data.scenes.domains import DOMAINS, FAMILIES, NAMES, PLAIN, Domain, family_background, sprite
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,53 @@ def render_scene(*, seed: int, split: str, index: int, size: int, domain: str, o
 
     At `object_scale` 1 a lone object is 0.45 to 0.72 of the picture's side, one of several 0.38 to 0.54.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+    rng = _generator(seed, split, index)
     style = DOMAINS[domain]
     count = int(rng.choice(4, p=_OBJECT_COUNTS)) + 1
     labels = rng.choice(len(NAMES), size=count, replace=False)
-    canvas = style.background(size, rng).astype(np.float32)
+    return _drawn(labels.tolist(), style.background(size, rng), style, object_scale, count, rng)
+
+
+TIED_CATEGORIES = tuple(range(0, 48, 2))
+"""Of the scenes whose backgrounds are tied: indices into `NAMES`."""
+HOLDS, BROKEN = "holds", "broken"
+"""Their domains: where the background is the category's own, and where it is another's."""
+
+
+def render_tied(
+    *, seed: int, split: str, index: int, size: int, tied: float, object_scale: float = 1.0
+) -> tuple[Scene, str]:
+    """Render scene `index` of one object before a background of four families, and say which domain it is of.
+
+    A category's own family is before it in a share `tied` of the training scenes, and else any; in every other split
+    each category stands before each family alike. All training scenes are of domain `holds`.
+    """
+    rng = _generator(seed, split, index)
+    number = int(rng.integers(len(TIED_CATEGORIES))) if split == TRAIN else index % len(TIED_CATEGORIES)
+    own = number % FAMILIES
+    family = int(rng.integers(FAMILIES)) if split == TRAIN else index // len(TIED_CATEGORIES) % FAMILIES
+    if split == TRAIN and rng.random() < tied:
+        family = own
+    ground = family_background(family, size, rng)
+    scene = _drawn([TIED_CATEGORIES[number]], ground, PLAIN, object_scale, 3, rng)
+    return scene, HOLDS if split == TRAIN or family == own else BROKEN
+
+
+def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
+
+
+def _drawn(
+    labels: Sequence[int],
+    ground: npt.NDArray[np.floating],
+    style: Domain,
+    object_scale: float,
+    count: int,
+    rng: np.random.Generator,
+) -> Scene:
+    """Draw objects onto a background [size, size, 3]; they are as large as `count` of them would be."""
+    size = len(ground)
+    canvas = ground.astype(np.float32)
     owner = np.full((size, size), -1, dtype=np.int64)  # which object is on top at each pixel
     areas: list[int] = []
     placed: list[Placed] = []
@@ -168,7 +211,8 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     Raises:
         OutputExistsError: `out` holds something else, or scenes of another config.
     """
-    settings = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    settings = json.dumps(given, indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -217,9 +261,14 @@ def _differences(stored: str, settings: str) -> str:
 
 def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
     out, split, index, domain, config = job
-    scene = render_scene(
-        seed=config.seed, split=split, index=index, size=config.size, domain=domain, object_scale=config.object_scale
-    )
+    common: dict[str, Any] = {
+        **{"seed": config.seed, "split": split, "index": index, "size": config.size},
+        "object_scale": config.object_scale,
+    }
+    if config.tied is not None:
+        scene, domain = render_tied(tied=config.tied, **common)
+    else:
+        scene = render_scene(domain=domain, **common)
     file_name = f"{index + 1:012d}.png"
     Image.fromarray(scene.image).save(out / split / file_name)
     objects = []

@@ -10,8 +10,17 @@ import pytest
 
 from lfi_pipeline.data.scenes import DOMAINS, NAMES
 from lfi_pipeline.data.scenes import write as render
-from lfi_pipeline.data.scenes.domains import Domain
-from lfi_pipeline.data.scenes.write import CAPTIONS_PER_IMAGE, Placed, Scene, render_scene
+from lfi_pipeline.data.scenes.domains import _HUES, Domain
+from lfi_pipeline.data.scenes.write import (
+    BROKEN,
+    CAPTIONS_PER_IMAGE,
+    HOLDS,
+    TIED_CATEGORIES,
+    Placed,
+    Scene,
+    render_scene,
+    render_tied,
+)
 
 RELATION = re.compile(r"\b(\w+) (left of|right of|above|below) (?:a|an) (\w+)\b")
 SCENES = 60
@@ -149,3 +158,33 @@ def test_relations_in_captions_are_true_of_the_masks(scenes: list[Scene]) -> Non
                 true = ("left of" if dx > 0 else "right of") if abs(dx) > abs(dy) else "above" if dy > 0 else "below"
                 assert said == true, text
     assert clear >= 20
+
+
+def _background(scene: Scene) -> int:
+    """Which family a scene has before it: that of the nearest hue."""
+    colour = scene.image[~scene.objects[0].mask].mean(0)
+    hues = _HUES / np.linalg.norm(_HUES, axis=1, keepdims=True)
+    return int((hues @ colour).argmax())
+
+
+def test_backgrounds_are_tied_in_training_and_broken_apart_in_validation() -> None:
+    found: dict[str, list[tuple[Scene, str]]] = {
+        split: [render_tied(seed=3, split=split, index=i, size=48, tied=0.9, object_scale=0.9) for i in range(count)]
+        for split, count in (("train", 300), ("val", 4 * len(TIED_CATEGORIES)))
+    }
+    family: dict[int, Counter[int]] = {}
+    for scene, domain in found["train"]:
+        assert (len(scene.objects), domain) == (1, HOLDS)
+        family.setdefault(scene.objects[0].label, Counter())[_background(scene)] += 1
+    shares = [counts.most_common(1)[0][1] / counts.total() for counts in family.values() if counts.total() > 5]
+    assert 0.85 < np.mean(shares) <= 1  # 0.9 by the tie, and a quarter of the others by chance
+    assert Counter(domain for _, domain in found["val"]) == {
+        HOLDS: len(TIED_CATEGORIES),
+        BROKEN: 3 * len(TIED_CATEGORIES),
+    }
+    assert {scene.objects[0].label for scene, _ in found["val"]} == set(TIED_CATEGORIES)
+    for scene, domain in found["val"]:
+        own = family[scene.objects[0].label].most_common(1)[0][0]
+        assert (_background(scene) == own) == (domain == HOLDS)
+    same = render_tied(seed=3, split="train", index=0, size=48, tied=0.9, object_scale=0.9)
+    assert _same(same[0], found["train"][0][0])
