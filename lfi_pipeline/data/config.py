@@ -167,6 +167,10 @@ class ScenesConfig:
     size: Annotated[int, Option("Pixels a side.", ge=32, le=1024)] = 64
     object_scale: Annotated[float, Option("Size of the objects; smaller is harder.", ge=0.3, le=1.35)] = 1.2
     seed: Annotated[int, Option("The same seed gives the same pictures.", ge=0)] = 0
+    categories: Annotated[
+        tuple[str, ...] | None,
+        Option("What is drawn, such as dog,cat,crown; left out: all 64.", separator=",", metavar="NAME,..."),
+    ] = None
     tied: Annotated[
         float | None,
         Option(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lfi_pipeline.core.errors import OutputExistsError
+from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.config import ScenesConfig
 from lfi_pipeline.data.dataset import TRAIN
@@ -86,15 +86,24 @@ class Scene:
     captions: tuple[str, ...]
 
 
-def render_scene(*, seed: int, split: str, index: int, size: int, domain: str, object_scale: float = 1.0) -> Scene:
-    """Render scene `index` of `split`; the same arguments always give the same scene.
+def render_scene(
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    size: int,
+    domain: str,
+    object_scale: float = 1.0,
+    categories: Sequence[int] = tuple(range(len(NAMES))),
+) -> Scene:
+    """Render scene `index` of `split`, of some of the categories; the same arguments always give the same scene.
 
     At `object_scale` 1 a lone object is 0.45 to 0.72 of the picture's side, one of several 0.38 to 0.54.
     """
     rng = _generator(seed, split, index)
     style = DOMAINS[domain]
-    count = int(rng.choice(4, p=_OBJECT_COUNTS)) + 1
-    labels = rng.choice(len(NAMES), size=count, replace=False)
+    count = min(int(rng.choice(4, p=_OBJECT_COUNTS)) + 1, len(categories))
+    labels = np.array(categories)[rng.choice(len(categories), size=count, replace=False)]
     return _drawn(labels.tolist(), style.background(size, rng), style, object_scale, count, rng)
 
 
@@ -211,6 +220,7 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     Raises:
         OutputExistsError: `out` holds something else, or scenes of another config.
     """
+    categories = _indices(config.categories, config.tied)
     given = {name: value for name, value in asdict(config).items() if value is not None}
     settings = json.dumps(given, indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
@@ -230,7 +240,24 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
         with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
             made = pool.map(_write_one, jobs, chunksize=32)
             records = list(progress_bar(made, total=count, desc=f"render {split}", unit="image"))
-        _write_annotations(out, split, records)
+        _write_annotations(out, split, records, categories)
+
+
+def _indices(names: Sequence[str] | None, tied: float | None) -> tuple[int, ...]:
+    """Return which of `NAMES` are drawn, in its order.
+
+    Raises:
+        UnknownNameError: a name that is none of them.
+        ConfigError: names, and backgrounds that are tied to categories of their own.
+    """
+    if names is None:
+        return tuple(range(len(NAMES)))
+    if tied is not None:
+        raise ConfigError("categories must be left out where backgrounds are tied, which has categories of its own.")
+    for name in names:
+        if name not in NAMES:
+            raise UnknownNameError("category", name, NAMES, argument="categories")
+    return tuple(index for index, name in enumerate(NAMES) if name in names)
 
 
 def _require_own_or_empty(out: Path, settings: str) -> None:
@@ -268,7 +295,7 @@ def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
     if config.tied is not None:
         scene, domain = render_tied(tied=config.tied, **common)
     else:
-        scene = render_scene(domain=domain, **common)
+        scene = render_scene(domain=domain, categories=_indices(config.categories, None), **common)
     file_name = f"{index + 1:012d}.png"
     Image.fromarray(scene.image).save(out / split / file_name)
     objects = []
@@ -290,7 +317,7 @@ def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
             "height": config.size, "width": config.size}  # fmt: skip
 
 
-def _write_annotations(out: Path, split: str, records: Sequence[dict[str, Any]]) -> None:
+def _write_annotations(out: Path, split: str, records: Sequence[dict[str, Any]], categories: Sequence[int]) -> None:
     images = [
         {key: record[key] for key in ("id", "file_name", "height", "width", "domain")} | {"license": 1}
         for record in records
@@ -312,7 +339,7 @@ def _write_annotations(out: Path, split: str, records: Sequence[dict[str, Any]])
         },
         "instances": common
         | {
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)],
+            "categories": [{"id": label + 1, "name": NAMES[label]} for label in categories],
             "annotations": [
                 {"id": number, "image_id": image_id} | item
                 for number, (image_id, item) in enumerate(instances, start=1)

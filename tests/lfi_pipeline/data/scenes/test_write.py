@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,10 +128,10 @@ def test_an_interrupted_rendering_is_finished_to_the_same_bytes(
 ) -> None:
     out, whole = tmp_path / "s", write._write_annotations
 
-    def killed(root: Path, split: str, records: object) -> None:
+    def killed(root: Path, split: str, records: object, categories: Sequence[int]) -> None:
         if split == killed_in:
             raise KeyboardInterrupt
-        whole(root, split, records)
+        whole(root, split, records, categories)
 
     with monkeypatch.context() as patch:
         patch.setattr(write, "_write_annotations", killed)
@@ -230,3 +231,17 @@ def test_scenes_of_an_earlier_release_are_known_again(small: Path) -> None:
     """Settings that it did not know are not among those that are compared."""
     assert "tied" not in json.loads((small / "scenes.json").read_text(encoding="utf-8"))
     write_scenes(small, SMALL, workers=1)
+
+
+def test_some_categories_alone_are_drawn_and_listed(tmp_path: Path) -> None:
+    config = replace(SMALL, train=12, categories=("crown", "dog", "cat"))
+    write_scenes(tmp_path / "some", config, workers=1)
+    dataset = read_dataset("scenes", tmp_path / "some", "train")
+    assert dataset.classes == ("dog", "cat", "crown")  # in the order of all of them
+    assert {label for sample in dataset.samples for label in sample.labels} == {0, 1, 2}
+    assert max(len(sample.labels) for sample in dataset.samples) == 3
+    with pytest.raises(UnknownNameError, match="unicorn"):
+        write_scenes(tmp_path / "none", replace(config, categories=("unicorn",)), workers=1)
+    with pytest.raises(ConfigError, match="categories must be left out"):
+        write_scenes(tmp_path / "none", replace(config, tied=0.9), workers=1)
+    assert not (tmp_path / "none").exists()
