@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from lfi_cli.generate import Command, command
-from lfi_cli.output import Result, Shown, say, whole_table
+from lfi_cli.output import Result, Shown, say, stderr, whole_table
 from lfi_pipeline.benchmarks.config import (
     CodecConfig,
     ExtractionConfig,
+    GpuConfig,
     IndexConfig,
     KernelConfig,
     LoaderConfig,
@@ -154,6 +155,27 @@ def kernel(sizes: KernelConfig) -> Outcome:
     from lfi_pipeline.benchmarks.kernel import bench_kernel
 
     return bench_kernel(sizes)
+
+
+@command(GpuConfig)
+def gpu(config: GpuConfig) -> Shown:
+    """All that a GPU can be asked in some minutes: kernels right and timed, a training step, extraction.
+
+    A line each as it is known, the most important first: cut off, it has told most. The kernels alone, with torch and
+    triton and nothing else installed: python -m lfi_kernels.bench.gpu
+
+    Example: lfi bench gpu --minutes 8 --csv gpu.csv
+    """
+    from lfi_pipeline.benchmarks.kernel import bench_gpu
+
+    right, outcomes = bench_gpu(config, lambda line: say(stderr(), line))
+    result: Result = {
+        "csv": str(config.csv),
+        "kernels_right": right,
+        "outcomes": [each.to_plain() for each in outcomes],
+    }
+    verdict = "every kernel was right" if right else "A KERNEL WAS WRONG, OR NOT MADE: see above"
+    return Shown(result, lambda console: say(console, f"{verdict}; rows in {config.csv}"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -123,6 +123,10 @@ PANELS: Mapping[str, Mapping[str, Entry]] = {
         "bench kernel": Entry(
             "bench:kernel", "The interaction-query block against projected keys and values: time, memory and error."
         ),
+        "bench gpu": Entry(
+            "bench:gpu",
+            "All that a GPU can be asked in some minutes: kernels right and timed, a training step, extraction.",
+        ),
         "bench plot-kernel": Entry(
             "bench:plot_kernel", "Draw the kernel benchmark's ratios from its CSV, the last run of each device."
         ),

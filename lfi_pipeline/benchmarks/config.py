@@ -252,3 +252,15 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuConfig:
+    """How long to measure a GPU, and where to."""
+
+    minutes: Annotated[float, Option("After which no step is begun; the kernels take two thirds at most.", gt=0)] = 8.0
+    csv: Annotated[Path, Option("Rows are appended here as soon as they are known.")] = Path("gpu.csv")
+    commit: Annotated[str, Option("To record where the code does not lie in a checkout.")] = ""
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,21 +1,30 @@
-"""A plot of the kernel benchmark from its CSV: time over the floor, and over the fused or folded block, by shape."""
+"""The kernel benchmark, all that a GPU can be asked in some minutes, and plots of the rows that they leave."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from lfi_kernels import bench
 from lfi_kernels.bench import Shape
-from lfi_kernels.interaction_attention.tiles import tiles_file
-from lfi_pipeline.benchmarks.config import KernelConfig
-from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Measurement, Outcome
-from lfi_pipeline.core.errors import BenchmarkError, ConfigError, OutputWriteError, UnknownNameError
+from lfi_kernels.bench.compare import start_csv
+from lfi_kernels.bench.gpu import Session
+from lfi_kernels.interaction_attention.tiles import has_triton, tiles_file, triton_version
+from lfi_pipeline.benchmarks.config import ExtractionConfig, GpuConfig, KernelConfig, TrainBenchConfig
+from lfi_pipeline.benchmarks.extraction import bench_extraction
+from lfi_pipeline.benchmarks.outcome import COLUMNS, Asked, Environment, Measurement, Outcome, append_csv
+from lfi_pipeline.benchmarks.train import bench_train
+from lfi_pipeline.core.errors import BenchmarkError, ConfigError, LFIError, OutputWriteError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar, resolve_device
 from lfi_pipeline.report.charts import DotChart, dot_chart, draw_charts
+from lfi_pipeline.teachers.catalog import describe
 
 Limits = tuple[float | None, float | None]
 
@@ -131,6 +140,74 @@ def _notes(*, is_cuda: bool, tune: bool) -> Iterator[str]:
         "One thread. Operations over folded: those of the matrix products, about what folding can gain. 2.5x is asked"
         " where Dq = D, as an attention layer has it; a query with fewer channels leaves less to fold."
     )
+
+
+def _extraction_on_a_gpu(teacher: str) -> Outcome:
+    """Extraction of a teacher's default kind; its weights are random, which costs the same."""
+    kind = describe(teacher).kinds[0]
+    return bench_extraction(ExtractionConfig(teacher=f"{teacher}:random", kind=kind, images=512, batch_size=64))
+
+
+ON_A_GPU: tuple[tuple[str, Callable[[], Outcome]], ...] = (
+    (
+        "a step of lfi over none and over a bare timm loop",
+        lambda: bench_train(TrainBenchConfig(what=("step",), students=("vit_small_patch16_224",), batch_size=256)),
+    ),
+    *(
+        (f"extraction over the bare {teacher}", partial(_extraction_on_a_gpu, teacher))
+        for teacher in ("coca_ViT-L-14", "ViT-B-32")
+    ),
+)
+"""What is measured beside the kernels: what it is, and how."""
+
+
+def bench_gpu(config: GpuConfig, say: Callable[[str], object]) -> tuple[bool, list[Outcome]]:
+    """Check and time kernels, training and extraction on a GPU, the most important first, a line each as it is known.
+
+    What fails is told, and costs the others nothing.
+
+    Args:
+        config: how long, and where rows go.
+        say: is told each line.
+
+    Returns:
+        Whether every kernel was right, and what was measured beside them.
+
+    Raises:
+        ConfigError: there is no GPU that torch can use, or the CSV file is another's.
+        LFIError: the CSV file cannot be written.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("lfi bench gpu needs a GPU that torch can use, found none. On the CPU: lfi bench kernel.")
+    began, seconds = time.monotonic(), 60 * config.minutes
+    try:
+        start_csv(config.csv)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise LFIError(
+            f"Cannot write {config.csv}: {error.strerror or error}. Name another file with `csv`."
+        ) from error
+    right, outcomes = True, []
+    if has_triton():
+        right = not Session("cuda", config.minutes * 2 / 3, config.csv, config.commit, say).run()
+    else:
+        say(f"kernels: left out, they need triton 3.5 or newer, found {triton_version() or 'none'}")
+    for what, measure in ON_A_GPU:
+        if time.monotonic() - began > seconds:
+            say(f"{what}: no time")
+            continue
+        try:
+            outcome = measure()
+        except Exception as error:  # whatever the driver or a missing extra says
+            say(f"{what}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            continue
+        environment = Environment.here("cuda", outcome.threads)
+        append_csv(config.csv, replace(environment, commit=environment.commit or config.commit), outcome)
+        outcomes.append(outcome)
+        for row in outcome.measurements:
+            say(f"{what}: {row.case}, {row.metric} {row.value:.4g} {row.unit}")
+    return right, outcomes
 
 
 Ratios = dict[str, dict[str, float]]

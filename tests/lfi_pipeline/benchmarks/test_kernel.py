@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
+import torch
 
 from lfi_kernels import bench
-from lfi_pipeline.benchmarks.config import KernelConfig
-from lfi_pipeline.benchmarks.kernel import _asked, bench_kernel
+from lfi_pipeline.benchmarks import kernel
+from lfi_pipeline.benchmarks.config import GpuConfig, KernelConfig
+from lfi_pipeline.benchmarks.kernel import _asked, bench_gpu, bench_kernel
+from lfi_pipeline.benchmarks.outcome import Environment, Measurement, Outcome
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError
 
 Limit = tuple[float | None, float | None]
@@ -75,3 +81,71 @@ def test_a_refused_case_names_its_shape(monkeypatch: pytest.MonkeyPatch) -> None
 def test_rounds_are_one_or_more() -> None:
     with pytest.raises(ConfigError, match="rounds must be 1 or more, got 0"):
         KernelConfig(rounds=0)
+
+
+class OfAGpu:
+    """Stands in for the kernels' session; `wrong` is what it returns, `given` what it was given."""
+
+    wrong, given = 0, ()
+
+    def __init__(self, *given: object) -> None:
+        OfAGpu.given = given
+
+    def run(self) -> int:
+        return self.wrong
+
+
+@pytest.fixture
+def has_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernel, "has_triton", lambda: True)
+    monkeypatch.setattr(kernel, "Session", OfAGpu)
+    here = Environment(commit="", dirty=False, device="GPU", threads=1, torch="2")
+    monkeypatch.setattr(Environment, "here", lambda *_: here)
+
+
+def measured(value: float) -> Outcome:
+    row = Measurement(case="lfi", shape="", metric="step", value=value, unit="ms")
+    return Outcome(benchmark="train", checked="", measurements=(row,), asked=(), notes=())
+
+
+def broken() -> Outcome:
+    raise RuntimeError("out of memory\nand more")
+
+
+@pytest.mark.usefixtures("has_gpu")
+def test_a_gpu_is_asked_for_everything_and_a_failure_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = (("a step", lambda: measured(3.0)), ("extraction", broken), ("another", lambda: measured(4.0)))
+    monkeypatch.setattr(kernel, "ON_A_GPU", cases)
+    lines: list[str] = []
+    config = GpuConfig(csv=tmp_path / "gpu.csv", commit="c0ffee")
+    right, outcomes = bench_gpu(config, lines.append)
+    assert (right, len(outcomes)) == (True, 2)
+    assert OfAGpu.given[1:4] == (pytest.approx(8 * 2 / 3), config.csv, "c0ffee")
+    assert lines == ["a step: lfi, step 3 ms", "extraction: RuntimeError: out of memory", "another: lfi, step 4 ms"]
+    with config.csv.open(newline="") as file:
+        assert [(row["value"], row["commit"]) for row in csv.DictReader(file)] == [("3", "c0ffee"), ("4", "c0ffee")]
+
+
+@pytest.mark.usefixtures("has_gpu")
+def test_wrong_kernels_are_told_and_no_step_is_begun_without_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OfAGpu, "wrong", 1)
+    lines: list[str] = []
+    right, outcomes = bench_gpu(GpuConfig(csv=tmp_path / "gpu.csv", minutes=1e-9), lines.append)
+    assert not right
+    assert not outcomes
+    assert [line.endswith(": no time") for line in lines] == [True] * 3
+    (tmp_path / "other.csv").write_text("a,b\n")
+    with pytest.raises(ConfigError, match="must have the columns"):
+        bench_gpu(GpuConfig(csv=tmp_path / "other.csv"), lines.append)
+
+
+def test_without_a_gpu_it_says_what_runs_here() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match=r"needs a GPU.*lfi bench kernel"):
+        bench_gpu(GpuConfig(), print)
