@@ -125,7 +125,7 @@ def _pointing(store: TargetStore, inspected: Inspect) -> list[dict[str, object]]
     from lfi_pipeline.data import read_dataset
 
     spec = store.spec
-    dataset = read_dataset(spec.dataset.name, store.source_root, spec.dataset.split)
+    dataset = read_dataset(store.source, store.source_root, spec.dataset.split)
     if inspected.kinds.kinds:
         from lfi_pipeline.teachers.pointing import pointing_by_kind
 

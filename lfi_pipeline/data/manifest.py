@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -127,6 +127,7 @@ class Manifest:
         prompts: templates with one `{}` for a class name, where images have no captions.
         options: the table named like the layout, passed to that reader.
         splits: split name -> role -> POSIX path below the data root.
+        text: of a file of the user's own, as it was read; empty for any other.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Manifest:
     prompts: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, Mapping[str, str]]
+    text: str = field(default="", compare=False, repr=False)
 
     def files(self, split: str) -> Mapping[str, str]:
         """Return the files of `split`; an unknown split lists the choices."""
@@ -163,18 +165,20 @@ def manifest_names() -> tuple[str, ...]:
     )
 
 
-def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifest:
+def load_manifest(name_or_path: str | Path | Manifest, root: Path | None = None) -> Manifest:
     """Return the shipped manifest of that name, that of the user's own `.toml` file, or what a folder is without one.
 
     Args:
-        name_or_path: name of a shipped manifest, path of a `.toml` file or of a folder, or `FOLDER` for `root` itself.
-        root: data root; a name that is not shipped is looked for there as `NAME.toml`. A cache records names and no
-            paths, so this is where later stages find a manifest of the user's own.
+        name_or_path: name of a shipped manifest, path of a `.toml` file or of a folder, `FOLDER` for `root` itself, or
+            a manifest, as a cache keeps that of the user's own.
+        root: data root; a name that is not shipped is looked for there as `NAME.toml`.
 
     Raises:
         UnknownNameError: no shipped manifest has this name.
         DatasetError: there is no such file, or it is not a valid manifest; names the field.
     """
+    if isinstance(name_or_path, Manifest):
+        return name_or_path
     text = str(name_or_path)
     if not text.endswith(".toml"):
         if text == FOLDER and root is not None:
@@ -195,7 +199,7 @@ def load_manifest(name_or_path: str | Path, root: Path | None = None) -> Manifes
     manifest = parse_manifest(content, str(path))
     if manifest.name in (*manifest_names(), FOLDER):
         raise DatasetError(f"{path}: name {manifest.name!r} is taken by a shipped manifest; give yours another.")
-    return manifest
+    return replace(manifest, text=content.decode())
 
 
 def folder_manifest(root: Path) -> Manifest:
@@ -241,7 +245,7 @@ def _faults(table: Mapping[str, Any]) -> Iterator[str]:
     known_layout = layout if isinstance(layout, str) and layout in LAYOUTS else None
     if layout is not None and known_layout is None:
         yield f"field 'layout' must be one of {', '.join(sorted(LAYOUTS))}, got {layout!r}"
-    known = {each.name for each in fields(Manifest)} - {"options"} | ({known_layout} if known_layout else set())
+    known = {each.name for each in fields(Manifest)} - {"options", "text"} | ({known_layout} if known_layout else set())
     if known_layout or layout is None:
         for name in sorted(table.keys() - known):
             yield f"unknown field {name!r}; fields: {', '.join(sorted(known))}"

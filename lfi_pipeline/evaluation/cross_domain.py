@@ -90,11 +90,11 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
 def _every_image(loaded: LoadedRun, asked: Sequence[str]) -> tuple[Dataset, list[str]]:
     """Return the images of the splits as one data set, each image once, and the names of the splits."""
     spec, root = loaded.store.spec.dataset, loaded.store.source_root
-    there = load_manifest(spec.name, root).splits
+    there = load_manifest(loaded.store.source, root).splits
     names = list(dict.fromkeys(asked)) or ([WHOLE] if WHOLE in there else list(there))
     samples: dict[str, Sample] = {}
     for name in names:
-        found = relabelled(read_dataset(spec.name, root, name), spec.classes, f"the run {loaded.path}")
+        found = relabelled(read_dataset(loaded.store.source, root, name), spec.classes, f"the run {loaded.path}")
         for sample in found.samples:
             samples.setdefault(sample.path, sample)
     return replace(found, split="+".join(names), samples=list(samples.values())), names

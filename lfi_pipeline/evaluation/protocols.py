@@ -92,5 +92,5 @@ def default_protocols(targets: Path | None, data_root: Path | None = None) -> tu
     if targets is None:
         return ("classification",)
     store = TargetStore.open(targets, data_root=data_root)
-    dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
+    dataset = read_dataset(store.source, store.source_root, store.spec.dataset.split)
     return ("classification", "grounding") if count_masks(dataset.instances) else ("classification",)

@@ -47,7 +47,7 @@ def read_split(loaded: LoadedRun, split: str) -> Dataset:
         DatasetError: it is not there, or has a class that the cache has not.
     """
     spec = loaded.store.spec.dataset
-    dataset = read_dataset(spec.name, loaded.store.source_root, split)
+    dataset = read_dataset(loaded.store.source, loaded.store.source_root, split)
     return relabelled(dataset, spec.classes, f"the cache {loaded.store.path}")
 
 

@@ -116,7 +116,7 @@ def _term_weights(config: TrainConfig) -> str:
 
 def _license(dataset: DatasetSpec, store: TargetStore) -> str:
     try:
-        return load_manifest(dataset.name, store.source_root).license or "not stated"
+        return load_manifest(store.source, store.source_root).license or "not stated"
     except (LFIError, OSError):
         return "not known"
 

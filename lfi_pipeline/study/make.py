@@ -168,7 +168,7 @@ def make_study(run_a: Path, run_b: Path, out: Path, config: StudyConfig) -> Stud
     kind = choose_kind(config.maps, runs)
     for run in runs:
         _require_fit(run, store, kind)
-    dataset = read_dataset(store.spec.dataset.name, store.source_root, store.spec.dataset.split)
+    dataset = read_dataset(store.source, store.source_root, store.spec.dataset.split)
     pairs, passed_over = _pairs(runs, store, dataset, kind, config)
     draws = random.Random(f"{config.seed}:sides")  # a stream beside that of the words
     again = set(draws.sample(range(len(pairs)), round(config.repeat * len(pairs))))

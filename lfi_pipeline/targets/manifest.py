@@ -131,17 +131,36 @@ _EXPECTED = (
 )
 
 
-def read_source(root: Path) -> Path:
-    """Where the data set of a cache lay when it was last written.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a cache's data set came from; may change while the cache stays the same.
+
+    Attributes:
+        data_root: where it lay when the cache was last written.
+        manifest: the text of a manifest of the user's own; empty for a shipped one, or none.
+    """
+
+    data_root: Path
+    manifest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Content of `source.json`."""
+        own = {"manifest": self.manifest} if self.manifest else {}
+        return seal({"data_root": str(self.data_root), **own})
+
+
+def read_source(root: Path) -> Source:
+    """Read `source.json` of a cache.
 
     Raises:
-        CorruptTargetsError: `source.json` is missing or damaged.
+        CorruptTargetsError: it is missing or damaged.
     """
     path = root / SOURCE
-    place = unseal(read_whole(path), path).get("data_root")
-    if not isinstance(place, str) or "\0" in place:
+    body = unseal(read_whole(path), path)
+    place, manifest = body.get("data_root"), body.get("manifest", "")
+    if not isinstance(place, str) or "\0" in place or not isinstance(manifest, str):
         raise CorruptTargetsError(f"{path} does not say where the data set lies.")
-    return Path(place)
+    return Source(Path(place), manifest)
 
 
 def _check_size(spec: TargetSpec, root: Path) -> None:

@@ -12,6 +12,7 @@ from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets.commits import Summary
 from lfi_pipeline.targets.encode import StoredShard
+from lfi_pipeline.targets.manifest import read_source
 from lfi_pipeline.targets.store import SampleTargets, TargetStore, checked_image, image_present
 from lfi_pipeline.targets.vocabulary import PlannedSample, plan_digests
 from lfi_pipeline.targets.writer import TargetWriter
@@ -70,7 +71,14 @@ def pack(
     if plan_digests(plan) != dict(store.manifest.plan):
         raise CorruptTargetsError(f"The index of {store.path} does not list the samples that its manifest is of.")
     writer = TargetWriter.open(
-        out, store.spec, plan, store.vocabulary, store.source_root, layout=layout, zero_shot=store.zero_shot
+        out,
+        store.spec,
+        plan,
+        store.vocabulary,
+        store.source_root,
+        layout=layout,
+        source_manifest=read_source(store.path).manifest,
+        zero_shot=store.zero_shot,
     )
     pending = writer.pending_shards()
     missing = 0

@@ -20,6 +20,8 @@ from PIL import Image
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, IncompleteTargetsError, UnknownNameError
 from lfi_pipeline.core.io import read_whole, why_unsafe
 from lfi_pipeline.data.images import decode_image, file_of, read_bytes
+from lfi_pipeline.data.manifest import Manifest as DataManifest
+from lfi_pipeline.data.manifest import parse_manifest
 from lfi_pipeline.targets.commits import (
     CLASSES,
     VOCABULARY,
@@ -256,7 +258,18 @@ class TargetStore:
         """Where the data set lies that the targets were extracted from; raises as `data_root` does."""
         if self._data_root is not None:
             return self._data_root
-        return read_source(self._root)
+        return read_source(self._root).data_root
+
+    @cached_property
+    def source(self) -> str | DataManifest:
+        """What `read_dataset` takes, beside `source_root`, to read the data set again: its name, or its own manifest.
+
+        Raises:
+            CorruptTargetsError: where the data set came from cannot be read.
+            DatasetError: the manifest is none.
+        """
+        text = read_source(self._root).manifest
+        return parse_manifest(text.encode(), f"The manifest in {self._root}") if text else self._spec.dataset.name
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -303,7 +303,7 @@ def _damaged(reader: ShardFiles, positions: range) -> list[int | None]:
 def _image_root(root: Path, data_root: str | Path | None) -> tuple[Path | None, list[Fault]]:
     """Where images lie; None, and a fault where that is not said already, if there is no such place."""
     try:
-        place = read_source(root) if data_root is None else Path(data_root).expanduser().absolute()
+        place = read_source(root).data_root if data_root is None else Path(data_root).expanduser().absolute()
     except CorruptTargetsError:
         return None, []
     if place.is_dir():

@@ -26,7 +26,6 @@ from lfi_pipeline.core.io import (
     one_at_a_time,
     output_errors,
     read_whole,
-    seal,
     write_atomic,
 )
 from lfi_pipeline.targets.commits import (
@@ -40,7 +39,7 @@ from lfi_pipeline.targets.commits import (
     summarise,
 )
 from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
-from lfi_pipeline.targets.manifest import Manifest, prepare
+from lfi_pipeline.targets.manifest import Manifest, Source, prepare
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary, ZeroShot, plan_digests
 
@@ -152,6 +151,7 @@ class TargetWriter:
         data_root: str | Path,
         *,
         layout: str = "zarr",
+        source_manifest: str = "",
         zero_shot: ZeroShot | Callable[[], ZeroShot] | None = None,
     ) -> TargetWriter:
         """Create a cache, or go on with the one that is there.
@@ -164,6 +164,7 @@ class TargetWriter:
                 may differ by rounding; the stored ones stand. A function is called only where no cache of
                 this spec and plan is there, and by one process at a time.
             data_root: where the images lie now; not part of what must stay the same.
+            source_manifest: text of a manifest of the user's own that the data set was read by; not part of it either.
             layout: how shards are stored, one of `LAYOUTS`; "webdataset" needs `ShardPayload.images`.
             zero_shot: the teacher's zero-shot classifier of the spec's classes, treated as the vocabulary is; None
                 stores none. A cache that was begun without one stays without.
@@ -189,7 +190,7 @@ class TargetWriter:
             with one_at_a_time(root):
                 _require_ours(root)
                 manifest = prepare(root, spec, layout, digests, vocabulary, zero_shot)
-                source = seal({"data_root": str(Path(data_root).expanduser().absolute())})
+                source = Source(Path(data_root).expanduser().absolute(), source_manifest).to_bytes()
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)
                 for folder in {(root / name).parent for name in (MANIFEST, SOURCE, *manifest.files)}:

@@ -231,6 +231,7 @@ def open_job(
         lambda: _vocabulary(teacher, source, dataset, config.words),
         data_root=dataset.root,
         layout=config.layout,
+        source_manifest=manifest.text,
         zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
     )
     _require_same_templates(writer, source.templates, place)

@@ -63,7 +63,7 @@ def scorable(split: str, store: TargetStore) -> Dataset | None:
     if split == NO_SPLIT:
         return None
     trained = store.spec.dataset
-    dataset = read_dataset(trained.name, store.source_root, counterpart(split, trained.split))
+    dataset = read_dataset(store.source, store.source_root, counterpart(split, trained.split))
     require_labels(dataset, "Score another split (val_split), or train without a task (task 'none').")
     paths = set(store.index.paths)
     both = sum(sample.path in paths for sample in dataset.samples)

@@ -15,6 +15,8 @@ from PIL import Image
 
 import lfi_pipeline as lfi
 from lfi_pipeline.core.errors import ConfigError, LFIError, UnknownNameError
+from lfi_pipeline.targets.pack import pack
+from lfi_pipeline.targets.verify import verify
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
 
@@ -74,6 +76,27 @@ def test_a_cache_of_a_named_data_set(scenes_root: Path, tmp_path: Path) -> None:
     assert store.spec.views == ("full",)
     with pytest.raises(LFIError, match="words"):  # another spec is refused, as on the command line
         lfi.extract("scenes", data_root=scenes_root, out=tmp_path / "shards", split="val", words=5, device="cpu")
+
+
+@pytest.mark.usefixtures("with_tiny_teacher")
+def test_a_manifest_of_ones_own_may_lie_anywhere_and_the_cache_keeps_it(scenes_root: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "elsewhere" / "plants.toml"
+    manifest.parent.mkdir()
+    splits = [
+        f'[splits.{split}]\nimages = "{split}"\ncaptions = "annotations/captions_{split}.json"\n'
+        f'instances = "annotations/instances_{split}.json"\n'
+        for split in ("train", "val")
+    ]
+    manifest.write_text('name = "plants"\nlayout = "coco"\n' + "".join(splits))
+    made = lfi.extract(manifest, data_root=scenes_root, out=tmp_path / "shards", words=6, device="cpu")
+    assert made.spec.dataset.name == "plants"
+    manifest.unlink()
+    pack(tmp_path / "shards", tmp_path / "packed", layout="webdataset")
+    for name in ("shards", "packed"):
+        lfi.train(tmp_path / name, student="resnet10t", image_size=64, out=tmp_path / f"run-{name}", **RUN)
+    results = lfi.evaluate(tmp_path / "run-shards", probes=False, device="cpu")
+    assert results[tmp_path / "run-shards"]["classification"].scores["map_seen"] is not None
+    assert not verify(tmp_path / "shards")
 
 
 @pytest.mark.usefixtures("with_tiny_teacher")

@@ -208,7 +208,7 @@ _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
 
 
 def read_dataset(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Manifest,
     root: Path | str | None = None,
     split: str = TRAIN,
     *,
@@ -223,7 +223,7 @@ def read_dataset(
 
     Args:
         name_or_path: name of a shipped manifest, path of the user's own `.toml`, the name of a manifest that lies in
-            `root` as `NAME.toml`, path of a folder, or `folder` for what `root` is.
+            `root` as `NAME.toml`, path of a folder, `folder` for what `root` is, or a manifest.
         root: the data root; by default the folder that is named. Of `s3://bucket/folder` and the like (whatever fsspec
             reads), the tars are copied to the cache folder first.
         split: name of the split.
@@ -241,9 +241,10 @@ def read_dataset(
     elif root is None and is_url(name_or_path):
         name_or_path, root = FOLDER, mirrored(str(name_or_path))
     if root is None:
-        if not Path(name_or_path).is_dir():
-            raise DatasetError(f"A data set that is not a folder needs its data root; got {str(name_or_path)!r} alone.")
-        name_or_path, root = FOLDER, name_or_path
+        named = name_or_path.name if isinstance(name_or_path, Manifest) else name_or_path
+        if isinstance(name_or_path, Manifest) or not Path(named).is_dir():
+            raise DatasetError(f"A data set that is not a folder needs its data root; got {str(named)!r} alone.")
+        name_or_path, root = FOLDER, named
     root = Path(root)
     manifest = load_manifest(name_or_path, root)
     try:

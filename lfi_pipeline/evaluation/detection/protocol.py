@@ -130,7 +130,7 @@ def _splits(loaded: LoadedRun, config: DetectionConfig) -> tuple[CocoSplit, Coco
         train, val = (read_split(file) for file in files)
     else:
         dataset, root = loaded.store.spec.dataset, loaded.store.source_root
-        manifest = load_manifest(dataset.name, root)
+        manifest = load_manifest(loaded.store.source, root)
         if manifest.layout != "coco":
             raise ConfigError(
                 f"The run's own data set, {dataset.name}, has no boxes and masks to train a detector on. Give a "

@@ -19,7 +19,7 @@ from lfi_pipeline.core.errors import (
 from lfi_pipeline.core.io import FileRecord, seal, unseal
 from lfi_pipeline.targets import DatasetSpec, Vocabulary
 from lfi_pipeline.targets.commits import CLASSES, MANIFEST, VOCABULARY, fixed_files
-from lfi_pipeline.targets.manifest import MAX_SAMPLES, Manifest, prepare, read_source
+from lfi_pipeline.targets.manifest import MAX_SAMPLES, Manifest, Source, prepare, read_source
 
 DIGESTS = {"keys": "11" * 32, "captions": "22" * 32}
 
@@ -103,8 +103,10 @@ def test_everything_that_differs_is_listed_the_caches_value_first(synthetic: Any
 def test_the_place_of_the_data_is_a_path(tmp_path: Path) -> None:
     source = tmp_path / "source.json"
     source.write_bytes(seal({"data_root": "/data/scenes"}))
-    assert read_source(tmp_path) == Path("/data/scenes")
-    for body in ({}, {"data_root": 3}, {"data_root": "/data\0"}):
+    assert read_source(tmp_path) == Source(Path("/data/scenes"))
+    source.write_bytes(Source(Path("/data/scenes"), 'name = "mine"').to_bytes())
+    assert read_source(tmp_path).manifest == 'name = "mine"'
+    for body in ({}, {"data_root": 3}, {"data_root": "/data\0"}, {"data_root": "/data", "manifest": 3}):
         source.write_bytes(seal(body))
         with pytest.raises(CorruptTargetsError, match="does not say where the data set lies"):
             read_source(tmp_path)
