@@ -189,7 +189,7 @@ def _evaluations(
         caches = [val]
     elif evaluation.targets == "zero-shot":
         caches = [place.out / f"shards-{name}" for name in place.zero_shot]
-    options = {name.replace("-", "_"): value for name, value in evaluation.options.items() if value is not False}
+    options = {name.replace("-", "_"): value for name, value in evaluation.options.items()}
     groups = [scored]
     if evaluation.one_by_one:
         groups = [[run] for run in scored]

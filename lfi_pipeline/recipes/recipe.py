@@ -76,7 +76,8 @@ class Evaluation:
         ),
     ] = ""
     options: Annotated[
-        Mapping[str, Any], Option("Further options, by name without the dashes; true is a bare flag.")
+        Mapping[str, Any],
+        Option("Further options, by name without the dashes; true is a bare flag, false switches it off."),
     ] = field(default_factory=dict)
     one_by_one: Annotated[bool, Option("A command for each run, since one takes hours.")] = False
 
@@ -84,7 +85,7 @@ class Evaluation:
         check(self)
         for option, value in self.options.items():
             if not isinstance(value, _OPTIONS):
-                raise ConfigError(f"option {option} must be text, a number or true, got {value!r}.")
+                raise ConfigError(f"option {option} must be text, a number, true or false, got {value!r}.")
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Evaluation:

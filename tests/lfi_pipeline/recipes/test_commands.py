@@ -116,7 +116,7 @@ def test_the_commands_of_a_recipe_in_order(tmp_path: Path) -> None:
     assert "lfi" in Path(folder).name
     assert found[5] == [
         *("evaluate", folder, "--protocol", "grounding", "--weights", "best", "--targets", "OUT/shards-val"),
-        *("--per-word", "--gallery", "3", "--workers", "2", "--device", "auto"),
+        *("--per-word", "--gallery", "3", "--no-x", "--workers", "2", "--device", "auto"),
     ]
     assert value(found[6], "--targets") == "OUT/shards-pacs"
     assert len([word for word in found[7] if word.startswith("OUT/runs/")]) == 2

@@ -18,11 +18,13 @@ from lfi_pipeline.recipes import Place, load_recipe, recipe_names
 from lfi_pipeline.recipes.commands import Prepared, planned_runs, prepare, sweep_table, write_files
 from tests.lfi_pipeline.data import layouts
 
-NAMES = ("coco", "pacs", "scenes", "tiny-imagenet", "vlcs")
+NAMES = ("coco", "pacs", "scenes", "scenes-heads", "tiny-imagenet", "vlcs")
+OF_OBJECTIVES = tuple(name for name in NAMES if name != "scenes-heads")
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda root: layouts.make_coco(root, train=4, val=2),
     "pacs": layouts.make_pacs,
     "scenes": lambda root: layouts.make_scenes(root, train=4, val=2),
+    "scenes-heads": lambda root: layouts.make_scenes(root, train=4, val=2),
     "tiny-imagenet": layouts.make_tiny_imagenet,
     "vlcs": lambda root: layouts.make_vlcs(root, official=True),
 }
@@ -47,7 +49,16 @@ def test_every_recipe_of_the_package_is_found() -> None:
         assert load_recipe(name, small=True).teacher == "scenes-coca"
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_heads_are_compared_for_two_students_over_three_seeds(tmp_path: Path) -> None:
+    found = prepared("scenes-heads", tmp_path)
+    kinds = Counter((r.config.student.name, r.config.head, r.config.objective, r.config.data.seed) for r in found.runs)
+    variants = (("linear", "none"), ("queries", "none"), ("queries", "lfi"))
+    students = ("resnet10t", "vit_tiny_patch16_224")
+    assert kinds == Counter((name, *each, seed) for name in students for each in variants for seed in SEEDS)
+    assert {r.config.student.patch_size for r in found.runs if r.config.student.name == students[1]} == {8}
+
+
+@pytest.mark.parametrize("name", OF_OBJECTIVES)
 def test_full_scale_compares_every_objective_over_three_seeds(name: str, tmp_path: Path) -> None:
     found = prepared(name, tmp_path)
     kinds = Counter(
@@ -211,5 +222,5 @@ def test_small_needs_its_table(tmp_path: Path) -> None:
     path.write_text(content().partition("[small]")[0])
     with pytest.raises(ConfigError, match=r"\[small\]"):
         load_recipe(str(path), small=True)
-    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, scenes, tiny-imagenet, vlcs"):
+    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, scenes, scenes-heads, tiny-imagenet, vlcs"):
         load_recipe("cocoo")
