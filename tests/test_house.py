@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 
+from tests.conftest import SLOWEST
 from tests.test_import_rules import PACKAGES, Source, imports_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,3 +147,8 @@ def test_documents_name_files_that_exist() -> None:
             if not link.startswith("http") and not (folder / link).exists():
                 stale.append((path.relative_to(ROOT).as_posix(), link))
     assert stale == []
+
+
+def test_the_slowest_tests_are_files_that_there_are() -> None:
+    there = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(SLOWEST) <= there
