@@ -69,6 +69,7 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
 
     On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
+    from lfi_pipeline.targets import TargetStore
     from lfi_pipeline.teachers.extract import extract
     from lfi_pipeline.teachers.shards import assign_shards
 
@@ -91,7 +92,9 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
         "seconds": seconds,
         "out": str(config.out),
     }
+    spec = TargetStore.open(config.out, require_complete=False).spec
     rows: list[tuple[str, object]] = [
+        ("teacher", f"{spec.teacher.name}:{spec.teacher.tag}, maps of kind {spec.kind}"),
         ("images", summary.samples),
         ("quarantined", f"{summary.quarantined} ({QUARANTINED})" if summary.quarantined else 0),
         (

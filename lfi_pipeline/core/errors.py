@@ -30,16 +30,39 @@ class LFIError(Exception):
         return outer
 
 
+_MOST_CHOICES = 40  # listed; of more, the nearest
+_NEAREST = 12
+
+
+def nearest_names(name: str, names: Iterable[str], count: int) -> list[str]:
+    """Return up to `count` of `names` that are most like `name`: what begins with it, the shortest first, then by spelling."""
+    names = sorted(names)
+    begun = sorted((each for each in names if name and each.lower().startswith(name.lower())), key=len)
+    alike = difflib.get_close_matches(name, names, n=count, cutoff=0.0)
+    return list(dict.fromkeys([*begun, *alike]))[:count]
+
+
 class UnknownNameError(LFIError, ValueError):
-    """A name that is not in a registry; the message lists the choices and the nearest one."""
+    """A name that is not in a registry; the message lists the choices, or the nearest of many, and the nearest one."""
 
     def __init__(
-        self, kind: str, name: str, choices: Iterable[str], *, near: str | None = None, argument: str | None = None
+        self,
+        kind: str,
+        name: str,
+        choices: Iterable[str],
+        *,
+        near: str | None = None,
+        argument: str | None = None,
+        see: str = "",
     ) -> None:
         names = sorted(choices)
-        nearest = [near] if near else difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(names)}.", argument=argument)
+        first = nearest_names(name, names, 1)
+        begins = bool(name and first) and first[0].lower().startswith(name.lower())
+        alike = near or begins or difflib.get_close_matches(name, first)
+        hint = f" Did you mean {near or first[0]!r}?" if alike else ""
+        shown = names if len(names) <= _MOST_CHOICES else nearest_names(name, names, _NEAREST)
+        more = f" and {len(names) - len(shown)} more{f' ({see})' * bool(see)}" if len(shown) < len(names) else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Choices: {', '.join(shown)}{more}.", argument=argument)
 
 
 class MissingExtraError(LFIError, ImportError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +86,6 @@ def _records(model: Any) -> list[dict[str, Any]]:
 
 DEFAULT_TAPS = 3
 _FINEST_STRIDE = 8  # of automatic taps: queries over a 56x56 stem map cost too much
-_NEAR_NAMES = 20  # of timm's 1,300 models, listed where a name is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,7 @@ def build_backbone(config: StudentConfig) -> Any:
             override, it cannot give intermediate features, or its weights cannot be had.
     """
     if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), n=_NEAR_NAMES, cutoff=0.0)
-        raise UnknownNameError("student", config.name, near)
+        raise UnknownNameError("student", config.name, timm.list_models())
     check_tag(config.name)
     check_arguments(config.name, config.kwargs, image_size=config.image_size, patch_size=config.patch_size)
     overrides = dict(config.kwargs)

@@ -16,7 +16,7 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lfi_pipeline.core.errors import LFIError, TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, LFIError, TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import resolve_precision
 from lfi_pipeline.targets import TeacherSpec
 from lfi_pipeline.teachers.catalog import (
@@ -131,9 +131,24 @@ def load_coca_folder(directory: Path) -> tuple[nn.Module, open_clip.SimpleTokeni
     return model, tokenizer
 
 
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
+
+
 def _require_known(name: str) -> None:
+    path = Path(name)
+    if (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
+        raise TeacherError(
+            f"{name} must be a folder of open_clip's, with open_clip_config.json, as {LOCAL_DIR_PREFIX}{name}; it looks like a "
+            "model of transformers, which cannot be a teacher in this release. Take the same weights in open_clip's form."
+        )
+    if path.suffix in _CHECKPOINTS or path.exists():
+        form = f"{LOCAL_DIR_PREFIX}{name}" if path.is_dir() else f"NAME:{name}, as coca_ViT-L-14:{name}"
+        raise ConfigError(
+            f"teacher must name its architecture (`lfi teachers` lists them), got the path {name}. Write {form}.",
+            argument="teacher",
+        )
     if name not in open_clip.list_models():
-        raise UnknownNameError("teacher", name, teacher_names())
+        raise UnknownNameError("teacher", name, teacher_names(), argument="teacher", see="`lfi teachers` lists them")
     reason = why_not(open_clip.get_model_config(name))
     if reason:
         raise TeacherError(f"{name} cannot give maps: {reason}. `lfi teachers` lists those that can.")

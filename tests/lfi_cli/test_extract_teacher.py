@@ -71,7 +71,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(
     [
         ("UnknownNameError", ("--dataset", "scenery"), "coco, imagefolder, pacs, scenes"),
         ("UnknownNameError", ("--split", "dev"), "train, val"),
-        ("UnknownNameError", ("--teacher", "blip"), "scenes-coca"),
+        ("UnknownNameError", ("--teacher", "blip"), "more (`lfi teachers` lists them)"),
         ("UnknownNameError", ("--teacher", "coca_ViT-B-32:nope"), "laion2b_s13b_b90k"),
         ("UnknownNameError", ("--kind", "saliency"), "attention, contrastive, gradcam, gradcam_pooler"),
         ("ConfigError", ("--device", "tpu9"), "device must be auto"),

@@ -29,6 +29,17 @@ def test_an_unknown_name_lists_its_choices_sorted_and_the_nearest() -> None:
     assert error.argument == "teacher"
 
 
+def test_what_begins_with_the_name_is_nearest_and_of_many_choices_the_nearest_are_listed() -> None:
+    models = ["gcvit_tiny", "vit_tiny_patch16_384", "vit_tiny_patch16_224", *(f"resnet{i}" for i in range(60))]
+    text = str(UnknownNameError("student", "vit_tiny", models))
+    assert (
+        "Did you mean 'vit_tiny_patch16_224'? Choices: vit_tiny_patch16_224, vit_tiny_patch16_384, gcvit_tiny" in text
+    )
+    assert text.endswith(" and 51 more.")
+    assert "Did you mean" not in str(UnknownNameError("student", "qqqq", models))
+    assert str(UnknownNameError("kind", "", ["a", "b"])) == "Unknown kind ''. Choices: a, b."
+
+
 @pytest.mark.parametrize(
     ("name", "near", "told"),
     [

@@ -14,7 +14,7 @@ from open_clip import factory
 from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.core import hub
-from lfi_pipeline.core.errors import TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.teachers import load_teacher
 from lfi_pipeline.teachers.registry import load_coca_folder, state_sha256
 from lfi_pipeline.teachers.scenes_coca.recipe import write_merges
@@ -72,7 +72,7 @@ def test_a_name_of_open_clip_that_has_no_patches_is_refused_with_the_reason() ->
 
 
 def test_unknown_teacher_lists_choices_and_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"teacher 'coca_vit-b-32'.*Did you mean 'coca_ViT-B-32'.*scenes-coca"):
+    with pytest.raises(UnknownNameError, match=r"teacher 'coca_vit-b-32'.*Did you mean 'coca_ViT-B-32'.*more"):
         load_teacher("coca_vit-b-32")
 
 
@@ -302,3 +302,18 @@ def test_precision_is_resolved_and_recorded() -> None:
     assert load_teacher("coca_small:random", precision="auto").precision == "fp32"  # on a CPU
     with pytest.raises(UnknownNameError, match=r"precision 'fp8'.*auto, bf16, fp16, fp32"):
         load_teacher("coca_small:random", precision="fp8")
+
+
+def test_a_path_without_its_architecture_is_told_how_to_write_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must name its architecture.*Write NAME:ckpt\.pt, as coca_ViT-L-14:ckpt\.pt"
+    ):
+        load_teacher("ckpt.pt")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match=r"Write local-dir:.*mine\."):
+        load_teacher(str(tmp_path / "mine"))
+    (tmp_path / "mine" / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    with pytest.raises(TeacherError, match="looks like a model of transformers"):
+        load_teacher(str(tmp_path / "mine"))
+    with pytest.raises(UnknownNameError, match=r"'coca_vit'\. Did you mean 'coca_ViT-B-32'\? .* more"):
+        load_teacher("coca_vit")
