@@ -13,21 +13,24 @@ operations over those of the plain vision forward, so that every process and rer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.io import output_errors, seal, write_atomic
 from lfi_pipeline.core.runtime import OperationCounter, progress_bar, tell
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
+from lfi_pipeline.report.overlay import MapColumn, contact_sheet
 from lfi_pipeline.targets import MapSpec, TargetStore
 from lfi_pipeline.targets.commits import MANIFEST
 from lfi_pipeline.targets.vocabulary import readable_names
@@ -41,6 +44,8 @@ RESAMPLES = 1000
 DELETED = 0.2
 """Share of the patches that is painted over."""
 COSTED_IMAGES = 4
+TABLE = "table.json"
+"""Of `OUT.kinds/`, beside pictures of some images by every kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +188,51 @@ def resolve_kind(kind: str, teacher: Teacher, dataset: Dataset, source: TextSour
         return TargetStore.open(out, require_complete=False).spec.kind
     choice = choose_kind(teacher, dataset, source)
     tell(choice_text(choice))
+    folder = out.expanduser().absolute().with_name(f"{out.name}.kinds")
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / TABLE, seal(asdict(choice)))
+        for number, picture in enumerate(kind_pictures(teacher, dataset, source, choice), start=1):
+            picture.save(folder / f"{number}.png")
+    tell(f"What each kind looks like: {folder}")
     return choice.kind
+
+
+def kind_pictures(
+    teacher: Teacher, dataset: Dataset, source: TextSource, choice: KindChoice, *, images: int = 6, words: int = 4
+) -> Iterator[Image.Image]:
+    """Draw some images for people to judge: a row a word, a column a kind, the cheapest first, with its scores.
+
+    Args:
+        teacher, dataset, source: as `choose_kind` took them.
+        choice: what it returned.
+        images: how many, spread evenly.
+        words: of an image, at most.
+    """
+    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    samples = [dataset.samples[place] for place in places]
+    batch = _batch(teacher, dataset, source, samples, words)
+    centre = data_centre(teacher.encode_text, dataset, source)
+    made = {
+        each.kind: maps_of_texts(
+            teacher, batch.pixels, batch.found, kind=each.kind, layers=teacher.layers(each.kind, 1), row="emitting",
+            settings=teacher.map_settings(each.kind, centre=centre),
+        ).maps[:, -1].float().cpu().numpy()
+        for each in choice.scores
+    }  # fmt: skip
+    for b, sample in enumerate(samples):
+        image = read_image(dataset.root, sample.path)[0]
+        names = sample_words(teacher.encode_text, source(sample), words)
+        columns = [
+            MapColumn(title=_column_title(each, choice), image=image, maps=made[each.kind][b, : len(names)])
+            for each in choice.scores
+        ]
+        yield contact_sheet(image, sample.key, list(source(sample).texts), names, columns)
+
+
+def _column_title(score: KindScore, choice: KindChoice) -> tuple[str, str, str]:
+    taken = " (taken)" if score.kind == choice.kind else ""
+    return f"{score.kind}{taken}", f"score {score.score:.3f}", f"{score.cost:.2f} forwards"
 
 
 def choice_text(choice: KindChoice) -> str:

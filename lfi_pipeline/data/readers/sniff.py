@@ -88,7 +88,8 @@ def sniff_layout(root: Path) -> Layout:
     """
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{root} must be a folder with images, annotations, tars or Parquet files; it is none.")
+        what = "is a file" if root.exists() else "is not there"
+        raise DatasetError(f"{root} must be a folder with images, annotations, tars or Parquet files, and {what}.")
     try:
         for look in _LOOKS:
             found = look(root)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.io import unseal
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher, choice, load_teacher
@@ -78,10 +80,16 @@ def test_auto_chooses_once_for_a_cache(
 ) -> None:
     monkeypatch.setattr(extraction, "load_teacher", lambda name, **_: tiny_teacher)
     asked: list[int] = []
+    scores = tuple(
+        choice.KindScore(
+            kind=kind, cost=2.0, score=0.5, behind=0.0, error=0.0, pointing=None, mass_in_mask=None, same_peak=None
+        )
+        for kind in ("contrastive", "relevance")
+    )
 
     def choose(*_args: object) -> choice.KindChoice:
         asked.append(1)
-        return choice.KindChoice(kind="relevance", by="masks", images=1, words=1, scores=())
+        return choice.KindChoice(kind="relevance", by="masks", images=1, words=1, scores=scores)
 
     monkeypatch.setattr(choice, "choose_kind", choose)
     config = extraction.ExtractConfig(
@@ -91,4 +99,13 @@ def test_auto_chooses_once_for_a_cache(
         extraction.extract(config, tmp_path / "targets")
     assert TargetStore.open(tmp_path / "targets").spec.kind == "relevance"
     assert asked == [1]
+    folder = tmp_path / "targets.kinds"
+    assert [each["kind"] for each in unseal((folder / "table.json").read_bytes(), folder)["scores"]] == [
+        "contrastive",
+        "relevance",
+    ]
+    pictures = sorted(folder.glob("*.png"))
+    assert len(pictures) == 6
+    with Image.open(pictures[0]) as picture:
+        assert min(picture.size) > 200
     assert resolve_kind("", tiny_teacher, val, SOURCE, tmp_path / "none") == "contrastive"

@@ -231,7 +231,7 @@ def test_what_is_nothing_of_all_that_says_what_is_known(tmp_path: Path) -> None:
     write(tmp_path / "notes.json", "[1]")
     with pytest.raises(DatasetError, match=r"must be one of: COCO .*Parquet.*Found there: 'notes\.json'"):
         sniff_layout(tmp_path)
-    with pytest.raises(DatasetError, match="is none"):
+    with pytest.raises(DatasetError, match="is not there"):
         sniff_layout(tmp_path / "absent")
     with pytest.raises(DatasetError, match="needs its data root; got 'coco' alone"):
         read_dataset("coco")
