@@ -183,9 +183,9 @@ def make_scenes(config: MakeScenes) -> Shown:
         ("held out", ",".join(scenes.held_out) or "none"),
         ("in", config.out),
     ]
-    if scenes.tied is not None:
+    if scenes.spurious is not None:
         rows[2:4] = [
-            ("tied", f"{percent(scenes.tied)} of the training scenes stand before their category's background")
+            ("spurious", f"{percent(scenes.spurious)} of the training scenes stand before their category's background")
         ]
 
     def render(console: Console) -> None:

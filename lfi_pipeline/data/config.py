@@ -171,11 +171,11 @@ class ScenesConfig:
         tuple[str, ...] | None,
         Option("What is drawn, such as dog,cat,crown; left out: all 64.", separator=",", metavar="NAME,..."),
     ] = None
-    tied: Annotated[
+    spurious: Annotated[
         float | None,
         Option(
             "Of these scenes, one object each, a share of the training pictures shows it before the background of its own "
-            "category; in val every background is equally likely, and domain `broken` is where it is another's. In place "
+            "category; in val every background is equally likely, and domain `conflicting` is where it is another's. In place "
             "of domains and held-out.",
             gt=0,
             le=1,

@@ -107,29 +107,29 @@ def render_scene(
     return _drawn(labels.tolist(), style.background(size, rng), style, object_scale, count, rng)
 
 
-TIED_CATEGORIES = tuple(range(0, 48, 2))
+SPURIOUS_CATEGORIES = tuple(range(0, 48, 2))
 """Of the scenes whose backgrounds are tied: indices into `NAMES`."""
-HOLDS, BROKEN = "holds", "broken"
+ALIGNED, CONFLICTING = "aligned", "conflicting"
 """Their domains: where the background is the category's own, and where it is another's."""
 
 
-def render_tied(
-    *, seed: int, split: str, index: int, size: int, tied: float, object_scale: float = 1.0
+def render_spurious(
+    *, seed: int, split: str, index: int, size: int, spurious: float, object_scale: float = 1.0
 ) -> tuple[Scene, str]:
     """Render scene `index` of one object before a background of four families, and say which domain it is of.
 
-    A category's own family is before it in a share `tied` of the training scenes, and else any; in every other split
-    each category stands before each family alike. All training scenes are of domain `holds`.
+    A category's own family is before it in a share `spurious` of the training scenes, and else any; in every other split
+    each category stands before each family alike. All training scenes are of domain `aligned`.
     """
     rng = _generator(seed, split, index)
-    number = int(rng.integers(len(TIED_CATEGORIES))) if split == TRAIN else index % len(TIED_CATEGORIES)
+    number = int(rng.integers(len(SPURIOUS_CATEGORIES))) if split == TRAIN else index % len(SPURIOUS_CATEGORIES)
     own = number % FAMILIES
-    family = int(rng.integers(FAMILIES)) if split == TRAIN else index // len(TIED_CATEGORIES) % FAMILIES
-    if split == TRAIN and rng.random() < tied:
+    family = int(rng.integers(FAMILIES)) if split == TRAIN else index // len(SPURIOUS_CATEGORIES) % FAMILIES
+    if split == TRAIN and rng.random() < spurious:
         family = own
     ground = family_background(family, size, rng)
-    scene = _drawn([TIED_CATEGORIES[number]], ground, PLAIN, object_scale, 3, rng)
-    return scene, HOLDS if split == TRAIN or family == own else BROKEN
+    scene = _drawn([SPURIOUS_CATEGORIES[number]], ground, PLAIN, object_scale, 3, rng)
+    return scene, ALIGNED if split == TRAIN or family == own else CONFLICTING
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -220,7 +220,7 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     Raises:
         OutputExistsError: `out` holds something else, or scenes of another config.
     """
-    categories = _indices(config.categories, config.tied)
+    categories = _indices(config.categories, config.spurious)
     given = {name: value for name, value in asdict(config).items() if value is not None}
     settings = json.dumps(given, indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
@@ -243,7 +243,7 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
         _write_annotations(out, split, records, categories)
 
 
-def _indices(names: Sequence[str] | None, tied: float | None) -> tuple[int, ...]:
+def _indices(names: Sequence[str] | None, spurious: float | None) -> tuple[int, ...]:
     """Return which of `NAMES` are drawn, in its order.
 
     Raises:
@@ -252,7 +252,7 @@ def _indices(names: Sequence[str] | None, tied: float | None) -> tuple[int, ...]
     """
     if names is None:
         return tuple(range(len(NAMES)))
-    if tied is not None:
+    if spurious is not None:
         raise ConfigError("categories must be left out where backgrounds are tied, which has categories of its own.")
     for name in names:
         if name not in NAMES:
@@ -292,8 +292,8 @@ def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
         **{"seed": config.seed, "split": split, "index": index, "size": config.size},
         "object_scale": config.object_scale,
     }
-    if config.tied is not None:
-        scene, domain = render_tied(tied=config.tied, **common)
+    if config.spurious is not None:
+        scene, domain = render_spurious(spurious=config.spurious, **common)
     else:
         scene = render_scene(domain=domain, categories=_indices(config.categories, None), **common)
     file_name = f"{index + 1:012d}.png"

@@ -216,20 +216,20 @@ def test_impossible_settings_are_refused(wrong: dict[str, object], message: str)
         ScenesConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_tied_scenes_are_a_data_set_whose_broken_part_is_a_domain_of_its_own(tmp_path: Path) -> None:
-    config = replace(SMALL, train=8, val=96, tied=0.95)
-    write_scenes(tmp_path / "tied", config, workers=1)
-    train, val = (read_dataset("scenes", tmp_path / "tied", split) for split in ("train", "val"))
-    assert {sample.domain for sample in train.samples} == {"holds"}
-    assert {sample.domain for sample in val.samples} == {"holds", "broken"}
+def test_tied_scenes_are_a_data_set_whose_conflicting_part_is_a_domain_of_its_own(tmp_path: Path) -> None:
+    config = replace(SMALL, train=8, val=96, spurious=0.95)
+    write_scenes(tmp_path / "spurious", config, workers=1)
+    train, val = (read_dataset("scenes", tmp_path / "spurious", split) for split in ("train", "val"))
+    assert {sample.domain for sample in train.samples} == {"aligned"}
+    assert {sample.domain for sample in val.samples} == {"aligned", "conflicting"}
     assert {len(sample.labels) for sample in val.samples} == {1}
-    with pytest.raises(OutputExistsError, match=r"tied 0\.95 != None"):
-        write_scenes(tmp_path / "tied", replace(config, tied=None), workers=1)
+    with pytest.raises(OutputExistsError, match=r"spurious 0\.95 != None"):
+        write_scenes(tmp_path / "spurious", replace(config, spurious=None), workers=1)
 
 
 def test_scenes_of_an_earlier_release_are_known_again(small: Path) -> None:
     """Settings that it did not know are not among those that are compared."""
-    assert "tied" not in json.loads((small / "scenes.json").read_text(encoding="utf-8"))
+    assert "spurious" not in json.loads((small / "scenes.json").read_text(encoding="utf-8"))
     write_scenes(small, SMALL, workers=1)
 
 
@@ -243,5 +243,5 @@ def test_some_categories_alone_are_drawn_and_listed(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unicorn"):
         write_scenes(tmp_path / "none", replace(config, categories=("unicorn",)), workers=1)
     with pytest.raises(ConfigError, match="categories must be left out"):
-        write_scenes(tmp_path / "none", replace(config, tied=0.9), workers=1)
+        write_scenes(tmp_path / "none", replace(config, spurious=0.9), workers=1)
     assert not (tmp_path / "none").exists()

@@ -12,14 +12,14 @@ from lfi_pipeline.data.scenes import DOMAINS, NAMES
 from lfi_pipeline.data.scenes import write as render
 from lfi_pipeline.data.scenes.domains import _HUES, Domain
 from lfi_pipeline.data.scenes.write import (
-    BROKEN,
+    ALIGNED,
     CAPTIONS_PER_IMAGE,
-    HOLDS,
-    TIED_CATEGORIES,
+    CONFLICTING,
+    SPURIOUS_CATEGORIES,
     Placed,
     Scene,
     render_scene,
-    render_tied,
+    render_spurious,
 )
 
 RELATION = re.compile(r"\b(\w+) (left of|right of|above|below) (?:a|an) (\w+)\b")
@@ -169,22 +169,24 @@ def _background(scene: Scene) -> int:
 
 def test_backgrounds_are_tied_in_training_and_broken_apart_in_validation() -> None:
     found: dict[str, list[tuple[Scene, str]]] = {
-        split: [render_tied(seed=3, split=split, index=i, size=48, tied=0.9, object_scale=0.9) for i in range(count)]
-        for split, count in (("train", 300), ("val", 4 * len(TIED_CATEGORIES)))
+        split: [
+            render_spurious(seed=3, split=split, index=i, size=48, spurious=0.9, object_scale=0.9) for i in range(count)
+        ]
+        for split, count in (("train", 300), ("val", 4 * len(SPURIOUS_CATEGORIES)))
     }
     family: dict[int, Counter[int]] = {}
     for scene, domain in found["train"]:
-        assert (len(scene.objects), domain) == (1, HOLDS)
+        assert (len(scene.objects), domain) == (1, ALIGNED)
         family.setdefault(scene.objects[0].label, Counter())[_background(scene)] += 1
     shares = [counts.most_common(1)[0][1] / counts.total() for counts in family.values() if counts.total() > 5]
     assert 0.85 < np.mean(shares) <= 1  # 0.9 by the tie, and a quarter of the others by chance
     assert Counter(domain for _, domain in found["val"]) == {
-        HOLDS: len(TIED_CATEGORIES),
-        BROKEN: 3 * len(TIED_CATEGORIES),
+        ALIGNED: len(SPURIOUS_CATEGORIES),
+        CONFLICTING: 3 * len(SPURIOUS_CATEGORIES),
     }
-    assert {scene.objects[0].label for scene, _ in found["val"]} == set(TIED_CATEGORIES)
+    assert {scene.objects[0].label for scene, _ in found["val"]} == set(SPURIOUS_CATEGORIES)
     for scene, domain in found["val"]:
         own = family[scene.objects[0].label].most_common(1)[0][0]
-        assert (_background(scene) == own) == (domain == HOLDS)
-    same = render_tied(seed=3, split="train", index=0, size=48, tied=0.9, object_scale=0.9)
+        assert (_background(scene) == own) == (domain == ALIGNED)
+    same = render_spurious(seed=3, split="train", index=0, size=48, spurious=0.9, object_scale=0.9)
     assert _same(same[0], found["train"][0][0])
