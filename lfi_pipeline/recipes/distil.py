@@ -18,6 +18,7 @@ from lfi_pipeline.core.options import DEVICE, THREADS, Option, build, check, com
 from lfi_pipeline.training.config import NO_SPLIT
 
 if TYPE_CHECKING:
+    from lfi_pipeline.data import Sample
     from lfi_pipeline.targets import TargetStore
 
 LEAST_EPOCHS, MOST_EPOCHS, LEAST_STEPS = 15, 100, 500
@@ -26,6 +27,7 @@ PICTURES, WORDS = 12, 6  # images whose answers are drawn, and of images without
 FILES = {
     "report.html": "scores, curves and maps: open it in a browser",
     "answers/index.html": "what the student says of some images, and where it looked",
+    "pictures": "those images, where they lie in tars or tables",
     "exported": "the student: a plain timm backbone, and the whole model for lfi predict and lfi_pipeline.load",
     "run": "the training: settings, curves, checkpoints, scores",
     "shards": "the teacher's maps, for further students: lfi train --targets",
@@ -137,11 +139,32 @@ def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
     words = None if labelled else frequent_words(TargetStore.open(shards), WORDS)
     if labelled or words:
         shown = read_dataset(config.folder, split=val or train)
-        pictures = [shown.root / each.path for each in list(shown.samples)[:PICTURES]]
-        paths = tuple(path for path in pictures if path.is_file())  # not those that lie in a tar or a table
-        if paths:
-            saved = {"model": exported, "words": words, "save": config.out / "answers", "device": device}
-            yield Step(name="predict", paths=paths, options=saved)
+        paths = [
+            _picture(shown.root, shown.samples[i], config.out / "pictures") for i in range(min(PICTURES, len(shown)))
+        ]
+        saved = {"model": exported, "words": words, "save": config.out / "answers", "device": device}
+        if any(paths):
+            yield Step(name="predict", paths=tuple(filter(None, paths)), options=saved)
+
+
+def _picture(root: Path, sample: Sample, folder: Path) -> Path | None:
+    """Return the file of an image; of one that lies in a tar or a table, a copy in `folder`, or None if it is broken."""
+    from lfi_pipeline.core.errors import ImageReadError
+    from lfi_pipeline.core.io import output_errors
+    from lfi_pipeline.data.images import read_image
+
+    own = root / sample.path
+    if own.is_file():
+        return own
+    try:
+        image = read_image(root, sample.path)[0]
+    except ImageReadError:
+        return None
+    copy = folder / f"{sample.key.replace('/', '-')}.png"
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(copy)
+    return copy
 
 
 def _epochs(steps_per_epoch: int) -> int:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import lfi_pipeline as lfi
 from lfi_pipeline.core.errors import ConfigError, DatasetError
-from lfi_pipeline.recipes.distil import DistilConfig, Step, frequent_words, steps
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.recipes.distil import DistilConfig, Step, _picture, frequent_words, steps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
-from tests.lfi_pipeline.data.layouts import make_imagefolder, write
+from tests.lfi_pipeline.data.layouts import image_bytes, make_imagefolder, make_webdataset, write
 
 SMALL = {"image_size": 32, "epochs": 1, "device": "cpu"}
 
@@ -76,6 +78,21 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
         planned(tmp_path / "empty", 1)
     with pytest.raises(ConfigError, match="val_share must be"):
         DistilConfig(folder=tmp_path, val_share=1.0)
+
+
+def test_images_in_tars_are_copied_to_be_shown(tmp_path: Path) -> None:
+    members = {"a": {"png": image_bytes(form="PNG"), "cls": b"0"}, "b": {"png": b"no image", "cls": b"1"}}
+    make_webdataset(tmp_path / "set", {"train-0.tar": members})
+    dataset = read_dataset(tmp_path / "set", split="all")
+    found = [_picture(dataset.root, sample, tmp_path / "pictures") for sample in dataset.samples]
+    assert found[1] is None
+    assert found[0] is not None
+    assert found[0].parent == tmp_path / "pictures"
+    with Image.open(found[0]) as picture:
+        assert picture.getpixel((0, 0)) == (200, 30, 60)
+    make_imagefolder(tmp_path / "pets", {"": {"cat": 2}})
+    own = read_dataset(tmp_path / "pets", split="all")
+    assert _picture(own.root, own.samples[0], tmp_path / "none") == own.root / own.samples[0].path
 
 
 def test_frequent_words_come_first(tiny_targets: Path) -> None:
