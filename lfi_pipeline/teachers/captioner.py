@@ -10,6 +10,7 @@ what a rerun of the same command reads them from.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,48 +28,89 @@ from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
-from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
+from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
 from lfi_pipeline.teachers.shards import ShardAssignment
 from lfi_pipeline.teachers.teacher import Teacher
 
 BEAMS, SHORTEST, LONGEST = 4, 5, 30  # tokens, start and end included; this project's choice
 
 
+AT_ONCE = 16
+"""Images that are captioned together: keys and values of the decoder are held for every beam of them."""
+
+
 @torch.no_grad()
 def write_captions(model: Any, tokenizer: Any, tokens: Tensor) -> list[str]:
     """Caption images from the trunk's tokens [B, 1+N, D]: the sentence of greatest mean log-probability a token."""
-    seen = model.visual._pool(tokens)[1]
-    return [_decode(tokenizer, _search(model, *_ends(tokenizer), each[None])) for each in seen]
+    seen, ends = model.visual._pool(tokens)[1], _ends(tokenizer)
+    return [_decode(tokenizer, ids) for part in seen.split(AT_ONCE) for ids in _search(model, *ends, part)]
 
 
-def _search(model: Any, start: int, end: int, seen: Tensor) -> list[int]:
+def _search(model: Any, start: int, end: int, seen: Tensor) -> list[list[int]]:
+    """Beam search for B images at once; each has the beams that it would have alone.
+
+    Args:
+        model: the CoCa.
+        start, end: token ids.
+        seen: the decoder's view of the images [B, Q, D].
+    """
     decoder, device = model.text_decoder, seen.device
-    ids = torch.tensor([[start]], device=device)
+    owners = torch.arange(len(seen), device=device)  # the image of each row
+    ids = torch.full((len(seen), 1), start, device=device)
     reader = CaptionReader(decoder, Request(ids=ids, words=[()], row="emitting", layers=()), torch.empty(0))
-    looked = reader.see(seen)
-    scores = torch.zeros(1, device=device)
-    done: list[tuple[float, list[int]]] = []
-    while len(done) < BEAMS and ids.shape[1] < min(LONGEST, decoder.context_length):
+    looked = reader.see(seen)  # keys and values of the images, made once
+    scores = torch.zeros(len(seen), device=device)
+    done: list[list[tuple[float, list[int]]]] = [[] for _ in seen]
+    while len(ids) and ids.shape[1] < min(LONGEST, decoder.context_length):
         reader.text = model.text(ids)[1][:, : ids.shape[1]].float()
-        hidden = reader.read(looked, ids.shape[1]).hidden[:, -1]
+        own = Seen(looked.tokens[owners], *([each[owners] for each in part] for part in (looked.keys, looked.values)))
+        hidden = reader.read(own, ids.shape[1]).hidden[:, -1]
         following = (hidden @ decoder.text_projection).log_softmax(-1)
         if ids.shape[1] + 1 < SHORTEST:
             following[:, end] = -torch.inf
         following[:, start] = -torch.inf
-        total = (scores[:, None] + following).flatten()
-        best = total.topk(min(2 * BEAMS, int(total.isfinite().sum())))  # half of them may end
-        beams, chosen = best.indices // following.shape[1], best.indices % following.shape[1]
-        ended = chosen == end
-        length = ids.shape[1] + 1
-        done += [
-            (float(score) / length, ids[beam].tolist())
-            for score, beam in zip(best.values[:BEAMS][ended[:BEAMS]], beams[:BEAMS][ended[:BEAMS]], strict=True)
-        ]
-        beams, chosen, scores = (each[~ended][:BEAMS] for each in (beams, chosen, best.values))
-        ids = torch.cat([ids[beams], chosen[:, None]], dim=1)
-    if not done:
-        done = [(float(score) / ids.shape[1], row.tolist()) for score, row in zip(scores, ids, strict=True)]
-    return max(done)[1]
+        rows, tokens, scores = _extended(scores[:, None] + following, owners, ids, end, done)
+        ids, owners = torch.cat([ids[rows], tokens[:, None]], dim=1), owners[rows]
+    unended: list[list[tuple[float, list[int]]]] = [[] for _ in seen]  # of the greatest length
+    for owner, score, row in zip(owners.tolist(), scores.tolist(), ids.tolist(), strict=True):
+        unended[owner].append((score / ids.shape[1], row))
+    return [max(ended or cut)[1] for ended, cut in zip(done, unended, strict=True)]
+
+
+def _extended(
+    total: Tensor, owners: Tensor, ids: Tensor, end: int, done: list[list[tuple[float, list[int]]]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take each image's best continuations; returns rows that go on [R], their next tokens [R] and scores [R].
+
+    Args:
+        total: score of every continuation [R, V].
+        owners: image of each row [R], ascending.
+        ids: tokens of each row so far [R, T].
+        end: the token that ends a sentence.
+        done: by image, ended sentences with their score; added to.
+    """
+    images, counts = torch.unique_consecutive(owners, return_counts=True)
+    first = counts.cumsum(0) - counts
+    slots = torch.arange(len(owners), device=total.device) - first.repeat_interleave(counts)
+    width = int(counts.max())
+    padded = total.new_full((len(images), width, total.shape[1]), -torch.inf)
+    padded[torch.arange(len(images), device=total.device).repeat_interleave(counts), slots] = total
+    best = padded.flatten(1).topk(min(2 * BEAMS, padded[0].numel()))  # half of them may end
+    rows = (best.indices // total.shape[1] + first[:, None]).tolist()
+    chosen, values = (best.indices % total.shape[1]).tolist(), best.values.tolist()
+    length, texts = ids.shape[1] + 1, ids.tolist()
+    on: list[tuple[int, int, float]] = []
+    for place, image in enumerate(images.tolist()):
+        found = [each for each in zip(rows[place], chosen[place], values[place], strict=True) if math.isfinite(each[2])]
+        done[image] += [(score / length, texts[row]) for row, token, score in found[:BEAMS] if token == end]
+        if len(done[image]) < BEAMS:
+            on += [each for each in found if each[1] != end][:BEAMS]
+    next_rows, tokens, scores = zip(*on, strict=True) if on else ((), (), ())
+    return (
+        torch.tensor(next_rows, dtype=torch.long, device=total.device),
+        torch.tensor(tokens, dtype=torch.long, device=total.device),
+        torch.tensor(scores, dtype=total.dtype, device=total.device),
+    )
 
 
 def _ends(tokenizer: Any) -> tuple[int, int]:
