@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lfi_cli.generate import command
-from lfi_cli.output import Result, Shown, facts, say, show_tree, stderr, whole_table
+from lfi_cli.output import Result, Shown, facts, percent, say, show_tree, stderr, whole_table
 from lfi_pipeline.core.options import Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.teachers.config import ExtractConfig
@@ -69,6 +69,7 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
 
     On eight GPUs: torchrun --nproc-per-node 8 -m lfi_cli extract-teacher --dataset coco --out shards/
     """
+    from lfi_pipeline.evaluation import teacher_zero_shot
     from lfi_pipeline.targets import TargetStore
     from lfi_pipeline.teachers.extract import extract
     from lfi_pipeline.teachers.shards import assign_shards
@@ -92,7 +93,8 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
         "seconds": seconds,
         "out": str(config.out),
     }
-    spec = TargetStore.open(config.out, require_complete=False).spec
+    store = TargetStore.open(config.out, require_complete=False)
+    spec, score = store.spec, teacher_zero_shot(store)
     rows: list[tuple[str, object]] = [
         ("teacher", f"{spec.teacher.name}:{spec.teacher.tag}, maps of kind {spec.kind}"),
         ("images", summary.samples),
@@ -105,6 +107,13 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
         ("seconds", f"{seconds:.1f}"),
         ("in", config.out),
     ]
+    if score is not None:
+        own = f"{score.metric} {percent(score.value)} on {score.images} images, chance {percent(score.chance)}"
+        rows.insert(1, ("its own answers", own))
+        result["teacher_zero_shot"] = asdict(score)
+        if score.near_chance:
+            text = f"the teacher's own answers are near chance ({own})"
+            stderr().print(f"[bold red]warning: {text}[/]: check class names and prompts, or choose another teacher.")
 
     if summary.quarantined > MANY_QUARANTINED * summary.samples:
         part = f"{summary.quarantined} of {summary.samples} images ({summary.quarantined / summary.samples:.0%})"

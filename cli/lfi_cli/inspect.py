@@ -98,7 +98,8 @@ def _zero_shot_text(store: TargetStore, found: Result | None) -> str:
         return "none: " + ("extracted by an earlier release" if store.spec.dataset.classes else "no classes")
     text = f"{found['classes']} classes, {len(found['templates'])} prompt(s), logit scale {found['logit_scale']:.4g}"
     if score := found["score"]:
-        text += f"; the teacher's own {score['metric']} {percent(score['value'])} on {score['images']:,} images"
+        own = f"{score['metric']} {percent(score['value'])} on {score['images']:,} images"
+        text += f"; the teacher's own {own} (chance {percent(score['chance'])})"
     return text
 
 

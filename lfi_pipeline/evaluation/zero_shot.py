@@ -188,12 +188,19 @@ class ZeroShotScore:
         metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur, of the
             softmax over classes: logits of different images cannot be compared (see `training.logit_distillation`).
         value: in [0, 1].
+        chance: what a guess would have.
         images: that it is of.
     """
 
     metric: Literal["accuracy", "mAP"]
     value: float
+    chance: float
     images: int
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether the teacher does not know these classes: less than twice a guess, where that is no feat."""
+        return self.value < min(2 * self.chance, 0.5 + self.chance / 2)
 
 
 def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScore | None:
@@ -211,9 +218,12 @@ def teacher_zero_shot(store: TargetStore, most: int = LOOKED_AT) -> ZeroShotScor
     truth = label_matrix(labels, shares.shape[1])
     if all(len(each) == 1 for each in labels):
         hits = shares.argmax(1) == truth.argmax(1)
-        return ZeroShotScore(metric="accuracy", value=float(hits.float().mean()), images=len(labels))
+        chance = _chance(truth, one_label=True)["top1"]
+        return ZeroShotScore(metric="accuracy", value=float(hits.float().mean()), chance=chance, images=len(labels))
     value = mean_average_precision(shares, truth)
-    return ZeroShotScore(metric="mAP", value=value, images=len(labels)) if value is not None else None
+    if value is None:
+        return None
+    return ZeroShotScore(metric="mAP", value=value, chance=_chance(truth, one_label=False)["map"], images=len(labels))
 
 
 def teacher_shares(store: TargetStore, zero_shot: ZeroShot, positions: npt.NDArray[np.int64]) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 
 from lfi_pipeline.core.errors import DatasetError, ImageReadError, SpecMismatchError
-from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device
+from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import (
@@ -101,6 +101,7 @@ class Job:
         writer: of the cache.
         maker: makes its shards' payloads.
         label: of the progress bar.
+        shown: lines that say what the teacher reads, with the texts of some images.
         extension: what `writer` writes takes the place of, where a cache is extended.
         captioning_seconds: that the teacher took to write captions, where it did.
     """
@@ -108,6 +109,7 @@ class Job:
     writer: TargetWriter
     maker: ShardMaker
     label: str
+    shown: tuple[str, ...]
     extension: Extension | None
     captioning_seconds: float = 0.0
 
@@ -246,9 +248,21 @@ def open_job(
         donor=extension.donor if extension is not None else None,
         images=config.layout == "webdataset",
     )
-    job = Job(writer, maker, f"{teacher.identity.name} {kind}", extension, captioning_seconds)
+    label, shown = f"{teacher.identity.name} {kind}", _shown(dataset, source)
+    job = Job(writer, maker, label, shown, extension, captioning_seconds)
     job.retry_quarantined(dataset, asked=retry_quarantined)
     return job
+
+
+_SHOWN = 3
+
+
+def _shown(dataset: Dataset, source: TextSource) -> tuple[str, ...]:
+    """Say what the teacher reads, by the texts of the first, a middle and the last image."""
+    places = np.unique(np.linspace(0, len(dataset) - 1, _SHOWN).round().astype(int)).tolist()
+    samples = [dataset.samples[place] for place in places]
+    told = (f"  {sample.path}: {' | '.join(filter(None, source(sample).texts)) or '(no words)'}" for sample in samples)
+    return (f"The teacher reads {source.mode}, such as", *told)
 
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
@@ -343,6 +357,8 @@ def extract(
     share = share or assign_shards()
     with cpu_threads(config.threads):
         job = open_job(config, out, share=share, extend=extend, retry_quarantined=retry_quarantined)
+        if share.rank == 0 and job.pending_shards():
+            tell(*job.shown)
         with job.progress(share) as bar:
             run_shards(job, share, bar)
     return job.finish(), time.monotonic() - began

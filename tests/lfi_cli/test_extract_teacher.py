@@ -56,6 +56,11 @@ def test_an_unreadable_image_is_quarantined_and_counted(
     made = lfi("extract-teacher", *scenes(root), *FEW, "--out", tmp_path / "shards", "--json")
     assert made.code == 0
     assert made.json["quarantined"] == 1
+    assert "The teacher reads captions, such as\n  val/000000000001.png: " in made.err
+    own = made.json["teacher_zero_shot"]  # of random weights
+    assert (own["metric"], own["images"]) == ("mAP", 15)
+    assert 0 < own["chance"] < 1
+    assert ("near chance" in made.err) == (own["value"] < 2 * own["chance"])
     assert "1 of 16 images (6%) could not be read" in made.err  # more than one of twenty
     shown = lfi("inspect", tmp_path / "shards", "--json")
     assert list(shown.json["quarantined"]) == ["000000000002"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def test_one_label_an_image_is_accuracy() -> None:
     assert score is not None
     assert (score.metric, score.images) == ("accuracy", 3)
     assert score.value == pytest.approx(2 / 3)
+    assert score.chance == pytest.approx(1 / 3)
+    assert not score.near_chance
+    assert replace(score, value=0.6).near_chance
+    assert not replace(score, value=0.8, chance=0.5).near_chance  # twice a guess is more than can be asked
+    assert replace(score, value=0.7, chance=0.5).near_chance
 
 
 def test_several_labels_or_none_are_map_over_classes_that_occur() -> None:
@@ -47,6 +53,7 @@ def test_several_labels_or_none_are_map_over_classes_that_occur() -> None:
     assert (score.metric, score.images) == ("mAP", 4)
     # class 0 ranks images 3, 0, 1, 2 and has the first two; class 1 ranks 2, 1, 0, 3 and has the second and third
     assert score.value == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+    assert score.chance == pytest.approx((2 / 4 + 2 / 4) / 2)
 
 
 def test_the_level_of_an_image_does_not_count() -> None:
