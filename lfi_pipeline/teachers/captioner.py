@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ImageReadError, IncompleteTargetsError, OutputExistsError, SpecMismatchError
-from lfi_pipeline.core.io import output_errors, read_whole, seal, unseal, write_atomic
-from lfi_pipeline.core.runtime import progress_bar
+from lfi_pipeline.core.io import exchange, one_at_a_time, output_errors, read_whole, seal, unseal, write_atomic
+from lfi_pipeline.core.runtime import progress_bar, tell
 from lfi_pipeline.core.schema import plain_differences, to_plain
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
@@ -131,9 +133,25 @@ UNREADABLE = "unreadable image"
 
 
 def generated_captions(
-    teacher: Teacher, dataset: Dataset, out: Path, *, batch_size: int, share: ShardAssignment, poll_seconds: float = 2.0
+    teacher: Teacher,
+    dataset: Dataset,
+    out: Path,
+    *,
+    batch_size: int,
+    share: ShardAssignment,
+    extend: bool = False,
+    poll_seconds: float = 2.0,
 ) -> dict[str, str]:
     """Return the teacher's caption of every sample by key; those not yet on disk are written first.
+
+    Args:
+        teacher: that writes.
+        dataset: the samples.
+        out: the cache that they are for.
+        batch_size: images per forward pass.
+        share: which chunks are this process's.
+        extend: captions of other samples of the data set may be there: they are kept, and those of new ones are added.
+        poll_seconds: how long to wait before looking again at chunks of other processes.
 
     Raises:
         TeacherError: the teacher cannot write captions.
@@ -141,7 +159,10 @@ def generated_captions(
         IncompleteTargetsError: chunks outside this process's share are missing.
         OutputWriteError: the folder cannot be written.
     """
-    folder = out.expanduser().absolute().with_name(f"{out.name}.captions")
+    final = out.expanduser().absolute().with_name(f"{out.name}.captions")
+    folder, known = _place(final, teacher, dataset) if extend else (final, {})
+    if not folder.exists() and share.rank == 0:
+        tell(f"Captions are kept in {final}.")
     _require_same_source(folder, teacher, dataset)
     pieces = range(-(-len(dataset) // CHUNK))
     with progress_bar(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
@@ -151,7 +172,10 @@ def generated_captions(
                 with claimed(folder, f"{piece:06d}") as ours:
                     if ours and not _file(folder, piece).exists():
                         samples = [dataset.samples[i] for i in _positions(piece, len(dataset))]
-                        content = seal({"captions": dict(_captioned(teacher, dataset, samples, batch_size, bar))})
+                        own = {sample.key: known[sample.key] for sample in samples if sample.key in known}
+                        bar.update(len(own))
+                        new = [sample for sample in samples if sample.key not in own]
+                        content = seal({"captions": own | dict(_captioned(teacher, dataset, new, batch_size, bar))})
                         with output_errors(folder):
                             write_atomic(_file(folder, piece), content, staging_file(folder, f"{piece:06d}", "json"))
                         made += 1
@@ -165,11 +189,48 @@ def generated_captions(
             "run the same command again."
         )
     clear_staging(folder)
+    _put_in_place(folder, final)
+    return _read(final)
+
+
+def _read(folder: Path) -> dict[str, str]:
+    """All captions of a folder by key."""
     captions: dict[str, str] = {}
-    for piece in pieces:
-        path = _file(folder, piece)
+    for path in sorted(folder.glob("[0-9]*.json")):
         captions |= unseal(read_whole(path), path)["captions"]
     return captions
+
+
+def _place(final: Path, teacher: Teacher, dataset: Dataset) -> tuple[Path, dict[str, str]]:
+    """Return the folder to write captions of `dataset` to, and what is known of those of another listing, by key."""
+    beside = final.with_name(f".{final.name}.lfi-extending")
+    with output_errors(final), one_at_a_time(final.parent) if final.parent.is_dir() else nullcontext():
+        if beside.exists() and not final.exists():  # killed where directories cannot be exchanged
+            beside.rename(final)
+        if not (final / _SOURCE).is_file():
+            return final, {}
+        stored, source = unseal(read_whole(final / _SOURCE), final / _SOURCE), _source(teacher, dataset)
+        if (
+            stored == source
+            or stored.get("teacher") != source["teacher"]
+            or stored["dataset"][:2] != source["dataset"][:2]
+        ):
+            return final, {}
+        if beside.exists() and unseal(read_whole(beside / _SOURCE), beside / _SOURCE) != source:
+            shutil.rmtree(beside)  # of an extension that was given up
+        return beside, {key: caption for key, caption in _read(final).items() if caption != UNREADABLE}
+
+
+def _put_in_place(folder: Path, final: Path) -> None:
+    """Let extended captions take the place of the earlier ones; another process may have done it."""
+    if folder == final:
+        return
+    with output_errors(final), one_at_a_time(final.parent):
+        if folder.exists():
+            if not exchange(folder, final):
+                shutil.rmtree(final)
+                folder.rename(final)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _positions(piece: int, samples: int) -> range:
@@ -204,16 +265,23 @@ def _file(folder: Path, piece: int) -> Path:
     return folder / f"{piece:06d}.json"
 
 
-def _require_same_source(folder: Path, teacher: Teacher, dataset: Dataset) -> None:
+_SOURCE = "source.json"
+
+
+def _source(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
+    """What a folder's captions are of."""
     listing = hashlib.sha256()
     for sample in dataset.samples:
         listing.update(f"{sample.key}\n{sample.path}\n".encode())
-    source: dict[str, Any] = {
+    return {
         "teacher": to_plain(teacher.identity, type(teacher.identity)),
         "dataset": [dataset.name, dataset.split, len(dataset)],
         "listing_sha256": listing.hexdigest(),
     }
-    path = folder / "source.json"
+
+
+def _require_same_source(folder: Path, teacher: Teacher, dataset: Dataset) -> None:
+    source, path = _source(teacher, dataset), folder / _SOURCE
     with output_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"{folder} is a file; it must be free for the captions. Choose another output.")

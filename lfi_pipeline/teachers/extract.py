@@ -206,7 +206,7 @@ def open_job(
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
-        generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share)
+        generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share, extend=extend)
         captioning_seconds = time.monotonic() - began
     source = TextSource(
         mode,

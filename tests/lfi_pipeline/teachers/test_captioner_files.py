@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,62 @@ def test_an_extraction_reads_what_the_teacher_wrote(
     assert set(store.vocabulary.words) <= {"bright", "dark", "scene"}
     assert set(store.index.captions) <= {"a bright scene", "a dark scene"}
     assert torch.from_numpy(store.read_many(range(24)).scale > 0).any(2).all()
+
+
+def _extended(
+    teacher: Writing, dataset: Dataset, out: Path, *, extend: bool = True, poll_seconds: float = 0
+) -> dict[str, str]:
+    return generated_captions(
+        teacher,  # type: ignore[arg-type]
+        dataset,
+        out,
+        batch_size=4,
+        share=ShardAssignment(),
+        extend=extend,
+        poll_seconds=poll_seconds,
+    )
+
+
+def test_captions_of_further_images_are_added_to_those_that_there_are(
+    teacher: Writing, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "targets"
+    few = replace(dataset, samples=dataset.samples[:12])
+    first = _extended(teacher, few, out, extend=False)
+    assert f"Captions are kept in {tmp_path / 'targets.captions'}." in capsys.readouterr().err
+    assert teacher.images == 12
+    with pytest.raises(SpecMismatchError, match="listing_sha256"):
+        _extended(teacher, dataset, out, extend=False)
+    found = _extended(teacher, dataset, out)
+    assert teacher.images == len(dataset)  # the first twelve were not read again
+    assert {key: found[key] for key in first} == first
+    assert list(found) == [sample.key for sample in dataset.samples]
+    assert _extended(teacher, dataset, out, extend=False) == found  # the folder is theirs now
+    assert [path.name for path in tmp_path.iterdir()] == ["targets.captions"]
+
+
+def test_an_extension_of_captions_goes_on_where_it_was_killed(
+    teacher: Writing, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "targets"
+    first = _extended(teacher, replace(dataset, samples=dataset.samples[:12]), out, extend=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning, "_put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _extended(teacher, dataset, out)
+    made = teacher.images
+    assert _extended(teacher, replace(dataset, samples=dataset.samples[:12]), out, extend=False) == first
+    monkeypatch.setattr(captioning, "exchange", lambda *_: False)  # a system that cannot
+    assert len(_extended(teacher, dataset, out)) == len(dataset)
+    assert teacher.images == made
+    (tmp_path / "targets.captions").rename(tmp_path / ".targets.captions.lfi-extending")  # killed between two renames
+    assert len(_extended(teacher, dataset, out)) == len(dataset)
+    assert teacher.images == made
+
+
+def test_captions_of_another_teacher_or_split_are_no_extension(
+    teacher: Writing, dataset: Dataset, tmp_path: Path
+) -> None:
+    _extended(teacher, replace(dataset, samples=dataset.samples[:12]), tmp_path / "targets")
+    with pytest.raises(SpecMismatchError, match="captions of other settings"):
+        _extended(teacher, replace(dataset, split="val"), tmp_path / "targets")
