@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, DatasetError, ImageReadError, UnknownNameError
 from lfi_pipeline.core.io import output_errors, seal, write_atomic
 from lfi_pipeline.core.runtime import OperationCounter, progress_bar, tell
 from lfi_pipeline.data import Dataset, Sample
@@ -43,7 +43,7 @@ AUTO = "auto"
 RESAMPLES = 1000
 DELETED = 0.2
 """Share of the patches that is painted over."""
-COSTED_IMAGES = 4
+COSTED_IMAGES, COSTED_WORDS = 4, 8
 TABLE = "table.json"
 """Of `OUT.kinds/`, beside pictures of some images by every kind."""
 
@@ -233,6 +233,28 @@ def kind_pictures(
 def _column_title(score: KindScore, choice: KindChoice) -> tuple[str, str, str]:
     taken = " (taken)" if score.kind == choice.kind else ""
     return f"{score.kind}{taken}", f"score {score.score:.3f}", f"{score.cost:.2f} forwards"
+
+
+def cost_beside_default(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) -> list[str]:
+    """Return a line that says how much dearer a kind is than the teacher's own; none where it is not by half."""
+    if kind == teacher.default_kind:
+        return []
+    try:
+        samples = [dataset.samples[place] for place in range(min(COSTED_IMAGES, len(dataset)))]
+        batch = _batch(teacher, dataset, source, samples, COSTED_WORDS)
+    except ImageReadError:
+        return []
+    centre = data_centre(teacher.encode_text, dataset, source)
+    cost: dict[str, float] = {}
+    for each in (kind, teacher.default_kind) * 2:  # the second time words are embedded already
+        cost[each] = _cost(teacher, batch, each, teacher.map_settings(each, centre=centre))
+    own = cost[teacher.default_kind]
+    if cost[kind] < 1.5 * own:
+        return []
+    return [
+        f"Kind {kind} takes {cost[kind]:.1f} vision forwards an image and layer, by counting; {teacher.default_kind}, this "
+        f"teacher's own, takes {own:.2f}."
+    ]
 
 
 def choice_text(choice: KindChoice) -> str:

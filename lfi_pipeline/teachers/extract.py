@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -33,7 +34,7 @@ from lfi_pipeline.targets import (
     Vocabulary,
 )
 from lfi_pipeline.teachers.captioner import generated_captions
-from lfi_pipeline.teachers.choice import AUTO, resolve_kind
+from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre
@@ -43,6 +44,7 @@ from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
 from lfi_pipeline.teachers.text import (
     DEFAULT_PROMPTS,
     TextSource,
+    read_by_some,
     resolve_mode,
     sample_words,
     stop_words_sha256,
@@ -101,7 +103,7 @@ class Job:
         writer: of the cache.
         maker: makes its shards' payloads.
         label: of the progress bar.
-        shown: lines that say what the teacher reads, with the texts of some images.
+        shown: makes lines that say what the teacher reads and, of another kind than its own, what that costs.
         extension: what `writer` writes takes the place of, where a cache is extended.
         captioning_seconds: that the teacher took to write captions, where it did.
     """
@@ -109,7 +111,7 @@ class Job:
     writer: TargetWriter
     maker: ShardMaker
     label: str
-    shown: tuple[str, ...]
+    shown: Callable[[], Sequence[str]]
     extension: Extension | None
     captioning_seconds: float = 0.0
 
@@ -248,21 +250,14 @@ def open_job(
         donor=extension.donor if extension is not None else None,
         images=config.layout == "webdataset",
     )
-    label, shown = f"{teacher.identity.name} {kind}", _shown(dataset, source)
-    job = Job(writer, maker, label, shown, extension, captioning_seconds)
+    shown = partial(_shown, teacher, dataset, source, kind)
+    job = Job(writer, maker, f"{teacher.identity.name} {kind}", shown, extension, captioning_seconds)
     job.retry_quarantined(dataset, asked=retry_quarantined)
     return job
 
 
-_SHOWN = 3
-
-
-def _shown(dataset: Dataset, source: TextSource) -> tuple[str, ...]:
-    """Say what the teacher reads, by the texts of the first, a middle and the last image."""
-    places = np.unique(np.linspace(0, len(dataset) - 1, _SHOWN).round().astype(int)).tolist()
-    samples = [dataset.samples[place] for place in places]
-    told = (f"  {sample.path}: {' | '.join(filter(None, source(sample).texts)) or '(no words)'}" for sample in samples)
-    return (f"The teacher reads {source.mode}, such as", *told)
+def _shown(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) -> list[str]:
+    return [*read_by_some(dataset.samples, source), *cost_beside_default(teacher, dataset, source, kind)]
 
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
@@ -358,7 +353,7 @@ def extract(
     with cpu_threads(config.threads):
         job = open_job(config, out, share=share, extend=extend, retry_quarantined=retry_quarantined)
         if share.rank == 0 and job.pending_shards():
-            tell(*job.shown)
+            tell(*job.shown())
         with job.progress(share) as bar:
             run_shards(job, share, bar)
     return job.finish(), time.monotonic() - began

@@ -296,6 +296,17 @@ def telling_sample(samples: Sequence[Sample]) -> Sample:
     return captioned or next((sample for sample in samples if sample.labels), first)
 
 
+_SHOWN = 3
+
+
+def read_by_some(samples: Sequence[Sample], source: TextSource) -> list[str]:
+    """Return lines that say what the teacher reads, by the texts of the first, a middle and the last image."""
+    places = sorted({0, (len(samples) - 1) // 2, len(samples) - 1})[:_SHOWN]
+    some = (samples[place] for place in places)
+    told = (f"  {each.path}: {' | '.join(filter(None, source(each).texts)) or '(no words)'}" for each in some)
+    return [f"The teacher reads {source.mode}, such as", *told]
+
+
 def planned(sample: Sample, source: TextSource) -> PlannedSample:
     """Return the sample's row of the index."""
     return PlannedSample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +110,14 @@ def test_auto_chooses_once_for_a_cache(
     with Image.open(pictures[0]) as picture:
         assert min(picture.size) > 200
     assert resolve_kind("", tiny_teacher, val, SOURCE, tmp_path / "none") == "contrastive"
+
+
+def test_a_dear_kind_says_what_it_costs(val: Dataset) -> None:
+    teacher = load_teacher("scenes-coca")
+    assert choice.cost_beside_default(teacher, val, SOURCE, "contrastive") == []
+    (line,) = choice.cost_beside_default(teacher, val, SOURCE, "agreement")
+    found = re.fullmatch(r"Kind agreement takes (\S+) vision forwards .* contrastive, .* takes (\S+)\.", line)
+    assert found is not None
+    assert 1 < float(found[2]) < 1.2 < 3 < float(found[1])
+    broken = replace(val, root=Path("nowhere"))
+    assert choice.cost_beside_default(teacher, broken, SOURCE, "agreement") == []
