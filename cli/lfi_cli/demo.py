@@ -195,7 +195,7 @@ def make_scenes(config: MakeScenes) -> Shown:
     return Shown(result, render)
 
 
-STUDENT = shlex.split("--student resnet10t --image-size 64 --batch-size 64 --lr 3e-3")
+STUDENT = shlex.split("--student resnet10t --image-size 64 --batch-size 64 --lr 3e-3 --scale 1 1")
 STUDENTS = {
     "linear": ("--head", "linear", "--objective", "none"),
     "queries": ("--head", "queries", "--objective", "lfi"),

@@ -162,8 +162,13 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
             for name, read in _SETTINGS.items()
             if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
+        told: list[str] = []  # a setting that those before it determine, as a student its patch size, tells nothing new
+        for name in differing:
+            apart = {tuple(_plain(_SETTINGS[each](run.config)) for each in (*told, name)) for run in family}
+            if len(apart) > len({values[:-1] for values in apart}):
+                told.append(name)
         for run in family:
-            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in differing]
+            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in told]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))

@@ -115,6 +115,17 @@ def test_a_setting_that_may_differ_does_not_split_a_label() -> None:
     assert label_runs(runs, across=["hold out", "epochs"]) == {"lfi": runs}
 
 
+def test_a_setting_that_another_determines_is_not_named() -> None:
+    own = [run(student="a", learning_rate=1.0), run(student="b", learning_rate=0.5, image_size=96)]
+    assert set(label_runs(own)) == {"lfi · student a", "lfi · student b"}
+    more = [*own, run(student="b", learning_rate=0.25, image_size=96)]
+    assert set(label_runs(more)) == {
+        "lfi · student a · lr 1",
+        "lfi · student b · lr 0.5",
+        "lfi · student b · lr 0.25",
+    }
+
+
 def test_groups_keep_their_order_and_have_each_their_colour() -> None:
     runs = [run(learning_rate=1 / (1 + i), seed=i) for i in range(3)]
     runs += [run("lfi", maps="shuffled"), run("none", seed=1), run("none", seed=0), run("embedding+x")]
