@@ -30,7 +30,7 @@ FILES = {
     "pictures": "those images, where they lie in tars or tables",
     "exported": "the student: a plain timm backbone, and the whole model for lfi predict and lfi_pipeline.load",
     "run": "the training: settings, curves, checkpoints, scores",
-    "shards": "the teacher's maps, for further students: lfi train --targets",
+    "shards": "the teacher's maps, for as many students as you like",
     "shards-val": "the teacher's maps of the images that are scored",
 }
 

@@ -125,9 +125,9 @@ def test_a_quarantined_sample_is_not_asked_for(extracted: Extract, scenes_root: 
     root = Path(shutil.copytree(scenes_root, tmp_path / "root"))
     (root / "val/000000000002.png").write_bytes(b"no image")
     assert _faults(extracted(data_root=root)) == []
-    for image in (root / "val").iterdir():
+    for image in sorted((root / "val").iterdir())[1:]:
         image.write_bytes(b"no image")
-    assert _faults(extracted("none", data_root=root)) == []
+    assert _faults(extracted("one", data_root=root)) == []
 
 
 @pytest.mark.parametrize("view", ["full", "hflip"])
