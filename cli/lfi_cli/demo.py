@@ -195,7 +195,7 @@ def make_scenes(config: MakeScenes) -> Shown:
     return Shown(result, render)
 
 
-STUDENT = shlex.split("--student resnet10t --image-size 64 --batch-size 64 --lr 3e-3 --scale 1 1")
+STUDENT = shlex.split("--student resnet10t --image-size 64 --batch-size 32 --lr 3e-3 --scale 1 1 --hflip 0")
 STUDENTS = {
     "linear": ("--head", "linear", "--objective", "none"),
     "queries": ("--head", "queries", "--objective", "lfi"),
@@ -236,9 +236,9 @@ class Demo:
     """Options of `lfi demo`."""
 
     out: Annotated[Path, Option("Where everything goes; a rerun goes on where it stopped.")] = Path("lfi-demo")
-    train: Annotated[int, Option("Training scenes.", ge=1)] = 2000
-    val: Annotated[int, Option("Validation scenes.", ge=1)] = 600
-    epochs: Annotated[int, Option("Epochs of each student.", ge=1)] = 8
+    train: Annotated[int, Option("Training scenes.", ge=1)] = 1500
+    val: Annotated[int, Option("Validation scenes.", ge=1)] = 400
+    epochs: Annotated[int, Option("Epochs of each student.", ge=1)] = 3
     seed: Annotated[int, Option("Of scenes and students.", ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -257,9 +257,9 @@ def demo(config: Demo) -> Shown:
     began = time.monotonic()
     scenes, shards, shards_val = out / "scenes", out / "shards", out / "shards-val"
     run_command("make-scenes", "--out", scenes, "--train", config.train, "--val", config.val, "--seed", seed)
-    extract = ["extract-teacher", "--dataset", "scenes", "--data-root", scenes, "--words", 6]
+    extract = ["extract-teacher", "--dataset", "scenes", "--data-root", scenes, "--words", 6, "--views", "full"]
     run_command(*extract, "--out", shards)
-    run_command(*extract, "--split", "val", "--views", "full", "--out", shards_val)
+    run_command(*extract, "--split", "val", "--out", shards_val)
     inspected = run_command("inspect", shards_val, "--pointing")
     runs = {name: out / "runs" / f"{name}-{seed}" for name in STUDENTS}
     scores: dict[str, Any] = {}

@@ -96,8 +96,6 @@ def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     rows += [(f"teacher, {layer['name']}", _looks(layer)) for layer in details["teacher_layers"]]
     if details["cam"]:
         rows.append(("class maps", _looks(details["cam"])))
-    if details["slots_matched_by_teacher"]:
-        rows.append(("slots", "each word by the slot that the teacher's map of it matches: an upper reading"))
     return [*rows, ("chance", percent(details["area"]))]
 
 

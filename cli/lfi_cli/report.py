@@ -32,7 +32,6 @@ EXPORTED = {
 _HEADS = {
     "inside": "the trained head is timm's classifier",
     "apart": "pooled features; the trained head is in head.safetensors",
-    "slots": "pooled features; slots, and the head that reads them, are not in it",
     "queries": "pooled features; the queries that answer are in lfi.safetensors",
     "none": "pooled features; trained without a head",
 }

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lfi_kernels.interaction_attention import (
-    Companding,
-    attention_map,
-    interaction_attention,
-    interaction_costs,
-    reference,
-)
+from lfi_kernels.interaction_attention import Companding, attention_map, interaction_attention, reference
 from lfi_kernels.interaction_attention.dispatch import projected_attention, resolve
 from lfi_kernels.interaction_attention.inputs import FLOAT_DTYPES, check_mask, check_rows, check_targets
 
@@ -39,8 +33,8 @@ class InteractionQueryBlock(nn.Module):
     are taken in blocks, whose scores are computed anew for the gradient: the results are the same, and memory does not
     grow with M * N. On a GPU the fused kernels project keys and values first, and never write a map.
 
-    These equations, the number of queries and the form of the loss are this project's choice: those of the
-    paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) are not public.
+    These equations, the number of queries and the form of the loss are this project's choice: those of the paper
+    (LFI, Gao et al., ICCV 2025, arXiv 2509.18733) were not known to us when this was written.
 
     Args:
         query_dim: Dq, width of a query; the heads share it, d = Dq / heads.
@@ -140,41 +134,6 @@ class InteractionQueryBlock(nn.Module):
             divergences.append(kl)
         kl = torch.cat(divergences)[torch.cat(orders).argsort()] if orders else torch.cat(divergences, 2)
         return torch.cat(states, 1), kl
-
-    def costs(
-        self,
-        queries: Tensor,
-        features: Tensor,
-        target: Tensor,
-        row_weight: Tensor | None = None,
-        target_scale: Tensor | None = None,
-        companding: Companding = "sqrt",
-        key_padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Update queries that belong to no word yet, and compare each of them with every word's map.
-
-        Args:
-            queries: [B, K, Dq], the state; or [1, K, Dq], the same for every sample.
-            features: [B, N, D], as in `forward`.
-            target: [B, M, N], and with it the further arguments: as in `interaction_costs`.
-
-        Returns:
-            The new queries [B, K, Dq], the same as `forward` gives, and cost [B, K, M]: the mean over heads of
-            KL(T_m || P_k) in nats, times row_weight.
-
-        Raises:
-            ValueError: a shape, dtype or device that does not fit.
-        """
-        self._check(queries, features, key_padding_mask)
-        u, x, eps = self._fold_keys(queries, features)
-        z, cost = interaction_costs(
-            *(u, x, target, row_weight),
-            target_scale=target_scale,
-            companding=companding,
-            key_padding_mask=key_padding_mask,
-            layer_norm_eps=eps,
-        )
-        return queries + self._values(z), cost
 
     def attention(
         self,

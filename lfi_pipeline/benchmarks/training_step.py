@@ -89,14 +89,7 @@ def step(run: Trainer, batch: Batch, cut: MapResampler | None, clock: EpochClock
     return losses
 
 
-TEXT, LEARNED = "lfi", "lfi, learned"
-CASES = {
-    "none": ("none", "text"),
-    TEXT: ("lfi", "text"),
-    LEARNED: ("lfi", "learned"),
-    "embedding": ("embedding", "text"),
-}
-"""Objective and mode of the queries, by case."""
+OBJECTIVES = ("none", "lfi", "embedding")
 
 TARGETS = "targets cut"
 
@@ -162,7 +155,7 @@ def bench_step(
             Measurement(case=f"{student.name}, {name}", shape=shape, metric=metric, value=value, unit=unit)
             for metric, value, unit in rows
         ]
-        if name == TEXT:
+        if name == "lfi":
             most = 1.05 if device.type == "cuda" else 1.10
             asked.append(Asked(what=f"step of lfi over none, {student.name}", value=ratio, most=most))
     return Outcome(
@@ -179,10 +172,7 @@ def bench_step(
 
 
 def _cases(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> dict[str, _Case]:
-    runs = {
-        name: make_run(store, student, objective, device=device, data=data, queries=QueryConfig(mode=mode))
-        for name, (objective, mode) in CASES.items()
-    }
+    runs = {objective: make_run(store, student, objective, device=device, data=data) for objective in OBJECTIVES}
     batch = one_batch(store, data, list(runs.values()), device)
     return {
         name: _Case(run, batch, store.spec.codec.name, EpochClock(device), EpochClock(device))
@@ -229,17 +219,17 @@ def bench_parameters(student: StudentConfig) -> Outcome:
     measured, asked = [], []
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = _cache(Path(scratch))
-        for name, (objective, mode) in CASES.items():
-            if objective == "none":
-                continue
+        for objective in OBJECTIVES[1:]:
             run = make_run(
                 store, student, objective, device=torch.device("cpu"),
-                data=DataConfig(targets=store.path), queries=QueryConfig(mode=mode),
+                data=DataConfig(targets=store.path),
             )  # fmt: skip
             trained, counts = run.learner.student, run.learner.parameter_counts()
             optimized = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
             parts = counts["backbone"] + counts["head"] + counts["queries"] + counts["terms"]
-            require(parts == optimized, f"The parts must add up to {optimized:,} parameters, got {parts:,} ({name}).")
+            require(
+                parts == optimized, f"The parts must add up to {optimized:,} parameters, got {parts:,} ({objective})."
+            )
             plain = plain_model(trained)
             exported = sum(p.numel() for p in plain.model.parameters())
             head = sum(p.numel() for p in trained.head.parameters()) if trained.head and plain.head == "inside" else 0
@@ -249,11 +239,10 @@ def bench_parameters(student: StudentConfig) -> Outcome:
                 ("added in training", added, "parameters"),
                 ("share of the backbone", share, "%"),
                 ("left in the exported model", left, "parameters"),
-                ("kept where slots stay", counts["kept_queries"], "parameters"),
             ):
-                case = f"{student.name}, {name}"
+                case = f"{student.name}, {objective}"
                 measured.append(Measurement(case=case, shape=f"E {_WIDTH}", metric=metric, value=value, unit=unit))
-            if name == "lfi":
+            if objective == "lfi":
                 what = f"% of {student.name} that lfi adds in training"
                 asked.append(Asked(what=what, value=share, most=_MOST))
                 asked.append(Asked(what=f"parameters left in the exported {student.name}", value=left, most=0))
@@ -262,10 +251,7 @@ def bench_parameters(student: StudentConfig) -> Outcome:
         checked="parts add up to what the optimizer is given",
         measurements=tuple(measured),
         asked=tuple(asked),
-        notes=(
-            f"Text embeddings of {_WIDTH} dimensions, as a ViT-L/14 has. Exported: the plain timm model; a student "
-            "with learned slots keeps them outside of it.",
-        ),
+        notes=(f"Text embeddings of {_WIDTH} dimensions, as a ViT-L/14 has. Exported: the plain timm model.",),
     )
 
 

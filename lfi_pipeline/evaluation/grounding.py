@@ -126,8 +126,25 @@ def threshold_ious(maps: Tensor, masks: Tensor) -> Tensor:
     return (inside / union.clamp_min(1)) * (peak > 0)
 
 
+_PIXELS_AT_ONCE = 2**20  # of masks, and of maps enlarged to them
+
+
+def _alike(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs in their order, stacked while their sizes stay the same and few pixels are in memory."""
+    some: list[tuple[Tensor, Tensor]] = []
+    for pair in zip(maps, masks, strict=True):
+        sizes = [each.shape for each in pair]
+        full = len(some) * pair[1].numel() >= _PIXELS_AT_ONCE
+        if some and (full or sizes != [each.shape for each in some[0]]):
+            yield torch.stack([each for each, _ in some]), torch.stack([mask for _, mask in some])
+            some = []
+        some.append(pair)
+    if some:
+        yield torch.stack([each for each, _ in some]), torch.stack([mask for _, mask in some])
+
+
 def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | None:
-    """Score pairs of map [gh, gw] and mask [H, W]; sizes may differ. Maps are enlarged one at a time.
+    """Score pairs of map [gh, gw] and mask [H, W]; sizes may differ. Few maps are enlarged at a time.
 
     Returns:
         None where there are no pairs.
@@ -135,9 +152,10 @@ def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | N
     if not maps:
         return None
     total = torch.zeros(len(THRESHOLDS), dtype=torch.float64)
-    pairs = zip(maps, masks, strict=True)
-    for each, mask in progress_bar(pairs, desc="overlap with masks", unit="map", total=len(maps), leave=False):
-        total += threshold_ious(each[None], mask[None])[0].cpu()
+    with progress_bar(desc="overlap with masks", unit="map", total=len(maps), leave=False) as bar:
+        for some, their_masks in _alike(maps, masks):
+            total += threshold_ious(some, their_masks).double().sum(0).cpu()
+            bar.update(len(some))
     best = int(total.argmax())
     return Overlap(iou=float(total[best]) / len(maps), threshold=THRESHOLDS[best], count=len(maps))
 
@@ -191,15 +209,15 @@ def score(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Grounding:
     if not maps:
         return Grounding(float("nan"), float("nan"), float("nan"), 0)
     hits, mass, area = [], [], []
-    for each, mask in zip(maps, masks, strict=True):
-        hits.append(peaks_in_mask(each[None], mask[None]))
-        mass.append(mass_in_mask(each[None], mask[None]))
-        area.append(mask.float().mean())
+    for some, their_masks in _alike(maps, masks):
+        hits.append(peaks_in_mask(some, their_masks))
+        mass.append(mass_in_mask(some, their_masks))
+        area.append(their_masks.float().mean((-2, -1)))
     return Grounding(
         pointing=torch.cat(hits).float().mean().item(),
         mass_in_mask=torch.cat(mass).mean().item(),
-        area=torch.stack(area).mean().item(),
-        count=len(hits),
+        area=torch.cat(area).mean().item(),
+        count=len(maps),
     )
 
 

@@ -39,7 +39,7 @@ from lfi_pipeline.evaluation.grounding import (
 )
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
 from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
-from lfi_pipeline.students import LearnedQueries, Student
+from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.run_dir import write_run_json
@@ -194,7 +194,6 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
             "cam": cam or None,
             "cam_missing": missing,
             "area": teacher["area"],
-            "slots_matched_by_teacher": isinstance(student.queries, LearnedQueries),
         },
         seconds=time.monotonic() - began,
     )
@@ -218,14 +217,9 @@ def _scored(maps: Sequence[Sequence[Tensor]], masks: Sequence[Tensor]) -> list[d
 
 def _merged(taps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Return for each word the map of its answer, of its maps per tap."""
-    return [
-        merged_maps([each.flatten()[None, None] for each in of_word], [_grid(each) for each in of_word])[0, 0]
-        for of_word in zip(*taps, strict=True)
-    ]
-
-
-def _grid(each: Tensor) -> tuple[int, int]:
-    return int(each.shape[0]), int(each.shape[1])
+    stacked = [torch.stack(list(each)) for each in taps]  # [P, rows, columns], of one student
+    grids = [(int(each.shape[1]), int(each.shape[2])) for each in stacked]
+    return list(merged_maps([each.flatten(1)[None] for each in stacked], grids)[0])
 
 
 def _class_maps(

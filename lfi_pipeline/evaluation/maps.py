@@ -15,9 +15,8 @@ from torch.autograd.graph import GradientEdge, Node
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.augment import WHOLE, view_maps
-from lfi_pipeline.students import LearnedQueries, Student, Supervision, Tap, TextQueries, pair_layers
-from lfi_pipeline.targets import SampleTargets, TargetSpec, TargetStore, decode_maps
+from lfi_pipeline.students import Student, TextQueries
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.monitor import feature_edge, nodes_of
 
@@ -29,8 +28,7 @@ def class_maps(student: Student, images: Tensor, image_of: Tensor, labels: Tenso
 
     y_c is the logit of the class, A_k channel k of the features of the student's last tap. A backbone that predicts
     from a class token reads no patch after its last block, where every gradient is 0: there A is the features that
-    enter that block, as is usual for vision transformers. The logit of a student with learned queries includes what
-    they read, and so does its gradient.
+    enter that block, as is usual for vision transformers.
 
     Args:
         student: with a head, on any device and in either mode (it is scored in mode `eval`); nothing of it changes.
@@ -136,12 +134,9 @@ _GRADIENT_BATCH = 16  # images: the whole graph is kept
 def student_maps(
     student: Student, store: TargetStore, dataset: Dataset, positions: Sequence[int]
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield each position with its words' maps per tap, fp32 [M, rows, columns] on the CPU.
-
-    A learned slot knows no words: a word gets the maps of the slot that training would have matched to it, by the
-    teacher's maps. A word without a slot gets zeros.
-    """
-    device, learned = next(student.parameters()).device, isinstance(student.queries, LearnedQueries)
+    """Yield each position with its words' maps per tap, fp32 [M, rows, columns] on the CPU."""
+    device = next(student.parameters()).device
+    assert isinstance(student.queries, TextQueries)
     vocabulary = torch.from_numpy(store.vocabulary.embeddings).float()
     images = _CachedSamples(student, store, dataset)
     for first in progress_bar(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
@@ -149,16 +144,9 @@ def student_maps(
         pixels = images.read(chunk)
         read = store.read_many(chunk)
         words = vocabulary[torch.from_numpy(read.words).long().clamp_min(0)].to(device)
-        told = Supervision(words, *_teacher_maps(student.taps, store.spec, read, device)) if learned else None
         with torch.no_grad():
-            features = student(pixels.to(device), told, with_taps=True)
-            if isinstance(student.queries, LearnedQueries):
-                assert features.interaction is not None
-                assert features.interaction.match is not None
-                maps = _of_slots(student.queries.maps(features.taps), features.interaction.match)
-            else:
-                assert isinstance(student.queries, TextQueries)
-                maps = student.queries.maps(words, features.taps)
+            features = student(pixels.to(device), with_taps=True)
+            maps = student.queries.maps(words, features.taps)
         for row, position in enumerate(chunk):
             per_tap = zip(maps, features.grids, strict=True)
             yield position, [m[row].float().view(-1, *grid).cpu() for m, grid in per_tap]
@@ -196,22 +184,3 @@ class _CachedSamples:
     def read(self, positions: Iterable[int]) -> Tensor:
         """Return uint8 [B, 3, H, W] of samples by their position in the cache."""
         return torch.stack([self._images[self._place[self._keys[position]]][0][self._size] for position in positions])
-
-
-def _teacher_maps(
-    taps: Sequence[Tap], spec: TargetSpec, read: SampleTargets, device: torch.device
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return per tap the teacher's maps of the whole image [B, M, N_t], and the weights [B, M] of their words."""
-    stored = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), spec.codec.name).to(device)
-    whole = torch.tensor([WHOLE.window], device=device).expand(len(stored), 4)
-    targets = []
-    for tap, layer in zip(taps, pair_layers(taps, [layer.depth for layer in spec.layers]), strict=True):
-        mass = view_maps(stored[:, layer], whole, tap.grid).flatten(-2)
-        targets.append(mass / mass.sum(-1, keepdim=True).clamp_min(1e-12))
-    return targets, [target.sum(-1) for target in targets]
-
-
-def _of_slots(maps: Sequence[Tensor], match: Tensor) -> list[Tensor]:
-    """Return per tap the map of each word's slot [B, M, N_t], of maps [B, K, N_t] and slots [B, M]; -1: zeros."""
-    matched = (match >= 0)[..., None]
-    return [each.gather(1, match.clamp_min(0)[..., None].expand(-1, -1, each.shape[-1])) * matched for each in maps]

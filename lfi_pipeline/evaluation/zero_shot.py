@@ -5,7 +5,7 @@ Language Supervision", ICML 2021, section 3.1): no image of the data set is lear
 alone. What scores a class here is this project's own: the presence readout of a query seeded by the teacher's embedding
 of the name. The teacher's zero-shot classifier on the same images is the ceiling.
 
-The student needs queries of mode `text` and the presence term; the scored data set needs a cache by the same teacher,
+The student needs the readout `text` or the presence term; the scored data set needs a cache by the same teacher,
 for the embeddings of its classes and of its images.
 """
 
@@ -307,9 +307,8 @@ def _require_presence(loaded: LoadedRun) -> None:
     queries = loaded.student.queries
     if not isinstance(queries, TextQueries) or queries.presence is None:
         raise ConfigError(
-            "Zero-shot scores need a student that scores words: head 'queries' with the readout 'text', or queries of "
-            f"mode 'text' and the presence term. {loaded.path} has head {loaded.config.head!r}, objective "
-            f"{loaded.config.objective!r} and queries of mode {loaded.config.queries.mode!r}."
+            "Zero-shot scores need a student that scores words: head 'queries' with the readout 'text', or the "
+            f"presence term. {loaded.path} has head {loaded.config.head!r} and objective {loaded.config.objective!r}."
         )
 
 

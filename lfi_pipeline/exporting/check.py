@@ -73,7 +73,7 @@ def _arguments(config: StudentConfig) -> dict[str, Any]:
 TOLERANCE = 1e-6
 """Largest difference of two outputs that count as equal, in units of the larger of 1 and their largest magnitude."""
 
-INSIDE, APART, SLOTS, QUERIES, NONE = "inside", "apart", "slots", "queries", "none"
+INSIDE, APART, QUERIES, NONE = "inside", "apart", "queries", "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,7 @@ class PlainModel:
     Attributes:
         model: timm model in evaluation mode, on the CPU.
         head: where the trained head is: `inside` as timm's classifier; `apart`, since timm's classifier of this family
-            is more than one linear layer; `slots`: left out, since it is trained to be read together with slots, which
-            no timm model has; `queries`: left out, since the classes' queries are it; `none`: the student
+            is more than one linear layer; `queries`: left out, since the classes' queries are it; `none`: the student
             was trained without one.
         linear: the head that is `apart`.
     """
@@ -99,8 +98,6 @@ def plain_model(student: Student) -> PlainModel:
     """Return a copy of `student` as a timm model; the student stays as it is."""
     backbone = copy.deepcopy(student.backbone).cpu().eval()
     head = student.head
-    if student.readout is not None:
-        return PlainModel(backbone, SLOTS)
     if head is None:
         return PlainModel(backbone, NONE if student.query_head is None else QUERIES)
     linear = copy.deepcopy(head).cpu()

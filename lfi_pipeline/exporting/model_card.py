@@ -10,7 +10,7 @@ from typing import Any
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.data.manifest import load_manifest
 from lfi_pipeline.evaluation.results import read_results
-from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, SLOTS, Check, PlainModel
+from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, Check, PlainModel
 from lfi_pipeline.exporting.whole import WholeCheck
 from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore
 from lfi_pipeline.training import TrainConfig
@@ -174,11 +174,6 @@ _HEADS = {
     APART: (
         f"The model gives pooled features. The trained linear head is in `{HEAD}` (`weight`, `bias`), to be applied to "
         "them: timm's own classifier of this architecture is more than one linear layer."
-    ),
-    SLOTS: (
-        "The model gives pooled features. In training, interaction slots read the backbone's layers and fed the task "
-        "head beside these features. **The slots and the head are not in this model**: scores below are of the student "
-        "with its slots."
     ),
     QUERIES: (
         "The timm model gives pooled features. What answers are interaction queries, one for each class, which read "

@@ -48,11 +48,9 @@ def whole_model(loaded: LoadedRun) -> Model:
     """Return the student of a run as a `Model` on the CPU.
 
     Raises:
-        ConfigError: the student has learned slots, or arguments that no exported model may have.
+        ConfigError: the student has arguments that no exported model may have.
     """
     config, store, student = loaded.config, loaded.store, loaded.student
-    if student.readout is not None:
-        raise ConfigError("A student with learned slots has no whole model. Train it with head 'queries' or 'linear'.")
     arguments = {name: value for name, value in config.student.kwargs.items() if name not in _OF_TIMM}
     if config.student.patch_size is not None:
         arguments["patch_size"] = config.student.patch_size

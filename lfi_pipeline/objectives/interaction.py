@@ -18,8 +18,7 @@ _LEAST_MASS = 1e-6
 class InteractionTerm(Term):
     """Mean over taps of L_t = sum_m w_m mean_h KL(T_t,m || P_t,h,m) / sum_m w_m, in nats (training/README.md).
 
-    Both sums run over the words of the whole batch, however many pieces it is computed in. A word that no learned slot
-    was matched to counts in the lower sum alone.
+    Both sums run over the words of the whole batch, however many pieces it is computed in.
     """
 
     reads = frozenset({MAPS})

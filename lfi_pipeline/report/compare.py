@@ -374,7 +374,7 @@ def missing_results(groups: Sequence[Group], results: Results, only: Sequence[st
 def applies(protocol: str, config: RunConfig) -> bool:
     """Whether the protocol can score such a run at all; in doubt, it can."""
     if protocol == "zero-shot":
-        return "presence" in config.objective.split("+") and config.mode == "text"
+        return "presence" in config.objective.split("+")
     if protocol == "convergence":  # its reference is the control
         return config.objective != "none"
     return True

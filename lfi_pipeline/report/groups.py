@@ -1,7 +1,6 @@
 """Runs that differ only in their seed, gathered under one label, and which group another one is compared with.
 
-The label is the objective, plus the maps when they are not the teacher's, plus the queries' mode when it is learned,
-plus the state when it is reset.
+The label is the objective, plus the maps when they are not the teacher's, plus the state when it is reset.
 Runs of one such label that differ in anything else that matters (learning rate, lambda, ...) are *not* seeds
 of one another: the differing settings join the label and split the group.
 """
@@ -28,9 +27,7 @@ SLOTS = {
     "lfi · shuffled maps": 4,
     "lfi · uniform maps": 5,
     "lfi · reset": 6,
-    "lfi · learned": 7,
-    "lfi · learned · reset": 8,
-    "lfi+presence": 9,
+    "lfi+presence": 7,
 }
 """Colour of a label, the same on every page; a label split by its settings takes a free one."""
 SLOT_COUNT = 10
@@ -54,7 +51,6 @@ _NAMED_OTHERWISE = frozenset(
         "objective",
         "maps",
         "state",
-        "queries",
         "student",
         "weight",
         "lr",
@@ -123,12 +119,10 @@ def is_control(config: RunConfig) -> bool:
 
 
 def base_label(config: RunConfig) -> str:
-    """Objective, plus maps when not the teacher's, plus mode when learned, plus state when reset."""
+    """Objective, plus maps when not the teacher's, plus state when reset."""
     parts = [config.objective]
     if learns_maps(config) and config.maps != "teacher":
         parts.append(f"{config.maps} maps")
-    if config.mode != "text":
-        parts.append(config.mode)
     if learns_maps(config) and config.state != "persistent":
         parts.append(config.state)
     return " · ".join(parts)
@@ -146,8 +140,7 @@ def _matters(name: str, config: RunConfig) -> bool:
 def unequal_settings(first: RunConfig, second: RunConfig) -> list[str]:
     """Names of the settings that matter to both and differ, objective, maps and seed aside."""
     both = (first, second)
-    names = [n for n, read in _SETTINGS.items() if all(_matters(n, c) for c in both) and read(first) != read(second)]
-    return [*names, "queries"] if first.mode != second.mode else names
+    return [n for n, read in _SETTINGS.items() if all(_matters(n, c) for c in both) and read(first) != read(second)]
 
 
 def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:

@@ -66,7 +66,6 @@ class RunConfig:
     student: str
     objective: str
     maps: str
-    mode: str
     state: str
     seed: int
     epochs: int
@@ -259,7 +258,6 @@ def _config(fields: Fields) -> RunConfig:
         student=fields.text("student"),
         objective=fields.text("objective"),
         maps=fields.text_or("maps", "teacher"),
-        mode=fields.text_or("mode", "text"),
         state=fields.text_or("state", "persistent"),
         seed=fields.integer("seed"),
         epochs=fields.integer("epochs"),

@@ -9,13 +9,12 @@ from lfi_pipeline.core import lazy_exports
 if TYPE_CHECKING:
     from lfi_pipeline.students.backbone import Tap, TapModel, pair_layers
     from lfi_pipeline.students.config import QueryConfig, StudentConfig
-    from lfi_pipeline.students.queries import LearnedQueries, QueryOutput, Supervision, TextQueries
+    from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
     from lfi_pipeline.students.query_head import QueryHead
     from lfi_pipeline.students.student import Features, Student
 
 __all__ = [
     "Features",
-    "LearnedQueries",
     "QueryConfig",
     "QueryHead",
     "QueryOutput",
@@ -34,7 +33,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
         {
             "backbone": ["Tap", "TapModel", "pair_layers"],
             "config": ["QueryConfig", "StudentConfig"],
-            "queries": ["LearnedQueries", "QueryOutput", "Supervision", "TextQueries"],
+            "queries": ["QueryOutput", "Supervision", "TextQueries"],
             "query_head": ["QueryHead"],
             "student": ["Features", "Student"],
         },

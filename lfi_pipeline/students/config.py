@@ -9,10 +9,8 @@ from typing import Annotated, Any
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.options import Option, check
 
-MODES = ("text", "learned")
 STATES = ("persistent", "reset")
-READOUTS = ("auto", "class", "text", "concat", "max")
-"""`class` and `text` are of the query head, `concat` and `max` of learned slots."""
+READOUTS = ("auto", "class", "text")
 HEADS = ("linear", "queries")
 
 
@@ -53,18 +51,8 @@ class StudentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryConfig:
-    """Shape of the queries (this project's choice: the paper's is not public)."""
+    """Shape of the queries. It is this project's choice: the paper's was not known to us when this was written."""
 
-    mode: Annotated[
-        str,
-        Option(
-            "text: one for each word, seeded by it, dropped after training; learned: free slots that feed the head.",
-            name="queries",
-            choices=MODES,
-            noun="query mode",
-        ),
-    ] = "text"
-    slots: Annotated[int, Option("How many queries, of mode learned.", ge=1)] = 6
     width: Annotated[int, Option("Channels of a query.", name="query_width", ge=1)] = 128
     heads: Annotated[int, Option("Attention heads at each tap.", name="query_heads", ge=1)] = 4
     state: Annotated[
@@ -73,8 +61,8 @@ class QueryConfig:
     readout: Annotated[
         str,
         Option(
-            "How final states become class scores. Of the query head: class (its auto), weights of their own for every "
-            "class, or text, which any name can be asked of. Of learned slots: concat (its auto) or max.",
+            "How the query head makes scores of final states: class (its auto), weights of their own for every class, "
+            "or text, which any name can be asked of.",
             choices=READOUTS,
         ),
     ] = "auto"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students.backbone import Tap, TapBackbone, as_backbone, build_backbone, choose_taps, input_size
 from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
-from lfi_pipeline.students.queries import LearnedQueries, QueryOutput, SlotReadout, Supervision, TextQueries
+from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
 from lfi_pipeline.students.query_head import QueryHead
 
 
@@ -39,23 +39,22 @@ class Student(nn.Module):
     """Backbone, interaction queries at its taps, and a head.
 
     With the head `queries` the queries of the classes give the logits, in every forward pass. Beside a linear head,
-    queries of mode `text` serve training alone; those of mode `learned` run in every forward pass, and their final
-    states feed the logits.
+    queries are a scaffold of training alone.
 
     Args:
         config: which backbone, and its taps.
         classes: number of outputs; 0 builds no head.
         embedding_dim: E, of the teacher's text embeddings.
         queries: shape of the interaction queries; None builds none (objectives without maps).
-        presence: give queries of mode `text` the readout that scores whether a word is in the image.
-        head: one of `HEADS`; `queries` needs `queries` of mode `text`.
+        presence: give the queries the readout that scores whether a word is in the image.
+        head: one of `HEADS`; `queries` needs `queries`.
         class_embeddings: text embeddings [classes, E] of the class names, for the head `queries`; None: zeros, until
             weights are loaded.
         backbone: a module of one's own instead of timm's of `config.name`: a timm model, or a `TapModel`.
 
     Raises:
         UnknownNameError, ConfigError: as `build_backbone` and `choose_taps`; presence or the head `queries` without
-            queries of mode `text`.
+            queries.
     """
 
     def __init__(
@@ -73,9 +72,8 @@ class Student(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise UnknownNameError("head", head, HEADS)
-        if presence and (queries is None or queries.mode != "text"):
-            found = "none" if queries is None else f"mode {queries.mode!r}"
-            raise ConfigError(f"The presence term scores words: it needs queries of mode 'text', got {found}.")
+        if presence and queries is None:
+            raise ConfigError("The presence term scores words: it needs queries, got none.")
         self.backbone = build_backbone(config) if backbone is None else as_backbone(backbone)
         if isinstance(self.backbone, TapBackbone) and not config.taps:  # what it offers is what it wants tapped
             config = replace(config, taps=tuple(range(len(self.backbone.feature_info))))
@@ -86,17 +84,11 @@ class Student(nn.Module):
             self.pooled_width = int(self._pool(blank).shape[1])
         self.backbone.train()
         self.head = nn.Linear(self.pooled_width, classes) if classes and head == "linear" else None
-        self.queries: TextQueries | LearnedQueries | None = None
-        self.readout: SlotReadout | None = None
+        self.queries: TextQueries | None = None
         tap_widths = [tap.width for tap in self.taps]
-        if queries is not None and queries.mode == "learned":
-            if head == "queries":
-                raise ConfigError("The head 'queries' needs queries of mode 'text', got 'learned'.")
-            self.queries = LearnedQueries(tap_widths, queries)
-            self.readout = SlotReadout(queries, classes) if classes else None
-        elif head == "queries":
+        if head == "queries":
             if queries is None:
-                raise ConfigError("The head 'queries' needs queries of mode 'text', got none.")
+                raise ConfigError("The head 'queries' needs queries, got none.")
             seeds = torch.zeros(classes, embedding_dim) if class_embeddings is None else class_embeddings
             self.queries = QueryHead(seeds, tap_widths, queries, presence=presence)
         elif queries is not None:
@@ -113,12 +105,13 @@ class Student(nn.Module):
 
         Args:
             images: as above.
-            supervision: words and their maps; without it, queries of mode `text` do not run.
+            supervision: words and their maps; without it, only queries of classes run.
             with_taps: return the patch tokens of the taps, whether queries run or not.
         """
         x = self.normalised(images)
         maps: list[Tensor] = []
-        if with_taps or self._runs_queries(supervision):
+        asked = self.queries is not None and supervision is not None
+        if with_taps or asked or self.query_head is not None:
             final, maps = self.backbone.forward_intermediates(
                 x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
             )
@@ -145,12 +138,12 @@ class Student(nn.Module):
         """
         tokens, grids = _tokens_and_grids(maps)
         pooled = self._pool(final)
-        interaction = self._interact(tokens, supervision)
+        interaction: QueryOutput | None = None
+        if self.queries is not None and supervision is not None:
+            interaction = self.queries(supervision.words, tokens, supervision.targets, supervision.weights)
         logits: Tensor | None = self.head(pooled) if self.head is not None else None
         if self.query_head is not None:
             logits = self.query_head.logits(tokens)
-        if logits is not None and self.readout is not None and interaction is not None:
-            logits = logits + self.readout(interaction.states)
         return Features(pooled, logits, tokens, grids, interaction)
 
     @property
@@ -174,28 +167,15 @@ class Student(nn.Module):
         # timm's CNNs are faster so, and their taps are tokens without a copy; a user's own module may not expect it
         return x if isinstance(self.backbone, TapBackbone) else x.contiguous(memory_format=torch.channels_last)
 
-    def _runs_queries(self, supervision: Supervision | None) -> bool:
-        always = isinstance(self.queries, LearnedQueries) or self.query_head is not None
-        return always or (self.queries is not None and supervision is not None)
-
-    def _interact(self, tokens: list[Tensor], supervision: Supervision | None) -> QueryOutput | None:
-        output: QueryOutput | None = None
-        if isinstance(self.queries, LearnedQueries):
-            targets = (supervision.targets, supervision.weights) if supervision is not None else (None, None)
-            output = self.queries(tokens, *targets)
-        elif self.queries is not None and supervision is not None:
-            output = self.queries(supervision.words, tokens, supervision.targets, supervision.weights)
-        return output
-
     def _pool(self, final: Any) -> Tensor:
         pooled: Tensor = self.backbone.forward_head(final, pre_logits=True)
         return pooled
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the backbone, of the head (with what reads the slots) and of the queries.
+        """Parameters of the backbone, of the linear head and of the queries.
 
-        `kept_queries` says how many of the queries' stay with the student: all of the head `queries` and in mode
-        `learned`, none of a scaffold of mode `text`.
+        `kept_queries` says how many of the queries' stay with the student: all of the head `queries`, none of a
+        scaffold.
         """
 
         def count(*modules: nn.Module | None) -> int:
@@ -203,9 +183,9 @@ class Student(nn.Module):
 
         return {
             "backbone": count(self.backbone),
-            "head": count(self.head, self.readout),
+            "head": count(self.head),
             "queries": count(self.queries),
-            "kept_queries": count(self.queries) if isinstance(self.queries, LearnedQueries | QueryHead) else 0,
+            "kept_queries": count(self.queries) if isinstance(self.queries, QueryHead) else 0,
         }
 
 

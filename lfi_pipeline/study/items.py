@@ -129,8 +129,8 @@ def word_maps(
 ) -> list[Map | None]:
     """Return the run's map of each word at its last tap, fp32 [rows, columns] summing to 1; None where it has none.
 
-    `interaction`: where the word's query looks; of learned queries, the slot that training would have matched to the
-    word by the teacher's map. `gradcam`: Grad-CAM of the run's own logit of the class that the word names.
+    `interaction`: where the word's query looks. `gradcam`: Grad-CAM of the run's own logit of the class that the word
+    names.
     """
     if kind == INTERACTION:
         positions = sorted({word.position for word in words})

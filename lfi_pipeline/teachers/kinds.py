@@ -1,6 +1,6 @@
 """How a map is made from one reading of a caption: the kinds.
 
-All are this project's choice (the paper's selection is not public). With s_w the score of word w:
+All are this project's choice (the paper's selection was not known to us when this was written). With s_w the score of word w:
 
 - `attention`: head mean of the decoder's cross-attention at the word's rows, composed with the pooler.
 - `gradcam`: A * relu(d s_w / dA) of the decoder's cross-attention, head mean, composed with the pooler (the

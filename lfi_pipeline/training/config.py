@@ -270,17 +270,8 @@ class TrainConfig:
             )
         if self.task == "none" and not self.terms:
             raise ConfigError("task 'none' leaves nothing to learn with objective 'none'. Choose a term, such as lfi.")
-        if "presence" in self.terms and self.queries.mode != "text":
-            raise ConfigError("The presence term scores words, so it needs queries of mode 'text', got 'learned'.")
         if "attention" in self.terms and (self.head != "linear" or self.task == "none"):
             raise ConfigError("The attention term teaches a linear head, so it needs a task and head 'linear'.")
-        of_slots = self.queries.mode == "learned"
-        if of_slots and self.head == "queries":
-            raise ConfigError("queries of mode 'learned' feed a linear head: choose head 'linear', got 'queries'.")
-        own = ("auto", "concat", "max") if of_slots else ("auto", "class", "text")
-        if (of_slots or self.head == "queries") and self.queries.readout not in own:
-            kind = "learned slots" if of_slots else "the head 'queries'"
-            raise ConfigError(f"readout of {kind} must be one of {', '.join(own)}, got {self.queries.readout!r}.")
         if "logits" in self.terms and self.task == "none":
             raise ConfigError("The logits term teaches the task's classes, so it needs a task, got 'none'.")
         if self.data.batch_size % self.grad_accum_steps:
@@ -296,10 +287,8 @@ class TrainConfig:
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the student carries interaction queries; those that feed a head, whatever they are taught by."""
-        return (
-            self.head == "queries" or "lfi" in self.terms or "presence" in self.terms or self.queries.mode == "learned"
-        )
+        """Whether the student carries interaction queries; those that are the head, whatever they are taught by."""
+        return self.head == "queries" or "lfi" in self.terms or "presence" in self.terms
 
     def weight(self, term: str) -> Weight:
         """Weight of one of `terms`."""

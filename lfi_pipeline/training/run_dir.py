@@ -31,8 +31,6 @@ def run_name(config: TrainConfig) -> str:
         parts.insert(1, config.head)
     if config.data.maps != "teacher":
         parts.append(config.data.maps)
-    if config.uses_queries and config.queries.mode != "text":
-        parts.append(config.queries.mode)
     if config.uses_queries and config.queries.state != "persistent":
         parts.append(config.queries.state)
     return "-".join([*parts, str(config.data.seed)]).replace("/", "-")
@@ -90,6 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 _HEAD_OF_EARLIER_RELEASES = {"head": "linear"}  # which had no other, and did not write it down
+_GONE = ("queries", "slots")  # which said whether queries were seeded by words or were learned slots
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
@@ -189,13 +188,22 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def _refuse_slots(run: Path, settings: object) -> None:
+    if isinstance(settings, dict) and settings.get("queries") == "learned":
+        raise RunError(
+            f"{run} was trained with learned slots, which this release does not have: use version 0.1 for it."
+        )
+
+
 def recorded_config(run: Path) -> TrainConfig:
     """Return the settings that `run` was made with. Raises RunError naming what does not fit."""
     settings = read_json(run / CONFIG).get("settings")
     try:
         if not isinstance(settings, dict):
             raise RunError("they are missing")
-        return build(TrainConfig, _HEAD_OF_EARLIER_RELEASES | settings)
+        _refuse_slots(run, settings)
+        kept = {name: value for name, value in settings.items() if name not in _GONE}
+        return build(TrainConfig, _HEAD_OF_EARLIER_RELEASES | kept)
     except LFIError as error:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
@@ -290,8 +298,10 @@ def is_run(path: Path) -> bool:
 
 
 def config_fields(run: Path) -> Fields:
-    """Read `config.json`. Raises RunError where it is missing or not a JSON object."""
-    return Fields.read(_required(run, CONFIG))
+    """Read `config.json`. Raises RunError where it is missing, not a JSON object, or of a student that is no more."""
+    fields = Fields.read(_required(run, CONFIG))
+    _refuse_slots(run, fields.values.get("settings"))
+    return fields
 
 
 def summary_fields(run: Path) -> Fields | None:

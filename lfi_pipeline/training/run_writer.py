@@ -167,7 +167,6 @@ def _record(
         "objective": config.objective,
         "maps": config.data.maps,
         "head": config.head,
-        "mode": config.queries.mode,
         "state": config.queries.state,
         "seed": config.data.seed,
         "epochs": config.data.epochs,

@@ -98,7 +98,6 @@ def test_seeds_that_all_samples_share() -> None:
     truth[2] = truth[2].sum(0, keepdim=True)
     assert_same(results(block, seeds, features, *given, **rows), truth)
     assert block.attention(seeds, features).shape == (3, 3, 9, 7)
-    assert block.costs(seeds, features, target)[1].shape == (3, 9, 9)
 
 
 def test_maps_of_chosen_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lfi_kernels.interaction_attention.inputs import Companding
-from lfi_kernels.interaction_attention.reference import attention_map, interaction_attention, interaction_costs
+from lfi_kernels.interaction_attention.reference import attention_map, interaction_attention
 
-__all__ = ["Companding", "attention_map", "interaction_attention", "interaction_costs"]
+__all__ = ["Companding", "attention_map", "interaction_attention"]

@@ -87,16 +87,12 @@ def check_inputs(
     *,
     row_batch: Tensor | None = None,
     row_query: Tensor | None = None,
-    words: int | None = None,
 ) -> None:
-    """Raise ValueError unless the arguments of `interaction_attention` fit its contract.
-
-    `words` is the number of maps where it is not that of the queries, as in `interaction_costs`.
-    """
+    """Raise ValueError unless the arguments of `interaction_attention` fit its contract."""
     check_scores_inputs(u, x, key_padding_mask, layer_norm_eps)
     check_targets(
         u.device,
-        (u.shape[0], u.shape[2] if words is None else words),
+        (u.shape[0], u.shape[2]),
         x.shape[1],
         target,
         row_weight,

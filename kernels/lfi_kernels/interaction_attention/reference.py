@@ -44,7 +44,7 @@ def interaction_attention(
         kl = w (sum T log T - sum T S + (sum T) lse(S)) = w KL(T || P),    0 log 0 = 0
 
     The form of the loss is this project's choice; that of the paper (LFI, Gao et al., ICCV 2025, arXiv 2509.18733)
-    is not public.
+    was not known to us when this was written.
 
     Maps come dense, one for every query, or as R rows that name their sample and query, where few queries have one.
     No map is read and no divergence computed for the other queries then.
@@ -98,54 +98,6 @@ def interaction_attention(
             kl = h_BM[:, None] - (t_BMN[:, None] * log_p_BQN.view(*u.shape[:3], x.shape[1])).sum(-1)
         z = torch.bmm(p_BQN, x_BND).view(u.shape).to(u.dtype)
     return z, kl
-
-
-def interaction_costs(
-    u: Tensor,
-    x: Tensor,
-    target: Tensor,
-    row_weight: Tensor | None = None,
-    *,
-    target_scale: Tensor | None = None,
-    companding: Companding = "sqrt",
-    key_padding_mask: Tensor | None = None,
-    layer_norm_eps: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attend from folded queries to patches, and measure how far every query's attention is from every map.
-
-        S = u X^T    P = softmax_N(S)    z = P X
-        cost_km = w_m mean_h (sum T_m log T_m - T_m . S_hk + (sum T_m) lse(S_hk)) = w_m mean_h KL(T_m || P_hk)
-
-    For K queries that belong to no word yet; the pairs [B, K, M] are what a matching needs. They cost one product over
-    the patches, [M, N] @ [N, K] per sample, and nothing of size K * M * N is written: the mean over the heads is taken
-    of log P before it meets the maps. log P is taken as one number, S - lse(S), so that large scores cost no digits.
-
-    Args:
-        u: [B, H, K, D] and x [B, N, D]: as in `interaction_attention`.
-        target: [B, M, N]; M need not be K. With it row_weight [B, M], target_scale [B, M], companding,
-            key_padding_mask [B, N] and layer_norm_eps: as there. Where a word's weight or its map is 0, its whole
-            column is exactly 0 and passes exactly no gradient.
-
-    Returns:
-        z [B, H, K, D] in u's dtype, and cost [B, K, M] in fp32 (fp64 for fp64 input), in nats.
-
-    Raises:
-        ValueError: a shape, dtype or device that does not fit.
-    """
-    words = target.shape[1] if target.ndim == 3 else 0
-    check_inputs(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps, words=words)
-    with torch.autocast(u.device.type, enabled=False):
-        s_BQN, x_BND = masked_scores(u, x, key_padding_mask, layer_norm_eps)
-        log_p_BQN = s_BQN.log_softmax(-1)
-        z = torch.bmm(log_p_BQN.exp(), x_BND).view(u.shape).to(u.dtype)
-        ignored_B1N = None if key_padding_mask is None else key_padding_mask[:, None]
-        t_BMN, h_BM = _weighted_maps(target, row_weight, target_scale, companding, ignored_B1N, s_BQN.dtype)
-        if ignored_B1N is not None:
-            # An ignored patch has log P near the lowest number there is: the mean over heads would overflow.
-            log_p_BQN = log_p_BQN.masked_fill(ignored_B1N, 0.0)
-        log_p_BKN = log_p_BQN.view(*u.shape[:3], x.shape[1]).mean(1)
-        cost_BKM = h_BM[:, None] - torch.bmm(log_p_BKN, t_BMN.mT)
-    return z, cost_BKM
 
 
 def attention_map(

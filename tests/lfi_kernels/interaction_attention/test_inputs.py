@@ -70,12 +70,6 @@ def test_sums_are_held_in_fp32_or_wider() -> None:
         {"row_weight": None, "key_padding_mask": None, "layer_norm_eps": None},
         {"target": torch.zeros(BATCH, WORDS, PATCHES, dtype=torch.bfloat16), "target_scale": None},
         {"companding": "linear"},
-        {  # of fewer maps than queries, told by `words`
-            "words": 1,
-            "target": torch.zeros(BATCH, 1, PATCHES),
-            "target_scale": None,
-            "row_weight": torch.ones(BATCH, 1),
-        },
         {  # in rows
             "target": torch.zeros(3, PATCHES),
             "target_scale": None,

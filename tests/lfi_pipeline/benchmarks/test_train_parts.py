@@ -57,7 +57,7 @@ def tiny(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_step_says_where_the_time_of_each_objective_goes() -> None:
     outcome = step()
     whole = values(outcome, "step")
-    assert list(whole) == [f"{NAME}, {case}" for case in ("none", "lfi", "lfi, learned", "embedding")]
+    assert list(whole) == [f"{NAME}, {case}" for case in ("none", "lfi", "embedding")]
     ratios = values(outcome, "over none")
     assert ratios[f"{NAME}, none"] == 1.0
     assert set(values(outcome, "processor time over none")) == set(whole)
@@ -158,11 +158,9 @@ def test_parameters_are_counted_by_hand() -> None:
     blocks = 3 * (2 * 128 * 128 + 2 * 32 * 128)
     assert added == {
         f"{NAME}, lfi": 768 * 128 + 128 + blocks,
-        f"{NAME}, lfi, learned": 6 * 128 + blocks,
         f"{NAME}, embedding": 32 * 768 + 768,
     }
     assert set(values(outcome, "left in the exported model").values()) == {0}
-    assert values(outcome, "kept where slots stay")[f"{NAME}, lfi, learned"] == 6 * 128 + blocks
     assert [each.met for each in outcome.asked] == [False, True]  # a tiny backbone, and nothing left of the queries
 
 

@@ -31,8 +31,6 @@ def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **
             "query_width": 16,
             "query_heads": 2,
             "objective": objective,
-            "queries": queries,
-            "slots": 6,
             "epochs": 1,
             "batch_size": 8,
         }
@@ -45,13 +43,12 @@ def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **
 @pytest.fixture(scope="session")
 def _trained_runs(tiny_targets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    runs = {name: _trained(tiny_targets, folder / name, name) for name in ("none", "lfi")}
-    return runs | {"learned": _trained(tiny_targets, folder / "learned", "lfi", "learned")}
+    return {name: _trained(tiny_targets, folder / name, name) for name in ("none", "lfi")}
 
 
 @pytest.fixture
 def run_of(_trained_runs: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """A copy, free to write into, of a trained run of objective `none`, and of `lfi` with queries of either mode."""
+    """A copy, free to write into, of a trained run of each objective, `none` and `lfi`."""
     return {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in _trained_runs.items()}
 
 

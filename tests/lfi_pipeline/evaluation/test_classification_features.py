@@ -14,7 +14,7 @@ from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import load_run
 
 
-@pytest.mark.parametrize("kind", ["none", "lfi", "learned"])
+@pytest.mark.parametrize("kind", ["none", "lfi"])
 def test_features_are_what_the_student_pools_of_each_image(
     run_of: dict[str, Path], scenes_root: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

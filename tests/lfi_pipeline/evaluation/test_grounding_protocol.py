@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import read_dataset
@@ -25,10 +23,9 @@ from lfi_pipeline.evaluation import (
     teacher_grounding,
 )
 from lfi_pipeline.evaluation.config import GroundingConfig
-from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, peaks_in_mask, score, threshold_ious
+from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, score, threshold_ious
 from lfi_pipeline.evaluation.maps import class_maps, student_maps
 from lfi_pipeline.evaluation.results import ProtocolResult, load, read_results
-from lfi_pipeline.students import LearnedQueries, pair_layers
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun, load_run
@@ -127,7 +124,7 @@ def test_overlap_and_divergence_are_those_of_the_maps_at_each_depth(
     assert found.details["teacher"].items() <= layer.items()
 
 
-@pytest.mark.parametrize("name", ["none", "lfi", "learned"])
+@pytest.mark.parametrize("name", ["none", "lfi"])
 def test_every_student_with_a_head_is_scored_by_its_own_logits(
     run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path, name: str
 ) -> None:
@@ -215,48 +212,3 @@ def test_the_training_cache_cannot_stand_in_for_the_validation_cache(
 ) -> None:
     with pytest.raises(DatasetError, match="split val; it holds scenes, split train"):
         grounding_of(run_of["lfi"], tiny_targets)
-
-
-def test_words_are_scored_by_their_slots_where_queries_are_learned(
-    run_of: dict[str, Path], tiny_val_targets: Path, scenes_root: Path
-) -> None:
-    """Against a second way: each word's slot by brute force over all assignments, and its map."""
-    found = grounding_of(run_of["learned"], tiny_val_targets)
-    assert found.details["slots_matched_by_teacher"]
-    loaded, store = load_run(run_of["learned"], device="cpu"), TargetStore.open(tiny_val_targets)
-    dataset = read_dataset("scenes", scenes_root, "val")
-    student, words = loaded.student, grounded_words(store, dataset)
-    assert isinstance(student.queries, LearnedQueries)
-    place = {sample.key: i for i, sample in enumerate(dataset.samples)}
-    hits: list[list[float]] = [[], [], []]
-    layers = pair_layers(student.taps, [layer.depth for layer in store.spec.layers])
-    for word in words:
-        read = store.read_many([word.position])
-        teacher = decode_maps(torch.from_numpy(read.maps), torch.from_numpy(read.scale), store.spec.codec.name)[0]
-        targets = F.avg_pool2d(teacher, 2, divisor_override=1).flatten(2).double()  # 8x8 cells onto the student's 4x4
-        present = (targets[0].sum(1) > 0).nonzero()[:, 0].tolist()
-        with torch.no_grad():
-            image = PlainImages(dataset, [student.size])[place[store.index.keys[word.position]]][0][student.size]
-            tokens = student(image[None], with_taps=True).taps
-            maps = student.queries.maps(tokens)
-            pairs = [block.attention(state, x) for block, state, x in _entering(student.queries, tokens)]
-        costs = sum(
-            (torch.xlogy(target, target)[:, None] - target[:, None] * p[0].double().log().mean(0)).sum(-1)
-            for p, target in zip(pairs, targets[list(layers)], strict=True)
-        )
-        cost = costs.numpy()
-        best = min(
-            itertools.permutations(range(maps[0].shape[1]), len(present)),  # as many slots as words at least
-            key=lambda chosen, cost=cost, present=present: cost[present, list(chosen)].sum(),
-        )
-        slot = best[present.index(word.row)]
-        for tap, each in enumerate(maps):
-            hits[tap].append(float(peaks_in_mask(each[0, slot].view(1, 4, 4), word.mask[None])))
-    assert [tap["pointing"] for tap in found.details["taps"]] == pytest.approx([np.mean(each) for each in hits])
-
-
-def _entering(queries: LearnedQueries, tokens: list[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    state = queries.slots.expand(1, -1, -1)
-    for block, x in zip(queries.blocks, tokens, strict=True):
-        yield block, state, x
-        state = block(state, x)[0]

@@ -84,7 +84,7 @@ def test_there_is_no_top_5_of_five_classes_or_fewer(classes: int, ranks: list[st
     assert _chance(truth, True) == {name: int(name[3:]) / classes for name in ranks}
 
 
-@pytest.mark.parametrize("kind", ["none", "lfi", "learned"])
+@pytest.mark.parametrize("kind", ["none", "lfi"])
 def test_a_student_that_scores_no_words_is_refused(run_of: dict[str, Path], tiny_val_targets: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="readout 'text'"):
         zero_shot(run_of[kind], CPU, ZeroShotConfig(targets=tiny_val_targets))

@@ -126,12 +126,3 @@ def test_the_student_stays_as_it_was(make_student: Make) -> None:
     after = student.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-
-
-def test_a_head_that_reads_slots_is_left_out(make_student: Make, tmp_path: Path) -> None:
-    student = make_student("vit")
-    student.readout = torch.nn.Linear(2, len(CLASSES))
-    plain = plain_model(student)
-    assert (plain.head, plain.linear, plain.model.num_classes) == ("slots", None, 0)
-    write_checkpoint(tmp_path, plain, FAMILIES["vit"], student.size, CLASSES)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

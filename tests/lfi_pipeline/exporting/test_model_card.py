@@ -51,7 +51,7 @@ def test_scores_of_other_weights_are_not_passed_off() -> None:
 
 @pytest.mark.parametrize(
     ("head", "says"),
-    [("inside", "classifier"), ("apart", "head.safetensors"), ("slots", "are not in"), ("none", "without")],
+    [("inside", "classifier"), ("apart", "head.safetensors"), ("queries", "in the whole model"), ("none", "without")],
 )
 def test_where_the_head_is(head: str, says: str) -> None:
     assert says in model_card(facts(head=head)).partition("## Use")[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lfi_pipeline.students import LearnedQueries, TextQueries
+from lfi_pipeline.students import TextQueries
 
 Window = tuple[float, ...]
 
@@ -94,10 +94,9 @@ def test_head_means_are_the_maps_that_are_shown(bench: Callable[..., Any]) -> No
     assert found.item() == pytest.approx(sum(per_tap) / len(per_tap), rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["text", "learned"])
 @pytest.mark.parametrize("cuts", [(4, 4), (2, 6), (2, 2, 4)])
-def test_pieces_add_up_to_the_whole(bench: Callable[..., Any], mode: str, cuts: tuple[int, ...]) -> None:
-    made = bench(objective="lfi+embedding+logits", queries=mode)
+def test_pieces_add_up_to_the_whole(bench: Callable[..., Any], cuts: tuple[int, ...]) -> None:
+    made = bench(objective="lfi+embedding+logits")
     context, _ = whole = made.told(made.batch(range(8)))
     with torch.no_grad():
         expected, sums, first = made.losses(whole), dict[str, torch.Tensor](), 0
@@ -111,16 +110,15 @@ def test_pieces_add_up_to_the_whole(bench: Callable[..., Any], mode: str, cuts: 
         torch.testing.assert_close(sums[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("mode", ["text", "learned"])
-def test_it_is_a_scalar_not_below_zero_that_reaches_the_backbone(bench: Callable[..., Any], mode: str) -> None:
-    made = bench(objective="lfi", queries=mode)
+def test_it_is_a_scalar_not_below_zero_that_reaches_the_backbone(bench: Callable[..., Any]) -> None:
+    made = bench(objective="lfi")
     for epoch in range(3):
         loss = made.losses(made.told(made.batch(range(6), epoch)))["lfi"]
         assert loss.shape == ()
         assert loss.item() >= 0
     loss.backward()
     student = made.learner.student
-    assert isinstance(student.queries, TextQueries if mode == "text" else LearnedQueries)
+    assert isinstance(student.queries, TextQueries)
     first = student.backbone.patch_embed.proj.weight.grad
     assert first is not None
     assert first.abs().max() > 0

@@ -245,8 +245,8 @@ def test_the_control_has_the_same_student_and_can_be_chosen(scored: Any) -> None
 
 
 def test_a_control_tuned_apart_is_still_the_control(scored: Any) -> None:
-    runs = several(scored, "none", [0.1, 0.2], learning_rate=0.0005, mode="learned")
-    runs += several(scored, "none", [0.1, 0.2], learning_rate=0.0005) + several(scored, "lfi", [0.4, 0.41])
+    runs = several(scored, "none", [0.1, 0.2], learning_rate=0.0005)
+    runs += several(scored, "lfi", [0.4, 0.41])
     assert row(compare(runs).blocks[0], "lfi").control == "none"
 
 

@@ -30,7 +30,6 @@ def config(objective: str = "lfi", settings: dict[str, Any] | None = None, **cha
         "name": "run",
         "student": "vit_tiny_patch16_224",
         "maps": "teacher",
-        "mode": "text",
         "state": "persistent",
         "seed": 0,
         "epochs": 15,
@@ -74,7 +73,7 @@ def run(objective: str = "lfi", scores: dict[int, tuple[float | None, float | No
         ("embedding", {"maps": "uniform"}, "embedding", True),
         ("lfi", {}, "lfi", False),
         ("lfi", {"maps": "uniform"}, "lfi · uniform maps", True),
-        ("lfi", {"mode": "learned", "state": "reset"}, "lfi · learned · reset", False),
+        ("lfi", {"state": "reset"}, "lfi · reset", False),
         ("lfi+presence", {}, "lfi+presence", False),
         ("lfi+presence", {"maps": "shuffled"}, "lfi+presence · shuffled maps", True),
     ],
@@ -92,8 +91,8 @@ def test_settings_differ_only_where_both_runs_heed_them() -> None:
         "lr",
         "maps kind",
     ]
-    none = config("none", lambda_int=None, kind="", fingerprint="", learning_rate=0.1, mode="learned")
-    assert unequal_settings(lfi, none) == ["lr", "queries"]
+    none = config("none", lambda_int=None, kind="", fingerprint="", learning_rate=0.1)
+    assert unequal_settings(lfi, none) == ["lr"]
     assert unequal_settings(lfi, config("embedding", fingerprint="cd" * 32)) == ["targets"]
     assert unequal_settings(config(settings={"opt": "adam"}), config(settings={"opt": "sgd"})) == ["opt"]
 

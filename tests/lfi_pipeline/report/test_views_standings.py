@@ -50,20 +50,20 @@ def test_seeds_are_gathered_and_the_best_is_first(runs: list[Path]) -> None:
 
 def test_any_setting_that_differs_splits(tmp_path: Path) -> None:
     made = [
-        run(tmp_path / "a", {"map_seen": 0.1}, slots=4),
-        run(tmp_path / "b", {"map_seen": 0.2}, slots=6),
-        run(tmp_path / "c", {"map_seen": 0.3}, slots=6, weight={"lfi": "0.3:cosine"}),
+        run(tmp_path / "a", {"map_seen": 0.1}, query_heads=2),
+        run(tmp_path / "b", {"map_seen": 0.2}, query_heads=4),
+        run(tmp_path / "c", {"map_seen": 0.3}, query_heads=4, weight={"lfi": "0.3:cosine"}),
     ]
     rows = standings(made)
     assert [row.runs for row in rows] == [("c",), ("b",), ("a",)]
     assert [row.settings for row in rows] == [
-        {"slots": 6, "weight": {"lfi": "0.3:cosine"}},
-        {"slots": 6, "weight": {}},
-        {"slots": 4, "weight": {}},
+        {"query_heads": 4, "weight": {"lfi": "0.3:cosine"}},
+        {"query_heads": 4, "weight": {}},
+        {"query_heads": 2, "weight": {}},
     ]
     headings, cells = standings_table(rows)
-    assert headings == ["slots", "weight", "seeds", "mAP"]  # no run held a domain out
-    assert cells == [["6", "lfi=0.3:cosine", "1", "30.0"], ["6", "none", "1", "20.0"], ["4", "none", "1", "10.0"]]
+    assert headings == ["query_heads", "weight", "seeds", "mAP"]  # no run held a domain out
+    assert cells == [["4", "lfi=0.3:cosine", "1", "30.0"], ["4", "none", "1", "20.0"], ["2", "none", "1", "10.0"]]
 
 
 def test_a_cache_is_known_by_its_content_not_its_place(tmp_path: Path) -> None:

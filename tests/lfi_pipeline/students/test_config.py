@@ -21,9 +21,9 @@ def test_a_width_of_queries_is_split_evenly_over_heads_or_refused(width: int, he
 
 
 def test_queries_are_built_by_the_names_of_their_options() -> None:
-    given_options = {"queries": "learned", "query_width": 96, "query_heads": 3, "slots": 9, "readout": "max"}
+    given_options = {"query_width": 96, "query_heads": 3, "readout": "text"}
     found = build(QueryConfig, given_options)
-    assert found == QueryConfig(mode="learned", width=96, heads=3, slots=9, readout="max")
+    assert found == QueryConfig(width=96, heads=3, readout="text")
     assert flatten(found) == given_options | {"state": "persistent"}
     with pytest.raises(UnknownNameError, match=r"setting 'query_widths'\. Did you mean 'query_width'"):
         build(QueryConfig, {"query_widths": 96})
@@ -32,11 +32,10 @@ def test_queries_are_built_by_the_names_of_their_options() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"mode": "txt"}, r"query mode 'txt'\. Did you mean 'text'\? Choices: learned, text"),
         ({"state": "resett"}, r"state 'resett'\. Did you mean 'reset'"),
-        ({"readout": "mean"}, r"readout 'mean'.*Choices: auto, class, concat, max, text"),
+        ({"readout": "mean"}, r"readout 'mean'.*Choices: auto, class, text"),
         ({"heads": 0}, "heads must be 1 or more, got 0"),  # before the width is divided by it
-        ({"slots": 0}, "slots must be 1 or more, got 0"),
+        ({"width": 10, "heads": 4}, "width must be divisible by heads, got 10 and 4"),
     ],
 )
 def test_queries_that_cannot_be_are_refused(values: dict[str, object], told: str) -> None:

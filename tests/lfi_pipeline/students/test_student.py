@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.students import LearnedQueries, QueryConfig, Student, StudentConfig, Supervision, TextQueries
+from lfi_pipeline.students import QueryConfig, Student, StudentConfig, Supervision, TextQueries
 
 SMALL = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 VIT = StudentConfig(name="vit_tiny_patch16_224", image_size=64, patch_size=16, kwargs=SMALL)
@@ -73,15 +73,6 @@ def test_parameters_are_counted_once_each_by_what_becomes_of_them() -> None:
     assert counts["kept_queries"] == 0
 
 
-def test_learned_slots_are_counted_as_kept_and_their_readout_as_head() -> None:
-    config = QueryConfig(mode="learned", slots=5, width=16, heads=2, readout="max")
-    student = Student(VIT, classes=4, embedding_dim=8, queries=config)
-    counts = student.parameter_counts()
-    assert counts["backbone"] + counts["head"] + counts["queries"] == sum(p.numel() for p in student.parameters())
-    assert counts["head"] == 32 * 4 + 4 + 16 * 4 + 4
-    assert counts["queries"] == counts["kept_queries"] == 5 * 16 + len(student.taps) * PER_TAP
-
-
 def test_without_queries_there_is_nothing_but_backbone_and_head() -> None:
     student = Student(VIT, classes=4, embedding_dim=8)
     assert student.queries is None
@@ -90,9 +81,8 @@ def test_without_queries_there_is_nothing_but_backbone_and_head() -> None:
     assert {name.split(".")[0] for name in student.state_dict()} == {"backbone", "head"}
 
 
-@pytest.mark.parametrize("mode", ["text", "learned"])
-def test_without_classes_there_is_no_head(mode: str) -> None:
-    student = Student(VIT, classes=0, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
+def test_without_classes_there_is_no_head() -> None:
+    student = Student(VIT, classes=0, embedding_dim=8, queries=QueryConfig(width=16, heads=2))
     features = student(pictures(), supervision(student))
     assert features.logits is None
     assert features.pooled.shape == (2, 32)
@@ -112,25 +102,8 @@ def test_text_queries_run_only_under_supervision_and_never_change_the_logits() -
     torch.testing.assert_close(plain.logits, taught.logits)
 
 
-def test_learned_slots_always_run_and_feed_the_logits() -> None:
-    config = QueryConfig(mode="learned", slots=5, width=16, heads=2)
-    student = Student(VIT, classes=4, embedding_dim=8, queries=config).eval()
-    assert isinstance(student.queries, LearnedQueries)
-    with torch.no_grad():
-        plain, taught = student(pictures()), student(pictures(), supervision(student))
-    assert plain.interaction is not None
-    assert plain.interaction.states.shape == (2, 5, 16)
-    assert plain.interaction.kl == []
-    assert taught.interaction is not None
-    assert len(taught.interaction.kl) == len(student.taps)
-    torch.testing.assert_close(plain.logits, taught.logits)
-    assert student.head is not None
-    assert not torch.allclose(plain.logits, student.head(plain.pooled))
-
-
-@pytest.mark.parametrize("mode", ["text", "learned"])
-def test_divergence_teaches_the_backbone_up_to_the_last_tap(mode: str) -> None:
-    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
+def test_divergence_teaches_the_backbone_up_to_the_last_tap() -> None:
+    student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2))
     output = student(pictures(), supervision(student)).interaction
     assert output is not None
     torch.stack([kl.sum() for kl in output.kl]).sum().backward()
@@ -152,22 +125,21 @@ def test_words_are_scored_from_the_final_state_of_the_student() -> None:
     torch.testing.assert_close(scores, student.queries.presence_scores(taught))
 
 
-@pytest.mark.parametrize(("queries", "found"), [(None, "none"), (QueryConfig(mode="learned"), "learned")])
-def test_presence_without_text_queries_is_refused(queries: QueryConfig | None, found: str) -> None:
-    with pytest.raises(ConfigError, match=f"mode 'text', got .*{found}"):
-        Student(VIT, classes=4, embedding_dim=8, queries=queries, presence=True)
+def test_presence_without_queries_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs queries, got none"):
+        Student(VIT, classes=4, embedding_dim=8, presence=True)
 
 
 def test_names_in_a_checkpoint_are_stable() -> None:
     blocks = {f"queries.blocks.{tap}.w_{name}" for tap in range(3) for name in "qkvo"}
-    head = {"head.weight", "head.bias"}
-    expected = {
-        "text": head | blocks | {"queries.seed.weight", "queries.seed.bias"},
-        "learned": head | blocks | {"queries.slots", "readout.linear.weight", "readout.linear.bias"},
+    seed = {"queries.seed.weight", "queries.seed.bias"}
+    own = {
+        "linear": {"head.weight", "head.bias"},
+        "queries": {f"queries.{name}" for name in ("classes", "readout.weight", "readout.bias")},
     }
-    for mode, names in expected.items():
-        student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(mode=mode, width=16, heads=2))
-        assert {name for name in student.state_dict() if not name.startswith("backbone.")} == names
+    for head, names in own.items():
+        student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2), head=head)
+        assert {name for name in student.state_dict() if not name.startswith("backbone.")} == names | blocks | seed
 
 
 def test_the_seed_gives_every_objective_the_same_backbone_and_head() -> None:
@@ -176,11 +148,10 @@ def test_the_seed_gives_every_objective_the_same_backbone_and_head() -> None:
         return Student(VIT, classes=4, embedding_dim=8, **parts)  # type: ignore[arg-type]
 
     plain = seeded().state_dict()
-    for mode in ("text", "learned"):
-        queried = seeded(queries=QueryConfig(mode=mode, width=16, heads=2)).state_dict()
-        assert len(queried) > len(plain)
-        for name, value in plain.items():
-            assert torch.equal(value, queried[name]), name
+    queried = seeded(queries=QueryConfig(width=16, heads=2)).state_dict()
+    assert len(queried) > len(plain)
+    for name, value in plain.items():
+        assert torch.equal(value, queried[name]), name
 
 
 def test_pixels_are_normalised_as_the_backbone_wants_them() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.data.config import Augmentation
-from lfi_pipeline.students import QueryConfig
 from lfi_pipeline.training.config import (
     DEFAULT_WEIGHT,
     DataConfig,
@@ -93,7 +92,6 @@ def test_controls_of_the_maps_belong_to_lfi(objective: str, maps: str) -> None:
     [
         ({"task": "none", "objective": "none"}, "nothing to learn"),
         ({"task": "none", "objective": "logits"}, "needs a task"),
-        ({"objective": "presence", "queries": QueryConfig(mode="learned")}, "mode 'text'"),
         ({"grad_accum_steps": 0}, "grad_accum_steps"),
         ({"grad_accum_steps": 3}, "divide the batch size 64, got 3"),
     ],

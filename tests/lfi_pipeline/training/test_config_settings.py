@@ -87,7 +87,9 @@ def configs(draw: st.DrawFn) -> TrainConfig:
         data=draw(STREAMS),
         student=draw(STUDENTS),
         head=draw(st.sampled_from(HEADS)),
-        queries=draw(st.builds(QueryConfig, state=st.sampled_from(["persistent", "reset"]), slots=st.integers(1, 9))),
+        queries=draw(
+            st.builds(QueryConfig, state=st.sampled_from(["persistent", "reset"]), heads=st.sampled_from([1, 2, 4]))
+        ),
         optimizer=draw(OPTIMIZERS),
         objective="+".join(terms),
         weights=draw(st.dictionaries(st.sampled_from(terms), WEIGHTS)),

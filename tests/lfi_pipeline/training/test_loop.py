@@ -347,13 +347,3 @@ def test_a_run_may_do_without_a_validation_split(make_config: MakeConfig, tmp_pa
     assert "map_seen" not in summary
     with pytest.raises(ConfigError, match=r"must have a split to be scored on.*val_split 'none'.*'train-0.1'"):
         lfi.evaluate(tmp_path / "run", device="cpu")
-
-
-def test_learned_queries_are_there_without_maps_too(make_config: MakeConfig, tmp_path: Path) -> None:
-    """The control of the slots: the same student, taught by the task alone."""
-    config = make_config(objective="none", queries="learned", epochs=1)
-    summary = train_one(config, tmp_path / "run")
-    assert summary["parameters"]["kept_queries"] == summary["parameters"]["queries"] > 0
-    start = build_student(config, TargetStore.open(config.data.targets), "multi-label").state_dict()
-    moved = weights(tmp_path / "run")
-    assert not torch.equal(moved["queries.slots"], start["queries.slots"])

@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
         "grad_accum_steps": 2,
         "epochs": 8,  # 24 steps: gradients are measured at the first and at the 21st
     },
-    "learned": {"queries": "learned", "slots": 3, "opt": "sgd", "epochs": 3},
+    "sgd": {"opt": "sgd", "epochs": 3},
 }
 
 
@@ -95,7 +95,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, run: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", ["everything", "learned"])
+@pytest.mark.parametrize("name", ["everything", "sgd"])
 def test_stopped_before_a_step_a_run_ends_the_same(
     make_config: MakeConfig, tmp_path: Path, name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_resume_takes_only_the_steps_that_are_left(
 STUDENTS: dict[str, dict[str, Any]] = {
     "none": {"objective": "none"},
     "text": {"objective": "lfi+presence", "image_size": 48, "ema": 0.9},
-    "learned": {"objective": "lfi+embedding", "queries": "learned"},
+    "queries": {"objective": "lfi+embedding", "head": "queries"},
 }
 
 

@@ -17,12 +17,7 @@ from lfi_pipeline.training.run_dir import run_name
         ({}, "resnet18-lfi-0"),
         ({"objective": "none", "seed": 3}, "resnet18-none-3"),
         ({"maps": "shuffled", "state": "reset"}, "resnet18-lfi-shuffled-reset-0"),
-        ({"head": "linear", "queries": "learned"}, "resnet18-linear-lfi-learned-0"),
         ({"head": "linear", "objective": "embedding", "state": "reset"}, "resnet18-linear-embedding-0"),  # no queries
-        (
-            {"head": "linear", "objective": "embedding", "queries": "learned", "state": "reset"},
-            "resnet18-linear-embedding-learned-reset-0",
-        ),
         ({"student": "hf-hub:timm/resnet18"}, "hf-hub:timm-resnet18-lfi-0"),
     ],
 )

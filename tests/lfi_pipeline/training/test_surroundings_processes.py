@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("sharing.py")
 CASES: dict[str, dict[str, Any]] = {
     "text": {"objective": "lfi+embedding+logits", "ema": 0.9},
     "queries": {"head": "queries", "objective": "lfi+embedding", "mix": "maps"},
-    "learned": {"objective": "lfi", "queries": "learned", "mixup": 0.5, "cutmix": 1.0},
+    "mixed": {"objective": "lfi", "mixup": 0.5, "cutmix": 1.0},
 }
 LONG = {"epochs": 17, "batch_size": 8, "scale": [0.2, 1.0]}  # 51 steps
 

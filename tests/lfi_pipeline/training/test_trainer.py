@@ -111,7 +111,6 @@ def test_the_images_of_the_failed_step_are_those_it_was_made_of(
     "changes",
     [
         {"objective": "lfi+embedding+logits"},
-        {"objective": "lfi", "queries": "learned"},
         {"objective": "lfi", "mixup": 0.5, "cutmix": 1.0, "task": "none"},
         {"objective": "lfi+embedding", "head": "queries", "mix": "maps", "cutmix": 1.0, "epochs": 11},
         {
