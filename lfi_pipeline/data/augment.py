@@ -14,13 +14,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from lfi_pipeline.data.config import TOP, Augmentation, Photometric
 
@@ -121,6 +121,13 @@ def interval_shares(start: Tensor, stop: Tensor, cells: int, source_cells: int) 
     return (high - low).clamp_min(0) * source_cells
 
 
+def _functional() -> Any:
+    """torchvision's functions: importing them takes two seconds, which only those who augment shall wait."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A photometric operation.
@@ -138,20 +145,20 @@ class Operation:
 
 OPERATIONS: Mapping[str, Operation] = {
     "identity": Operation(lambda image, _: image, lambda _: 0.0),
-    "autocontrast": Operation(lambda image, _: functional.autocontrast(image), lambda _: 0.0),
-    "equalize": Operation(lambda image, _: functional.equalize(image), lambda _: 0.0),
+    "autocontrast": Operation(lambda image, _: _functional().autocontrast(image), lambda _: 0.0),
+    "equalize": Operation(lambda image, _: _functional().equalize(image), lambda _: 0.0),
     # factors 1 - 0.9 to 1 + 0.9; 1 changes nothing
-    "brightness": Operation(lambda image, by: functional.adjust_brightness(image, 1 + by), lambda m: 0.9 * m, True),
-    "contrast": Operation(lambda image, by: functional.adjust_contrast(image, 1 + by), lambda m: 0.9 * m, True),
-    "saturation": Operation(lambda image, by: functional.adjust_saturation(image, 1 + by), lambda m: 0.9 * m, True),
-    "sharpness": Operation(lambda image, by: functional.adjust_sharpness(image, 1 + by), lambda m: 0.9 * m, True),
+    "brightness": Operation(lambda image, by: _functional().adjust_brightness(image, 1 + by), lambda m: 0.9 * m, True),
+    "contrast": Operation(lambda image, by: _functional().adjust_contrast(image, 1 + by), lambda m: 0.9 * m, True),
+    "saturation": Operation(lambda image, by: _functional().adjust_saturation(image, 1 + by), lambda m: 0.9 * m, True),
+    "sharpness": Operation(lambda image, by: _functional().adjust_sharpness(image, 1 + by), lambda m: 0.9 * m, True),
     # bits that are kept, 8 to 4
-    "posterize": Operation(lambda image, bits: functional.posterize(image, int(bits)), lambda m: 8.0 - round(4 * m)),
+    "posterize": Operation(lambda image, bits: _functional().posterize(image, int(bits)), lambda m: 8.0 - round(4 * m)),
     # pixels at or above the threshold are inverted, 256 (none) to 0 (all)
-    "solarize": Operation(lambda image, least: functional.solarize(image, least), lambda m: 256 * (1 - m)),
+    "solarize": Operation(lambda image, least: _functional().solarize(image, least), lambda m: 256 * (1 - m)),
     # not of RandAugment
-    "hue": Operation(lambda image, turn: functional.adjust_hue(image, turn), lambda m: 0.2 * m, True),
-    "greyscale": Operation(lambda image, _: functional.rgb_to_grayscale(image, num_output_channels=3), lambda _: 0.0),
+    "hue": Operation(lambda image, turn: _functional().adjust_hue(image, turn), lambda m: 0.2 * m, True),
+    "greyscale": Operation(lambda image, _: _functional().rgb_to_grayscale(image, num_output_channels=3), lambda _: 0.0),
     "blur": Operation(lambda image, radius: image.filter(ImageFilter.GaussianBlur(radius)), lambda m: 2.0 * m),
 }
 """Every operation by name; the strength is named in the comments, in units of the pixel range 0 to 255."""

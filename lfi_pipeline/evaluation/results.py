@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
@@ -20,12 +20,16 @@ from lfi_pipeline.data.dataset import counterpart, relabelled
 from lfi_pipeline.evaluation.config import EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.training.config import NO_SPLIT
-from lfi_pipeline.training.learner import LoadedRun, load_run
 from lfi_pipeline.training.run_dir import read_json, write_run_json
+
+if TYPE_CHECKING:
+    from lfi_pipeline.training.learner import LoadedRun
 
 
 def load(run: Path, common: EvaluationConfig) -> LoadedRun:
-    """Load a run as `common` says. Raises as `training.loading.load_run`."""
+    """Load a run as `common` says. Raises as `training.learner.load_run`."""
+    from lfi_pipeline.training.learner import load_run  # and so timm, which takes seconds
+
     return load_run(run, device=common.device, weights=common.weights, data_root=common.data_root)
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,17 @@ from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, ZeroShotConfig
 from lfi_pipeline.evaluation.results import ProtocolResult, load
-from lfi_pipeline.students import Student, TextQueries
+from lfi_pipeline.students.queries import TextQueries
 from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
 from lfi_pipeline.targets.verify import CHUNK, evenly_spaced
 from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.training.data import Size, unchanged_image
-from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.sampler import training_positions
 from lfi_pipeline.training.validate import mean_average_precision, ranks, top_k_accuracy
+
+if TYPE_CHECKING:
+    from lfi_pipeline.students import Student
+    from lfi_pipeline.training.learner import LoadedRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,13 +259,15 @@ class MetricsLog:
     Args:
         run: its directory.
         resume_step: steps already done; lines of later steps, and a last line that was torn, are dropped atomically.
+        owes_epoch: whether the epoch that ends with `resume_step` is still to be scored: a score of it, written by a
+            process that died before it could keep it, is dropped as well.
     """
 
-    def __init__(self, run: Path, resume_step: int | None = None) -> None:
+    def __init__(self, run: Path, resume_step: int | None = None, *, owes_epoch: bool = False) -> None:
         self._path = run / METRICS
         if resume_step is not None and self._path.is_file():
             lines = self._path.read_bytes().splitlines(keepends=True)
-            write_atomic(self._path, b"".join(line for line in lines if _is_done(line, resume_step)))
+            write_atomic(self._path, b"".join(line for line in lines if _is_done(line, resume_step, owes_epoch)))
 
     def write(self, **values: float | int | str | None) -> None:
         """Append `values`; the line is on disk when this returns."""
@@ -276,14 +278,16 @@ class MetricsLog:
             raise OutputWriteError(f"{self._path} cannot be written: {error.strerror or error}. Free space.") from error
 
 
-def _is_done(line: bytes, step: int) -> bool:
-    """Whether a line of the metrics is whole and not of a step after `step`."""
+def _is_done(line: bytes, step: int, owes_epoch: bool) -> bool:
+    """Whether a line of the metrics is whole and of what is done."""
     try:
         values = parse_json(line, METRICS, error=RunError) if line.endswith(b"\n") else None
     except RunError:
         return False
-    done = values.get("step", 0) if isinstance(values, dict) else None
-    return isinstance(done, int | float) and done <= step
+    if not isinstance(values, dict):
+        return False
+    done, scored = values.get("step", 0), values.get("event") == "val"
+    return isinstance(done, int | float) and done <= step and not (owes_epoch and scored and done == step)
 
 
 # --- reading what training left: fields are checked when they are taken, by `core.schema.Fields` -------------

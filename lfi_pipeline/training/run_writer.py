@@ -81,7 +81,7 @@ class RunRecord:
         content = _record(run, store, train_samples, val_samples, seen, command)
         write_json(run.out / CONFIG, content)
         write_config(run.out / CONFIG_TOML, content["settings"])
-        self._metrics = MetricsLog(run.out, resume_step=run.step)
+        self._metrics = MetricsLog(run.out, resume_step=run.step, owes_epoch=run.owes_epoch)
         self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step)
 
     def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:

@@ -362,6 +362,9 @@ def require_norms_fit(learner: Learner, images: int) -> None:
         )
 
 
+_FUSED = frozenset({"adam", "adamw", "sgd", "momentum", "nesterov"})  # torch's own, which take a step in one pass over the parameters
+
+
 def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:
     asked = config.optimizer
     try:
@@ -371,6 +374,7 @@ def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimi
             lr=asked.lr,
             weight_decay=asked.weight_decay,
             layer_decay=asked.layer_decay,
+            **({"fused": True} if asked.name in _FUSED else {}),
         )
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise ConfigError(

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.dataset import counterpart, relabelled, require_labels
-from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import ASL, BCE, NO_SPLIT
 from lfi_pipeline.training.data import PlainImages
+
+if TYPE_CHECKING:
+    from lfi_pipeline.students import Student
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -165,6 +167,8 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float | None:
         scores: [S, classes], higher is more likely.
         labels: [S, classes], 0 or 1.
     """
+    from torchmetrics.functional.classification import multilabel_average_precision  # takes two seconds to import
+
     has_positive = labels.any(0)
     if not has_positive.any():
         return None

@@ -186,6 +186,18 @@ def test_metrics_are_one_object_a_line_on_disk_at_once(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
 
 
+def test_a_score_that_a_killed_process_could_not_keep_is_not_told_twice(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for step in (1, 2):
+        log.write(event="train", step=step)
+        log.write(event="val", step=step)
+    MetricsLog(tmp_path, resume_step=2)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    MetricsLog(tmp_path, resume_step=2, owes_epoch=True)
+    kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kept == [{"event": event, "step": step} for event, step in (("train", 1), ("val", 1), ("train", 2))]
+
+
 def test_a_resume_drops_later_and_torn_lines(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, resume_step=3)  # nothing there yet
     for step in (1, 3, 4):
