@@ -61,6 +61,7 @@ def extract(
     out: str | Path,
     data_root: str | Path | None = None,
     extend: bool = False,
+    overwrite: bool = False,
     retry_quarantined: bool = False,
     **settings: Any,
 ) -> TargetStore:
@@ -81,6 +82,7 @@ def extract(
         out: directory of the cache.
         data_root: where the files of the data set lie; left out: data/DATASET, or the folder that `dataset` is.
         extend: `out` may hold a cache of fewer images, layers, views or words, whose rows are taken over.
+        overwrite: `out` may hold any cache, which stands until the new one is complete.
         retry_quarantined: make shards anew in which an image that could not be read can be read by now.
         settings: others, by the names of the options of `lfi extract-teacher`, such as `teacher="coca_ViT-L-14"`,
             `split="val"`, `kind="contrastive"`, `words=8` or `device="cuda:0"`.
@@ -108,7 +110,7 @@ def extract(
         write_pairs(dataset, data_root)
         dataset = "webdataset"
     config = build(ExtractConfig, {"dataset": str(dataset), "data_root": data_root, **settings})
-    run(config, folder, extend=extend, retry_quarantined=retry_quarantined)
+    run(config, folder, extend=extend, overwrite=overwrite, retry_quarantined=retry_quarantined)
     return TargetStore.open(folder)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lfi_cli.generate import command
 from lfi_cli.output import Result, Shown, facts, percent, say, show_tree, stderr, whole_table
+from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.options import Option, check
 from lfi_pipeline.core.settings_file import SettingsFile
 from lfi_pipeline.teachers.config import ExtractConfig
@@ -45,12 +46,20 @@ class ExtractTeacher:
         bool,
         Option("The cache may hold fewer images, layers, views or words; the teacher makes what is missing."),
     ] = False
+    overwrite: Annotated[
+        bool, Option("Whatever cache is there is replaced; it stands until the new one is complete.")
+    ] = False
     retry_quarantined: Annotated[
         bool, Option("Make the shards of a cache anew in which an unreadable image can be read by now.")
     ] = False
 
     def __post_init__(self) -> None:
         check(self)
+        if self.overwrite and (self.extend or self.engine == "ray" or self.shards):
+            raise ConfigError(
+                "overwrite replaces a whole cache by one process: leave out extend, shards and engine.",
+                argument="overwrite",
+            )
 
 
 QUARANTINED = "lfi inspect says why, --retry-quarantined tries them again"
@@ -75,13 +84,15 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     from lfi_pipeline.teachers.shards import assign_shards
 
     share = assign_shards(config.shards)
+    if config.overwrite and share.world > 1:
+        raise ConfigError("overwrite is for one process, got several.", argument="overwrite")
     options: dict[str, Any] = {"extend": config.extend, "retry_quarantined": config.retry_quarantined}
     if config.engine == "ray":
         from lfi_pipeline.teachers.ray_engine import extract_on_ray
 
         summary, seconds = extract_on_ray(config.extract, config.out, share=share, **options)
     else:
-        summary, seconds = extract(config.extract, config.out, share=share, **options)
+        summary, seconds = extract(config.extract, config.out, share=share, overwrite=config.overwrite, **options)
     if share.rank:
         return Shown({}, silent=True)  # the first rank speaks for all
     result: Result = {

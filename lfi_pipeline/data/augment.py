@@ -158,7 +158,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "solarize": Operation(lambda image, least: _functional().solarize(image, least), lambda m: 256 * (1 - m)),
     # not of RandAugment
     "hue": Operation(lambda image, turn: _functional().adjust_hue(image, turn), lambda m: 0.2 * m, True),
-    "greyscale": Operation(lambda image, _: _functional().rgb_to_grayscale(image, num_output_channels=3), lambda _: 0.0),
+    "greyscale": Operation(
+        lambda image, _: _functional().rgb_to_grayscale(image, num_output_channels=3), lambda _: 0.0
+    ),
     "blur": Operation(lambda image, radius: image.filter(ImageFilter.GaussianBlur(radius)), lambda m: 2.0 * m),
 }
 """Every operation by name; the strength is named in the comments, in units of the pixel range 0 to 255."""

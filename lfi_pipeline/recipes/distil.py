@@ -43,6 +43,14 @@ class DistilConfig:
     student: Annotated[str, Option("Any timm model that gives intermediate features.")] = "resnet18"
     out: Annotated[Path, Option("Where everything goes; a rerun goes on where it stopped.")] = Path("distilled")
     teacher: Annotated[str, Option("NAME[:TAG] of lfi teachers. Left out: a large CoCa, downloaded once.")] = ""
+    vocabulary: Annotated[
+        tuple[str, ...],
+        Option(
+            "Words to look for in images without captions and labels; left out: the teacher writes captions.",
+            separator=",",
+            metavar="WORD,...",
+        ),
+    ] = ()
     pretrained: Annotated[
         bool, Option("Start from timm's weights of the student, downloaded once: better on few images.")
     ] = False
@@ -110,7 +118,8 @@ def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
     shards, shards_val, run = config.out / "shards", config.out / "shards-val", config.out / "run"
     device = None if config.device == "auto" else config.device
     machine = {"device": device, "threads": config.threads or None}
-    extract = {"dataset": str(config.folder), "teacher": config.teacher or None, **machine}
+    vocabulary = list(config.vocabulary) or None
+    extract = {"dataset": str(config.folder), "teacher": config.teacher or None, "vocabulary": vocabulary, **machine}
     yield Step(name="extract-teacher", options={**extract, "split": train, "out": shards})
     if val is not None:
         yield Step(name="extract-teacher", options={**extract, "split": val, "views": ["full"], "out": shards_val})
@@ -136,7 +145,7 @@ def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
     exported = config.out / "exported"
     if not exported.exists():
         yield Step(name="export", paths=(run,), options={"out": exported})
-    words = None if labelled else frequent_words(TargetStore.open(shards), WORDS)
+    words = None if labelled else vocabulary or frequent_words(TargetStore.open(shards), WORDS)
     if labelled or words:
         shown = read_dataset(config.folder, split=val or train)
         paths = [

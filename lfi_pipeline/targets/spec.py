@@ -153,12 +153,15 @@ class TextSpec:
         captions: which of an image's captions (or prompts) were used.
         prompts: the templates, with one `{}`; empty unless they were used.
         stop_words_sha256: hex digest of the list of dropped words.
+        vocabulary: the words that captions by the teacher were made of, each image's by its own scores; empty where it
+            wrote sentences.
     """
 
     mode: Literal["captions", "prompts", "generate"]
     captions: Literal["first", "all", "longest"]
     prompts: tuple[str, ...] = ()
     stop_words_sha256: str
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -263,6 +266,8 @@ class TargetSpec:
         plain: dict[str, Any] = to_plain(self, TargetSpec)
         if self.version == 1:
             del plain["maps"]
+        if not self.text.vocabulary:  # a field that came later: a spec without it keeps its fingerprint
+            del plain["text"]["vocabulary"]
         return plain
 
     def to_json(self) -> str:
@@ -295,6 +300,8 @@ class TargetSpec:
                 if "maps" in plain:
                     raise TargetsError("The spec cannot be read: unknown field maps in version 1.")
                 plain = plain | {"maps": to_plain(_maps_of_version_1(plain), MapSpec)}
+        if isinstance(plain, dict) and isinstance(plain.get("text"), dict):
+            plain = plain | {"text": {"vocabulary": []} | plain["text"]}
         try:
             return from_plain(cls, plain)
         except TargetsError:

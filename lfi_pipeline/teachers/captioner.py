@@ -13,7 +13,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
 from lfi_pipeline.teachers.shards import ShardAssignment
 from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.text import Word, listed
 
 BEAMS, SHORTEST, LONGEST = 4, 5, 30  # tokens, start and end included; this project's choice
 
@@ -140,6 +141,8 @@ def generated_captions(
     batch_size: int,
     share: ShardAssignment,
     extend: bool = False,
+    overwrite: bool = False,
+    vocabulary: Sequence[str] = (),
     poll_seconds: float = 2.0,
 ) -> dict[str, str]:
     """Return the teacher's caption of every sample by key; those not yet on disk are written first.
@@ -151,6 +154,8 @@ def generated_captions(
         batch_size: images per forward pass.
         share: which chunks are this process's.
         extend: captions of other samples of the data set may be there: they are kept, and those of new ones are added.
+        overwrite: captions of another data set or teacher may be there: they are deleted.
+        vocabulary: words that captions are to list (`lister`); empty: the teacher writes sentences.
         poll_seconds: how long to wait before looking again at chunks of other processes.
 
     Raises:
@@ -160,10 +165,15 @@ def generated_captions(
         OutputWriteError: the folder cannot be written.
     """
     final = out.expanduser().absolute().with_name(f"{out.name}.captions")
-    folder, known = _place(final, teacher, dataset) if extend else (final, {})
+    source = _source(teacher, dataset, vocabulary)
+    write = lister(teacher, vocabulary) if vocabulary else teacher.generate
+    if overwrite and (final / _SOURCE).is_file() and unseal(read_whole(final / _SOURCE), final / _SOURCE) != source:
+        with output_errors(final):
+            shutil.rmtree(final)
+    folder, known = _place(final, source) if extend else (final, {})
     if not folder.exists() and share.rank == 0:
         tell(f"Captions are kept in {final}.")
-    _require_same_source(folder, teacher, dataset)
+    _require_same_source(folder, source)
     pieces = range(-(-len(dataset) // CHUNK))
     with progress_bar(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
         while order := share.order([piece for piece in pieces if not _file(folder, piece).exists()]):
@@ -175,7 +185,9 @@ def generated_captions(
                         own = {sample.key: known[sample.key] for sample in samples if sample.key in known}
                         bar.update(len(own))
                         new = [sample for sample in samples if sample.key not in own]
-                        content = seal({"captions": own | dict(_captioned(teacher, dataset, new, batch_size, bar))})
+                        content = seal(
+                            {"captions": own | dict(_captioned(teacher, write, dataset, new, batch_size, bar))}
+                        )
                         with output_errors(folder):
                             write_atomic(_file(folder, piece), content, staging_file(folder, f"{piece:06d}", "json"))
                         made += 1
@@ -201,18 +213,18 @@ def _read(folder: Path) -> dict[str, str]:
     return captions
 
 
-def _place(final: Path, teacher: Teacher, dataset: Dataset) -> tuple[Path, dict[str, str]]:
-    """Return the folder to write captions of `dataset` to, and what is known of those of another listing, by key."""
+def _place(final: Path, source: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    """Return the folder to write captions of `source` to, and what is known of those of another listing, by key."""
     beside = final.with_name(f".{final.name}.lfi-extending")
     with output_errors(final), one_at_a_time(final.parent) if final.parent.is_dir() else nullcontext():
         if beside.exists() and not final.exists():  # killed where directories cannot be exchanged
             beside.rename(final)
         if not (final / _SOURCE).is_file():
             return final, {}
-        stored, source = unseal(read_whole(final / _SOURCE), final / _SOURCE), _source(teacher, dataset)
+        stored = unseal(read_whole(final / _SOURCE), final / _SOURCE)
         if (
             stored == source
-            or stored.get("teacher") != source["teacher"]
+            or any(stored.get(name) != source.get(name) for name in ("teacher", "vocabulary"))
             or stored["dataset"][:2] != source["dataset"][:2]
         ):
             return final, {}
@@ -233,12 +245,41 @@ def _put_in_place(folder: Path, final: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def lister(teacher: Teacher, vocabulary: Sequence[str]) -> Callable[[Tensor], list[str]]:
+    """Return what lists the words that an image shows, best first, as `text.listed` writes them.
+
+    A word counts where its zero-shot probability, the softmax over the vocabulary of the scaled cosines of image and
+    word (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
+    3.1.2), is above that of a blind guess, 1 / words. The best one always does, also of an image that shows none.
+    """
+    known = teacher.embed_words(vocabulary)
+    kind = teacher.default_kind
+    layers, nothing = teacher.layers(kind, 1), teacher.encode_text(listed(vocabulary[:1]), vocabulary[:1])
+
+    def write(images: Tensor) -> list[str]:
+        blank: list[list[Word | None]] = [[None]] * len(images)
+        seen = teacher.interaction_maps(images, [nothing] * len(images), blank, kind=kind, layers=layers)
+        scores = (teacher.logit_scale * seen.image_embedding.float().cpu() @ known.float().T).softmax(-1)
+        captions = []
+        for each in scores:
+            order = each.argsort(descending=True, stable=True).tolist()
+            captions.append(listed([vocabulary[i] for i in order if each[i] * len(vocabulary) >= 1 or i == order[0]]))
+        return captions
+
+    return write
+
+
 def _positions(piece: int, samples: int) -> range:
     return range(piece * CHUNK, min((piece + 1) * CHUNK, samples))
 
 
 def _captioned(
-    teacher: Teacher, dataset: Dataset, samples: Sequence[Sample], batch_size: int, bar: Any
+    teacher: Teacher,
+    write: Callable[[Tensor], list[str]],
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    batch_size: int,
+    bar: Any,
 ) -> list[tuple[str, str]]:
     mean = torch.tensor(teacher.mean, device=teacher.device).view(3, 1, 1) * 255
     std = torch.tensor(teacher.std, device=teacher.device).view(3, 1, 1) * 255
@@ -256,7 +297,7 @@ def _captioned(
             images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))
         if images:
             pixels = (torch.stack(images).to(teacher.device).float() - mean) / std
-            found += [(sample.key, caption) for sample, caption in zip(readable, teacher.generate(pixels), strict=True)]
+            found += [(sample.key, caption) for sample, caption in zip(readable, write(pixels), strict=True)]
         bar.update(len(batch))
     return found
 
@@ -268,7 +309,7 @@ def _file(folder: Path, piece: int) -> Path:
 _SOURCE = "source.json"
 
 
-def _source(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
+def _source(teacher: Teacher, dataset: Dataset, vocabulary: Sequence[str]) -> dict[str, Any]:
     """What a folder's captions are of."""
     listing = hashlib.sha256()
     for sample in dataset.samples:
@@ -277,17 +318,17 @@ def _source(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
         "teacher": to_plain(teacher.identity, type(teacher.identity)),
         "dataset": [dataset.name, dataset.split, len(dataset)],
         "listing_sha256": listing.hexdigest(),
-    }
+    } | ({"vocabulary": list(vocabulary)} if vocabulary else {})
 
 
-def _require_same_source(folder: Path, teacher: Teacher, dataset: Dataset) -> None:
-    source, path = _source(teacher, dataset), folder / _SOURCE
+def _require_same_source(folder: Path, source: Mapping[str, Any]) -> None:
+    path = folder / _SOURCE
     with output_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise OutputExistsError(f"{folder} is a file; it must be free for the captions. Choose another output.")
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_atomic(path, seal(source))
+            write_atomic(path, seal(dict(source)))
     stored = unseal(read_whole(path), path)
     lines = plain_differences(stored, source)
     if lines:

@@ -111,6 +111,15 @@ class ExtractConfig:
         ),
     ] = ()
     words: Annotated[int, Option("The most words of an image that get a map.", ge=1)] = 16
+    vocabulary: Annotated[
+        tuple[str, ...],
+        Option(
+            "Words to look for, for images without captions and labels: each image gets those that the teacher scores "
+            "above chance.",
+            separator=",",
+            metavar="WORD,...",
+        ),
+    ] = ()
     views: Annotated[
         tuple[str, ...],
         Option(
@@ -143,6 +152,16 @@ class ExtractConfig:
             raise ConfigError(f"views must include 'full', got {', '.join(self.views) or 'none'}.", argument="views")
         if self.prompts and self.text not in ("auto", "prompts"):
             raise ConfigError(f"prompts are for the text mode 'prompts', got {self.text!r}.")
+        if self.vocabulary:
+            tidy = tuple(" ".join(word.split()) for word in self.vocabulary)
+            object.__setattr__(self, "vocabulary", tidy)
+            if self.text not in ("auto", "generate"):
+                raise ConfigError(f"vocabulary stands for captions: text must be auto or generate, got {self.text!r}.")
+            if not all(tidy) or len(set(tidy)) < len(tidy) or any("," in word for word in tidy):
+                raise ConfigError(
+                    f"vocabulary must be different words without commas, got {', '.join(map(repr, tidy))}.",
+                    argument="vocabulary",
+                )
 
 
 def own_root(dataset: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 
-from lfi_pipeline.core.errors import DatasetError, ImageReadError, SpecMismatchError
+from lfi_pipeline.core.errors import DatasetError, ImageReadError
 from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.data.images import read_image
@@ -37,7 +37,7 @@ from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
 from lfi_pipeline.teachers.registry import load_teacher
-from lfi_pipeline.teachers.reuse import Extension, recorded_centre
+from lfi_pipeline.teachers.reuse import Extension, recorded_centre, require_same_templates
 from lfi_pipeline.teachers.settings import data_centre
 from lfi_pipeline.teachers.shards import Plan, ShardAssignment, ShardMaker, assign_shards
 from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
@@ -190,6 +190,7 @@ def open_job(
     *,
     share: ShardAssignment,
     extend: bool = False,
+    overwrite: bool = False,
     retry_quarantined: bool = False,
     dataset: Dataset | None = None,
 ) -> Job:
@@ -197,7 +198,7 @@ def open_job(
     if dataset is None:
         dataset = read_split(config)
     manifest = load_manifest(config.dataset, config.data_root)
-    mode = resolve_mode(config.text, telling_sample(dataset.samples))
+    mode = resolve_mode("generate" if config.vocabulary else config.text, telling_sample(dataset.samples))
     teacher = load_teacher(
         config.teacher or manifest.teacher,
         device=resolve_device(config.device, share.local_rank),
@@ -208,7 +209,14 @@ def open_job(
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
-        generated = generated_captions(teacher, dataset, out, batch_size=config.batch_size, share=share, extend=extend)
+        generated = generated_captions(
+            *(teacher, dataset, out),
+            batch_size=config.batch_size,
+            share=share,
+            extend=extend,
+            overwrite=overwrite,
+            vocabulary=config.vocabulary,
+        )
         captioning_seconds = time.monotonic() - began
     source = TextSource(
         mode,
@@ -216,6 +224,7 @@ def open_job(
         classes=dataset.classes,
         prompts=config.prompts or dataset.prompts or DEFAULT_PROMPTS,
         generated=generated,
+        vocabulary=config.vocabulary,
     )
     kind = resolve_kind(config.kind, teacher, dataset, source, out)
     require_row(config.row, kind)
@@ -226,7 +235,7 @@ def open_job(
         artefacts=config.artefacts,
     )
     spec = _spec(config, dataset, teacher, kind, source, settings)
-    extension = Extension.of(out, spec) if extend else None
+    extension = Extension.of(out, spec, overwrite) if extend or overwrite else None
     place = extension.place if extension is not None else out
     writer = TargetWriter.open(
         place,
@@ -238,7 +247,7 @@ def open_job(
         source_manifest=manifest.text,
         zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
     )
-    _require_same_templates(writer, source.templates, place)
+    require_same_templates(writer, source.templates, place)
     maker = ShardMaker(
         teacher,
         spec,
@@ -262,22 +271,11 @@ def _shown(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) ->
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
     """Every word that gets a row, with the teacher's embedding of it."""
-    words: set[str] = set()
+    words = set(source.vocabulary)  # all of them, so that a student can be asked for each
     for sample in progress_bar(dataset.samples, desc="words", unit="text", delay=2):
         words.update(sample_words(teacher.encode_text, source(sample), limit))
     names = tuple(sorted(words))
     return Vocabulary(words=names, embeddings=teacher.embed_words(names).numpy().astype(np.float16))
-
-
-def _require_same_templates(writer: TargetWriter, templates: tuple[str, ...], place: Path) -> None:
-    """Refuse templates of the class embeddings that are not the cache's; the spec holds only those that are read."""
-    stored = writer.zero_shot
-    if stored is not None and stored.templates != templates:
-        raise SpecMismatchError(
-            f"The cache at {place} holds class embeddings of other prompts (cache != this run):\n  "
-            f"classes.templates: {stored.templates!r} != {templates!r}\n"
-            "Run with the cache's prompts, or choose another output directory."
-        )
 
 
 def _spec(
@@ -311,6 +309,7 @@ def _spec(
             captions=cast(Literal["first", "longest", "all"], config.captions),
             prompts=source.prompts,
             stop_words_sha256=stop_words_sha256(),
+            vocabulary=config.vocabulary,
         ),
         words_per_sample=config.words,
         grid=teacher.grid,
@@ -331,6 +330,7 @@ def extract(
     *,
     share: ShardAssignment | None = None,
     extend: bool = False,
+    overwrite: bool = False,
     retry_quarantined: bool = False,
 ) -> tuple[Summary, float]:
     """Write the cache `out`, or finish it; returns its summary and the seconds this call took.
@@ -342,6 +342,7 @@ def extract(
         out: the cache's directory.
         share: which shards; by default what torchrun's environment says, else all.
         extend: `out` may hold a cache of fewer images, layers, views or words; its rows are taken over.
+        overwrite: `out` may hold any cache; it stands until the new one is complete, and is deleted then.
         retry_quarantined: make shards anew in which an image that could not be read can be read by now.
 
     Raises:
@@ -351,7 +352,9 @@ def extract(
     began = time.monotonic()
     share = share or assign_shards()
     with cpu_threads(config.threads):
-        job = open_job(config, out, share=share, extend=extend, retry_quarantined=retry_quarantined)
+        job = open_job(
+            *(config, out), share=share, extend=extend, overwrite=overwrite, retry_quarantined=retry_quarantined
+        )
         if share.rank == 0 and job.pending_shards():
             tell(*job.shown())
         with job.progress(share) as bar:

@@ -154,7 +154,7 @@ def texts_of_cache(spec: TargetSpec) -> TextSource:
     """Return texts as the cache has them: captions were chosen, or generated, when it was made."""
     if spec.text.mode == "prompts":
         return TextSource("prompts", spec.text.captions, classes=spec.dataset.classes, prompts=spec.text.prompts)
-    return TextSource("captions", "all")
+    return TextSource("captions", "all", vocabulary=spec.text.vocabulary)
 
 
 def _vocabulary(store: TargetStore, teacher: Teacher, source: TextSource, dataset: Dataset) -> list[str]:

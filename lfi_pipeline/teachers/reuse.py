@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lfi_pipeline.core.errors import CorruptTargetsError, LFIError, OutputExistsError, SpecMismatchError
 from lfi_pipeline.core.io import exchange, one_at_a_time, output_errors, sync_directory
-from lfi_pipeline.targets import ShardPayload, TargetSpec, TargetStore, decode_maps
+from lfi_pipeline.targets import ShardPayload, TargetSpec, TargetStore, TargetWriter, decode_maps
 
 _MAY_DIFFER = ("dataset.", "layers", "views", "words_per_sample", "samples_per_shard")
 
@@ -145,8 +145,13 @@ class Extension:
     donor: ReusableCache | None
 
     @classmethod
-    def of(cls, out: Path, spec: TargetSpec) -> Extension:
+    def of(cls, out: Path, spec: TargetSpec, overwrite: bool = False) -> Extension:
         """Find the cache at `out` that is to be extended to `spec`.
+
+        Args:
+            out: where it is.
+            spec: of the cache that is wanted.
+            overwrite: take no row over, whatever the cache at `out` is of.
 
         Raises:
             SpecMismatchError: its rows would not be true of the new spec; names the fields.
@@ -163,6 +168,10 @@ class Extension:
                 before.rename(place)  # killed right before the exchange
             shutil.rmtree(before, ignore_errors=True)  # killed after it
         store = TargetStore.open(out, require_complete=False)
+        if overwrite:
+            if place.exists() and TargetStore.open(place, require_complete=False).spec != spec:
+                shutil.rmtree(place)  # of an attempt that was given up
+            return cls(out, place, None)
         if store.spec == spec:
             return cls(out, out, None)
         return cls(out, place, ReusableCache(store, spec))
@@ -204,6 +213,17 @@ def recorded_centre(out: Path) -> tuple[str, ...]:
     before = _sibling(out, "before")
     place = out if out.exists() else before
     return TargetStore.open(place, require_complete=False).spec.maps.centre if place.exists() else ()
+
+
+def require_same_templates(writer: TargetWriter, templates: tuple[str, ...], place: Path) -> None:
+    """Refuse templates of the class embeddings that are not the cache's; the spec holds only those that are read."""
+    stored = writer.zero_shot
+    if stored is not None and stored.templates != templates:
+        raise SpecMismatchError(
+            f"The cache at {place} holds class embeddings of other prompts (cache != this run):\n  "
+            f"classes.templates: {stored.templates!r} != {templates!r}\n"
+            "Run with the cache's prompts, or choose another output directory."
+        )
 
 
 def _holds(path: Path, spec: TargetSpec) -> bool:

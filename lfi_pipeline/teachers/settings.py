@@ -82,6 +82,8 @@ def data_centre(encode: Encode, dataset: Dataset, source: TextSource) -> tuple[s
         dataset: the split.
         source: of its texts.
     """
+    if source.vocabulary:
+        return centre_of(source.vocabulary)
     if source.mode == "prompts":
         return centre_of(readable_names(dataset.classes))
     step = max(1, len(dataset) // CENTRE_SAMPLES)

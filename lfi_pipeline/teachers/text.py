@@ -211,6 +211,7 @@ class TextSource:
         prompts: templates with one `{}`; of several, `first` takes the first. Kept as `templates` in every mode, as
             `prompts` where they are read.
         generated: for `generate`, the teacher's caption by key.
+        vocabulary: words that captions list, as `listed` writes them; empty where captions are sentences.
 
     Raises:
         ConfigError: a template without exactly one `{}`.
@@ -224,7 +225,9 @@ class TextSource:
         classes: Sequence[str] = (),
         prompts: Sequence[str] = (),
         generated: Mapping[str, str] | None = None,
+        vocabulary: Sequence[str] = (),
     ) -> None:
+        self.vocabulary = tuple(vocabulary)
         self.mode, self._choice, self._generated = mode, captions, generated or {}
         self._names = readable_names(classes)
         self.templates = tuple(prompts)
@@ -250,6 +253,10 @@ class TextSource:
                 f"Sample {sample.key} has no caption; every image of the split must have one. Check the captions, or "
                 "use `text='prompts'` (class names) or `text='generate'` (the teacher writes them)."
             )
+        if self.vocabulary:
+            return ReadTexts(
+                texts=found, phrases=tuple(word for word in self.vocabulary if word in words_listed(found[0]))
+            )
         return ReadTexts(texts=self._chosen(found))
 
     def _prompted(self, sample: Sample) -> ReadTexts:
@@ -268,6 +275,19 @@ class TextSource:
         if self._choice == "longest":
             return (max(texts, key=len),)
         return texts[:1] if self._choice == "first" else tuple(dict.fromkeys(texts))
+
+
+_LISTED = "a photo of "
+
+
+def listed(words: Sequence[str]) -> str:
+    """Write a caption that lists words of a vocabulary; no word has a comma."""
+    return f"{_LISTED}{', '.join(words)}."
+
+
+def words_listed(caption: str) -> tuple[str, ...]:
+    """Return the words that `listed` wrote."""
+    return tuple(caption.removeprefix(_LISTED).removesuffix(".").split(", "))
 
 
 def resolve_mode(mode: str, sample: Sample) -> str:
@@ -304,7 +324,12 @@ def read_by_some(samples: Sequence[Sample], source: TextSource) -> list[str]:
     places = sorted({0, (len(samples) - 1) // 2, len(samples) - 1})[:_SHOWN]
     some = (samples[place] for place in places)
     told = (f"  {each.path}: {' | '.join(filter(None, source(each).texts)) or '(no words)'}" for each in some)
-    return [f"The teacher reads {source.mode}, such as", *told]
+    read = {"prompts": "prompts of class names", "generate": "captions that it wrote itself"}.get(
+        source.mode, "captions"
+    )
+    if source.vocabulary:
+        read = f"those of {len(source.vocabulary)} words that it scores above chance"
+    return [f"The teacher reads {read}, such as", *told]
 
 
 def planned(sample: Sample, source: TextSource) -> PlannedSample:

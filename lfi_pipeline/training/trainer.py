@@ -362,7 +362,9 @@ def require_norms_fit(learner: Learner, images: int) -> None:
         )
 
 
-_FUSED = frozenset({"adam", "adamw", "sgd", "momentum", "nesterov"})  # torch's own, which take a step in one pass over the parameters
+_FUSED = frozenset(
+    {"adam", "adamw", "sgd", "momentum", "nesterov"}
+)  # torch's own, which take a step in one pass over the parameters
 
 
 def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:

@@ -47,6 +47,22 @@ def test_a_cache_is_made_and_a_rerun_confirms_it(lfi: Callable[..., Any], scenes
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_words_to_look_for_and_a_cache_that_is_replaced(
+    lfi: Callable[..., Any], fails: Fails, scenes_root: Path, tmp_path: Path
+) -> None:
+    words = ("extract-teacher", "--dataset", scenes_root / "val", "--teacher", "scenes-coca", "--views", "full")
+    words = (*words, "--device", "cpu", "--out", tmp_path / "shards")
+    made = lfi(*words, "--vocabulary", "dog,traffic light")
+    assert made.code == 0
+    assert "The teacher reads those of 2 words that it scores above chance, such as" in made.err
+    assert TargetStore.open(tmp_path / "shards").vocabulary.words == ("dog", "traffic light")
+    assert "vocabulary" in fails("SpecMismatchError", *words, "--vocabulary", "dog,cat")
+    assert lfi(*words, "--vocabulary", "dog,cat", "--overwrite").code == 0
+    assert TargetStore.open(tmp_path / "shards").vocabulary.words == ("cat", "dog")
+    assert "--overwrite" in fails("ConfigError", *words, "--overwrite", "--extend")
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_an_unreadable_image_is_quarantined_and_counted(
     lfi: Callable[..., Any], scenes_root: Path, tmp_path: Path
 ) -> None:

@@ -182,3 +182,16 @@ def test_captions_of_another_teacher_or_split_are_no_extension(
     _extended(teacher, replace(dataset, samples=dataset.samples[:12]), tmp_path / "targets")
     with pytest.raises(SpecMismatchError, match="captions of other settings"):
         _extended(teacher, replace(dataset, split="val"), tmp_path / "targets")
+
+
+def test_captions_of_others_go_where_the_cache_is_overwritten(
+    teacher: Writing, dataset: Dataset, tmp_path: Path
+) -> None:
+    few = replace(dataset, samples=dataset.samples[:12])
+    first = _extended(teacher, few, tmp_path / "targets", extend=False)
+    options: dict[str, Any] = {"batch_size": 4, "share": ShardAssignment(), "poll_seconds": 0, "overwrite": True}
+    found = generated_captions(teacher, dataset, tmp_path / "targets", **options)  # type: ignore[arg-type]
+    assert len(found) == len(dataset)
+    assert teacher.images == len(first) + len(dataset)
+    assert generated_captions(teacher, dataset, tmp_path / "targets", **options) == found  # type: ignore[arg-type]
+    assert teacher.images == len(first) + len(dataset)

@@ -55,11 +55,11 @@ def counting(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> Coun
 
 @pytest.fixture
 def run(counting: Counting, scenes_root: Path) -> Run:
-    def extracted(out: Path, *, extend: bool = False, **changes: Any) -> Summary:
+    def extracted(out: Path, *, extend: bool = False, overwrite: bool = False, **changes: Any) -> Summary:
         counting.asked.clear()
         fields: dict[str, Any] = {"dataset": "scenes", "data_root": scenes_root, "words": 6, "samples_per_shard": 8}
         fields |= {"batch_size": 8, "kind": "attention", "layers": (1,), "device": "cpu"}
-        return extract(ExtractConfig(**fields | changes), out, extend=extend)[0]
+        return extract(ExtractConfig(**fields | changes), out, extend=extend, overwrite=overwrite)[0]
 
     return extracted
 
@@ -227,3 +227,34 @@ def test_a_webdataset_cache_is_extended_images_and_all(
     assert counting.images == 0
     for shard in sorted((fresh / "shards").iterdir()):
         assert (cache / "shards" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_what_is_overwritten_stands_until_the_new_cache_is_complete(
+    run: Run, counting: Counting, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    run(cache)
+    before = _arrays(cache)
+    counting.fail_after = 8
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, overwrite=True, kind="gradcam")
+    assert _arrays(cache) == before
+    with pytest.raises(KeyboardInterrupt):  # an attempt that was given up makes room for another
+        run(cache, overwrite=True, kind="relevance")
+    counting.fail_after = 10**9
+    run(cache, overwrite=True, kind="relevance")
+    assert TargetStore.open(cache).spec.kind == "relevance"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    run(tmp_path / "other", kind="relevance")
+    assert _arrays(cache) == _arrays(tmp_path / "other")
+    run(cache, overwrite=True, kind="relevance")
+    assert counting.images == 2 * 24  # nothing is taken over
+
+
+def test_only_a_cache_is_overwritten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.txt").write_text("years of work")
+    with pytest.raises(TargetsError):
+        run(tmp_path / "cache", overwrite=True)
+    assert (tmp_path / "cache" / "thesis.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]

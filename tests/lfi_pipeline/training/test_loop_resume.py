@@ -36,7 +36,7 @@ EVERYTHING: dict[str, Any] = {
     "randaugment": 2,
 }
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "sgd": {"opt": "sgd"},
     "everything": EVERYTHING,
     "queries": {
         "head": "queries",
@@ -47,7 +47,6 @@ CASES: dict[str, dict[str, Any]] = {
         "grad_accum_steps": 2,
         "epochs": 8,  # 24 steps: gradients are measured at the first and at the 21st
     },
-    "sgd": {"opt": "sgd", "epochs": 3},
 }
 
 
