@@ -150,7 +150,12 @@ def train(
     from lfi_pipeline.training.run_dir import run_name
 
     of_runtime = {name: settings.pop(name) for name in list(settings) if name in declared(RuntimeConfig)}
-    config = build(TrainConfig, {"targets": Path(targets).resolve(), "student": student, **settings})
+    from lfi_pipeline.core.hub import url_of
+
+    config = build(
+        TrainConfig,
+        {"targets": targets if url_of(targets) else Path(targets).resolve(), "student": student, **settings},
+    )
     folder = Path("runs") / run_name(config) if out is None else Path(out)
     (summary,) = training.train([(config, folder)], build(RuntimeConfig, of_runtime))
     return {"out": str(folder), **summary}

@@ -83,7 +83,11 @@ def _students(given: Any) -> list[str | None]:
 def _absolute(name: str, value: Any) -> Any:
     """A run is known by where its data lie, so paths that were typed are written down in full."""
     kind = declared(TrainConfig)[name].kind
-    return str(Path(value).resolve()) if value is not None and kind in (Path, Path | None) else value
+    if value is None or kind not in (Path, Path | None):
+        return value
+    from lfi_pipeline.core.hub import url_of
+
+    return url_of(value) or str(Path(value).resolve())
 
 
 def _planned(runs: Sequence[tuple[TrainConfig, Path]]) -> Shown:

@@ -95,7 +95,11 @@ def untouched_network(needed: Sequence[Remote]) -> Iterator[None]:
 _LOGGER = logging.getLogger(__name__)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-_WANTED = re.compile(r"\.tar$|(^|/)(classes|classnames)\.txt$|\.toml$")
+_LOST = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)", re.IGNORECASE)
+_OF_A_DATASET = re.compile(r"\.tar$|(^|/)(classes|classnames)\.txt$|\.toml$")
+OF_A_CACHE = re.compile(
+    r"(manifest|source|zarr|vocabulary|classes)\.json$|(vocabulary|classes)\.npy$|(commits|index|views|shards)/[^.]"
+)
 _MOST_FILES = 1 << 20
 _TOLD = ("size", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 _PART = 1 << 22  # bytes at a time
@@ -108,8 +112,19 @@ def is_url(text: object) -> bool:
     return isinstance(text, str) and _URL.match(text) is not None
 
 
-def mirrored(url: str) -> Path:
-    """Return a local folder with the tars and class lists below `url`; what is there already is not fetched again.
+def url_of(place: str | Path) -> str | None:
+    """Return the URL that `place` is, None where it is a path. A URL that was taken for a path has lost a slash."""
+    text = str(place)
+    if is_url(text):
+        return text
+    lost = _LOST.match(text)
+    if lost is None or Path(text).exists():
+        return None
+    return f"{lost[1]}:{'//' if lost[1] != 'file' else '///'}{text[lost.end() :]}"
+
+
+def mirrored(url: str, wanted: re.Pattern[str] = _OF_A_DATASET) -> Path:
+    """Return a local folder with the files below `url` that are `wanted`; what is there already is not fetched again.
 
     Files are fetched one after another, each whole or not at all, and tried again where the network fails. A file is
     fetched anew where its size, time or tag at the source differs. Nothing is written to the source.
@@ -117,6 +132,7 @@ def mirrored(url: str) -> Path:
     Args:
         url: a folder that fsspec can list (`s3://`, `gs://`, `https://` of a server that lists), or files as
             `https://host/train-{00000..00012}.tar`.
+        wanted: matches their names, in the folder that is listed: `OF_A_CACHE`, or tars and class lists.
 
     Raises:
         DatasetError: the protocol is unknown or its package absent, nothing is there, or a file cannot be fetched.
@@ -124,21 +140,23 @@ def mirrored(url: str) -> Path:
     folder = cache_folder() / "remote" / hashlib.sha256(url.encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = list(_files(url))
+        files = list(_files(url, wanted))
         if not files:
-            raise DatasetError(f"{url} must be a folder with tars, or name tars; found none there.")
+            raise DatasetError(
+                f"{url} must be a folder with tars, name tars, or be a cache of targets; found none there."
+            )
         for system, source, name in files:
-            _fetch(system, source, folder / name)
+            _fetch(system, source, folder / name, folder.with_name(f"{folder.name}.notes") / f"{name}.json")
         names = {name for _, _, name in files}
-        for path in sorted(folder.rglob("*.tar")):  # what is gone at the source
-            if path.relative_to(folder).as_posix() not in names:
+        for path in sorted(folder.rglob("*")):  # what is gone at the source
+            if path.is_file() and path.name[0] != "." and path.relative_to(folder).as_posix() not in names:
                 path.unlink()
     except OSError as error:
         raise DatasetError(f"{url} cannot be copied to {folder}: {error}.") from error
     return folder
 
 
-def _files(url: str) -> Iterator[tuple[Any, str, str]]:
+def _files(url: str, wanted: re.Pattern[str]) -> Iterator[tuple[Any, str, str]]:
     """Yield file system, path there and name below the folder."""
     named = list(_expanded(url))
     if len(named) > 1 or url.endswith(".tar"):
@@ -151,7 +169,7 @@ def _files(url: str) -> Iterator[tuple[Any, str, str]]:
     found = _tried(lambda: system.find(base), url)
     for path in sorted(found)[:_MOST_FILES]:
         name = path.removeprefix(base).lstrip("/")
-        if _WANTED.search(name):
+        if wanted.search(name):
             yield system, path, _safe(name, url)
 
 
@@ -199,10 +217,10 @@ def _tried(work: Any, what: str) -> Any:
     raise AssertionError("unreachable")
 
 
-def _fetch(system: Any, source: str, place: Path) -> None:
+def _fetch(system: Any, source: str, place: Path, note: Path) -> None:
+    """Copy a file to `place`, unless `note` says that it has not changed since."""
     info = _tried(lambda: system.info(source), source)
     stamp = {name: str(info[name]) for name in _TOLD if name in info}
-    note = place.with_name(f".{place.name}.json")
     try:
         if place.is_file() and read_json(note, error=DatasetError) == stamp:
             return
@@ -213,6 +231,7 @@ def _fetch(system: Any, source: str, place: Path) -> None:
     try:
         _tried(lambda: _copy(system, source, scratch, info.get("size")), source)
         scratch.replace(place)
+        note.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(note, json.dumps(stamp).encode())
     finally:
         scratch.unlink(missing_ok=True)

@@ -203,7 +203,8 @@ class TargetStore:
         """Open a cache for reading.
 
         Args:
-            path: the cache's directory.
+            path: the cache's directory, or its URL (`s3://bucket/shards` and the like, whatever fsspec lists): its files
+                are then copied to the cache folder first, and not again while they stay the same.
             data_root: where the data set lies, if not where the writer recorded.
             require_complete: refuse a cache in which shards are missing.
 
@@ -212,7 +213,11 @@ class TargetStore:
             IncompleteTargetsError: shards are missing.
             CorruptTargetsError: manifest or commit records do not match their checksums.
         """
+        from lfi_pipeline.core.hub import OF_A_CACHE, mirrored, url_of
+
         override = None if data_root is None else Path(data_root).expanduser().absolute()
+        if (url := url_of(path)) is not None:
+            path = mirrored(url, OF_A_CACHE)
         return cls(Path(path).expanduser().absolute(), override, require_complete)
 
     def __len__(self) -> int:

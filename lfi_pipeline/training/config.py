@@ -108,7 +108,7 @@ OPTIMISER, AUGMENTATION, MACHINE = "Optimiser", "Augmentation", "Machine (change
 class DataConfig:
     """What is read, in which order and how it is augmented. Runs with equal data can be fed from one read."""
 
-    targets: Annotated[Path, Option("The cache made by lfi extract-teacher.", panel=DATA)]
+    targets: Annotated[Path, Option("The cache made by lfi extract-teacher, or its URL.", panel=DATA)]
     data_root: Annotated[
         Path | None, Option("Where the images lie; left out: where the cache says they do.", panel=DATA)
     ] = None

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lfi_pipeline.core.errors import DatasetError, ImageReadError
-from lfi_pipeline.core.hub import is_url, mirrored
+from lfi_pipeline.core.hub import mirrored, url_of
 from lfi_pipeline.data.dataset import (
     DEFAULT_SHARE,
     TRAIN,
@@ -236,10 +236,10 @@ def read_dataset(
         DatasetError: `root` cannot be read, or is not laid out as the manifest says (shows both), or two samples share
             a key.
     """
-    if is_url(root):
-        root = mirrored(str(root))
-    elif root is None and is_url(name_or_path):
-        name_or_path, root = FOLDER, mirrored(str(name_or_path))
+    if root is not None and (url := url_of(root)):
+        root = mirrored(url)
+    elif root is None and isinstance(name_or_path, str | Path) and (url := url_of(name_or_path)):
+        name_or_path, root = FOLDER, mirrored(url)
     if root is None:
         named = name_or_path.name if isinstance(name_or_path, Manifest) else name_or_path
         if isinstance(name_or_path, Manifest) or not Path(named).is_dir():

@@ -72,7 +72,7 @@ def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: 
     plan += [{"processes": 2, "runs": [[flatten(c), str(tmp_path / "two" / f"with {n}")] for n, c in together.items()]}]
     shared(plan, tmp_path)
     for name in (*CASES, "uneven"):
-        assert len(train_lines(tmp_path / "one" / name)) == (51 if name != "uneven" else 4)
+        assert len(train_lines(tmp_path / "one" / name)) == (27 if name != "uneven" else 4)
         assert_close(tmp_path / "one" / name, tmp_path / "two" / name)
     for name in together:
         assert_close(tmp_path / "one" / f"with {name}", tmp_path / "two" / f"with {name}")
