@@ -78,6 +78,8 @@ def export(config: Export) -> Shown:
         if config.onnx:
             differs = "not run: no onnxruntime" if check_of["onnx"] is None else f"differs by {check_of['onnx']:.1e}"
             rows.append(("ONNX against PyTorch", differs))
+        if cost := result["whole"].get("head_cost"):
+            rows.append(("the query head adds", f"{cost['text']}, {cost['time'] - 1:.1%} of its time on one image"))
         rows.append(("load it", f'timm.create_model("local-dir:{out}", pretrained=True)'))
         facts(console, str(out), rows)
         show_tree(console, out, EXPORTED)

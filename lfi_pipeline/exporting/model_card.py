@@ -11,7 +11,7 @@ from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.data.manifest import load_manifest
 from lfi_pipeline.evaluation.results import read_results
 from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, Check, PlainModel
-from lfi_pipeline.exporting.whole import WholeCheck
+from lfi_pipeline.exporting.whole import HeadCost, WholeCheck
 from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.learner import LoadedRun
@@ -32,6 +32,7 @@ def card_facts(
     onnx: bool,
     onnx_differs: float | None,
     whole: WholeCheck | None = None,
+    cost: HeadCost | None = None,
 ) -> CardFacts:
     """Return the facts of a run and its export.
 
@@ -44,6 +45,7 @@ def card_facts(
         onnx: whether ONNX was written.
         onnx_differs: its largest difference; None where it could not be run.
         whole: what comparing the whole model gave; None where it was not written.
+        cost: of its query head; None where it has none.
     """
     spec, student = loaded.store.spec, loaded.config.student
     scored, scores = _scores(loaded.path, weights)
@@ -60,6 +62,7 @@ def card_facts(
             "input": f"{loaded.student.size[0]} x {loaded.student.size[1]} pixels",
             "start": "timm's weights of this name" if student.pretrained else "random weights",
             "outputs": f"{plain.model.num_classes} classes" if plain.model.num_classes else "pooled features",
+            **({"the query head of the whole model adds": cost.text} if cost is not None else {}),
         },
         data={
             "data set": f"{spec.dataset.name}, split {spec.dataset.split}, {spec.dataset.samples:,} samples",

@@ -24,7 +24,7 @@ from lfi_pipeline.exporting.check import (
 )
 from lfi_pipeline.exporting.model_card import card_facts, model_card
 from lfi_pipeline.exporting.whole import ONNX as WHOLE_ONNX
-from lfi_pipeline.exporting.whole import WholeCheck, whole_model, write_whole
+from lfi_pipeline.exporting.whole import HeadCost, WholeCheck, head_cost, whole_model, write_whole
 from lfi_pipeline.exporting.whole import write_onnx as write_whole_onnx
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.learner import WEIGHTS, LoadedRun, load_run
@@ -65,10 +65,11 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
             images = _some_images(loaded.store)
             check = check_export(folder, loaded.student, plain, images)
             differs = write_onnx(plain.model, folder / ONNX, loaded.student.size) if onnx else None
-            whole, told = _write_whole(loaded, folder, images, onnx=onnx)
+            whole, told, cost = _write_whole(loaded, folder, images, onnx=onnx)
             facts = card_facts(
-                loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs, whole=whole
-            )
+                loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs, whole=whole,
+                cost=cost,
+            )  # fmt: skip
             (folder / CARD).write_text(model_card(facts), encoding="utf-8")
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             seal_folder(folder, leave_out=frozenset())
@@ -92,16 +93,17 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
 
 def _write_whole(
     loaded: LoadedRun, folder: Path, images: Sequence[Image.Image], *, onnx: bool
-) -> tuple[WholeCheck | None, dict[str, Any]]:
+) -> tuple[WholeCheck | None, dict[str, Any], HeadCost | None]:
     """Write the whole model where the student has one; return how it compares, and what to tell of it."""
     try:
         model = whole_model(loaded)
     except ConfigError as error:  # the plain model is complete without it
-        return None, {"reason": str(error)}
+        return None, {"reason": str(error)}, None
     check = write_whole(folder, model, images)
     differs = write_whole_onnx(model, folder / WHOLE_ONNX) if onnx and model.student.query_head is not None else None
-    parameters = sum(p.numel() for p in model.parameters())
-    return check, {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
+    parameters, cost = sum(p.numel() for p in model.parameters()), head_cost(model)
+    told = {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
+    return check, told | {"head_cost": None if cost is None else asdict(cost) | {"text": cost.text}}, cost
 
 
 def _some_images(store: TargetStore) -> list[Image.Image]:

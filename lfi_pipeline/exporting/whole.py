@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
+from lfi_pipeline.core.runtime import OperationCounter
 from lfi_pipeline.data.augment import whole_images
 from lfi_pipeline.exporting.check import CHECKED, TRACED, checked_onnx, difference, noise_images, require_onnx
 from lfi_pipeline.exporting.model import Model, load, save_model
@@ -118,6 +121,64 @@ def write_whole(folder: Path, model: Model, images: Sequence[Image.Image]) -> Wh
                 f"{value:g} on {len(shown)} images."
             )
     return check
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCost:
+    """What a query head adds to its backbone, for one image on a CPU.
+
+    Attributes:
+        parameters, operations: of the head; a multiplication and an addition are two.
+        backbone_parameters, backbone_operations: of the backbone alone.
+        time: seconds of the whole model over the backbone's, the median of rounds that take turns; 1 is no cost.
+    """
+
+    parameters: int
+    operations: int
+    backbone_parameters: int
+    backbone_operations: int
+    time: float
+
+    @property
+    def text(self) -> str:
+        """Shares of the backbone's."""
+        parameters = self.parameters / self.backbone_parameters
+        operations = self.operations / max(1, self.backbone_operations)
+        return f"{parameters:.1%} of the backbone's parameters, {operations:.1%} of its operations"
+
+
+_ROUNDS = 7
+
+
+def head_cost(model: Model) -> HeadCost | None:
+    """Measure what the query head of `model` costs; None where no queries answer."""
+    student = model.student
+    if student.query_head is None:
+        return None
+    pixels = whole_images(noise_images(model.config.image_size)[:1], model.config.image_size)
+    works: list[Callable[[], object]] = [
+        lambda: student.backbone.forward_features(student.normalised(pixels)),
+        lambda: student(pixels),
+    ]
+    seconds: list[list[float]] = [[], []]
+    with torch.no_grad():
+        totals = []
+        for work in works:
+            with OperationCounter() as counter:
+                work()
+            totals.append(counter.total)
+        for _ in range(_ROUNDS):
+            for spent, work in zip(seconds, works, strict=True):
+                began = time.perf_counter()
+                work()
+                spent.append(time.perf_counter() - began)
+    return HeadCost(
+        parameters=sum(p.numel() for p in student.query_head.parameters()),
+        operations=totals[1] - totals[0],
+        backbone_parameters=sum(p.numel() for p in student.backbone.parameters()),
+        backbone_operations=totals[0],
+        time=statistics.median(whole / bare for bare, whole in zip(*seconds, strict=True)),
+    )
 
 
 def _answers_of(student: Student, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -18,7 +18,7 @@ from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.check import difference
 from lfi_pipeline.exporting.model import WEIGHTS, Model, load, save_model
 from lfi_pipeline.exporting.model_config import ModelConfig
-from lfi_pipeline.exporting.whole import exported_program, whole_model, write_onnx, write_whole
+from lfi_pipeline.exporting.whole import exported_program, head_cost, whole_model, write_onnx, write_whole
 from lfi_pipeline.students import QueryConfig, Student, StudentConfig
 from lfi_pipeline.training import DataConfig, RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.learner import load_run
@@ -197,3 +197,26 @@ def test_a_model_without_classes_is_asked_for_words(query_run: MadeRun, tmp_path
     assert {answer.name for answer in again.predict(picture, words).answers} == set(words)
     with pytest.raises(ConfigError, match="which words to ask"):
         again.predict(picture)
+
+
+def test_what_the_query_head_costs_is_counted() -> None:
+    model = made()
+    student, classes = model.student, len(CLASSES)
+    cost = head_cost(model)
+    assert cost is not None
+    assert student.queries is not None
+    assert cost.parameters == sum(p.numel() for p in student.queries.parameters())
+    assert cost.backbone_parameters == sum(p.numel() for p in student.backbone.parameters())
+    expected = classes * 8 * 16  # the seeds; then per tap W_q and W_o, keys and values, scores and sums
+    for tap in student.taps:
+        cells = tap.grid[0] * tap.grid[1]
+        expected += 2 * classes * 16 * 16 + 2 * cells * tap.width * 16 + 2 * classes * cells * 16
+    assert cost.operations == 2 * expected
+    assert cost.backbone_operations > cost.operations > 0
+    assert cost.time > 0
+    assert f"{cost.operations / cost.backbone_operations:.1%} of its operations" in cost.text
+
+
+def test_a_linear_head_has_no_queries_to_pay_for() -> None:
+    student = Student(VIT, classes=len(CLASSES), embedding_dim=8)
+    assert head_cost(Model(student, described(VIT, student, head="linear"), None).eval()) is None
