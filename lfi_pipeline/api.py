@@ -146,15 +146,14 @@ def train(
         RunError: a loss became NaN or exploded; the run has written down the batch.
     """
     from lfi_pipeline import training
+    from lfi_pipeline.core.hub import in_full
     from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
     from lfi_pipeline.training.run_dir import run_name
 
     of_runtime = {name: settings.pop(name) for name in list(settings) if name in declared(RuntimeConfig)}
-    from lfi_pipeline.core.hub import url_of
-
     config = build(
         TrainConfig,
-        {"targets": targets if url_of(targets) else Path(targets).resolve(), "student": student, **settings},
+        {"targets": in_full(targets), "student": student, **settings},
     )
     folder = Path("runs") / run_name(config) if out is None else Path(out)
     (summary,) = training.train([(config, folder)], build(RuntimeConfig, of_runtime))

@@ -85,9 +85,9 @@ def _absolute(name: str, value: Any) -> Any:
     kind = declared(TrainConfig)[name].kind
     if value is None or kind not in (Path, Path | None):
         return value
-    from lfi_pipeline.core.hub import url_of
+    from lfi_pipeline.core.hub import in_full
 
-    return url_of(value) or str(Path(value).resolve())
+    return in_full(value)
 
 
 def _planned(runs: Sequence[tuple[TrainConfig, Path]]) -> Shown:

@@ -123,6 +123,11 @@ def url_of(place: str | Path) -> str | None:
     return f"{lost[1]}:{'//' if lost[1] != 'file' else '///'}{text[lost.end() :]}"
 
 
+def in_full(place: str | Path) -> str:
+    """Return a place so that it is the same from anywhere: a URL as it is, a path as an absolute one."""
+    return url_of(place) or str(Path(place).resolve())
+
+
 def mirrored(url: str, wanted: re.Pattern[str] = _OF_A_DATASET) -> Path:
     """Return a local folder with the files below `url` that are `wanted`; what is there already is not fetched again.
 

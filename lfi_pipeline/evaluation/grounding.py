@@ -131,16 +131,11 @@ _PIXELS_AT_ONCE = 2**20  # of masks, and of maps enlarged to them
 
 def _alike(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the pairs in their order, stacked while their sizes stay the same and few pixels are in memory."""
-    some: list[tuple[Tensor, Tensor]] = []
-    for pair in zip(maps, masks, strict=True):
-        sizes = [each.shape for each in pair]
-        full = len(some) * pair[1].numel() >= _PIXELS_AT_ONCE
-        if some and (full or sizes != [each.shape for each in some[0]]):
+    pairs = zip(maps, masks, strict=True)
+    for (_, size), group in itertools.groupby(pairs, key=lambda pair: (pair[0].shape, pair[1].shape)):
+        at_once = max(1, _PIXELS_AT_ONCE // max(1, size.numel()))
+        while some := list(itertools.islice(group, at_once)):
             yield torch.stack([each for each, _ in some]), torch.stack([mask for _, mask in some])
-            some = []
-        some.append(pair)
-    if some:
-        yield torch.stack([each for each, _ in some]), torch.stack([mask for _, mask in some])
 
 
 def best_overlap(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Overlap | None:

@@ -142,8 +142,7 @@ def student_maps(
     for first in progress_bar(range(0, len(positions), _BATCH), desc="maps of words", unit="batch", leave=False):
         chunk = list(positions[first : first + _BATCH])
         pixels = images.read(chunk)
-        read = store.read_many(chunk)
-        words = vocabulary[torch.from_numpy(read.words).long().clamp_min(0)].to(device)
+        words = vocabulary[torch.from_numpy(store.read_words(chunk)).long().clamp_min(0)].to(device)
         with torch.no_grad():
             features = student(pixels.to(device), with_taps=True)
             maps = student.queries.maps(words, features.taps)

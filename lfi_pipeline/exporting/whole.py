@@ -172,10 +172,11 @@ def head_cost(model: Model) -> HeadCost | None:
                 began = time.perf_counter()
                 work()
                 spent.append(time.perf_counter() - began)
+    counts = student.parameter_counts()
     return HeadCost(
-        parameters=sum(p.numel() for p in student.query_head.parameters()),
+        parameters=counts["queries"],
         operations=totals[1] - totals[0],
-        backbone_parameters=sum(p.numel() for p in student.backbone.parameters()),
+        backbone_parameters=counts["backbone"],
         backbone_operations=totals[0],
         time=statistics.median(whole / bare for bare, whole in zip(*seconds, strict=True)),
     )

@@ -254,9 +254,8 @@ class TextSource:
                 "use `text='prompts'` (class names) or `text='generate'` (the teacher writes them)."
             )
         if self.vocabulary:
-            return ReadTexts(
-                texts=found, phrases=tuple(word for word in self.vocabulary if word in words_listed(found[0]))
-            )
+            shown = frozenset(words_listed(found[0]))
+            return ReadTexts(texts=found, phrases=tuple(word for word in self.vocabulary if word in shown))
         return ReadTexts(texts=self._chosen(found))
 
     def _prompted(self, sample: Sample) -> ReadTexts:

@@ -18,7 +18,7 @@ from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.training.config import TrainConfig
 
 
-def _trained(targets: Path, out: Path, objective: str, queries: str = "text", **settings: Any) -> Path:
+def _trained(targets: Path, out: Path, objective: str, **settings: Any) -> Path:
     config = build(
         TrainConfig,
         {
