@@ -55,10 +55,9 @@ class ExtractTeacher:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.overwrite and (self.extend or self.engine == "ray" or self.shards):
+        if self.overwrite and self.engine == "ray":
             raise ConfigError(
-                "overwrite replaces a whole cache by one process: leave out extend, shards and engine.",
-                argument="overwrite",
+                "overwrite replaces a whole cache by one process: leave out engine.", argument="overwrite"
             )
 
 
@@ -84,8 +83,6 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     from lfi_pipeline.teachers.shards import assign_shards
 
     share = assign_shards(config.shards)
-    if config.overwrite and share.world > 1:
-        raise ConfigError("overwrite is for one process, got several.", argument="overwrite")
     options: dict[str, Any] = {"extend": config.extend, "retry_quarantined": config.retry_quarantined}
     if config.engine == "ray":
         from lfi_pipeline.teachers.ray_engine import extract_on_ray

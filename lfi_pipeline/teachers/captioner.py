@@ -22,7 +22,13 @@ import open_clip
 import torch
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ImageReadError, IncompleteTargetsError, OutputExistsError, SpecMismatchError
+from lfi_pipeline.core.errors import (
+    DatasetError,
+    ImageReadError,
+    IncompleteTargetsError,
+    OutputExistsError,
+    SpecMismatchError,
+)
 from lfi_pipeline.core.io import exchange, one_at_a_time, output_errors, read_whole, seal, unseal, write_atomic
 from lfi_pipeline.core.runtime import progress_bar, tell
 from lfi_pipeline.core.schema import plain_differences, to_plain
@@ -129,8 +135,6 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 CHUNK = 1024
-UNREADABLE = "unreadable image"
-"""Stands for the caption of an image that cannot be decoded; the extraction quarantines it."""
 
 
 def generated_captions(
@@ -145,7 +149,9 @@ def generated_captions(
     vocabulary: Sequence[str] = (),
     poll_seconds: float = 2.0,
 ) -> dict[str, str]:
-    """Return the teacher's caption of every sample by key; those not yet on disk are written first.
+    """Return the teacher's captions by key; those not yet on disk are written first.
+
+    An image that cannot be read has none; the extraction quarantines it.
 
     Args:
         teacher: that writes.
@@ -154,7 +160,8 @@ def generated_captions(
         batch_size: images per forward pass.
         share: which chunks are this process's.
         extend: captions of other samples of the data set may be there: they are kept, and those of new ones are added.
-        overwrite: captions of another data set or teacher may be there: they are deleted.
+        overwrite: captions of another data set or teacher may be there: they are deleted; images without a caption are
+            tried again.
         vocabulary: words that captions are to list (`lister`); empty: the teacher writes sentences.
         poll_seconds: how long to wait before looking again at chunks of other processes.
 
@@ -162,6 +169,7 @@ def generated_captions(
         TeacherError: the teacher cannot write captions.
         SpecMismatchError: the folder holds captions of another data set or teacher; names the fields.
         IncompleteTargetsError: chunks outside this process's share are missing.
+        DatasetError: no image can be read.
         OutputWriteError: the folder cannot be written.
     """
     final = out.expanduser().absolute().with_name(f"{out.name}.captions")
@@ -175,6 +183,8 @@ def generated_captions(
         tell(f"Captions are kept in {final}.")
     _require_same_source(folder, source)
     pieces = range(-(-len(dataset) // CHUNK))
+    if overwrite:
+        _forget_incomplete(folder, dataset)
     with progress_bar(total=len(dataset), desc="captions", unit="image", delay=1, disable=share.rank > 0) as bar:
         while order := share.order([piece for piece in pieces if not _file(folder, piece).exists()]):
             made = 0
@@ -202,7 +212,23 @@ def generated_captions(
         )
     clear_staging(folder)
     _put_in_place(folder, final)
-    return _read(final)
+    captions = _read(final)
+    if not captions:
+        _forget_incomplete(final, dataset)  # so that the next run tries them again
+        raise DatasetError(
+            f"An image or more of {dataset.root} must be readable; none of {len(dataset)} is, such as "
+            f"{dataset.samples[0].path}. Mend the files or their names, then run the same command again."
+        )
+    return captions
+
+
+def _forget_incomplete(folder: Path, dataset: Dataset) -> None:
+    """Delete the pieces in which an image has no caption, so that they are written again."""
+    known = _read(folder)
+    with output_errors(folder):
+        for piece in range(-(-len(dataset) // CHUNK)):
+            if any(dataset.samples[i].key not in known for i in _positions(piece, len(dataset))):
+                _file(folder, piece).unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -230,7 +256,7 @@ def _place(final: Path, source: Mapping[str, Any]) -> tuple[Path, dict[str, str]
             return final, {}
         if beside.exists() and unseal(read_whole(beside / _SOURCE), beside / _SOURCE) != source:
             shutil.rmtree(beside)  # of an extension that was given up
-        return beside, {key: caption for key, caption in _read(final).items() if caption != UNREADABLE}
+        return beside, _read(final)
 
 
 def _put_in_place(folder: Path, final: Path) -> None:
@@ -291,7 +317,6 @@ def _captioned(
             try:
                 image = read_image(dataset.root, sample.path)[0]
             except ImageReadError:
-                found.append((sample.key, UNREADABLE))
                 continue
             readable.append(sample)
             images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))

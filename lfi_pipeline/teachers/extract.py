@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from lfi_pipeline.core.errors import DatasetError, ImageReadError
+from lfi_pipeline.core.errors import ConfigError, DatasetError, ImageReadError
 from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
 from lfi_pipeline.data import Dataset, load_manifest, read_dataset
 from lfi_pipeline.data.images import read_image
@@ -25,7 +23,6 @@ from lfi_pipeline.targets import (
     DatasetSpec,
     MapSpec,
     PreprocessingSpec,
-    ShardPayload,
     Summary,
     TargetSpec,
     TargetStore,
@@ -33,6 +30,7 @@ from lfi_pipeline.targets import (
     TextSpec,
     Vocabulary,
 )
+from lfi_pipeline.targets.writer import Committer
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
@@ -50,49 +48,6 @@ from lfi_pipeline.teachers.text import (
     stop_words_sha256,
     telling_sample,
 )
-
-
-class Committer:
-    """Commits one shard at a time; memory holds the shard that is written and the one that is made, no more."""
-
-    def __init__(self, writer: TargetWriter) -> None:
-        self._writer = writer
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._wait()
-        finally:
-            self._pool.shutdown()
-
-    def commit(self, shard: int, payload: ShardPayload, claim: ExitStack) -> None:
-        """Hand over a shard; `claim` is given up once it is committed.
-
-        Raises:
-            LFIError: the shard before could not be written.
-        """
-        try:
-            self._wait()
-        except BaseException:
-            claim.close()
-            raise
-        self._last = self._pool.submit(self._commit, shard, payload, claim)
-
-    def _commit(self, shard: int, payload: ShardPayload, claim: ExitStack) -> None:
-        with claim:
-            self._writer.commit(shard, payload)
-
-    def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,12 +103,16 @@ class Job:
                 "the files or their names, then run the same command again: it tries them anew."
             )
 
-    def retry_quarantined(self, dataset: Dataset, *, asked: bool) -> None:
+    def retry_quarantined(self, dataset: Dataset, *, asked: bool, captions: Mapping[str, str] | None) -> None:
         """Make the shards pending again in which a quarantined image can be read by now.
 
         Args:
             dataset: the samples.
             asked: look at every quarantined image; else only in a cache that has nothing but such, which is of no use.
+            captions: where the teacher wrote them, by key.
+
+        Raises:
+            ConfigError: an image can be read by now, but has no caption, whose words would need rows in the vocabulary.
         """
         quarantined = self.writer.quarantined()
         if not quarantined or not (asked or len(quarantined) == len(dataset)):
@@ -163,6 +122,13 @@ class Job:
         for position, path in progress_bar(paths, desc="quarantined", unit="image", total=len(quarantined), delay=2):
             shard = position // self.writer.spec.samples_per_shard
             if shard not in mended and _is_readable(dataset.root, path):
+                if captions is not None and dataset.samples[position].key not in captions:
+                    raise ConfigError(
+                        f"The teacher writes the captions of this cache, and has written none of {path}, which could "
+                        "not be read; its words are not in the cache. Use `overwrite` to make the cache anew; the "
+                        "captions of the other images are kept.",
+                        argument="retry_quarantined",
+                    )
                 mended.add(shard)
         for shard in sorted(mended):
             self.writer.take_back(shard)
@@ -195,6 +161,11 @@ def open_job(
     dataset: Dataset | None = None,
 ) -> Job:
     """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
+    if overwrite and (extend or share != ShardAssignment()):
+        raise ConfigError(
+            "overwrite replaces a whole cache by one process: leave out extend and shards, and run one process.",
+            argument="overwrite",
+        )
     if dataset is None:
         dataset = read_split(config)
     manifest = load_manifest(config.dataset, config.data_root)
@@ -261,7 +232,7 @@ def open_job(
     )
     shown = partial(_shown, teacher, dataset, source, kind)
     job = Job(writer, maker, f"{teacher.identity.name} {kind}", shown, extension, captioning_seconds)
-    job.retry_quarantined(dataset, asked=retry_quarantined)
+    job.retry_quarantined(dataset, asked=retry_quarantined, captions=generated)
     return job
 
 
@@ -347,7 +318,8 @@ def extract(
 
     Raises:
         LFIError: unknown names, a data root that does not fit, an output that holds something else, a spec that
-            differs from the one `out` was begun with, a data set of which no image can be read.
+            differs from the one `out` was begun with, a data set of which no image can be read; `overwrite` with
+            `extend` or with a share of the shards.
     """
     began = time.monotonic()
     share = share or assign_shards()

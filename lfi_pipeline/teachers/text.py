@@ -210,7 +210,7 @@ class TextSource:
         classes: class names of the data set.
         prompts: templates with one `{}`; of several, `first` takes the first. Kept as `templates` in every mode, as
             `prompts` where they are read.
-        generated: for `generate`, the teacher's caption by key.
+        generated: for `generate`, the teacher's caption by key; an image that could not be read has none.
         vocabulary: words that captions list, as `listed` writes them; empty where captions are sentences.
 
     Raises:
@@ -244,6 +244,8 @@ class TextSource:
         """
         if self.mode == "prompts":
             return self._prompted(sample)
+        if self.mode == "generate" and sample.key not in self._generated:
+            return ReadTexts(texts=("",))
         found = (self._generated[sample.key],) if self.mode == "generate" else sample.captions
         found = tuple(text for caption in found if (text := " ".join(caption.split())))
         if not found and self.mode == "captions" and not sample.captions and not sample.labels:

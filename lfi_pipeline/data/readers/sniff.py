@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -268,10 +268,29 @@ def _has(folder: Path, wanted: Callable[[str], bool], depth: int = 1) -> bool:
     return depth > 0 and any(_has(Path(each), wanted, depth - 1) for each in below[:_MOST_FOLDERS])
 
 
+_SHARD = re.compile(r"\d{5}")  # of a numbered series, as tools that write tars or Parquet files count them
+
+
+def _is_leftover(root: Path, files: Sequence[str]) -> bool:
+    """Whether tars or Parquet files are a backup or a table beside images, more of them, that lie open."""
+    if any(_SHARD.search(name) or split_named(re.split(r"[-_.]", name)[0]) for name in files):
+        return False
+    return _counted(root, is_image, 4, len(files) + 1) > len(files)
+
+
+def _counted(folder: Path, wanted: Callable[[str], bool], depth: int, most: int) -> int:
+    """How many files with a wanted name are in `folder` and up to `depth` folders below, up to `most`."""
+    entries = _entries(folder)
+    found = sum(1 for entry in entries if wanted(entry.name) and not entry.is_dir())
+    for below in (entry for entry in entries[:_MOST_FOLDERS] if depth and found < most and entry.is_dir()):
+        found += _counted(below, wanted, depth - 1, most - found)
+    return min(found, most)
+
+
 def _parquet(root: Path) -> Layout | None:
     for folder in (root, root / "data", *_folders(root)):
         files = [path for path in _entries(folder) if path.name.endswith(".parquet")] if folder.is_dir() else []
-        if files:
+        if files and not _is_leftover(root, [path.name for path in files]):
             raw = sorted({re.split(r"[-_.]", path.name)[0] for path in files})
             splits = {split_named(name) or name: {"files": f"{_below(root, folder)}/{name}"} for name in raw}
             if len(splits) == 1 and not {"train", "val", "test"} & splits.keys():
@@ -281,17 +300,21 @@ def _parquet(root: Path) -> Layout | None:
     return None
 
 
-def _webdataset(root: Path) -> Layout | None:
-    def is_tar(name: str) -> bool:
-        return name.endswith((".tar", ".tar.gz", ".tgz"))
+def _is_tar(name: str) -> bool:
+    return name.endswith((".tar", ".tar.gz", ".tgz"))
 
-    folders = [folder for folder in _folders(root) if _has(folder, is_tar)]
+
+def _webdataset(root: Path) -> Layout | None:
+    folders = [folder for folder in _folders(root) if _has(folder, _is_tar)]
     named = {split_named(folder.name): folder.name for folder in folders if split_named(folder.name)}
     tool = "tars of webdataset"
     if named:
         splits = {str(split): {"tars": name} for split, name in sorted(named.items(), key=str)}
         return Layout(layout="webdataset", tool=tool, splits=splits)
-    tars = [path.name for path in _entries(root) if is_tar(path.name)]
+    tars = [path.name for path in _entries(root) if _is_tar(path.name)]
+    inner = [path.name for folder in folders for path in _entries(folder) if _is_tar(path.name)]
+    if _is_leftover(root, tars + inner):
+        return None
     starts = sorted({re.match(r"[A-Za-z]*", name)[0] for name in tars})  # type: ignore[index]
     split_of = {split: start for start in starts if (split := split_named(start)) is not None}
     if split_of:
@@ -306,9 +329,15 @@ def _images(root: Path) -> Layout | None:
         return None
     classed = all(_has_classes(root / base) for base in bases.values())
     splits = {split: {"folder": base} for split, base in sorted(bases.items())}
-    if classed:
-        return Layout(layout="imagefolder", tool="a folder for each class (ImageFolder)", splits=splits)
-    return Layout(layout="images", tool="images, without classes", splits=splits)
+    tool = "a folder for each class (ImageFolder)" if classed else "images, without classes"
+    beside = [path.name for folder in (root, *_folders(root)) for path in _entries(folder) if _is_packed(path.name)]
+    if beside:
+        tool += f"; {', '.join(beside[:3])}{', ...' if beside[3:] else ''} beside them is left alone"
+    return Layout(layout="imagefolder" if classed else "images", tool=tool, splits=splits)
+
+
+def _is_packed(name: str) -> bool:
+    return _is_tar(name) or name.endswith(".parquet")
 
 
 def _has_classes(base: Path) -> bool:

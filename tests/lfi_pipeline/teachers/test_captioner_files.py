@@ -11,13 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfi_pipeline.core.errors import CorruptTargetsError, IncompleteTargetsError, SpecMismatchError
+from lfi_pipeline.core.errors import (
+    ConfigError,
+    CorruptTargetsError,
+    DatasetError,
+    ImageReadError,
+    IncompleteTargetsError,
+    SpecMismatchError,
+)
 from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.images import read_bytes, read_image
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.teachers import CocaTeacher, shards
 from lfi_pipeline.teachers import captioner as captioning
 from lfi_pipeline.teachers import extract as job
-from lfi_pipeline.teachers.captioner import UNREADABLE, generated_captions
+from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.shards import ShardAssignment
@@ -100,14 +108,60 @@ def test_a_damaged_piece_is_refused(write: Callable[..., dict[str, str]], tmp_pa
         write()
 
 
-def test_an_unreadable_image_is_left_to_the_extraction(
-    write: Callable[..., dict[str, str]], dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> set[str]:
+    """Paths of images that cannot be read, for as long as they are in the set."""
+    paths: set[str] = set()
+
+    def read(root: Path, path: str) -> Any:
+        if path in paths:
+            raise ImageReadError(f"{path}: planted")
+        return read_image(root, path)
+
+    def read_file(root: Path, path: str) -> bytes:
+        return b"planted" if path in paths else read_bytes(root, path)
+
+    for module in (captioning, job):
+        monkeypatch.setattr(module, "read_image", read)
+    monkeypatch.setattr(shards, "read_bytes", read_file)
+    return paths
+
+
+def test_an_unreadable_image_has_no_caption_and_leaves_no_word(
+    teacher: Writing,
+    dataset: Dataset,
+    broken: set[str],
+    scenes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    broken = dataset.samples[2].path
-    read = captioning.read_image
-    monkeypatch.setattr(captioning, "read_image", lambda root, path: read(root if path != broken else tmp_path, path))
-    captions = write()
-    assert [key for key, caption in captions.items() if caption == UNREADABLE] == [dataset.samples[2].key]
+    monkeypatch.setattr(job, "load_teacher", lambda *args, **options: teacher)
+    config = ExtractConfig(
+        dataset="scenes", data_root=scenes_root, text="generate", kind="relevance", views=("full",), device="cpu"
+    )
+    broken.add(dataset.samples[2].path)
+    assert extract(config, tmp_path / "targets")[0].quarantined == 1
+    store = TargetStore.open(tmp_path / "targets")
+    assert set(store.vocabulary.words) <= {"bright", "dark", "scene"}
+    assert store.index.captions[2] == ""
+    assert extract(config, tmp_path / "targets", retry_quarantined=True)[0].quarantined == 1
+    broken.clear()
+    with pytest.raises(ConfigError, match=rf"none of {dataset.samples[2].path}.*Use `overwrite`"):
+        extract(config, tmp_path / "targets", retry_quarantined=True)
+    written = teacher.images
+    assert extract(config, tmp_path / "targets", overwrite=True)[0].quarantined == 0
+    assert teacher.images - written == 10  # of the one piece in which a caption was missing
+    assert TargetStore.open(tmp_path / "targets").index.captions[2] in ("a bright scene", "a dark scene")
+
+
+def test_where_no_image_can_be_read_the_next_run_tries_them_again(
+    write: Callable[..., dict[str, str]], dataset: Dataset, broken: set[str]
+) -> None:
+    broken |= {sample.path for sample in dataset.samples}
+    with pytest.raises(DatasetError, match=rf"none of 24 is, such as {dataset.samples[0].path}"):
+        write()
+    broken.clear()
+    assert len(write()) == 24
 
 
 def test_an_extraction_reads_what_the_teacher_wrote(

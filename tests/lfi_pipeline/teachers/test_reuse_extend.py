@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.core.errors import CorruptTargetsError, SpecMismatchError, TargetsError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, SpecMismatchError, TargetsError
 from lfi_pipeline.core.io import exchange
 from lfi_pipeline.targets import Summary, TargetStore
 from lfi_pipeline.targets.verify import verify
@@ -252,6 +252,9 @@ def test_what_is_overwritten_stands_until_the_new_cache_is_complete(
 
 
 def test_only_a_cache_is_overwritten(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overwrite replaces a whole cache by one process"):
+        run(tmp_path / "cache", overwrite=True, extend=True)
+    assert not (tmp_path / "cache").exists()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "thesis.txt").write_text("years of work")
     with pytest.raises(TargetsError):

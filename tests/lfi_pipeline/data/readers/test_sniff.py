@@ -184,6 +184,25 @@ def test_tars_of_webdataset(tmp_path: Path, tars: list[str]) -> None:
     assert sizes(tmp_path) == {"train": 2, "val": 2}
 
 
+@pytest.mark.parametrize("stray", ["backup.tar", "old/photos-2023.tar.gz", "labels.parquet"])
+def test_a_backup_or_a_table_beside_images_hides_none_of_them(tmp_path: Path, stray: str) -> None:
+    for name in ("a.jpg", "trip/b.jpg", "trip/c.jpg"):
+        write(tmp_path / name)
+    write(tmp_path / stray, b"not looked into")
+    assert sniff_layout(tmp_path).layout == "images"
+    assert sniff_layout(tmp_path).tool.endswith(f"{stray.rpartition('/')[2]} beside them is left alone")
+    assert len(read_dataset(tmp_path, split="all")) == 3
+
+
+@pytest.mark.parametrize("name", ["train.tar", "photos-000000.tar"])
+def test_pictures_in_a_readme_hide_no_tar(tmp_path: Path, name: str) -> None:
+    make_webdataset(tmp_path, {name: {"a": {"jpg": None, "txt": "a"}, "b": {"jpg": None, "txt": "b"}}})
+    for i in range(3):
+        write(tmp_path / f"assets/{i}.png")
+    assert sniff_layout(tmp_path).layout == "webdataset"
+    assert len(read_dataset(tmp_path, split="all")) == 2
+
+
 def test_dotted_members_of_one_tar(tmp_path: Path) -> None:
     members = [(f"{i}.{part}", b"x") for i in range(6) for part in ("caption.txt", "image.jpg")]
     write(tmp_path / "shards-0.tar", tar_bytes(members))
