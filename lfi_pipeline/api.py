@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lfi_pipeline.training.dataset import TargetSample
 
 IMAGES = "images"
-"""What is added to the name of a cache for the folder of the images of a torch data set."""
+"""Suffix of the folder beside a cache that holds the images of a torch data set."""
 
 
 @extras()
@@ -195,9 +195,9 @@ def evaluate(
 
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
     cache = None if targets is None else Path(targets)
-    given = settings if cache is None else {"targets": cache, **settings}
+    options = settings if cache is None else {"targets": cache, **settings}
     names = tuple(protocols) or default_protocols(cache, settings.get("data_root"))
-    common, configs = evaluation_configs(names, given, ignored=() if protocols else ("targets",))
+    common, configs = evaluation_configs(names, options, ignored=() if protocols else ("targets",))
     return evaluate_runs(folders, configs, common)
 
 

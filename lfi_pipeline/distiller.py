@@ -154,12 +154,12 @@ class Distiller(nn.Module):
         return out
 
     def get_extra_state(self) -> Tensor:
-        """Return what `state_dict` holds beside weights: the steps that were taken, and the measured ratios."""
+        """Return what `state_dict` holds beside weights: the number of steps taken, and the measured ratios."""
         ratios = [self.learner.balance.ratios.get(term, torch.nan) for term in self.learner.balance.terms]
         return torch.tensor([float(self._step), *ratios], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from `get_extra_state`."""
+        """Restore what `get_extra_state` returned."""
         step, *ratios = state.tolist()
         self._step = int(step)
         pairs = zip(self.learner.balance.terms, ratios, strict=True)

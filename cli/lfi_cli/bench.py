@@ -55,9 +55,9 @@ def benchmark(
 
     def made(measure: Callable[[T], Outcome]) -> Command:
         @functools.wraps(measure)
-        def run(given: Mapping[str, Any]) -> Shown:
-            output = build(Output, {name: value for name, value in given.items() if name in declared(Output)})
-            sizes = build(kind, {name: value for name, value in given.items() if name in declared(kind)})
+        def run(options: Mapping[str, Any]) -> Shown:
+            output = build(Output, {name: value for name, value in options.items() if name in declared(Output)})
+            sizes = build(kind, {name: value for name, value in options.items() if name in declared(kind)})
             sizes = quick(sizes) if output.quick else sizes
             return _shown(measure(sizes), output.csv, getattr(sizes, "device", "cpu"))
 

@@ -106,10 +106,10 @@ def _sheet(manifest: Manifest, name: str, data_root: Path | None) -> Shown:
         rows += [("prompt", prompt) for prompt in result["prompts"]]
         rows += [("needs", line) for line in result["needs"]]
         rows += [("split", split) for split in result["splits"] if data_root is None]
-        for split, found in result.get("found", {}).items():
-            told = ", ".join(f"{value} {what}" for what, value in found.items() if what not in ("domains", "error"))
-            domains = ", ".join(f"{domain} {count}" for domain, count in found.get("domains", {}).items())
-            rows.append((f"split {split}", found.get("error") or f"{told}{f' ({domains})' if domains else ''}"))
+        for split, counts in result.get("found", {}).items():
+            totals = ", ".join(f"{value} {what}" for what, value in counts.items() if what not in ("domains", "error"))
+            domains = ", ".join(f"{domain} {count}" for domain, count in counts.get("domains", {}).items())
+            rows.append((f"split {split}", counts.get("error") or f"{totals}{f' ({domains})' if domains else ''}"))
         facts(console, manifest.name, rows)
 
     return Shown(result, render)
@@ -294,7 +294,7 @@ def demo(config: Demo) -> Shown:
                 f"{name} head, mAP",
                 f"{percent(s['map_seen'])} seen domains, {percent(s['map_heldout'])} held-out domain",
             )
-            for name, s in ((name, found["classification"]["scores"]) for name, found in scores.items())
+            for name, s in ((name, results["classification"]["scores"]) for name, results in scores.items())
         ),
         (
             "query head, peak of a word's map in its object",

@@ -46,16 +46,19 @@ class Predict:
 
 
 def _encoder(name: str, wanted: tuple[str, str]) -> EncodeText:
-    """Return what embeds words as the cache's were, by the teacher called `name`, loaded when it is first asked."""
+    """Return a function that embeds V words by the teacher called `name`: fp32 [V, E], rounded to fp16 as in the cache.
+
+    It loads the teacher when it is called, and refuses one whose name and tag are not `wanted`.
+    """
 
     def encode(words: Sequence[str]) -> Tensor:
         from lfi_pipeline.core.errors import ConfigError
         from lfi_pipeline.teachers import load_teacher
 
         teacher = load_teacher(name)
-        found = teacher.identity.name, teacher.identity.tag
-        if found != wanted:
-            raise ConfigError(f"`teacher` must be the model's, {':'.join(wanted)}, got {':'.join(found)}.")
+        identity = teacher.identity.name, teacher.identity.tag
+        if identity != wanted:
+            raise ConfigError(f"`teacher` must be the model's, {':'.join(wanted)}, got {':'.join(identity)}.")
         return teacher.embed_words(words).half().float()
 
     return encode
@@ -117,27 +120,27 @@ class Evaluate:
 
 
 @command((Evaluate, EvaluationConfig, *PROTOCOL_CONFIGS.values()), raw=True)
-def evaluate(given: Mapping[str, Any]) -> Shown:
+def evaluate(settings: Mapping[str, Any]) -> Shown:
     """Score runs by one protocol or several; results are kept in RUN/evaluation/. Several runs are also shown by seeds.
 
     Example: lfi evaluate runs/lfi-0 --targets shards-val/
     """
-    options = {name: value for name, value in given.items() if name not in ("runs", "protocol")}
-    runs, names = [Path(run) for run in given["runs"]], tuple(given.get("protocol", ()))
-    asked = bool(names)
-    if not asked:
+    options = {name: value for name, value in settings.items() if name not in ("runs", "protocol")}
+    runs, names = [Path(run) for run in settings["runs"]], tuple(settings.get("protocol", ()))
+    protocols_chosen = bool(names)
+    if not protocols_chosen:
         from lfi_pipeline.evaluation.protocols import default_protocols
 
         names = default_protocols(_path(options.get("targets")), _path(options.get("data_root")))
         if "targets" in options and "grounding" not in names:
             say(stderr(), "The data set of --targets has no masks, so grounding is not scored.")
-    common, configs = evaluation_configs(names, options, ignored=() if asked else ("targets",))
+    common, configs = evaluation_configs(names, options, ignored=() if protocols_chosen else ("targets",))
     from lfi_pipeline.evaluation import evaluate_runs
 
     results = evaluate_runs(runs, configs, common)
     tables, notes = _tables(results)
     domains = _domain_tables(results)
-    told: Result = {
+    result: Result = {
         "runs": {
             str(run): {
                 name: {k: v for k, v in dataclasses.asdict(r).items() if k != "protocol"} for name, r in of.items()
@@ -150,15 +153,15 @@ def evaluate(given: Mapping[str, Any]) -> Shown:
     def render(console: Console) -> None:
         from lfi_cli.evaluation_tables import show_domain_tables, show_run, show_tables
 
-        for run, found in results.items():
-            show_run(console, run, found)
+        for run, by_protocol in results.items():
+            show_run(console, run, by_protocol)
         if tables:
             show_tables(console, tables, notes)
-        for found_tables in domains.values():
-            show_domain_tables(console, found_tables)
+        for domain_rows in domains.values():
+            show_domain_tables(console, domain_rows)
         show_tree(console, next(iter(results)), FILES)
 
-    return Shown(told, render)
+    return Shown(result, render)
 
 
 def _path(value: str | None) -> Path | None:
@@ -173,8 +176,11 @@ def _tables(results: Mapping[Path, Mapping[str, Any]]) -> tuple[Mapping[str, Any
 
 
 def _domain_tables(results: Mapping[Path, Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
-    """Runs that leave out different domains are columns of one row, so their table is another."""
+    """Return the tables of domains that were left out of training; none unless two runs or more have such a score.
+
+    They are apart from those of `_tables`: runs that leave out different domains are columns of one row here.
+    """
     from lfi_pipeline.report.views import CROSS_DOMAIN, domain_tables
 
-    found = {run: of[CROSS_DOMAIN] for run, of in results.items() if CROSS_DOMAIN in of}
-    return {CROSS_DOMAIN: domain_tables(found)} if len(found) > 1 else {}
+    cross_domain = {run: of[CROSS_DOMAIN] for run, of in results.items() if CROSS_DOMAIN in of}
+    return {CROSS_DOMAIN: domain_tables(cross_domain)} if len(cross_domain) > 1 else {}

@@ -24,15 +24,15 @@ def show_run(console: Console, run: Path, results: Mapping[str, ProtocolResult])
     from lfi_pipeline.evaluation.metrics import MEASURES, without_domains
 
     for protocol, result in results.items():
-        found = {name: score for name, score in result.scores.items() if score is not None}
-        scored = without_domains([each for each in MEASURES[protocol] if each.name in found])
-        rows = [(each.heading, _value(each, found[each.name]) + _UNITS.get(each.unit, "")) for each in scored]
-        told = _DETAILS[protocol](result.details) if protocol in _DETAILS else []
-        facts(console, f"{run.name}: {protocol}", [*rows, *told, ("seconds", f"{result.seconds:.1f}")])
+        scores = {name: score for name, score in result.scores.items() if score is not None}
+        scored = without_domains([each for each in MEASURES[protocol] if each.name in scores])
+        rows = [(each.heading, _value(each, scores[each.name]) + _UNITS.get(each.unit, "")) for each in scored]
+        details = _DETAILS[protocol](result.details) if protocol in _DETAILS else []
+        facts(console, f"{run.name}: {protocol}", [*rows, *details, ("seconds", f"{result.seconds:.1f}")])
 
 
 def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes: Sequence[str]) -> None:
-    """Print a table for each protocol, and what the reader should know."""
+    """Print a table for each protocol, then the notes."""
     from rich.table import Table
 
     from lfi_pipeline.evaluation.metrics import MEASURES
@@ -54,7 +54,7 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
 
 
 def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
-    """Print each table, and what the reader should know of it."""
+    """Print each table with its legend and notes."""
     from rich.table import Table
 
     from lfi_pipeline.report.text import DOMAIN_LEGEND, domain_cells
@@ -71,7 +71,10 @@ def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
 
 
 def _of(count: int, seeds: int) -> str:
-    """Seeds without the score, such as those that never reached a reference, must not vanish in a mean."""
+    """Return " (COUNT of SEEDS)" where some seeds have no score, as when they never reach a reference; else nothing.
+
+    Without it those seeds would vanish in the mean.
+    """
     return "" if count == seeds else f" ({count} of {seeds})"
 
 
@@ -100,10 +103,10 @@ def _grounding(details: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _looks(scores: Mapping[str, Any]) -> str:
-    told = f"peak in mask {percent(scores['pointing'])}, mass in mask {percent(scores['mass_in_mask'])}"
-    told += f", IoU {percent(scores['iou'])} at {scores['threshold']:.2f} of the maximum"
+    summary = f"peak in mask {percent(scores['pointing'])}, mass in mask {percent(scores['mass_in_mask'])}"
+    summary += f", IoU {percent(scores['iou'])} at {scores['threshold']:.2f} of the maximum"
     divergence = scores["divergence"]
-    return told if divergence is None else f"{told}, {divergence:.3f} nats from the one before"
+    return summary if divergence is None else f"{summary}, {divergence:.3f} nats from the one before"
 
 
 def _convergence(details: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -120,9 +123,9 @@ def _convergence(details: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _cross_domain(details: Mapping[str, Any]) -> list[tuple[str, object]]:
-    found = details["domains"]
+    domains = details["domains"]
     rows: list[tuple[str, object]] = [
-        (domain, f"{_named(scores, ('top1', 'map'))} ({scores['images']} images)") for domain, scores in found.items()
+        (domain, f"{_named(scores, ('top1', 'map'))} ({scores['images']} images)") for domain, scores in domains.items()
     ]
     return [*rows, ("trained on", ", ".join(details["trained_on"]))]
 
@@ -141,8 +144,8 @@ def _zero_shot(details: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 def _named(scores: Mapping[str, Any], names: Sequence[str]) -> str:
     shown = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
-    found = [f"{shown[name]} {percent(scores[name])}" for name in names if scores.get(name) is not None]
-    return ", ".join(found) or "none"
+    named_scores = [f"{shown[name]} {percent(scores[name])}" for name in names if scores.get(name) is not None]
+    return ", ".join(named_scores) or "none"
 
 
 _DETAILS = {

@@ -41,7 +41,7 @@ class Command:
     Attributes:
         config: the class, or several where the command is run `raw`.
         run: the function that does the work.
-        raw: give it what was given, by name and of plain type, in place of a config.
+        raw: call `run` with the plain values of the options, by name, in place of a config.
         file: reads the settings that `--config FILE` may give; None: there is no such option.
     """
 
@@ -62,7 +62,7 @@ class Command:
         return {name: each for kind in classes for name, each in declared(kind).items()}
 
     def sections(self) -> dict[str, list[tuple[str, str]]]:
-        """What the help lists: by heading, options with what is said of them."""
+        """Return what the help lists: heading -> options, each with its help text."""
         return sections(self.options.values(), file=self.file is not None)
 
     def register(self, app: typer.Typer, name: str, panel: str | None = None) -> None:
@@ -79,17 +79,17 @@ class Command:
     def _called(self, parameters: dict[str, Any]) -> Result:
         as_json, file = parameters.pop("as_json"), parameters.pop("config", None)
         try:
-            given = self._given(parameters)
+            settings = self._given(parameters)
             if self.file is not None and file is not None:
-                given = _over(self.file.read(file), given)
+                settings = _over(self.file.read(file), settings)
             with extras():
-                shown = self.run(given if self.raw else build(self.config, given))
+                shown = self.run(settings if self.raw else build(self.config, settings))
         except (LFIError, KeyboardInterrupt, typer.Exit) as error:
             fail(error, as_json, spelling(self.options.values()), every_spelling)
         return conclude(shown, as_json)
 
     def _given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """What was given, by option and of plain type."""
+        """Return the options that were typed, as plain values by name."""
         options = self.options
         older = {each.name: each for current in options.values() for each in older_names(current)}
         known = older | options
@@ -112,18 +112,18 @@ def command(
 
     Args:
         config: a class of `lfi_pipeline.core.options`, or several where `raw`; an option may be in more than one.
-        raw: give the function what was given, by name and of plain type, in place of a config.
+        raw: call the function with the plain values of the options, by name, in place of a config.
         file: reads the settings that `--config FILE` may give.
     """
     return lambda run: Command(config=config, file=file, run=run, raw=raw)
 
 
 def every_spelling() -> dict[str, str]:
-    """How each option of any command is typed, by name; the first command that has it counts."""
-    found: dict[str, str] = {}
+    """Return how each option of any command is typed, by name; the first command that has it counts."""
+    spellings: dict[str, str] = {}
     for _, entry in entries():
-        found = spelling(entry.load().options.values()) | found
-    return found
+        spellings = spelling(entry.load().options.values()) | spellings
+    return spellings
 
 
 def plain_value(each: Declared, raw: Any) -> Any:
@@ -181,10 +181,10 @@ def _pair(each: Declared, text: str, kind: Any) -> tuple[str, Any]:
         return key, value
 
 
-def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `given` over `base`; tables are merged entry by entry."""
+def _over(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `overrides` in place of its entries; tables are merged entry by entry."""
     merged = dict(base)
-    for name, value in given.items():
+    for name, value in overrides.items():
         both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)
         merged[name] = {**base[name], **value} if both else value
     return merged
@@ -223,9 +223,9 @@ def readme() -> str:
 
 
 def _section(name: str, command: Command) -> str:
-    told = command.help.split("\n\n")
+    paragraphs = command.help.split("\n\n")
     lines = [f"### lfi {name}\n"]
-    for paragraph in told:
+    for paragraph in paragraphs:
         text = " ".join(paragraph.split())
         start, colon, example = text.partition(": ")
         shown = text.startswith(("Example: ", "On "))

@@ -78,26 +78,27 @@ def _contents(store: TargetStore) -> Result:
 
 
 def _zero_shot(store: TargetStore) -> Result | None:
-    """What the cache holds of the classes, and how good the teacher itself is at them."""
-    found = store.zero_shot
-    if found is None:
+    """Return the classes, prompts and logit scale of a cache, and the teacher's own score; None without classes."""
+    zero_shot = store.zero_shot
+    if zero_shot is None:
         return None
     from lfi_pipeline.evaluation import teacher_zero_shot
 
     score = teacher_zero_shot(store)
     return {
-        "classes": len(found.names),
-        "templates": list(found.templates),
-        "logit_scale": found.logit_scale,
+        "classes": len(zero_shot.names),
+        "templates": list(zero_shot.templates),
+        "logit_scale": zero_shot.logit_scale,
         "score": None if score is None else asdict(score),
     }
 
 
-def _zero_shot_text(store: TargetStore, found: Result | None) -> str:
-    if found is None:
+def _zero_shot_text(store: TargetStore, zero_shot: Result | None) -> str:
+    if zero_shot is None:
         return "none: " + ("extracted by an earlier release" if store.spec.dataset.classes else "no classes")
-    text = f"{found['classes']} classes, {len(found['templates'])} prompt(s), logit scale {found['logit_scale']:.4g}"
-    if score := found["score"]:
+    text = f"{zero_shot['classes']} classes, {len(zero_shot['templates'])} prompt(s), "
+    text += f"logit scale {zero_shot['logit_scale']:.4g}"
+    if score := zero_shot["score"]:
         own = f"{score['metric']} {percent(score['value'])} on {score['images']:,} images"
         text += f"; the teacher's own {own} (chance {percent(score['chance'])})"
     return text

@@ -21,7 +21,7 @@ def app_for(words: Sequence[str]) -> typer.Typer:
 
     Only the command that these words name is imported; the others are there for the list of commands.
     """
-    asked = [word for word in words if not word.startswith("-")]
+    command_words = [word for word in words if not word.startswith("-")]
     app = typer.Typer(
         name="lfi", help=ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
@@ -34,15 +34,15 @@ def app_for(words: Sequence[str]) -> typer.Typer:
                 groups[group] = typer.Typer(no_args_is_help=True)
                 app.add_typer(groups[group], name=group, help=GROUPS[group], rich_help_panel=panel)
             at, heading = (groups[group], None) if group else (app, panel)
-            if asked[: name.count(" ") + 1] == name.split():
+            if command_words[: name.count(" ") + 1] == name.split():
                 entry.load().register(at, inner, heading)
             else:
                 at.command(inner, help=entry.help, rich_help_panel=heading)(_not_asked_for)
     return app
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"lfi {version('lfi-pipeline')}")
@@ -62,7 +62,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Have what stands before a command read; the version has been shown by then."""
+    """Declare the options that may stand before a command: `--version`, which `_show_version` handles."""
 
 
 def _not_asked_for() -> None:

@@ -108,7 +108,7 @@ def spoken(error: LFIError, own: Mapping[str, str], every: Callable[[], Mapping[
 
 
 def _given(option: str, text: str) -> str:
-    """An option with the value that Python code gives it."""
+    """Return an option with its value as they are typed; `text` is the value as Python code writes it."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -186,7 +186,7 @@ def size_text(count: float) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one of a launcher's processes that speaks; without a launcher it is."""
+    """Whether this process prints the result: rank 0 under a launcher, and any process without one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -202,8 +202,8 @@ def tree(out: Path, explained: Mapping[str, str]) -> list[str]:
         out: a directory.
         explained: glob below `out` -> what it is, in the order in which it is shown; what is not there is left out.
     """
-    found = [(pattern, sorted(out.glob(pattern)), text) for pattern, text in explained.items()]
-    present = [(_shown_path(pattern, paths, out), text) for pattern, paths, text in found if paths]
+    matches = [(pattern, sorted(out.glob(pattern)), text) for pattern, text in explained.items()]
+    present = [(_shown_path(pattern, paths, out), text) for pattern, paths, text in matches if paths]
     if not present:
         return []
     width = max(len(name) for name, _ in present)

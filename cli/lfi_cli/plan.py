@@ -51,24 +51,24 @@ def plan(config: Plan) -> Shown:
     """
     from lfi_pipeline.teachers.estimate import estimate
 
-    found = estimate(config.plan)
-    if not found.fits:
-        warn_of_space(found)
-    title = f"Plan, from {found.trial.images} images tried on this machine"
-    result, rows = asdict(found), _rows(found)
+    extraction = estimate(config.plan)
+    if not extraction.fits:
+        warn_of_space(extraction)
+    title = f"Plan, from {extraction.trial.images} images tried on this machine"
+    result, rows = asdict(extraction), _rows(extraction)
     if config.student:
-        result["training"] = _training(found, config)
+        result["training"] = _training(extraction, config)
         rows += _training_rows(result["training"])
     return Shown(result, lambda console: facts(console, title, rows))
 
 
-def warn_of_space(found: Estimate) -> None:
+def warn_of_space(estimate: Estimate) -> None:
     """Say on stderr that a cache will not fit where it is to be."""
-    say(stderr(), f"warning: {size_text(found.bytes_total)} will not fit at {found.disk}; choose another --out.")
+    say(stderr(), f"warning: {size_text(estimate.bytes_total)} will not fit at {estimate.disk}; choose another --out.")
 
 
-def _training(found: Estimate, config: Plan) -> Result:
-    """A trial of the student's steps, and the hours that follow."""
+def _training(estimate: Estimate, config: Plan) -> Result:
+    """Time a few training steps of the student, and return them with the hours of training that follow."""
     from lfi_pipeline.benchmarks.training_step import time_training
     from lfi_pipeline.core.runtime import resolve_device
     from lfi_pipeline.students.config import StudentConfig
@@ -85,8 +85,8 @@ def _training(found: Estimate, config: Plan) -> Result:
         batch_size=config.student_batch,
         maps_shape=(1, extract.words, 16, 16),
     )
-    hours = trial.seconds * found.images * found.epochs / 3600
-    return {"trial": asdict(trial), "hours": hours, "hours_all": hours * found.students}
+    hours = trial.seconds * estimate.images * estimate.epochs / 3600
+    return {"trial": asdict(trial), "hours": hours, "hours_all": hours * estimate.students}
 
 
 def _training_rows(training: Result) -> list[tuple[str, object]]:
@@ -101,8 +101,8 @@ def _training_rows(training: Result) -> list[tuple[str, object]]:
     ]
 
 
-def _rows(found: Estimate) -> list[tuple[str, object]]:
-    trial = found.trial
+def _rows(estimate: Estimate) -> list[tuple[str, object]]:
+    trial = estimate.trial
     parts = {
         "teacher": trial.teacher,
         "waiting for images": trial.waiting,
@@ -112,34 +112,35 @@ def _rows(found: Estimate) -> list[tuple[str, object]]:
     }
     shares = ", ".join(f"{name} {percent(part / trial.seconds)}" for name, part in parts.items() if part)
     rows: list[tuple[str, object]] = [
-        ("images", f"{found.images:,} in {found.shards:,} shard(s)"),
+        ("images", f"{estimate.images:,} in {estimate.shards:,} shard(s)"),
         ("bytes an image", f"{trial.bytes_per_image:,.0f} ({trial.words:,} different words so far)"),
-        ("bytes in all", size_text(found.bytes_total)),
-        ("free", f"{size_text(found.bytes_free)} at {found.disk}: {'fits' if found.fits else 'does not fit'}"),
+        ("bytes in all", size_text(estimate.bytes_total)),
+        ("free", f"{size_text(estimate.bytes_free)} at {estimate.disk}: {'fits' if estimate.fits else 'does not fit'}"),
         ("teacher", f"{trial.teacher_name}, {trial.kind}, {trial.precision} on {trial.device}"),
-        ("one process", f"{hours_text(found.hours)} at {found.images_per_second:,.1f} images/s"),
+        ("one process", f"{hours_text(estimate.hours)} at {estimate.images_per_second:,.1f} images/s"),
         ("time goes to", shares),
     ]
     if trial.quarantined:
         rows.insert(1, ("unreadable", f"{trial.quarantined} of the images tried"))
-    if found.processes > 1:
+    if estimate.processes > 1:
         rows.append(
-            (f"{found.processes} processes", f"{hours_text(found.hours_shared)}, if each has a device of its own")
+            (f"{estimate.processes} processes", f"{hours_text(estimate.hours_shared)}, if each has a device of its own")
         )
     return [
         *rows,
-        ("teacher run online", f"{hours_text(found.online_hours_per_epoch)} in every epoch of every student"),
-        ("paid for itself", _break_even(found)),
+        ("teacher run online", f"{hours_text(estimate.online_hours_per_epoch)} in every epoch of every student"),
+        ("paid for itself", _break_even(estimate)),
         (
             "saved",
-            f"{hours_text(found.hours_saved)} of the device with {found.students} students of {found.epochs} epochs",
+            f"{hours_text(estimate.hours_saved)} of the device with {estimate.students} students of "
+            f"{estimate.epochs} epochs",
         ),
     ]
 
 
-def _break_even(found: Estimate) -> str:
-    whole, epochs = divmod(math.ceil(found.break_even_epochs) - 1, found.epochs)
-    return f"after epoch {epochs + 1} of student {whole + 1} ({found.break_even_students:.2g} students)"
+def _break_even(estimate: Estimate) -> str:
+    whole, epochs = divmod(math.ceil(estimate.break_even_epochs) - 1, estimate.epochs)
+    return f"after epoch {epochs + 1} of student {whole + 1} ({estimate.break_even_students:.2g} students)"
 
 
 FINISHED = "finished.json"
@@ -252,7 +253,10 @@ def _measured(prepared: Prepared) -> RecipePlan:
 
 
 def _run(prepared: Prepared) -> list[dict[str, Any]]:
-    """Run the commands that are not finished, and keep note of those that would do their work again."""
+    """Run the commands in order, and return the result of each.
+
+    Those that would do their work again are noted in `FINISHED` when they are done, and skipped on a rerun.
+    """
     note = prepared.place.out / FINISHED
     from lfi_pipeline.core.errors import RunError
     from lfi_pipeline.core.io import write_output
@@ -292,10 +296,10 @@ def _show(console: Console, prepared: Prepared, plan: RecipePlan | None) -> None
 
 
 def _hours(plan: RecipePlan) -> list[tuple[str, object]]:
-    found, trial = plan.extraction, plan.extraction.trial
-    fits = "fits" if found.fits else "does not fit"
+    extraction, trial = plan.extraction, plan.extraction.trial
+    fits = "fits" if extraction.fits else "does not fit"
     rows: list[tuple[str, object]] = [
-        ("training cache", f"{size_text(found.bytes_total)} at {found.disk}: {fits}"),
+        ("training cache", f"{size_text(extraction.bytes_total)} at {extraction.disk}: {fits}"),
         (
             "teacher",
             f"{trial.teacher_name}, {1 / trial.seconds:,.2f} images/s here ({trial.device}, {trial.precision})",

@@ -114,15 +114,15 @@ def compare(config: Compare) -> Shown:
     from lfi_pipeline.report.runs import find_runs
     from lfi_pipeline.report.text import comparison_csv, comparison_markdown, tidy, write_text
 
-    found, notes = find_runs(config.runs)
-    comparison = compare_runs(found, control=config.control, protocols=config.protocol)
+    runs, notes = find_runs(config.runs)
+    comparison = compare_runs(runs, control=config.control, protocols=config.protocol)
     written = [
         (path, text) for path, text in ((config.markdown, comparison_markdown), (config.csv, comparison_csv)) if path
     ]
     for path, text in written:
         write_text(path, text(comparison))
     result: Result = {
-        "runs": [str(run) for run in found],
+        "runs": [str(run) for run in runs],
         "results": tidy(comparison),
         "costs": [asdict(cost) for cost in comparison.costs],
         "tests": comparison.tests,
@@ -187,8 +187,8 @@ def report(config: Report) -> Shown:
     from lfi_pipeline.report import write_report
     from lfi_pipeline.report.runs import find_runs
 
-    found, notes = find_runs(config.runs)
-    path = write_report(found, config.out, title=config.title)
+    runs, notes = find_runs(config.runs)
+    path = write_report(runs, config.out, title=config.title)
 
     def render(console: Console) -> None:
         say(console, *(f"Note: {note}" for note in notes), f"Report: {path.resolve()}")

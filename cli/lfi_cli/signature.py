@@ -31,16 +31,18 @@ def signature(options: Iterable[Declared], *, file: bool) -> inspect.Signature:
         options: in the order of the help.
         file: whether settings may come from `--config FILE`.
     """
-    found = []
+    parameters = []
     if file:
-        found.append(_keyword("config", Path | None, typer.Option("--config", help=FILE, metavar="FILE"), None))
+        parameters.append(_keyword("config", Path | None, typer.Option("--config", help=FILE, metavar="FILE"), None))
     for each in options:
         if each.option.cli:
-            found += _parameters(each)
+            parameters += _parameters(each)
             for older in older_names(each):
-                found += _parameters(older, hidden=True)
-    found.append(_keyword("as_json", bool, typer.Option("--json", help=JSON, metavar="", show_default=False), False))
-    return inspect.Signature(found)
+                parameters += _parameters(older, hidden=True)
+    parameters.append(
+        _keyword("as_json", bool, typer.Option("--json", help=JSON, metavar="", show_default=False), False)
+    )
+    return inspect.Signature(parameters)
 
 
 def older_names(each: Declared) -> Iterator[Declared]:
@@ -50,21 +52,21 @@ def older_names(each: Declared) -> Iterator[Declared]:
 
 
 def off_name(name: str) -> str:
-    """Return the name of the parameter that switches an option off whose default is off."""
+    """Return the name of the parameter that switches off an option that is off by default."""
     return f"no_{name}"
 
 
 def sections(options: Iterable[Declared], *, file: bool) -> dict[str, list[tuple[str, str]]]:
-    """Return what the help lists, as text: by heading, options with what is said of them; arguments as `signature`."""
-    found: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    """Return what the help lists: heading -> options, each with its help text. Arguments as in `signature`."""
+    panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for each in options:
         if each.option.cli:
             title = "Arguments" if each.option.positional else each.panel or "Options"
-            found.setdefault(title, []).append((_spelt(each), _help(each)))
+            panels.setdefault(title, []).append((_spelt(each), _help(each)))
     if file:
-        found["Options"].insert(0, ("--config FILE", FILE))
-    found["Options"] += [("--json", JSON), ("--help", HELP)]
-    return {title: records for title, records in found.items() if records}
+        panels["Options"].insert(0, ("--config FILE", FILE))
+    panels["Options"] += [("--json", JSON), ("--help", HELP)]
+    return {title: records for title, records in panels.items() if records}
 
 
 def flag(name: str) -> str:
@@ -93,7 +95,7 @@ def is_list(kind: Any) -> bool:
 
 
 def without_none(kind: Any) -> Any:
-    """Return the type of a value that is given; a union of several stays one."""
+    """Return a type without its None: `int | None` becomes int. A union of several other types stays a union."""
     if get_origin(kind) not in (Union, types.UnionType):
         return kind
     kinds = [each for each in get_args(kind) if each is not type(None)]
@@ -111,33 +113,33 @@ def _keyword(name: str, kind: Any, said: Any, default: Any) -> inspect.Parameter
 
 
 def _parameters(each: Declared, *, hidden: bool = False) -> list[inspect.Parameter]:
-    """An option that is None where it is not given, so that a file or the library says what it is then.
+    """Return the parameters of one option. The default is None, so that a file or the library sets what is not typed.
 
-    What is off is not switched off by most people: `--no-NAME` is then an option of its own that the help leaves out,
+    A switch that is off by default has a second parameter, `--no-NAME`, which few people need: the help leaves it out,
     which keeps the help's columns narrow.
     """
-    kind, told = without_none(each.kind), plain_text(_help(each))
+    kind, help_text = without_none(each.kind), plain_text(_help(each))
     if each.option.positional:
-        said = typer.Argument(help=told, metavar=_argument(each), show_default=False)
+        said = typer.Argument(help=help_text, metavar=_argument(each), show_default=False)
         if each.required:
             return [_keyword(each.name, _read_as(each), said, inspect.Parameter.empty)]
         return [_keyword(each.name, _read_as(each) | None, said, None)]
     spellings = [flag(each.name), *(flag(other) for other in each.option.flags if not hidden)]
-    found = []
+    off_switch = []
     if kind is bool and each.default is False:
         off = typer.Option(f"--no-{spellings[0][2:]}", hidden=True, metavar="", show_default=False)
-        found.append(_keyword(off_name(each.name), bool, off, False))
+        off_switch.append(_keyword(off_name(each.name), bool, off, False))
     elif kind is bool:
         spellings[0] = f"{spellings[0]}/--no-{spellings[0][2:]}"
     option = typer.Option(
         *spellings,
-        help=told,
+        help=help_text,
         hidden=hidden,
         metavar="" if kind is bool else _metavar(each, kind),
         rich_help_panel=each.panel,
         show_default=False,
     )
-    return [_keyword(each.name, _read_as(each) | None, option, None), *found]
+    return [_keyword(each.name, _read_as(each) | None, option, None), *off_switch]
 
 
 def _read_as(each: Declared) -> Any:
@@ -191,15 +193,15 @@ def _metavar(each: Declared, kind: Any) -> str:
 
 def _help(each: Declared) -> str:
     kind = without_none(each.kind)
-    told = each.option.help
+    help_text = each.option.help
     if (is_list(kind) and each.option.separator is None and not each.option.positional) or is_table(kind):
-        told += " May be repeated."
+        help_text += " May be repeated."
     choices = "|".join(each.choices or ())
     if choices and (each.option.metavar or len(choices) > _LONGEST_CHOICES):
-        told += f" One of {', '.join(each.choices or ())}."
+        help_text += f" One of {', '.join(each.choices or ())}."
     shown = "" if each.required else _shown(each.default, each.option.empty)
     notes = [f"default: {shown}"] if shown else ["required"] if each.required and not each.option.positional else []
-    return " ".join([told, *(f"[{note}]" for note in notes)])
+    return " ".join([help_text, *(f"[{note}]" for note in notes)])
 
 
 def _shown(default: Any, empty: str | None) -> str:

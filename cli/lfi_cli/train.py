@@ -46,23 +46,23 @@ class Train:
 
 
 @command(Train, raw=True, file=RUN_FILE)
-def train(given: Mapping[str, Any]) -> Shown:
+def train(options: Mapping[str, Any]) -> Shown:
     """Stage two: train students against cached targets. The teacher is not loaded.
 
     Example: lfi train --targets shards/ --student vit_tiny_patch16_224 --objective lfi
     """
-    given = current_names(Train, given)
-    out, students = given.get("out"), _students(given.get("student"))
-    flat = {name: _absolute(name, value) for name, value in given.items() if name in declared(TrainConfig)}
+    settings = current_names(Train, options)
+    out, students = settings.get("out"), _students(settings.get("student"))
+    flat = {name: _absolute(name, value) for name, value in settings.items() if name in declared(TrainConfig)}
     configs = [build(TrainConfig, {**flat, "student": name}) for name in students]
-    runtime = build(RuntimeConfig, {n: value for n, value in given.items() if n in declared(RuntimeConfig)})
+    runtime = build(RuntimeConfig, {n: value for n, value in settings.items() if n in declared(RuntimeConfig)})
     from lfi_pipeline.training.run_dir import run_name
 
     folders = [Path(out or "runs") / run_name(each) for each in configs]
     if out is not None and len(configs) == 1:
         folders = [Path(out)]
     runs = list(zip(configs, folders, strict=True))
-    if given.get("dry_run"):
+    if settings.get("dry_run"):
         return _planned(runs)
     from lfi_pipeline import training
 
@@ -72,16 +72,16 @@ def train(given: Mapping[str, Any]) -> Shown:
     return Shown(result, lambda console: show_runs(console, trained), silent=not is_first_process())
 
 
-def _students(given: Any) -> list[str | None]:
-    """The students that were asked for; None is the default one. A file names one, options may name several."""
-    names = given if isinstance(given, list) else [given]
+def _students(student: Any) -> list[str | None]:
+    """Return the students to train; None is the default one. A file names one, options may name several."""
+    names = student if isinstance(student, list) else [student]
     if len(set(names)) < len(names):
         raise ConfigError(f"student must name each student once, got {', '.join(names)}.", argument="student")
     return names
 
 
 def _absolute(name: str, value: Any) -> Any:
-    """A run is known by where its data lie, so paths that were typed are written down in full."""
+    """Return a setting; a path is written in full, since a run is known by where its data lie."""
     kind = declared(TrainConfig)[name].kind
     if value is None or kind not in (Path, Path | None):
         return value
@@ -104,10 +104,10 @@ def show_runs(console: Console, trained: Sequence[Mapping[str, Any]]) -> None:
     else:
         from rich.table import Table
 
-        names = list(dict.fromkeys(name for told in facts_of for name in told))
+        names = list(dict.fromkeys(name for cells in facts_of for name in cells))
         table = Table("run", *names)
-        for run, told in zip(trained, facts_of, strict=True):
-            table.add_row(Path(run["out"]).name, *(told.get(name, "–") for name in names))
+        for run, cells in zip(trained, facts_of, strict=True):
+            table.add_row(Path(run["out"]).name, *(cells.get(name, "–") for name in names))
         whole_table(console, table)
         facts(console, "", [("in", Path(trained[0]["out"]).parent)])
     show_tree(console, Path(trained[0]["out"]), RUN)
@@ -226,8 +226,8 @@ def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> Non
         table.add_row(*line)
     if rows:
         whole_table(console, table)
-    told = [("failed", f"{name}: {error}") for name, error in result["failed"].items()]
-    facts(console, "", [*told, ("in", result["out"])])
+    failures = [("failed", f"{name}: {error}") for name, error in result["failed"].items()]
+    facts(console, "", [*failures, ("in", result["out"])])
     show_tree(console, Path(result["out"]), FILES)
     if rows:
         say(console, f"Compare them in every protocol: lfi compare {result['out']}")

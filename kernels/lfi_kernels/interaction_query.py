@@ -105,31 +105,29 @@ class InteractionQueryBlock(nn.Module):
             ValueError: a shape, dtype or device that does not fit, or rows that do not (see `interaction_attention`).
         """
         self._check(queries, features, key_padding_mask)
-        given = target, row_weight, target_scale
+        targets = target, row_weight, target_scale
         batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
-        check_targets(features.device, (batch, words), patches, *given, companding, row_batch, row_query)
+        check_targets(features.device, (batch, words), patches, *targets, companding, row_batch, row_query)
         if resolve(queries.device, _computed_in(queries)) == "triton":
             op = projected_attention
-            return self._projected(op, queries, features, *given, companding, key_padding_mask, row_batch, row_query)
+            return self._projected(op, queries, features, *targets, companding, key_padding_mask, row_batch, row_query)
         # An exported graph serves every batch size: it takes all queries at once.
         step = words if torch.compiler.is_exporting() else self._queries_at_once(features)
         if words <= step:
-            return self._answer(queries, features, *given, companding, key_padding_mask, row_batch, row_query)
+            return self._answer(queries, features, *targets, companding, key_padding_mask, row_batch, row_query)
         states, divergences, orders = [], [], []
         for start in range(0, words, step):
             some = queries[:, start : start + step]
             if target is None or row_batch is None or row_query is None:
-                part = [None if each is None else each[:, start : start + step] for each in given]
+                part = [None if each is None else each[:, start : start + step] for each in targets]
                 rows: tuple[Tensor | None, Tensor | None] = None, None
             else:
                 order = ((row_query >= start) & (row_query < start + step)).nonzero()[:, 0]
-                part = [None if each is None else each[order] for each in given]
+                part = [None if each is None else each[order] for each in targets]
                 rows = row_batch[order], row_query[order] - start
                 orders.append(order)
-            told = companding, key_padding_mask, *rows
-            state, kl = checkpoint(
-                self._answer, some, features, *part, *told, use_reentrant=False, preserve_rng_state=False
-            )
+            arguments = some, features, *part, companding, key_padding_mask, *rows
+            state, kl = checkpoint(self._answer, *arguments, use_reentrant=False, preserve_rng_state=False)
             states.append(state)
             divergences.append(kl)
         kl = torch.cat(divergences)[torch.cat(orders).argsort()] if orders else torch.cat(divergences, 2)
@@ -187,10 +185,10 @@ class InteractionQueryBlock(nn.Module):
         row_batch: Tensor | None,
         row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The new queries, and the divergence of their maps."""
+        """Return the new queries [B, M, Dq] and kl as `forward` does, of all these queries at once."""
         if not folds(queries.shape[1], features.shape[1], self.feature_dim, self.query_dim, self.heads):
-            given = target, row_weight, target_scale, companding, key_padding_mask, row_batch, row_query
-            return self._projected(reference.projected_attention, queries, features, *given)
+            arguments = target, row_weight, target_scale, companding, key_padding_mask, row_batch, row_query
+            return self._projected(reference.projected_attention, queries, features, *arguments)
         u, x, eps = self._fold_keys(queries, features)
         z, kl = interaction_attention(
             *(u, x, target, row_weight),
@@ -216,7 +214,7 @@ class InteractionQueryBlock(nn.Module):
         row_batch: Tensor | None,
         row_query: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The same from keys and values."""
+        """Return what `_answer` does, from projected keys and values; `op` is a `projected_attention`."""
         q = self._scaled_queries(queries)
         x, eps = self._readable(features, q.dtype)
         w = torch.cat([self.w_k, self.w_v], 1)
@@ -233,7 +231,7 @@ class InteractionQueryBlock(nn.Module):
         return states, kl if row_batch is not None else kl.view(*o.shape[:2], self.heads).transpose(1, 2)
 
     def _queries_at_once(self, features: Tensor) -> int:
-        """Of which scores, and u, are in memory together."""
+        """Return how many queries are taken at once, 1 or more, to keep scores and u within NUMBERS_AT_ONCE."""
         batch, patches, dim = features.shape
         return max(1, NUMBERS_AT_ONCE // max(1, batch * self.heads * max(patches, dim)))
 
@@ -298,7 +296,7 @@ def folds(words: int, patches: int, feature_dim: int, query_dim: int, heads: int
 
 
 def _computed_in(queries: Tensor) -> torch.dtype:
-    """What products of the queries come out in: autocast narrows all but float64."""
+    """Return the dtype of products of the queries: autocast narrows all but float64."""
     kind = queries.device.type
     if torch.is_autocast_enabled(kind) and queries.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)

@@ -19,7 +19,7 @@ from lfi_pipeline.targets import CODECS, CodecSpec, TargetStore, codec_kl, decod
 
 
 class Compressor(Protocol):
-    """What numcodecs calls a codec."""
+    """A lossless compressor with the interface of numcodecs' codecs."""
 
     def encode(self, buf: object) -> bytes: ...
     def decode(self, buf: bytes) -> bytes: ...
@@ -37,11 +37,11 @@ class Keep:
 
 def compressors() -> dict[str, Compressor]:
     """Every compressor by name. Blosc's byte shuffle does nothing to types of one byte, its bit shuffle does."""
-    found: dict[str, Compressor] = {"none": Keep(), "zstd 3": Zstd(level=3), "zstd 9": Zstd(level=9)}
+    by_name: dict[str, Compressor] = {"none": Keep(), "zstd 3": Zstd(level=3), "zstd 9": Zstd(level=9)}
     for name in ("zstd", "lz4"):
         for label, mode in (("shuffle", Blosc.SHUFFLE), ("bitshuffle", Blosc.BITSHUFFLE)):
-            found[f"blosc {name} {label}"] = Blosc(cname=name, clevel=3 if name == "zstd" else 5, shuffle=mode)
-    return found
+            by_name[f"blosc {name} {label}"] = Blosc(cname=name, clevel=3 if name == "zstd" else 5, shuffle=mode)
+    return by_name
 
 
 Floats = npt.NDArray[np.float32]
@@ -158,17 +158,17 @@ class TopK:
 
 def candidates() -> dict[str, Candidate]:
     """Every candidate by name; those in `CODECS` go through the code that the cache uses."""
-    found: dict[str, Candidate] = {"fp16": Half()}
-    found |= {name: Stored(name) for name in CODECS}
-    found |= {
+    by_name: dict[str, Candidate] = {"fp16": Half()}
+    by_name |= {name: Stored(name) for name in CODECS}
+    by_name |= {
         f"uint{bits}_{root}": Companded(levels=2**bits - 1, power=power)
         for bits in (8, 6, 5, 4)
         for root, power in (("sqrt", 2), ("cbrt", 3), ("4th", 4))
-        if f"uint{bits}_{root}" not in found
+        if f"uint{bits}_{root}" not in by_name
     }
-    found |= {f"uint4_{root}, packed": Companded(15, power, packed=True) for root, power in (("sqrt", 2), ("4th", 4))}
-    found |= {f"top {k}": TopK(k) for k in (16, 32, 64)}
-    return found | {f"top {k} + rest": TopK(k, rest=True) for k in (16, 32, 64)}
+    by_name |= {f"uint4_{root}, packed": Companded(15, power, packed=True) for root, power in (("sqrt", 2), ("4th", 4))}
+    by_name |= {f"top {k}": TopK(k) for k in (16, 32, 64)}
+    return by_name | {f"top {k} + rest": TopK(k, rest=True) for k in (16, 32, 64)}
 
 
 def _nothing(rows: Floats) -> Array:
@@ -190,22 +190,22 @@ def bench_codec(config: CodecConfig) -> Outcome:
         BenchmarkError: a compressor does not give back what it got, or a codec does not give back distributions.
     """
     measurements: list[Measurement] = []
-    asked: list[Asked] = []
+    requirements: list[Asked] = []
     for form in config.forms:
         with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
             made = demo_maps(config.samples, form, Path(scratch))
             _check(made[:CHECKED])
             for name in CODECS:
-                found = _cache_path(made, name, form, Path(scratch))
-                measurements += found
+                cache_rows = _cache_path(made, name, form, Path(scratch))
+                measurements += cache_rows
                 if name == CodecSpec().name:
-                    asked += _asked(found)
+                    requirements += _asked(cache_rows)
         measurements += _candidates(made, form, config.rounds)
     return Outcome(
         benchmark="codec",
         checked="compressors are lossless, decoded rows sum to 1, and KL agrees with the cache's own figure",
         measurements=tuple(measurements),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=(
             f"Layers are the kinds {', '.join(LAYER_KINDS)} of the demo teacher, rows the words of real captions, "
             "packed from scene after scene; see lfi_pipeline.benchmarks.inputs.",
@@ -249,21 +249,21 @@ def _check(maps: Maps) -> None:
 
 def _candidates(maps: Maps, form: str, rounds: int) -> list[Measurement]:
     rows, shape = _as_rows(maps), _shape(maps)
-    n, found = len(rows), candidates()
-    encoded = {name: candidate.encode(rows) for name, candidate in found.items()}
+    n, codecs = len(rows), candidates()
+    encoded = {name: candidate.encode(rows) for name, candidate in codecs.items()}
     to_codes = interleaved(
-        {name: lambda c=candidate: c.encode(rows) for name, candidate in found.items()},  # type: ignore[misc]
+        {name: lambda c=candidate: c.encode(rows) for name, candidate in codecs.items()},  # type: ignore[misc]
         rounds,
         name="encode",
     )
     to_rows = interleaved(
-        {name: lambda c=candidate, e=encoded[name]: c.decode(*e) for name, candidate in found.items()},  # type: ignore[misc]
+        {name: lambda c=candidate, e=encoded[name]: c.decode(*e) for name, candidate in codecs.items()},  # type: ignore[misc]
         rounds,
         name="decode",
     )
     measurements = []
     for name, (codes, side) in progress_bar(encoded.items(), desc="compress", unit="codec", leave=False):
-        kl = row_kl(rows, found[name].decode(codes, side))
+        kl = row_kl(rows, codecs[name].decode(codes, side))
         squeeze = compressors()
         packed = {label: [_compress(c, each) for each in codes] for label, c in squeeze.items()}
         pack = interleaved(
@@ -284,7 +284,7 @@ def _candidates(maps: Maps, form: str, rounds: int) -> list[Measurement]:
 
 
 def _cache_path(maps: Maps, codec: str, form: str, scratch: Path) -> list[Measurement]:
-    """Write a cache of `maps`, look at its files, read it back."""
+    """Write a cache of `maps` and read it back; measure bytes, loss and speed."""
     n, out = len(maps), scratch / f"cache-{codec}"
     spec = maps_spec(samples=n, maps_shape=maps.shape[1:], codec=CodecSpec(name=codec), samples_per_shard=n)
 
@@ -329,9 +329,9 @@ def _row(
     return [Measurement(case=case, shape=shape, metric=metric, value=v, unit=unit) for metric, v, unit in values]
 
 
-def _asked(found: list[Measurement]) -> list[Asked]:
-    values = {each.metric: each.value for each in found}
-    case = found[0].case
+def _asked(measurements: list[Measurement]) -> list[Asked]:
+    values = {each.metric: each.value for each in measurements}
+    case = measurements[0].case
     return [
         Asked(what=f"{case}, bytes a sample", value=values["bytes a sample"], most=BYTES_LIMIT),
         Asked(what=f"{case}, mean KL in nats", value=values["KL mean"], most=KL_LIMIT),

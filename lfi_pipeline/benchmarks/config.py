@@ -22,7 +22,7 @@ CONTENT_WORDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecConfig:
-    """Which maps the codecs are compared on."""
+    """Options of the benchmark of codecs."""
 
     samples: Annotated[int, Option("Samples of 4 layers x 16 words x 16 x 16 cells.", ge=1)] = 64
     forms: Annotated[
@@ -44,7 +44,7 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadsConfig:
-    """What to read."""
+    """Options of the benchmark of reading a cache."""
 
     targets: Annotated[Path | None, Option("Read this cache; left out: a synthetic one.")] = None
     samples: Annotated[
@@ -63,7 +63,7 @@ class ReadsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """What to load."""
+    """Options of the benchmark of loading training batches."""
 
     images: Annotated[int, Option("JPEG files of 500 x 375 pixels; a round loads each once.", ge=1)] = 512
     batch_size: Annotated[int, Option("Images of one batch.", ge=1)] = 32
@@ -83,7 +83,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """How large an index."""
+    """Options of the benchmark of opening an index."""
 
     samples: Annotated[int, Option("Samples in the synthetic index.", ge=1)] = 1_000_000
     samples_per_shard: Annotated[int, Option("Index rows of one part.", ge=1)] = 1024
@@ -95,7 +95,7 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapsConfig:
-    """What to time of a teacher."""
+    """Options of the benchmark of a teacher's maps."""
 
     teacher: Annotated[str, Option(TEACHER)] = "coca_ViT-B-32:random"
     kinds: Annotated[
@@ -118,7 +118,7 @@ class MapsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionConfig:
-    """What to extract."""
+    """Options of the benchmark of a whole extraction."""
 
     teacher: Annotated[str, Option(TEACHER)] = "coca_ViT-B-32:random"
     kind: Annotated[str, Option("Kind of map; the cheaper it is, the more everything around it weighs.")] = "relevance"
@@ -144,7 +144,7 @@ class ExtractionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainBenchConfig:
-    """What to measure of training."""
+    """Options of the benchmarks of training."""
 
     what: Annotated[
         tuple[str, ...],
@@ -223,7 +223,7 @@ class TrainBenchConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelConfig:
-    """What to compare. Every combination of the sizes; empty: what the device is asked by default."""
+    """Options of the kernel benchmark. Every combination of the sizes is run; empty: the device's default sizes."""
 
     models: Annotated[
         tuple[str, ...],
@@ -256,7 +256,7 @@ class KernelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuConfig:
-    """How long to measure a GPU, and where to."""
+    """Options of the benchmark of a GPU: how long to measure, and where rows go."""
 
     minutes: Annotated[float, Option("After which no step is begun; the kernels take two thirds at most.", gt=0)] = 8.0
     csv: Annotated[Path, Option("Rows are appended here as soon as they are known.")] = Path("gpu.csv")

@@ -64,7 +64,7 @@ def bench_maps(config: MapsConfig) -> Outcome:
             ("over the vision forward", value / seconds[VISION], ""),
         ):
             measured.append(Measurement(case=case, shape=shape, metric=metric, value=number, unit=unit))
-    asked = [
+    requirements = [
         Asked(what=f"{kind} over the vision forward, {config.teacher}", value=value / seconds[VISION], most=most)
         for kind, value in seconds.items()
         for name, most in LIMITS.get(kind, {}).items()
@@ -74,7 +74,7 @@ def bench_maps(config: MapsConfig) -> Outcome:
         benchmark="maps",
         checked="rows sum to 1, or are zero where there is nothing to show",
         measurements=tuple(measured),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=("Maps include the vision forward and the reading of the caption; images are in memory.",),
     )
 
@@ -209,10 +209,10 @@ class _Memory:
         rows = slice(first, first + self.config.batch_size)
         texts = self.texts[rows]
         words = [text.words for text in texts]
-        found = self.teacher.interaction_maps(
+        interaction = self.teacher.interaction_maps(
             self.images[rows], texts, words, kind=self.config.kind, layers=self.layers
         )
-        return found.maps.cpu()
+        return interaction.maps.cpu()
 
     def maps(self) -> float:
         """Seconds for the maps of all images that count."""

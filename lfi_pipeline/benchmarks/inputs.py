@@ -277,15 +277,15 @@ def demo_maps(samples: int, form: str, scratch: Path, *, batch_size: int = 32) -
         raise UnknownNameError("form of maps", form, FORMS)
     wanted = samples * WORDS * (4 if form == "mosaic" else 1)
     rows: list[Tensor] = []  # each [words, 4, 8, 8]
-    found = scenes = 0
+    row_count = scenes = 0
     with progress_bar(total=wanted, desc="maps of scenes", unit="row", leave=False) as bar:
-        while found < wanted:  # a few words have no map in one of the kinds, so the first rendering may fall short
-            count = max(batch_size, (wanted - found) // WORDS_A_SCENE)
+        while row_count < wanted:  # a few words have no map in one of the kinds, so the first rendering may fall short
+            count = max(batch_size, (wanted - row_count) // WORDS_A_SCENE)
             for part in _rows(scratch / f"scenes-{scenes}", count, scenes, batch_size):
                 rows.append(part)
-                found += len(part)
+                row_count += len(part)
                 bar.update(len(part))
-                if found >= wanted:
+                if row_count >= wanted:
                     break
             scenes += count
     packed = FORMS[form](torch.cat(rows)[:wanted])  # [samples * 16, 4, 16, 16]

@@ -1,4 +1,4 @@
-"""The kernel benchmark, all that a GPU can be asked in some minutes, and plots of the rows that they leave."""
+"""The kernel benchmark, a short benchmark of everything that runs on a GPU, and plots of the rows they write."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def bench_kernel(config: KernelConfig) -> Outcome:
 
 
 def _topics(rows: Sequence[bench.Row]) -> dict[str, str]:
-    """Which table shows a metric; what is time comes last, near the limits."""
+    """Return metric -> title of its table; the table of times comes last, next to the limits."""
     words = {"rate": "ceilings", "error": "error against float64", "kept": "memory", "peak": "memory", "": "time"}
     metrics = {row.metric for row in rows}
     topics = {metric: next(words[word] for word in words if word in metric) for metric in metrics}
@@ -92,7 +92,7 @@ def _topics(rows: Sequence[bench.Row]) -> dict[str, str]:
 
 
 def _asked(rows: Sequence[bench.Row], *, is_cuda: bool) -> Iterator[Asked]:
-    """The limits: on a GPU of the fused kernels, on the CPU of folding."""
+    """Yield the limits: of the fused kernels on a GPU, of folding on the CPU."""
     for row in rows:
         if row.case.startswith("ceiling"):
             continue
@@ -102,7 +102,7 @@ def _asked(rows: Sequence[bench.Row], *, is_cuda: bool) -> Iterator[Asked]:
 
 
 def _gpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
-    """Least and most that is asked of a row of a GPU."""
+    """Return the lower and the upper limit for a row measured on a GPU."""
     has_all_maps = shape.maps is None and shape.words <= 32
     if row.metric == "both over fused" and row.case == "compiled-projected" and has_all_maps:
         return (3.0 if shape.model == "ViT-S/16" else 2.5), None
@@ -118,7 +118,7 @@ def _gpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
 
 
 def _cpu_limits(row: bench.Row, shape: bench.Shape) -> Limits:
-    """Least and most that is asked of a row of the CPU."""
+    """Return the lower and the upper limit for a row measured on the CPU."""
     is_plain = shape.words == 16 and shape.query_dim == shape.dim and shape.model in ("ViT-T/16", "ViT-S/16")
     if row.metric == "both over folded" and row.case == "projected" and is_plain:
         return 2.5, None
@@ -164,11 +164,11 @@ ON_A_GPU: tuple[tuple[str, Callable[[], Outcome]], ...] = (
 def bench_gpu(config: GpuConfig, say: Callable[[str], object]) -> tuple[bool, list[Outcome]]:
     """Check and time kernels, training and extraction on a GPU, the most important first, a line each as it is known.
 
-    What fails is told, and costs the others nothing.
+    A part that fails is reported, and the others still run.
 
     Args:
         config: how long, and where rows go.
-        say: is told each line.
+        say: called with each line.
 
     Returns:
         Whether every kernel was right, and what was measured beside them.
@@ -245,13 +245,13 @@ def _read(source: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{source} must be a CSV of the kernel benchmark; it cannot be read: {error}.") from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        found = ", ".join(reader.fieldnames or ())
-        raise ConfigError(f"{source} must have the columns {', '.join(COLUMNS)}, got {found}.")
+        columns = ", ".join(reader.fieldnames or ())
+        raise ConfigError(f"{source} must have the columns {', '.join(COLUMNS)}, got {columns}.")
     return [row for row in rows if row["benchmark"] == "kernel"]
 
 
 def _last_runs(rows: Sequence[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
-    """By device the rows that were measured with what its last row was measured with."""
+    """Yield for each device the rows that agree with its last row in `KEY` (code, threads, torch)."""
     last = {row["device"]: [row[name] for name in KEY] for row in rows}
     for device, key in last.items():
         yield [row for row in rows if row["device"] == device and [row[name] for name in KEY] == key]

@@ -1,4 +1,4 @@
-"""What a benchmark gives back: interleaved timings, the limits that were asked for, and one CSV for all."""
+"""Results of benchmarks: interleaved timings, limits on measured values, and one CSV for all."""
 
 from __future__ import annotations
 
@@ -154,12 +154,12 @@ class Outcome:
         """Title, head and cells of a table for each topic, or of the one table."""
         if not self.topics:
             return [("", *self.table())]
-        found = []
+        tables = []
         for topic in dict.fromkeys(self.topics.values()):
             own = tuple(each for each in self.measurements if self.topics[each.metric] == topic)
             if own:
-                found.append((topic, *replace(self, measurements=own).table()))
-        return found
+                tables.append((topic, *replace(self, measurements=own).table()))
+        return tables
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """A row a case, or a case and shape, and a column a metric: head and cells, empty where one is lacking."""
@@ -177,7 +177,7 @@ class Outcome:
 
 
 def require(holds: bool, message: str) -> None:
-    """Refuse to time what is wrong.
+    """Raise unless a check holds, so that nothing wrong is timed.
 
     Raises:
         BenchmarkError: `holds` is false.
@@ -200,7 +200,7 @@ def format_number(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
-    """What a measurement was made with.
+    """The code, device and versions that a measurement was made with.
 
     Attributes:
         commit: of the checkout that the code lies in; empty where it is installed.
@@ -219,13 +219,13 @@ class Environment:
     @classmethod
     def here(cls, device: str = "cpu", threads: int | None = None) -> Environment:
         """Describe this process on a torch device; `threads` where it measured with another number than it has now."""
-        found = environment(device)
+        record = environment(device)
         return cls(
-            commit=str(found["commit"]),
-            dirty=bool(found["dirty"]),
-            device=str(found["device"]),
-            threads=threads or int(found["threads"]),
-            torch=str(found["torch"]),
+            commit=str(record["commit"]),
+            dirty=bool(record["dirty"]),
+            device=str(record["device"]),
+            threads=threads or int(record["threads"]),
+            torch=str(record["torch"]),
         )
 
 

@@ -1,6 +1,7 @@
-"""Opening a large index: seconds and memory, measured in a process of its own.
+"""Reading a cache, loading training batches, and opening a large index: speed and memory.
 
-On Linux from /proc, since `getrusage` there hands a process the peak of the one that started it.
+Memory of an index is measured in a process of its own, on Linux from /proc, since `getrusage` there starts a process
+with the peak of its parent.
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ def _check(readers: dict[str, Read], store: TargetStore) -> None:
         expected = _plain(store.read_many(positions))
         alone = _plain(store.read(int(positions[0])))
         for name, read in readers.items():
-            found = read(positions)
+            arrays = read(positions)
             for array in ARRAYS:
-                same = np.array_equal(found[array], expected[array]) and np.array_equal(
+                same = np.array_equal(arrays[array], expected[array]) and np.array_equal(
                     alone[array], expected[array][0]
                 )
                 require(same, f"{name} must give the same {array} as TargetStore at {positions.tolist()}.")
@@ -198,7 +199,7 @@ def bench_loader(config: LoaderConfig) -> Outcome:
         _loader_check(store, config)
         rates = _rates(store, config)
     shape = f"{config.images}x{SIZE[0]}x{SIZE[1]} to {CROP[0]}x{CROP[1]}, batch {config.batch_size}"
-    measured, asked = [], []
+    measured, requirements = [], []
     for workers in config.workers:
         plain, targets = (rates[workers, objective] for objective in READS)
         ratio = statistics.median(b / a for a, b in zip(plain, targets, strict=True))
@@ -209,12 +210,12 @@ def bench_loader(config: LoaderConfig) -> Outcome:
             ("with over without", ratio, ""),
         ):
             measured.append(Measurement(case=case, shape=shape, metric=metric, value=value, unit=unit))
-        asked.append(Asked(what=f"images/s with targets over without, {case}", value=ratio, least=0.90))
+        requirements.append(Asked(what=f"images/s with targets over without, {case}", value=ratio, least=0.90))
     return Outcome(
         benchmark="loader",
         checked="images do not depend on the objective, and targets are the cache's own",
         measurements=tuple(measured),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=(
             "Synthetic textures with a 1/f spectrum, JPEG quality 90; targets 4 layers x 16 words x 16 x 16 cells, "
             "views full and hflip; the clock starts at the first batch, so that starting workers does not count.",
@@ -265,8 +266,8 @@ def _loader_check(store: TargetStore, config: LoaderConfig) -> None:
     assert batch.maps is not None
     for row, (_, position) in enumerate(tickets):
         stored = [store.read(position, view).maps for view in store.spec.views]
-        found = batch.maps[row].numpy()
-        require(any(np.array_equal(found, maps) for maps in stored), f"Maps of sample {position} must be the cache's.")
+        loaded = batch.maps[row].numpy()
+        require(any(np.array_equal(loaded, maps) for maps in stored), f"Maps of sample {position} must be the cache's.")
 
 
 def peak_rss() -> int:
@@ -310,13 +311,13 @@ def bench_index(config: IndexConfig) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         root = Path(scratch) / "targets"
         _write(root, config)
-        found = [_probe(root) for _ in progress_bar(range(config.rounds), desc="open", unit="process", leave=False)]
-    _index_check(found[0], config.samples)
+        probes = [_probe(root) for _ in progress_bar(range(config.rounds), desc="open", unit="process", leave=False)]
+    _index_check(probes[0], config.samples)
     shape = f"{config.samples} samples, {config.samples_per_shard} a shard"
     measured = []
     for step in ("open", "open and columns"):
         for metric, key, unit, scale in (("time", "seconds", "s", 1.0), ("added RSS", "bytes", "MB", 1e-6)):
-            value = statistics.median(probe[step][key] * scale for probe in found)
+            value = statistics.median(probe[step][key] * scale for probe in probes)
             measured.append(Measurement(case=step, shape=shape, metric=metric, value=value, unit=unit))
     seconds, memory = measured[-2].value, measured[-1].value
     return Outcome(
@@ -358,16 +359,16 @@ def _probe(root: Path) -> dict[str, Any]:
     return result
 
 
-def _index_check(found: dict[str, Any], samples: int) -> None:
+def _index_check(probed: dict[str, Any], samples: int) -> None:
     expected = {
         str(i): [f"{i:012d}", f"train2017/{i:012d}.jpg", list(labels_of(i)), i + 1]
         for i in (0, samples // 2, samples - 1)
     }
-    require(found["rows"] == expected, f"Rows of the index must be {expected}, got {found['rows']}.")
+    require(probed["rows"] == expected, f"Rows of the index must be {expected}, got {probed['rows']}.")
 
 
 def probe(root: Path) -> dict[str, object]:
-    """Open `root` and read the columns that training reads; bytes are added to the resident set from the start."""
+    """Open `root`, read the columns that training reads, and return seconds and bytes added to the resident set."""
     reset_peak()
     before, began = rss(), time.perf_counter()
     store = TargetStore.open(root)

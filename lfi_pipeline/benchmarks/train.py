@@ -58,8 +58,8 @@ def bench_online(
         clock, positions = EpochClock(device), store.usable[:batch_size]
 
         def cached(run: Trainer = run) -> float:
-            found = store.read_many(positions)
-            return _step(run, batch, found.maps, found.scale, codec, clock)
+            targets = store.read_many(positions)
+            return _step(run, batch, targets.maps, targets.scale, codec, clock)
 
         def online(run: Trainer = run) -> float:
             return _step(run, batch, *encode_maps(asker.maps(), codec), codec, clock)
@@ -116,12 +116,12 @@ class _Teacher:
         return self.maps()
 
     def maps(self) -> npt.NDArray[np.float32]:
-        """Ask the teacher: [B, L, M, gh, gw]."""
+        """Return the teacher's maps of the kept images, fp32 [B, L, M, gh, gw]."""
         words = [text.words[:_WORDS] for text in self.texts]
-        found: Tensor = self.teacher.interaction_maps(
+        device_maps: Tensor = self.teacher.interaction_maps(
             self.images, self.texts, words, kind=self.kind, layers=self.layers, settings=self.settings
         ).maps
-        maps: npt.NDArray[np.float32] = found.float().cpu().numpy()
+        maps: npt.NDArray[np.float32] = device_maps.float().cpu().numpy()
         return maps
 
 
@@ -135,8 +135,8 @@ def _step(
 ) -> float:
     """Take one step with these maps; returns its loss."""
     device = batch.positions.device
-    told = replace(batch, maps=torch.from_numpy(maps).to(device), scale=torch.from_numpy(scale).to(device))
-    loss = step(run, told, cut_for(run, told, codec), clock)[TOTAL]
+    with_maps = replace(batch, maps=torch.from_numpy(maps).to(device), scale=torch.from_numpy(scale).to(device))
+    loss = step(run, with_maps, cut_for(run, with_maps, codec), clock)[TOTAL]
     clock.report()  # waits for a CUDA device
     return loss
 
@@ -151,7 +151,7 @@ def bench_students(
     """Time `STUDENTS` students, from image files to moved weights, fed from one read and from a read each.
 
     Raises:
-        BenchmarkError: a student becomes another one in company, or a step fails.
+        BenchmarkError: a student's weights depend on the others that share its read, or a step fails.
     """
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = photo_cache(Path(scratch), (steps + 1) * batch_size)
@@ -170,7 +170,7 @@ def bench_students(
         reading = _reading(runs, store, data)
     side = runs[0].learner.student.size[0]
     shape = f"{STUDENTS} x {student.name} at {side} px, {SIZE[1]}x{SIZE[0]} JPEG, batch {batch_size}, {steps} steps"
-    measured, asked = [], []
+    measured, requirements = [], []
     for count in workers:
         case = f"{student.name} at {side} px, {count} workers"
         images = STUDENTS * steps * batch_size
@@ -182,14 +182,14 @@ def bench_students(
             ("reading alone, one process", reading, "images/s"),
         ):
             measured.append(Measurement(case=case, shape=shape, metric=metric, value=value, unit=unit))
-        asked.append(
+        requirements.append(
             Asked(what=f"images/s of {STUDENTS} from one read over runs apart, {case}", value=ratio, least=1.5)
         )
     return Outcome(
         benchmark="train",
         checked="a student has the same weights whether it is fed alone or in company",
         measurements=tuple(measured),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=(
             "Students: objective lfi; images/s are those of all students together, files read, decoded and cropped; "
             "the clock starts at the first batch. What can be gained is the share of reading and decoding.",
@@ -213,7 +213,7 @@ def feed(runs: Sequence[Trainer], store: TargetStore, data: DataConfig, *, worke
 
 
 def _batches(runs: Sequence[Trainer], store: TargetStore, data: DataConfig, workers: int) -> Iterator[Batch]:
-    """Yield what the runs are fed in one pass."""
+    """Return the batches of one pass, as the runs are fed with them."""
     reads = frozenset[str]().union(*(run.learner.reads for run in runs))
     images = TargetImages(store, data, [run.learner.student.size for run in runs], reads)
     tickets = ResumableBatchSampler(store.usable, data)
@@ -221,7 +221,7 @@ def _batches(runs: Sequence[Trainer], store: TargetStore, data: DataConfig, work
 
 
 def _reading(runs: Sequence[Trainer], store: TargetStore, data: DataConfig) -> float:
-    """Images a second of a pass that trains nothing."""
+    """Return images per second of a pass that only reads."""
     batches = _batches(runs, store, data, 0)
     next(batches)
     began = time.perf_counter()
@@ -230,7 +230,7 @@ def _reading(runs: Sequence[Trainer], store: TargetStore, data: DataConfig) -> f
 
 
 def check(store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device) -> None:
-    """Train one pass in company and alone, and compare the weights of its last student.
+    """Train one student for a pass, alone and with others that share its read, and compare the weights.
 
     Raises:
         BenchmarkError: they differ.

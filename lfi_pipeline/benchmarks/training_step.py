@@ -1,4 +1,4 @@
-"""A few steps of a run that is planned, on synthetic photographs and maps: seconds and operations per image."""
+"""Steps of training on synthetic photographs and maps: time by objective, parameters, and trials of planned runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_run(
 
 
 def run_of(config: TrainConfig, store: TargetStore, *, device: torch.device) -> Trainer:
-    """As `make_run`, of a whole configuration."""
+    """Return a run as `make_run` does, from a whole configuration."""
     return Trainer(
         config,
         Path(store.path) / "no run",
@@ -143,7 +143,7 @@ def bench_step(
     size = next(iter(cases.values())).run.learner.student.size
     words = f"{maps_shape[1]} words, {maps_shape[0]} x {maps_shape[2]}x{maps_shape[3]} maps"
     shape = f"{student.name} at {size[0]}x{size[1]}, batch {batch_size}, {words}"
-    measured, asked = [], []
+    measured, requirements = [], []
     for name, case in cases.items():
         ratio = median_ratio(seconds[name], seconds["none"])
         rows = [("step", statistics.median(seconds[name]) * 1e3, "ms"), ("over none", ratio, "")]
@@ -157,12 +157,12 @@ def bench_step(
         ]
         if name == "lfi":
             most = 1.05 if device.type == "cuda" else 1.10
-            asked.append(Asked(what=f"step of lfi over none, {student.name}", value=ratio, most=most))
+            requirements.append(Asked(what=f"step of lfi over none, {student.name}", value=ratio, most=most))
     return Outcome(
         benchmark="train",
         checked="queries leave the backbone's output as it is, and targets are distributions",
         measurements=tuple(measured),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=(
             "A step: targets decoded and cut to the crop, forward, backward, clipping and AdamW in fp32, data already "
             "in memory; ratios are medians over rounds in which the objectives take turns.",
@@ -182,7 +182,7 @@ def _cases(store: TargetStore, student: StudentConfig, data: DataConfig, device:
 
 @torch.no_grad()
 def check(cases: dict[str, _Case]) -> None:
-    """Compare what the runs give before their first step.
+    """Check the pooled features and the targets of the runs before their first step.
 
     Raises:
         BenchmarkError: as `bench_step`.
@@ -194,12 +194,12 @@ def check(cases: dict[str, _Case]) -> None:
     student.train()
     for name, case in cases.items():
         cut = cut_for(case.run, case.batch, case.codec)
-        told, _ = case.run.learner.supervise(cut)
-        found = case.run.learner.student.eval()(images, told).pooled
+        supervision, _ = case.run.learner.supervise(cut)
+        pooled = case.run.learner.student.eval()(images, supervision).pooled
         case.run.learner.student.train()
-        off = (found - expected).abs().max().item()
+        off = (pooled - expected).abs().max().item()
         require(off <= 1e-4, f"{name} must leave the backbone's output as it is, it is off by {off:.2g}.")
-        for rows in told.targets or () if told is not None else ():
+        for rows in supervision.targets or () if supervision is not None else ():
             sums = rows.double().sum(-1)
             off = torch.minimum((sums - 1).abs(), sums.abs()).max().item()
             require(off < 1e-4, f"Rows of targets must sum to 1 or 0, one of {name} is off by {off:.2g}.")
@@ -216,7 +216,7 @@ def bench_parameters(student: StudentConfig) -> Outcome:
     Raises:
         BenchmarkError: the parts do not add up to what the optimizer is given.
     """
-    measured, asked = [], []
+    measured, requirements = [], []
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = _cache(Path(scratch))
         for objective in OBJECTIVES[1:]:
@@ -244,13 +244,13 @@ def bench_parameters(student: StudentConfig) -> Outcome:
                 measured.append(Measurement(case=case, shape=f"E {_WIDTH}", metric=metric, value=value, unit=unit))
             if objective == "lfi":
                 what = f"% of {student.name} that lfi adds in training"
-                asked.append(Asked(what=what, value=share, most=_MOST))
-                asked.append(Asked(what=f"parameters left in the exported {student.name}", value=left, most=0))
+                requirements.append(Asked(what=what, value=share, most=_MOST))
+                requirements.append(Asked(what=f"parameters left in the exported {student.name}", value=left, most=0))
     return Outcome(
         benchmark="train",
         checked="parts add up to what the optimizer is given",
         measurements=tuple(measured),
-        asked=tuple(asked),
+        asked=tuple(requirements),
         notes=(f"Text embeddings of {_WIDTH} dimensions, as a ViT-L/14 has. Exported: the plain timm model.",),
     )
 
@@ -263,7 +263,7 @@ def _cache(root: Path) -> TargetStore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTrial:
-    """What was measured.
+    """Result of `time_training`.
 
     Attributes:
         student: name of the model.

@@ -1,4 +1,4 @@
-"""Shared ground of the library: errors, files, schemas, devices and model hubs."""
+"""Shared by the whole library: errors, files, schemas, options, devices and model hubs."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class ConfigError(LFIError, ValueError):
 
 
 class TooLargeError(ConfigError):
-    """A model that would be larger than its bound, told before memory is taken for it."""
+    """A model that would be larger than its bound, raised before memory is taken for it."""
 
 
 class DatasetError(LFIError, ValueError):

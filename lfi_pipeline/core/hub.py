@@ -1,4 +1,4 @@
-"""Files from elsewhere: model hubs, asked before their client retries for minutes, and object stores."""
+"""Remote files: whether a model hub answers, before its client retries for minutes; copies from object stores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Remote:
 
     @property
     def address(self) -> str:
-        """Where a person finds it."""
+        """URL of the file or repository, for messages."""
         return self.url or f"{constants.ENDPOINT}/{self.repo}"
 
     @property
@@ -72,7 +72,7 @@ def answers(url: str) -> bool:
 
 
 def why_missing(remote: Remote) -> str:
-    """Return why it cannot be had, or nothing where it is in the cache or its server answers."""
+    """Return why a file cannot be fetched; empty where it is in the cache or its server answers."""
     if remote.cached:
         return ""
     if constants.HF_HUB_OFFLINE and not remote.url:
@@ -124,7 +124,7 @@ def url_of(place: str | Path) -> str | None:
 
 
 def in_full(place: str | Path) -> str:
-    """Return a place so that it is the same from anywhere: a URL as it is, a path as an absolute one."""
+    """Return a place that holds from any working directory: a URL as it is, a path as an absolute one."""
     return url_of(place) or str(Path(place).resolve())
 
 
@@ -171,8 +171,8 @@ def _files(url: str, wanted: re.Pattern[str]) -> Iterator[tuple[Any, str, str]]:
         return
     system, base = _system(url)
     base = base.rstrip("/")
-    found = _tried(lambda: system.find(base), url)
-    for path in sorted(found)[:_MOST_FILES]:
+    paths = _tried(lambda: system.find(base), url)
+    for path in sorted(paths)[:_MOST_FILES]:
         name = path.removeprefix(base).lstrip("/")
         if wanted.search(name):
             yield system, path, _safe(name, url)

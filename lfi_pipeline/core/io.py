@@ -1,7 +1,7 @@
 """Files that are either whole or absent, JSON that carries its own checksum, and paths that stay below a root.
 
-The temporary file of a fixed file has a name fixed by its target, so whatever a killed process left behind is
-overwritten, and renamed away, by the rerun that writes the same target. Those of shards lie in `claims.STAGING`.
+A temporary file is named after its target, so whatever a killed process left behind is removed by the rerun that writes
+the same target. Those of shards lie in `targets.writer.STAGING`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def why_unsafe(path: str) -> str | None:
 
 def split_tar_path(path: str) -> tuple[str, int, int] | None:
     """Split `shards/a.tar#1536+33122` into tar, offset and size in bytes; None for the path of a plain file."""
-    found = _IN_TAR.match(path)
-    return (found[1], int(found[2]), int(found[3])) if found else None
+    match = _IN_TAR.match(path)
+    return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def tar_path(tar: str, offset: int, size: int) -> str:
@@ -77,11 +77,11 @@ class FileRecord:
         same_size = len(data) == self.size  # else the checksum is not looked at
         return self.difference(FileRecord(size=len(data), crc32c=crc32c_hex(data) if same_size else ""))
 
-    def difference(self, found: FileRecord) -> str | None:
-        """Say how the record of what was found differs from this one, or None where it does not."""
-        if found.size != self.size:
-            return f"has {found.size} bytes, recorded were {self.size}"
-        return None if found == self else f"has crc32c {found.crc32c}, recorded was {self.crc32c}"
+    def difference(self, actual: FileRecord) -> str | None:
+        """Say how the record of the file as it is differs from this one, or None where it does not."""
+        if actual.size != self.size:
+            return f"has {actual.size} bytes, recorded were {self.size}"
+        return None if actual == self else f"has crc32c {actual.crc32c}, recorded was {self.crc32c}"
 
 
 def crc32c_hex(data: bytes) -> str:
@@ -113,11 +113,11 @@ def clear_leftovers(folder: Path, *, every: bool = False, of: str = "") -> None:
     except OSError:
         return
     for entry in entries:
-        found = _TEMPORARY.fullmatch(entry.name)
+        match = _TEMPORARY.fullmatch(entry.name)
         if (
-            found
+            match
             and entry.name.startswith(f".{of}")
-            and (every or not _may_be_in_use(entry, found["host"], int(found["pid"])))
+            and (every or not _may_be_in_use(entry, match["host"], int(match["pid"])))
         ):
             with suppress(OSError):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -261,8 +261,8 @@ def sorted_safetensors(data: bytes) -> bytes:
 def metadata_of(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file that safetensors has read without complaint."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    found: dict[str, str] = header.get("__metadata__", {})
-    return found
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
 
 
 def read_whole(path: Path) -> bytes:
@@ -296,7 +296,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time do what is inside, where the file system can lock `folder`; death frees it."""
+    """Let one process at a time run the block, where the file system can lock `folder`; a dead process frees it."""
     if sys.platform == "win32":
         yield
         return
@@ -327,8 +327,8 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
         CorruptTargetsError: the content is not what was sealed.
     """
     body: Any = None
-    found = _SEAL.findall(data)
-    if len(found) == 1 and found[0] == crc32c_hex(_SEAL.sub(_UNSEALED, data)).encode():
+    seals = _SEAL.findall(data)
+    if len(seals) == 1 and seals[0] == crc32c_hex(_SEAL.sub(_UNSEALED, data)).encode():
         try:
             body = json.loads(data)
         except (ValueError, RecursionError):

@@ -10,7 +10,7 @@
 The command line, TOML files, `config.json`, sweeps and the functions of `lfi_pipeline` all read these declarations.
 A field whose type is another such dataclass is a group; its fields are named as if they stood in the outer class, so
 names are unique over all groups. Nothing here knows the command line, and nothing here imports torch: a wrong value is
-told at once.
+reported at once.
 """
 
 from __future__ import annotations
@@ -137,12 +137,12 @@ def declared(kind: Any) -> Mapping[str, Declared]:
 
 @functools.cache
 def _declared(kind: Any) -> Mapping[str, Declared]:
-    found: dict[str, Declared] = {}
+    options: dict[str, Declared] = {}
     for each in _declarations(kind, (), None):
-        if each.name in found:
+        if each.name in options:
             raise TypeError(f"{kind.__name__} declares the option {each.name!r} twice.")
-        found[each.name] = each
-    return found
+        options[each.name] = each
+    return options
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -177,7 +177,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def defaults(kind: type[Any]) -> dict[str, Any]:
-    """Return what every option is where nobody gives it, as `flatten` does; None for one that must be given."""
+    """Return the default of every option as a plain value, as `flatten` does; None for a required one."""
     return {name: None if each.required else plain(each.default) for name, each in declared(kind).items()}
 
 
@@ -254,7 +254,7 @@ def typed(option: Declared, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it; an object of a class of its own says it by its method `plain`."""
+    """Return a value as JSON has it; an object of another class is converted by its own method `plain`."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, tuple | list):
@@ -295,19 +295,19 @@ def command_line(*words: object, **options: Any) -> str:
 def _fields(kind: Any) -> tuple[tuple[dataclasses.Field[Any], Any, Option | None], ...]:
     """Fields of one class with their types and options; no option for a group."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    found = []
+    fields = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         option = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Option)), None)
         inner = hint.__origin__ if get_origin(hint) is typing.Annotated else hint
         if option is None and not dataclasses.is_dataclass(inner):
             raise TypeError(f"{kind.__name__}.{field.name} must be Annotated[..., Option(...)].")
-        found.append((field, inner, None if dataclasses.is_dataclass(inner) else option))
-    return tuple(found)
+        fields.append((field, inner, None if dataclasses.is_dataclass(inner) else option))
+    return tuple(fields)
 
 
 def _declarations(kind: Any, place: tuple[str, ...], panel: str | None, group: Any = None) -> Iterable[Declared]:
-    """Declarations of a class; `group` is the instance that stands where nothing is given, if there is one."""
+    """Yield the declarations of a class; `group` is the instance whose values are the defaults, if there is one."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field, inner, option in _fields(kind):
         here = (*place, field.name)
@@ -331,12 +331,12 @@ def _place(arguments: dict[str, Any], place: tuple[str, ...], value: Any) -> Non
 
 def _constructed(kind: Any, arguments: Mapping[str, Any], group: Any = None) -> Any:
     """Construct a class from nested arguments, inner groups first; what is left out is as in the instance `group`."""
-    given = dict(arguments)
+    values = dict(arguments)
     for field, inner, option in _fields(kind):
         if option is None:
             default = _default(field) if group is None else getattr(group, field.name)
-            if field.name in given or default is MISSING:
-                given[field.name] = _constructed(
-                    inner, given.get(field.name, {}), None if default is MISSING else default
+            if field.name in values or default is MISSING:
+                values[field.name] = _constructed(
+                    inner, values.get(field.name, {}), None if default is MISSING else default
                 )
-    return kind(**given) if group is None else dataclasses.replace(group, **given)
+    return kind(**values) if group is None else dataclasses.replace(group, **values)

@@ -1,4 +1,4 @@
-"""JSON and TOML that anybody wrote, read with limits; and checksums that say whether a file is what was written."""
+"""JSON and TOML from outside, read with limits on size and depth; and checksums of the files of a run or export."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def require_unchanged(path: Path, data: bytes) -> None:
 
 
 def recorded(folder: Path) -> Records | None:
-    """Return what each file of `folder` may be, by path below it; None where there is no record.
+    """Return the records that each file of `folder` may match, by path below it; None where there is no `RECORD`.
 
     Raises:
         RunError: the record is damaged.
@@ -310,10 +310,10 @@ def recorded(folder: Path) -> Records | None:
 
 def _checksums_parsed(name: str, records: Any, path: Path) -> list[FileRecord]:
     try:
-        found = [FileRecord(size=each["size"], crc32c=each["crc32c"]) for each in records]
-        if why_unsafe(name) or not found:
+        parsed = [FileRecord(size=each["size"], crc32c=each["crc32c"]) for each in records]
+        if why_unsafe(name) or not parsed:
             raise ValueError
-        return found
+        return parsed
     except (TypeError, KeyError, ValueError) as error:
         raise RunError(f"{path} has a checksum that cannot be read, of {name!r}. {_REMEDY}") from error
 
@@ -337,5 +337,5 @@ def _record_of(path: Path) -> FileRecord:
     return FileRecord(size=size, crc32c=f"{crc:08x}")
 
 
-def _complaint(found: FileRecord, allowed: list[FileRecord]) -> str | None:
-    return None if found in allowed else allowed[-1].difference(found)
+def _complaint(record: FileRecord, allowed: list[FileRecord]) -> str | None:
+    return None if record in allowed else allowed[-1].difference(record)

@@ -92,7 +92,7 @@ class ProgressLines(Generic[T]):
             self.update()
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more, and tell of it where it is time."""
+        """Count `n` more, and write a line where `SECONDS` have passed since the last."""
         self.n += n
         now = time.monotonic()
         if now - self._told >= SECONDS:
@@ -109,11 +109,11 @@ class ProgressLines(Generic[T]):
         self._postfix = text
 
     def set_description(self, desc: str = "", refresh: bool = True) -> None:
-        """Change what is said to be done."""
+        """Change the description that lines begin with."""
         self._desc = desc
 
     def close(self) -> None:
-        """Nothing is left to be closed."""
+        """Do nothing; bars of tqdm, in whose place this stands, have the method."""
 
     def __enter__(self) -> Self:
         return self

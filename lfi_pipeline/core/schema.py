@@ -164,8 +164,8 @@ class Fields:
 
     def wrong(self, name: str, wanted: str) -> RunError:
         """The error to raise for a field that is missing or of the wrong type."""
-        found = repr(self.values[name])[:80] if name in self.values else "nothing"
-        return RunError(f"{self.origin}: field {self.prefix + name!r} must be {wanted}, got {found}.")
+        shown = repr(self.values[name])[:80] if name in self.values else "nothing"
+        return RunError(f"{self.origin}: field {self.prefix + name!r} must be {wanted}, got {shown}.")
 
     def text(self, name: str) -> str:
         """A string."""

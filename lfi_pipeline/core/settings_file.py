@@ -51,12 +51,12 @@ class SettingsFile:
         Raises:
             ConfigError, UnknownNameError: as `read`.
         """
-        told = f"{path}, [{where}]" if where else str(path)
+        source = f"{path}, [{where}]" if where else str(path)
         flat: dict[str, Any] = {}
         for key, value in table.items():
-            name, current = self.entry(key, value, path, told)
+            name, current = self.entry(key, value, path, source)
             if name in flat:
-                raise ConfigError(f"{told}: {name} must be given once, found it under two spellings.")
+                raise ConfigError(f"{source}: {name} must be given once, found it under two spellings.")
             flat[name] = current
         return flat
 
@@ -91,8 +91,8 @@ class SettingsFile:
 
     def text(self, flat: Mapping[str, Any], first_line: str = "") -> str:
         """Return `flat`, as `options.flatten` gives it, as TOML; what is None is left out, paths become absolute."""
-        told = {name: self._absolute_here(name, value) for name, value in flat.items() if value is not None}
-        return (f"# {first_line}\n\n" if first_line else "") + tomli_w.dumps(told)
+        settings = {name: self._absolute_here(name, value) for name, value in flat.items() if value is not None}
+        return (f"# {first_line}\n\n" if first_line else "") + tomli_w.dumps(settings)
 
     def write(self, path: Path, flat: Mapping[str, Any], first_line: str = "") -> None:
         """Write `text` to the file `path`.

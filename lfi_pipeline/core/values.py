@@ -1,4 +1,4 @@
-"""One value against its type, range and choices: the types are checked by msgspec, the words of the errors are ours."""
+"""Check a value against its type, range and choices; msgspec checks the type, the messages are written here."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def fitting(name: str, kind: Any, value: Any, option: Limits) -> Any:
     try:
         result = _converted(kind, value)
     except (msgspec.ValidationError, TypeError):
-        told = _shortened(value)
-        raise ConfigError(f"{name} must be {requirement(kind, option.metavar)}, got {told}.", argument=name) from None
+        shortened = _shortened(value)
+        raise ConfigError(
+            f"{name} must be {requirement(kind, option.metavar)}, got {shortened}.", argument=name
+        ) from None
     except LFIError as error:
         raise error.within(name) from error
     if option.at_least_one and isinstance(result, Sequence | Mapping) and not result:

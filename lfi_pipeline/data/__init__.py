@@ -1,4 +1,4 @@
-"""Data sets: manifest -> samples, images as the world has them, and augmentation replayed on maps."""
+"""Data sets: manifest -> samples, images read as RGB, and augmentation replayed on maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of one split as indices into the class list of another, matched by name and never by number."""
+"""A split in memory: its samples and annotated objects, validation parts, and labels matched by class name."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class SampleTable(Sequence[Sample]):
 
     @classmethod
     def of_batches(cls, batches: Iterable[Any]) -> SampleTable:
-        """Take record batches that `batches` of another table gave, as they are.
+        """Make a table of the record batches of another, without a copy.
 
         Raises:
             DatasetError: they have other columns.
@@ -248,12 +248,12 @@ def split_name(split: str, share: float) -> str:
 
 def parsed_split(name: str) -> tuple[str, float]:
     """Return split and share that a name stands for, such as `train-0.2`; the inverse of `split_name`."""
-    found = _NAMED.fullmatch(name)
-    return (found[1], float(found[2])) if found else (name, 0.0 if name == WHOLE else DEFAULT_SHARE)
+    match = _NAMED.fullmatch(name)
+    return (match[1], float(match[2])) if match else (name, 0.0 if name == WHOLE else DEFAULT_SHARE)
 
 
 def counterpart(split: str, trained: str) -> str:
-    """Return the split to score on where `split` is asked for and `trained` is trained on: `val` of a part is its rest."""
+    """Return the split to score on: `split`, or for `val` the rest of the part `trained` (`train-0.2` -> `val-0.2`)."""
     named, share = parsed_split(trained)
     return split_name(VAL, share) if split == VAL and named != trained else split
 
@@ -326,7 +326,7 @@ def renumbered(samples: Iterable[Sample], new: Mapping[int, int]) -> SampleTable
 
 
 def named_in_order(numbers: Mapping[str, int]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Return the names of classes that were numbered as they came, sorted, and for each old number the new one."""
+    """Return names sorted, and old number -> new one, of classes that were numbered in order of appearance."""
     names = tuple(sorted(numbers))
     return names, {numbers[name]: place for place, name in enumerate(names)}
 

@@ -1,4 +1,4 @@
-"""Read image files as the world has them, into plain RGB, with the checksum of their bytes."""
+"""Read images from files, tars and Parquet files as upright RGB, with the checksum of their bytes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _LARGEST_GROUP = 1 << 32  # bytes of images, unpacked
 
 def split_parquet_path(path: str) -> tuple[str, str, int] | None:
     """Split `data/train.parquet#image:12` into file, column and row; None for the path of anything else."""
-    found = _IN_PARQUET.match(path)
-    return (found[1], found[2], int(found[3])) if found else None
+    match = _IN_PARQUET.match(path)
+    return (match[1], match[2], int(match[3])) if match else None
 
 
 def parquet_path(file: str, column: str, row: int) -> str:
@@ -101,8 +101,7 @@ def read_bytes(root: Path, path: str) -> bytes:
     """Return the bytes of the image at `path`, a POSIX path below `root`.
 
     `shards/a.tar#1536+33122` stands for 33122 bytes at offset 1536 of that tar, `a.parquet#image:12` for row 12 of a
-    column. Every call opens the file for itself,
-    so that forked workers and threads never share a position.
+    column. Every call opens the file for itself, so that forked workers and threads never share a position.
 
     Raises:
         ImageReadError: the path leaves the root, itself or by a link, no such file, or the tar ends before the bytes
@@ -132,9 +131,9 @@ def read_bytes(root: Path, path: str) -> bytes:
 
 
 def require_inside(root: Path, path: str) -> None:
-    """Refuse a file that links lead out of `root`: what is read of it may be packed, and shared.
+    """Refuse a path that a link leads out of `root`: what is read may be packed into tars and shared.
 
-    Not where the environment variable `LFI_LINKS` is `follow`.
+    Nothing is refused where the environment variable `LFI_LINKS` is `follow`.
 
     Raises:
         ImageReadError: it lies elsewhere.
@@ -156,8 +155,8 @@ def _real_root(root: str) -> str:
 
 def file_of(path: str) -> str:
     """Return the path of the file that the image at `path` is read from, which may be a tar or a Parquet file."""
-    found = split_tar_path(path) or split_parquet_path(path)
-    return found[0] if found is not None else path
+    container = split_tar_path(path) or split_parquet_path(path)
+    return container[0] if container is not None else path
 
 
 def _read_at(descriptor: int, offset: int, size: int | None, path: str) -> bytes:
@@ -232,7 +231,7 @@ _ORIENTATION = 0x0112
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Undo the turn that EXIF tells of. Metadata that cannot be read tells of none, and never costs an image.
+    """Undo the rotation or mirroring in the EXIF metadata; where that cannot be read, return the image as it is.
 
     Not by Pillow's `exif_transpose`, which writes the other tags anew and fails at values that it read itself.
     """
@@ -256,14 +255,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @functools.cache
 def _say_twelve_bits() -> None:
-    """Tell of it once a process."""
+    """Warn, once a process, that a 16-bit image is read as one of 12 bits."""
     _LOGGER.warning(
         "An image of 16 bits holds values of 12 (at most 4095): it is read as of 12 bits, and so are others like it."
     )
 
 
 def _to_bytes(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Scale wide pixels [H, W] to 0..255 by the range that their mode, or else their largest value, speaks of.
+    """Scale wide pixels [H, W] to 0..255, from the range that the mode, or else the largest value, implies.
 
     Cameras and microscopes leave 12 bits in files of 16, so values from 256 to 4095 are of 12.
     """

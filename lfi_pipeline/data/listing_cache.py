@@ -38,7 +38,7 @@ class Parts(Protocol):
 
 
 class PartsInMemory:
-    """Parts that nobody else sees."""
+    """Parts in memory, of listings too small to keep."""
 
     def __init__(self) -> None:
         self._sinks: dict[str, Any] = {}
@@ -80,8 +80,8 @@ def kept_listing(
 ) -> tuple[Parts, dict[str, Any]]:
     """Return the parts and the description that `parse` makes of `files`, from the cache where it has them.
 
-    A listing is found by the files' content and `settings`. The content is told by size and time of change once it was
-    hashed; a file that was copied or touched is hashed again. Where the cache cannot be written, a temporary folder
+    A listing is looked up by a hash of the files' content and of `settings`. Hashes are remembered by size and time of
+    change; a file that was copied or touched is hashed again. Where the cache cannot be written, a temporary folder
     takes its place.
 
     Args:
@@ -100,14 +100,14 @@ def kept_listing(
         folder.mkdir(parents=True, exist_ok=True)
         digests = [_digest(folder, path) for path in files]
         key = hashlib.sha256(json.dumps([settings, digests], sort_keys=True).encode()).hexdigest()[:32]
-        if (found := _kept(folder / key)) is not None:
-            return found
+        if (listing := _kept(folder / key)) is not None:
+            return listing
         with _scratch(folder) as scratch:
             _write(scratch, parse)
             _put(scratch, folder / key)
         _forget_unused(folder)
-        if (found := _kept(folder / key)) is not None:
-            return found
+        if (listing := _kept(folder / key)) is not None:
+            return listing
     except OSError as error:
         if isinstance(error, LFIError):
             raise
@@ -119,7 +119,7 @@ def kept_listing(
 
 
 class _Held:
-    """Parts whose files are gone from their folder."""
+    """Parts whose files were deleted while they stay mapped."""
 
     def __init__(self, batches: Mapping[str, list[Any]]) -> None:
         self._batches = batches

@@ -17,7 +17,7 @@ from lfi_pipeline.data.readers.sniff import sniff_layout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutRules:
-    """The form of one layout's part of a manifest.
+    """What a manifest must and may say for one layout.
 
     Attributes:
         roles: names that every split must give a path to.
@@ -34,7 +34,7 @@ class LayoutRules:
     optional_options: frozenset[str] = frozenset()
 
     def faults(self, options: Mapping[str, Any], splits: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-        """Yield what of `options` and `splits` does not fit."""
+        """Yield each fault of `options` and `splits`, as a phrase for a message."""
         for name in sorted(options.keys() - self.options.keys()):
             yield f"its layout has no option {name!r}; options: {', '.join(sorted(self.options)) or 'none'}"
         for name, kind in self.options.items():
@@ -122,7 +122,7 @@ class Manifest:
     Attributes:
         name: lower-case letters, digits, `-` and `_`; for a shipped manifest the name of its file.
         title, license, homepage, obtain: for people; may be left out.
-        teacher: `NAME[:TAG]` of the teacher that suits it, used where none is asked for.
+        teacher: `NAME[:TAG]` of the teacher that suits it, used where none is named.
         layout: name of the reader that knows the layout, one of `LAYOUTS`.
         prompts: templates with one `{}` for a class name, where images have no captions.
         options: the table named like the layout, passed to that reader.
@@ -204,14 +204,14 @@ def load_manifest(name_or_path: str | Path | Manifest, root: Path | None = None)
 
 def folder_manifest(root: Path) -> Manifest:
     """Return a manifest of what `root` is; raises as `sniff_layout`."""
-    found = sniff_layout(root)
+    layout = sniff_layout(root)
     return Manifest(
         name=FOLDER,
-        title=f"{root.resolve().name}: {found.tool}",
-        layout=found.layout,
+        title=f"{root.resolve().name}: {layout.tool}",
+        layout=layout.layout,
         prompts=_FOLDER_PROMPTS,
-        options=found.options,
-        splits=found.splits,
+        options=layout.options,
+        splits=layout.splits,
     )
 
 
@@ -240,7 +240,7 @@ def parse_manifest(content: bytes, source: str) -> Manifest:
 
 
 def _faults(table: Mapping[str, Any]) -> Iterator[str]:
-    """Yield all that does not fit."""
+    """Yield each fault of a manifest's table, as a phrase for a message."""
     layout = table.get("layout")
     known_layout = layout if isinstance(layout, str) and layout in LAYOUTS else None
     if layout is not None and known_layout is None:

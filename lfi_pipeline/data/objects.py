@@ -103,7 +103,7 @@ class ObjectTable:
 
 
 class InstancesByKey(Mapping[str, tuple[Instance, ...]]):
-    """Sample key -> its objects without crowds, read from a table as they are asked for."""
+    """Sample key -> its objects without crowds, read from the table at each access."""
 
     def __init__(self, table: ObjectTable, keys: Any) -> None:
         self._table, self._keys = table, keys
@@ -140,4 +140,4 @@ def count_masks(instances: Mapping[str, tuple[Instance, ...]]) -> int:
     """Return the number of objects of all samples that have a segmentation."""
     if isinstance(instances, InstancesByKey):
         return instances.masks
-    return sum(each.segmentation is not None for found in instances.values() for each in found)
+    return sum(each.segmentation is not None for objects in instances.values() for each in objects)

@@ -1,7 +1,7 @@
 """Protocol `classification`: how well the student tells classes, seen and held-out domains apart.
 
 Three readings of one frozen student: its own head; k nearest neighbours (`evaluation.probes`) and a linear probe
-(`evaluation.linear_probe`, both with their sources) on its pooled features, fitted on the run's training split without
+(also there, both with their sources) on its pooled features, fitted on the run's training split without
 the held-out domains, on whole images without augmentation. Each is scored alike: top-1 accuracy where every image has
 one label (the head: top-5 as well), and the mean over classes of average precision (Everingham et al., "The Pascal
 Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2, over all recall levels).
@@ -47,13 +47,13 @@ _BATCH = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrozenFeatures:
-    """Of S images, on the CPU.
+    """Features and logits of a frozen student for S images, on the CPU.
 
     Attributes:
         pooled: fp32 [S, D].
         logits: fp32 [S, C]; None for a student without a head.
         labels: bool [S, C].
-        read: bool [S]; False where an image could not be read: what is said of it does not count.
+        read: bool [S]; False where an image could not be read, and its row does not count.
     """
 
     pooled: Tensor
@@ -115,7 +115,7 @@ def probe_scores(
     Args:
         loaded: the run.
         dataset: its validation split.
-        validation: what the student makes of that split.
+        validation: features of that split.
         task: `classification` or `multi-label`.
         common: of the evaluation.
         config: of the protocol.
@@ -128,8 +128,8 @@ def probe_scores(
     training = _training_features(loaded, common, config.probe_limit)
     features, labels = (each.to(device) for each in training.readable())
     if not labels.any() or (task == CLASSIFICATION and not bool((labels.sum(1) == 1).all())):
-        asked = "one label for every training image" if task == CLASSIFICATION else "training images with labels"
-        raise ConfigError(f"The probes need {asked}; the run's data set does not have them. Give `probes=False`.")
+        required = "one label for every training image" if task == CLASSIFICATION else "training images with labels"
+        raise ConfigError(f"The probes need {required}; the run's data set does not have them. Give `probes=False`.")
     queries = validation.pooled.to(device)
     neighbours = knn_scores(features, labels, queries, k=config.knn_k, temperature=config.knn_temperature)
     chosen = choose_probe(features, labels, task, lambda scores, truth: _metric(scores, truth.float(), task))
@@ -144,8 +144,10 @@ def probe_scores(
         "held_back": chosen.held_back,
     }
     scores: dict[str, float | None] = {}
-    for prefix, found in (("knn", neighbours), ("linear", chosen.probe.scores(queries))):
-        predictions = Predictions(found.cpu() * validation.read[:, None], validation.labels.float(), validation.read)
+    for prefix, class_scores in (("knn", neighbours), ("linear", chosen.probe.scores(queries))):
+        predictions = Predictions(
+            class_scores.cpu() * validation.read[:, None], validation.labels.float(), validation.read
+        )
         scored = score_domains(predictions, task, domains, seen)
         names = [f"{measure}_{part}" for measure in ("top1", "map") for part in ("seen", "heldout")]
         scores |= {f"{prefix}_{name}": scored[name] for name in names if name in scored}  # type: ignore[misc]
@@ -167,7 +169,7 @@ def _training_features(loaded: LoadedRun, common: EvaluationConfig, limit: int |
 
 
 def _metric(scores: Tensor, labels: Tensor, task: str) -> float:
-    """What the validation split is scored by; 0 where no image held back has a label."""
+    """Return top-1 accuracy or mAP of scores and labels [R, C], as the task demands; 0 where no image has a label."""
     if task == CLASSIFICATION:
         return top_k_accuracy(scores, labels, 1) or 0.0
     return mean_average_precision(scores, labels) or 0.0
@@ -186,8 +188,8 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
     validation = frozen_features(loaded.student, dataset, workers=common.workers)
     scores, details = _head_scores(loaded, dataset, validation) if loaded.task != NONE else ({}, {})
     if config.probes:
-        found, details["probes"] = probe_scores(loaded, dataset, validation, task, common, config)
-        scores |= found
+        probe_results, details["probes"] = probe_scores(loaded, dataset, validation, task, common, config)
+        scores |= probe_results
     return ProtocolResult(
         protocol="classification",
         settings={
@@ -203,7 +205,7 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
 
 
 def _task(loaded: LoadedRun, dataset: Dataset) -> str:
-    """The task that the run was trained on, or what the labels are where it was trained without."""
+    """Return the task of the run; for a run without one, the task that the labels define."""
     counts = {len(sample.labels) for sample in dataset.samples}
     if counts <= {0}:
         raise ConfigError(
@@ -215,10 +217,12 @@ def _task(loaded: LoadedRun, dataset: Dataset) -> str:
     return CLASSIFICATION if counts == {1} else MULTI_LABEL
 
 
-def _head_scores(loaded: LoadedRun, dataset: Dataset, found: FrozenFeatures) -> tuple[dict[str, Any], dict[str, Any]]:
-    assert found.logits is not None  # a run with a task has a head
+def _head_scores(
+    loaded: LoadedRun, dataset: Dataset, features: FrozenFeatures
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    assert features.logits is not None  # a run with a task has a head
     predictions = Predictions(
-        probabilities(loaded.task, found.logits) * found.read[:, None], found.labels.float(), found.read
+        probabilities(loaded.task, features.logits) * features.read[:, None], features.labels.float(), features.read
     )
     domains = [sample.domain for sample in dataset.samples]
     scored = score_domains(predictions, loaded.task, domains, frozenset(loaded.record["seen_domains"]))

@@ -136,7 +136,7 @@ def _require_comparable(trained: _Trained, reference: _Trained) -> None:
 
 
 def _validated(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes validation scores comparable."""
+    """Return the settings that must be equal for validation scores to be comparable."""
     dataset = record["dataset"]
     split = {"split": _split(record), **{name: record.get(name) for name in ("task", "seen_domains")}}
     return {"data set": dataset["name"], "images": dataset["val_samples"], **split}

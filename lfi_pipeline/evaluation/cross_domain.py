@@ -87,17 +87,17 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
     )
 
 
-def _every_image(loaded: LoadedRun, asked: Sequence[str]) -> tuple[Dataset, list[str]]:
+def _every_image(loaded: LoadedRun, requested: Sequence[str]) -> tuple[Dataset, list[str]]:
     """Return the images of the splits as one data set, each image once, and the names of the splits."""
     spec, root = loaded.store.spec.dataset, loaded.store.source_root
     there = load_manifest(loaded.store.source, root).splits
-    names = list(dict.fromkeys(asked)) or ([WHOLE] if WHOLE in there else list(there))
+    names = list(dict.fromkeys(requested)) or ([WHOLE] if WHOLE in there else list(there))
     samples: dict[str, Sample] = {}
     for name in names:
-        found = relabelled(read_dataset(loaded.store.source, root, name), spec.classes, f"the run {loaded.path}")
-        for sample in found.samples:
+        dataset = relabelled(read_dataset(loaded.store.source, root, name), spec.classes, f"the run {loaded.path}")
+        for sample in dataset.samples:
             samples.setdefault(sample.path, sample)
-    return replace(found, split="+".join(names), samples=list(samples.values())), names
+    return replace(dataset, split="+".join(names), samples=list(samples.values())), names
 
 
 def _left_out(loaded: LoadedRun, dataset: Dataset, trained: frozenset[str]) -> frozenset[str]:
@@ -126,7 +126,7 @@ def _of_domain(predictions: Predictions, task: str, here: Sequence[bool]) -> Map
 def _scores(predictions: Predictions, task: str, rows: torch.Tensor) -> dict[str, float | None]:
     """Scores of the images `rows` [S]; None where there is none."""
     scores, labels = predictions.scores[rows], predictions.labels[rows]
-    found: dict[str, float | None] = {"map": mean_average_precision(scores, labels)}
+    metrics: dict[str, float | None] = {"map": mean_average_precision(scores, labels)}
     if task == CLASSIFICATION:
-        found["top1"] = top_k_accuracy(scores, labels, 1)
-    return found
+        metrics["top1"] = top_k_accuracy(scores, labels, 1)
+    return metrics

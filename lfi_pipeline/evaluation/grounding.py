@@ -72,9 +72,9 @@ def tap_divergences(maps: Sequence[Tensor]) -> list[float | None]:
     """
     result: list[float | None] = []
     for before, after in itertools.pairwise(maps):
-        found = jensen_shannon(before, after)
-        found = found[~found.isnan()]
-        result.append(float(found.mean()) if len(found) else None)
+        divergence = jensen_shannon(before, after)
+        divergence = divergence[~divergence.isnan()]
+        result.append(float(divergence.mean()) if len(divergence) else None)
     return result
 
 
@@ -91,12 +91,12 @@ THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Of many maps with their masks.
+    """Mean IoU of many maps with their masks, at the best threshold.
 
     Attributes:
         iou: mean over the maps, at the threshold where it is largest.
         threshold: the smallest such one of `THRESHOLDS`.
-        count: maps.
+        count: number of maps.
     """
 
     iou: float
@@ -130,7 +130,7 @@ _PIXELS_AT_ONCE = 2**20  # of masks, and of maps enlarged to them
 
 
 def _alike(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pairs in their order, stacked while their sizes stay the same and few pixels are in memory."""
+    """Yield consecutive pairs of equal sizes stacked, [P, gh, gw] and [P, H, W], with a bound on the pixels."""
     pairs = zip(maps, masks, strict=True)
     for (_, size), group in itertools.groupby(pairs, key=lambda pair: (pair[0].shape, pair[1].shape)):
         at_once = max(1, _PIXELS_AT_ONCE // max(1, size.numel()))
@@ -236,7 +236,7 @@ class GroundedWord:
 
     @classmethod
     def of(cls, position: int, row: int, mask: npt.NDArray[np.bool_], label: int) -> GroundedWord:
-        """Keep a mask [H, W] in an eighth of its bytes."""
+        """Return a word whose mask, bool [H, W], is stored as one bit a pixel."""
         return cls(position, row, np.packbits(mask), (mask.shape[0], mask.shape[1]), label)
 
     @property
@@ -305,7 +305,7 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
     Raises:
         DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
     """
-    found = []
+    words = []
     for position, row, place, label in class_words(store, dataset):
         sample = dataset.samples[place]
         if len(sample.labels) < least_labels:
@@ -316,13 +316,13 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
             if instance.label == label and instance.segmentation is not None
         ]
         if masks:
-            found.append(GroundedWord.of(position, row, np.logical_or.reduce(masks), label))
-    if not found:
+            words.append(GroundedWord.of(position, row, np.logical_or.reduce(masks), label))
+    if not words:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
             f"more classes; there is nothing to point at.{_left_out(dataset)}"
         )
-    return found
+    return words
 
 
 def _left_out(dataset: Dataset) -> str:
@@ -334,15 +334,16 @@ def teacher_maps(store: TargetStore, words: Sequence[GroundedWord], view: str = 
     if not words:
         return []
     positions = sorted({word.position for word in words})
-    found: dict[int, Tensor] = {}  # by the place of the word
+    word_maps: dict[int, Tensor] = {}  # by the place of the word
     for first in range(0, len(positions), CHUNK):
         place = {position: i for i, position in enumerate(positions[first : first + CHUNK])}
         stored = store.read_many(list(place), view)
         maps = decode_maps(torch.from_numpy(stored.maps), torch.from_numpy(stored.scale), store.spec.codec.name)
         for i, word in enumerate(words):
             if word.position in place:
-                found[i] = maps[place[word.position], :, word.row].clone()  # a view would keep all words of the chunk
-    return list(torch.stack([found[i] for i in range(len(words))], dim=1))
+                # A view would keep all words of the chunk in memory.
+                word_maps[i] = maps[place[word.position], :, word.row].clone()
+    return list(torch.stack([word_maps[i] for i in range(len(words))], dim=1))
 
 
 def teacher_grounding(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Grounding]:

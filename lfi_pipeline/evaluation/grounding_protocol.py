@@ -1,10 +1,10 @@
 """Protocol `grounding`: do the student's maps look at the object that the word names, and do the teacher's?
 
 Of every word that names a class with a mask: the pointing game and the mass in the mask (`evaluation.grounding`), and
-the IoU at the best threshold (`evaluation.localisation`), which name their sources. They are taken of the interaction
+the IoU at the best threshold (also there), which name their sources. They are taken of the interaction
 maps at each tap of the student, of the teacher's cached maps at each of its layers, and of the student's own class
-logits (Grad-CAM, `evaluation.class_maps`), which every student with a head has. How much a word's map changes from one
-tap or layer to the next is told by a divergence (`evaluation.divergence`).
+logits (Grad-CAM, `evaluation.maps`), which every student with a head has. How much a word's map changes from one
+tap or layer to the next is measured by a divergence (`evaluation.grounding.jensen_shannon`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def write_gallery(
 
 
 def _stacked(maps: Sequence[Tensor | None]) -> Tensor | None:
-    """Return [M, rows, columns], zeros where there is no map; None where there is none at all."""
+    """Stack the maps of M words, [M, rows, columns], zeros for a word without one; None where no word has one."""
     blank = next((torch.zeros_like(each) for each in maps if each is not None), None)
     return None if blank is None else torch.stack([blank if each is None else each for each in maps])
 
@@ -184,12 +184,12 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
             **{f"teacher_{name}": teacher[name] for name in MAP_SCORES},
         },
         details={
-            "taps": [{"index": t.index, "depth": t.depth} | found for t, found in zip(depths, taps, strict=True)],
+            "taps": [{"index": t.index, "depth": t.depth} | scores for t, scores in zip(depths, taps, strict=True)],
             "answers": answers,
             "teacher": teacher,
             "teacher_layers": [
-                {"name": layer.name, "depth": layer.depth} | found
-                for layer, found in zip(store.spec.layers, layers, strict=True)
+                {"name": layer.name, "depth": layer.depth} | scores
+                for layer, scores in zip(store.spec.layers, layers, strict=True)
             ],
             "cam": cam or None,
             "cam_missing": missing,
@@ -210,13 +210,13 @@ def _scored(maps: Sequence[Sequence[Tensor]], masks: Sequence[Tensor]) -> list[d
         overlap = best_overlap(each, masks)
         assert overlap is not None  # there are words
         empty = sum(not bool(one.any()) for one in each) / len(each)
-        told = {"empty": empty, "iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
-        scores.append(asdict(score(each, masks)) | told)
+        depth_scores = {"empty": empty, "iou": overlap.iou, "threshold": overlap.threshold, "divergence": divergence}
+        scores.append(asdict(score(each, masks)) | depth_scores)
     return scores
 
 
 def _merged(taps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return for each word the map of its answer, of its maps per tap."""
+    """Return each word's maps merged over the taps, [rows, columns] each, as `merged_maps`."""
     stacked = [torch.stack(list(each)) for each in taps]  # [P, rows, columns], of one student
     grids = [(int(each.shape[1]), int(each.shape[2])) for each in stacked]
     return list(merged_maps([each.flatten(1)[None] for each in stacked], grids)[0])
@@ -225,7 +225,7 @@ def _merged(taps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 def _class_maps(
     student: Student, store: TargetStore, dataset: Dataset, words: Sequence[GroundedWord]
 ) -> tuple[list[Tensor], str | None]:
-    """Return the class map of each word, or none and why."""
+    """Return the class map of each word and None, or an empty list and the reason that there are none."""
     try:
         return student_class_maps(student, store, dataset, [(word.position, word.label) for word in words]), None
     except ConfigError as error:
@@ -267,14 +267,14 @@ def _gallery_positions(words: Sequence[GroundedWord], maps: Sequence[Tensor], co
     return [ranked[i] for i in spread]
 
 
-def _require_same_teacher(trained: TargetStore, given: TargetStore) -> None:
+def _require_same_teacher(trained: TargetStore, validation: TargetStore) -> None:
     for name, ours, theirs in (
-        ("teacher", trained.spec.teacher, given.spec.teacher),
-        ("data set", trained.spec.dataset.name, given.spec.dataset.name),
-        ("classes", trained.spec.dataset.classes, given.spec.dataset.classes),
+        ("teacher", trained.spec.teacher, validation.spec.teacher),
+        ("data set", trained.spec.dataset.name, validation.spec.dataset.name),
+        ("classes", trained.spec.dataset.classes, validation.spec.dataset.classes),
     ):
         if ours != theirs:
             raise ConfigError(
-                f"The validation targets must have the {name} of the training targets; {given.path} has {theirs}, "
+                f"The validation targets must have the {name} of the training targets; {validation.path} has {theirs}, "
                 f"{trained.path} has {ours}."
             )

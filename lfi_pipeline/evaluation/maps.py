@@ -113,7 +113,7 @@ def _like(feature: Tensor, edge: GradientEdge, gradient: Tensor) -> Tensor:
 
 
 def _require_rearranged(feature: Tensor, edge: GradientEdge) -> None:
-    """M M^T = 1: each value of the feature is one value of the tensor, moved and no more."""
+    """Raise unless the feature only moves values of the tensor at `edge`, without changing them: M M^T = 1."""
     values = feature.detach()
     (back,) = torch.autograd.grad(feature, edge, values, retain_graph=True)
     if not torch.equal(_like(feature, edge, back), values):
@@ -162,14 +162,14 @@ def student_class_maps(
     device = next(student.parameters()).device
     images = _CachedSamples(student, store, dataset)
     positions = sorted({position for position, _ in pairs})
-    found: dict[tuple[int, int], Tensor] = {}
+    grad_cams: dict[tuple[int, int], Tensor] = {}
     for first in progress_bar(range(0, len(positions), _GRADIENT_BATCH), desc="class maps", unit="batch", leave=False):
         row = {position: i for i, position in enumerate(positions[first : first + _GRADIENT_BATCH])}
         chosen = sorted({pair for pair in pairs if pair[0] in row})
         pixels = images.read(row).to(device)
         image_of, labels = torch.tensor([(row[position], label) for position, label in chosen], device=device).unbind(1)
-        found |= dict(zip(chosen, class_maps(student, pixels, image_of, labels).cpu(), strict=True))
-    return [found[pair] for pair in pairs]
+        grad_cams |= dict(zip(chosen, class_maps(student, pixels, image_of, labels).cpu(), strict=True))
+    return [grad_cams[pair] for pair in pairs]
 
 
 class _CachedSamples:

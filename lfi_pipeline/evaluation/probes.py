@@ -74,9 +74,9 @@ def _nearest(queries: Tensor, reference: Tensor, k: int, chunk: int) -> tuple[Te
     best = queries.new_full((len(queries), 0), 0.0)
     index = torch.zeros((len(queries), 0), dtype=torch.long, device=queries.device)
     for first in range(0, len(reference), chunk):
-        found = queries @ reference[first : first + chunk].T
-        places = torch.arange(first, first + found.shape[1], device=queries.device).expand_as(found)
-        best, index = torch.cat([best, found], 1), torch.cat([index, places], 1)
+        similarity = queries @ reference[first : first + chunk].T
+        places = torch.arange(first, first + similarity.shape[1], device=queries.device).expand_as(similarity)
+        best, index = torch.cat([best, similarity], 1), torch.cat([index, places], 1)
         best, kept = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, kept)
     return best, index
@@ -117,8 +117,9 @@ class LinearProbe:
         """Return the probability of each class, [Q, C]; 0 for a class that the training images lack."""
         logits = (features - self.mean) / self.scale @ self.weight.T + self.bias
         logits = logits.masked_fill(~self.known, -torch.inf)
-        found = logits.softmax(1) if self.task == CLASSIFICATION else logits.sigmoid()
-        return torch.where(self.always, 1.0, found.nan_to_num(0.0))  # a softmax over no class at all is not a number
+        probabilities = logits.softmax(1) if self.task == CLASSIFICATION else logits.sigmoid()
+        # A softmax over no class at all is NaN.
+        return torch.where(self.always, 1.0, probabilities.nan_to_num(0.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,15 +170,15 @@ def choose_probe(
     count = len(features) // HELD_BACK
     held, kept = order[:count], order[count:]
     fitted, compared = (features[kept], labels[kept]), (features[held], labels[held])
-    found: dict[float, float] = {}
+    scores: dict[float, float] = {}
     probe: LinearProbe | None = None
     for l2 in progress_bar(grid, desc="linear probe", unit="fit", leave=False):
         probe = fit_probe(*fitted, task, l2, start=probe)
-        found[l2] = metric(probe.scores(compared[0]), compared[1])
-        best = max(found, key=lambda tried: (found[tried], tried))
-        if len(found) > _PATIENCE and all(score < found[best] for score in list(found.values())[-_PATIENCE:]):
+        scores[l2] = metric(probe.scores(compared[0]), compared[1])
+        best = max(scores, key=lambda tried: (scores[tried], tried))
+        if len(scores) > _PATIENCE and all(score < scores[best] for score in list(scores.values())[-_PATIENCE:]):
             break
-    return ChosenProbe(probe=fit_probe(features, labels, task, best), l2=best, held_back=count, grid=found)
+    return ChosenProbe(probe=fit_probe(features, labels, task, best), l2=best, held_back=count, grid=scores)
 
 
 def fit_probe(

@@ -39,8 +39,8 @@ def load_protocol(name: str) -> ProtocolFunction:
     if name not in PROTOCOL_CONFIGS:
         raise UnknownNameError("protocol", name, PROTOCOL_CONFIGS, argument="protocol")
     module, _, function = _PLACES[name].rpartition(".")
-    found: ProtocolFunction = getattr(import_module(f"lfi_pipeline.evaluation.{module}"), function)
-    return found
+    protocol: ProtocolFunction = getattr(import_module(f"lfi_pipeline.evaluation.{module}"), function)
+    return protocol
 
 
 def evaluate_runs(
@@ -79,7 +79,7 @@ def evaluate_runs(
 
 
 def default_protocols(targets: Path | None, data_root: Path | None = None) -> tuple[str, ...]:
-    """Return what is scored where nothing is named: `classification`, and `grounding` where targets have masks.
+    """Return the protocols that are run by default: `classification`, and `grounding` where targets have masks.
 
     Args:
         targets: a cache, whose data set may have masks.

@@ -58,7 +58,7 @@ class ClassQueries:
 
 
 def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
-    """Return the queries of the classes of `scored`, which the teacher of `trained` has read.
+    """Return the text embeddings that seed the queries of the classes of `scored`, by the teacher of `trained`.
 
     In training a query is seeded by the embedding of a word on its own. So a class takes that of its name where either
     vocabulary holds it (`_` is read as a space, capitals do not count). Another class takes the embedding that makes it
@@ -81,8 +81,8 @@ def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
     for store in (trained, scored):  # the later has the last say
         embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
         words |= {word.lower(): embeddings[i] for i, word in enumerate(store.vocabulary.words)}
-    found = [words.get(name.lower()) for name in readable_names(classes)]
-    without = [i for i, embedding in enumerate(found) if embedding is None]
+    class_embeddings = [words.get(name.lower()) for name in readable_names(classes)]
+    without = [i for i, embedding in enumerate(class_embeddings) if embedding is None]
     if without:
         if scored.zero_shot is None:
             raise ConfigError(
@@ -91,9 +91,9 @@ def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
             )
         prompts = torch.from_numpy(scored.zero_shot.embeddings).float()
         for i in without:
-            found[i] = prompts[i]
+            class_embeddings[i] = prompts[i]
     return ClassQueries(
-        torch.stack([embedding for embedding in found if embedding is not None]),
+        torch.stack([embedding for embedding in class_embeddings if embedding is not None]),
         tuple(name for i, name in enumerate(classes) if i not in set(without)),
         tuple(classes[i] for i in without),
     )
@@ -105,7 +105,7 @@ _AT_ONCE = 2**25
 
 
 class CachedImages(TorchDataset[Tensor | LFIError]):
-    """Whole images of a cache, uint8 [3, H, W]; one that cannot be read, or has changed, is its error."""
+    """Whole images of a cache, uint8 [3, H, W]; for one that cannot be read or has changed, the error is returned."""
 
     def __init__(self, store: TargetStore, positions: npt.NDArray[np.int64], size: Size) -> None:
         self.store, self.positions, self.size = store, positions, size
@@ -144,7 +144,7 @@ def presence_logits(
         store: cache whose images are scored.
         positions: of the S images in it.
         workers: loader processes.
-        at_once: queries at a time; None: as many as memory is meant for.
+        at_once: queries at a time; None: as many as fit the memory bound `_AT_ONCE`.
 
     Raises:
         ImageReadError, CorruptTargetsError: an image cannot be read, or is not the one that the teacher saw.
@@ -185,11 +185,11 @@ LOOKED_AT = 16384
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZeroShotScore:
-    """Of the teacher, on images of the cache.
+    """Zero-shot score of the teacher on images of the cache.
 
     Attributes:
         metric: `accuracy` (top 1) where every image has one label, else `mAP` over the classes that occur, of the
-            softmax over classes: logits of different images cannot be compared (see `training.logit_distillation`).
+            softmax over classes: logits of different images cannot be compared (see `logit_distillation`).
         value: in [0, 1].
         chance: what a guess would have.
         images: that it is of.
@@ -202,7 +202,7 @@ class ZeroShotScore:
 
     @property
     def near_chance(self) -> bool:
-        """Whether the teacher does not know these classes: less than twice a guess, where that is no feat."""
+        """Whether the score is below twice chance, or below halfway from chance to 1 where that is less."""
         return self.value < min(2 * self.chance, 0.5 + self.chance / 2)
 
 
@@ -252,7 +252,7 @@ def zero_shot(run: Path, common: EvaluationConfig, config: ZeroShotConfig) -> Pr
     Top-1 and top-5 accuracy where every image has one label, else mAP over the classes that occur. Accuracy compares
     the classes of an image, mAP the images for a class, so for mAP the scores of different images must be comparable.
     The presence term trains each logit against one threshold for all images, so its sigmoid is; the teacher's cosines
-    are not (see `training.objectives.logit_distillation`), and take the softmax over classes. Details have the
+    are not (see `objectives.terms.logit_distillation`), and take the softmax over classes. Details have the
     student's mAP by the softmax as well.
 
     Details also say what the classes' queries were made of, chance (a uniform guess; for mAP the mean share of images
@@ -353,12 +353,12 @@ def _chance(truth: Tensor, one_label: bool) -> dict[str, float]:
 
 def _rows_of_domains(store: TargetStore, positions: npt.NDArray[np.int64]) -> dict[str, Tensor]:
     """Which images are of each domain, bool [S]; empty for a data set without domains."""
-    found = [store.index.domains[position] for position in positions.tolist()]
-    return {name: torch.tensor([domain == name for domain in found]) for name in sorted(set(found)) if name}
+    domains = [store.index.domains[position] for position in positions.tolist()]
+    return {name: torch.tensor([domain == name for domain in domains]) for name in sorted(set(domains)) if name}
 
 
 def _trained_on(loaded: LoadedRun, store: TargetStore, positions: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """How much of what is scored the run has seen; only where `images` is 0 and the data set another is it zero-shot.
+    """Return how much of the scored data the run was trained on. It is zero-shot with no image, of another data set.
 
     Images are compared by the crc32c of their bytes. A class counts as labelled where the run's task has it, as a word
     where the vocabulary of its cache has it.
@@ -367,8 +367,8 @@ def _trained_on(loaded: LoadedRun, store: TargetStore, positions: npt.NDArray[np
     learned = training_positions(loaded.store, loaded.config.data.hold_out)
     seen = np.isin(store.index.image_crc32c[positions], loaded.store.index.image_crc32c[learned])
     names, labelled, words = (
-        [name.lower() for name in found]
-        for found in (readable_names(theirs.classes), readable_names(ours.classes), loaded.store.vocabulary.words)
+        [name.lower() for name in name_list]
+        for name_list in (readable_names(theirs.classes), readable_names(ours.classes), loaded.store.vocabulary.words)
     )
     domains = {store.index.domains[position] for position in positions.tolist()}
     same = ours.name == theirs.name

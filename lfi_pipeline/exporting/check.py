@@ -133,11 +133,11 @@ def pooled(model: Any, x: Tensor) -> Tensor:
     return features
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
+def difference(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, in units of the larger of 1 and the largest magnitude; infinite where shapes differ."""
-    if found.shape != expected.shape or not torch.isfinite(found).all():
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
         return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1.0))
 
 
 _LOGIT_TOLERANCE = 1e-5  # a head that is a convolution in timm adds up in another order
@@ -311,10 +311,10 @@ def checked_onnx(
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"images": checked.numpy()})
+    onnx_outputs = session.run(None, {"images": checked.numpy()})
     with torch.no_grad():
         expected = module(checked)
-    pairs = zip(found, [expected] if isinstance(expected, Tensor) else expected, strict=True)
+    pairs = zip(onnx_outputs, [expected] if isinstance(expected, Tensor) else expected, strict=True)
     differs = max(difference(torch.from_numpy(a), b) for a, b in pairs)
     if not differs <= _TOLERANCE:
         raise ExportError(

@@ -24,7 +24,7 @@ _LARGEST_CONFIG = 1 << 28  # bytes
 
 
 class Answer(NamedTuple):
-    """What a model says of B images.
+    """Scores and maps of a model for B images.
 
     Attributes:
         logits: fp32 [B, K].
@@ -54,7 +54,7 @@ class Model(nn.Module):
         return self.answer(images)
 
     def answer(self, images: Tensor, embeddings: Tensor | None = None) -> Answer:
-        """As `forward`, for names by their text embeddings [R, E] instead of the classes where they are given."""
+        """Return logits and maps as `forward`; with text embeddings [R, E], of their names instead of the classes."""
         head = self.student.query_head
         if embeddings is None and head is None:
             logits = self.student(images).logits
@@ -75,7 +75,7 @@ class Model(nn.Module):
         top: int = 5,
         encode: EncodeText | None = None,
     ) -> Prediction:
-        """Say what is in an image, and where: see `export.predict.predict_images`, of which this is one image."""
+        """Predict what is in one image, and where; arguments as of `exporting.predict.predict_images`."""
         return next(iter(predict_images(self, [image], words, top=top, encode=encode)))
 
     def embeddings(self, names: Sequence[str], encode: EncodeText | None = None) -> Tensor:
@@ -93,13 +93,13 @@ class Model(nn.Module):
             )
         known = {canonical(word): place for place, word in enumerate(self.config.words)}
         own = {canonical(name): place for place, name in enumerate(self.config.classes)}
-        found: dict[str, Tensor] = {}
+        embeddings: dict[str, Tensor] = {}
         for name in names:
             if canonical(name) in own:
-                found[name] = queries.classes[own[canonical(name)]]
+                embeddings[name] = queries.classes[own[canonical(name)]]
             elif canonical(name) in known and self.words is not None:
-                found[name] = self.words[known[canonical(name)]]
-        missing = [name for name in names if name not in found]
+                embeddings[name] = self.words[known[canonical(name)]]
+        missing = [name for name in names if name not in embeddings]
         if missing and encode is None:
             teacher = ":".join(self.config.teacher)
             raise ConfigError(
@@ -107,8 +107,8 @@ class Model(nn.Module):
                 f"it was trained on. Give the text encoder of its teacher, {teacher}, or ask for words it knows."
             )
         if missing and encode is not None:
-            found |= dict(zip(missing, encode(missing).float(), strict=True))
-        return torch.stack([found[name].to(queries.classes) for name in names])
+            embeddings |= dict(zip(missing, encode(missing).float(), strict=True))
+        return torch.stack([embeddings[name].to(queries.classes) for name in names])
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -170,22 +170,22 @@ def _student(config: ModelConfig, backbone: nn.Module | None) -> Student:
 
 
 def _require_fit(config: ModelConfig, weights: Path, backbone: nn.Module | None) -> None:
-    """Raise ExportError unless the file's tensors have the names and shapes of the model, which holds no memory yet."""
+    """Raise ExportError unless the file's tensors have the names and shapes of the model; allocates none of it."""
     try:
         with safe_open(weights, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
     except (SafetensorError, OSError, ValueError) as error:
         raise ExportError(f"{weights} is damaged or no safetensors file ({error}). Export the run again.") from error
-    words = found.pop(_WORDS, None)
+    words = shapes.pop(_WORDS, None)
     if words is not None and words != (len(config.words), config.embedding_dim):
         raise ExportError(f"{weights} must hold the embeddings of {len(config.words)} words, got {list(words)}.")
     if backbone is not None:
         return  # it is in memory already, and loading names what does not fit
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in _student(config, None).state_dict().items()}
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
     if wrong:
         raise ExportError(
             f"{weights} does not fit the model that {CONFIG} describes: {len(wrong)} tensors differ, {wrong[0]} the "
-            f"first ({found.get(wrong[0])} where {expected.get(wrong[0])} belongs). Export the run again."
+            f"first ({shapes.get(wrong[0])} where {expected.get(wrong[0])} belongs). Export the run again."
         )

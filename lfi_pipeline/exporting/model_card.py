@@ -1,4 +1,4 @@
-"""The README of an export: what the run says of itself, gathered and written down."""
+"""The README (model card) of an export, written from the records of the run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def card_facts(
     Args:
         loaded: the run.
         plain: its exported model.
-        check: what comparing the two gave.
+        check: how far the two differ.
         folder: name of the exported directory.
         weights: which checkpoint it is.
         onnx: whether ONNX was written.
         onnx_differs: its largest difference; None where it could not be run.
-        whole: what comparing the whole model gave; None where it was not written.
+        whole: how far the whole model differs from the student; None where it was not written.
         cost: of its query head; None where it has none.
     """
     spec, student = loaded.store.spec, loaded.config.student
@@ -101,8 +101,8 @@ def _teacher(spec: TargetSpec) -> dict[str, object]:
 def _training(record: Mapping[str, Any], terms: Sequence[str]) -> dict[str, object]:
     settings = record.get("settings", {})
     names = [name for name in _TOLD if "lfi" in terms or name not in _OF_MAPS]
-    told = {name: record[name] if name in record else settings.get(name) for name in names}
-    return {name.replace("_", " "): _listed(value) for name, value in told.items() if _is_told(value)}
+    entries = {name: record[name] if name in record else settings.get(name) for name in names}
+    return {name.replace("_", " "): _listed(value) for name, value in entries.items() if _is_told(value)}
 
 
 def _is_told(value: object) -> bool:
@@ -189,7 +189,7 @@ _HEADS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardFacts:
-    """What a model card tells. Texts may hold anything: they are escaped.
+    """Content of a model card. Texts may hold anything: they are escaped.
 
     Attributes:
         title: name of the run.
@@ -307,7 +307,7 @@ def _table(rows: Mapping[str, object], names: Sequence[str] = ("", "")) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text that stays in its cell and means nothing to Markdown or HTML."""
+    """Return `value` as one line of text in which Markdown and HTML are escaped."""
     text = " ".join(str(value).split())
     for letter in "\\`*_[]|<>#":
         text = text.replace(letter, f"\\{letter}")

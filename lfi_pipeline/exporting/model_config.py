@@ -1,4 +1,4 @@
-"""What an exported model says of itself, and what is checked of it before anything is built."""
+"""Configuration of an exported model, and the checks on it before anything is built."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _BATCH = 32
 
 
 class Answering(Protocol):
-    """What is asked: `exporting.model.Model`."""
+    """Interface of the model that gives the answers: `exporting.model.Model`."""
 
     config: ModelConfig
     student: Student
@@ -73,7 +73,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prediction:
-    """What a model says of one image.
+    """Answers of a model for one image.
 
     Attributes:
         source: path of the image; "" of one that was given as pixels.
@@ -88,17 +88,17 @@ class Prediction:
     error: str = ""
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the prediction as JSON values."""
         if self.image is None:
             return {"image": self.source, "error": self.error}
         answers = [
             {
-                "name": found.name,
-                "score": found.score,
-                "peak": found.peak,
-                "map": None if found.map is None else np.round(found.map.astype(float), 6).tolist(),
+                "name": answer.name,
+                "score": answer.score,
+                "peak": answer.peak,
+                "map": None if answer.map is None else np.round(answer.map.astype(float), 6).tolist(),
             }
-            for found in self.answers
+            for answer in self.answers
         ]
         return {"image": self.source, "width": self.image.width, "height": self.image.height, "answers": answers}
 
@@ -109,17 +109,17 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         ConfigError: a path that is not there, or no image at all.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            images += sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
         elif path.exists():
-            found.append(path)
+            images.append(path)
         else:
             raise ConfigError(f"Images must be files or directories, and there is no {path}.")
-    if not found:
+    if not images:
         raise ConfigError("There is no image to look at; known file names end in " + ", ".join(sorted(SUFFIXES)) + ".")
-    return found
+    return images
 
 
 @torch.no_grad()
@@ -160,8 +160,8 @@ def predict_images(
         shown = [image for _, image, _ in batch if image is not None]
         answers = iter(_answers(model, shown, names, embeddings, places, len(names) if words else top))
         for source, image, error in batch:
-            found = next(answers) if image is not None else ()
-            yield Prediction(source=source, image=image, answers=found, error=error)
+            image_answers = next(answers) if image is not None else ()
+            yield Prediction(source=source, image=image, answers=image_answers, error=error)
 
 
 def _places(model: Answering, names: Sequence[str]) -> list[int]:
@@ -187,10 +187,10 @@ def _answers(
     logits, maps = model.answer(pixels.to(device), embeddings)
     one_label = model.config.task == "classification" and embeddings is None
     scores = (logits.softmax(1) if one_label else logits.sigmoid()).cpu()[:, places]
-    found = []
+    answers = []
     for row, image_scores in enumerate(scores):
         best = image_scores.topk(min(top, len(places))).indices.tolist()
-        found.append(
+        answers.append(
             tuple(
                 Found(
                     name=names[k],
@@ -200,7 +200,7 @@ def _answers(
                 for k in best
             )
         )
-    return found
+    return answers
 
 
 def _read(images: Iterable[Readable], skip: bool) -> Iterator[tuple[str, Image.Image | None, str]]:
@@ -239,12 +239,12 @@ def draw(prediction: Prediction) -> Image.Image:
     assert prediction.image is not None
     image, answers = prediction.image, prediction.answers
     title = Path(prediction.source).name or "image"
-    lines = [f"{found.name}  {100 * found.score:.1f} %" for found in answers]
+    lines = [f"{answer.name}  {100 * answer.score:.1f} %" for answer in answers]
     empty = np.zeros((1, 1), np.float32)
-    shape = next((found.map.shape for found in answers if found.map is not None), empty.shape)
-    maps = [found.map if found.map is not None else np.zeros(shape, np.float32) for found in answers]
+    shape = next((answer.map.shape for answer in answers if answer.map is not None), empty.shape)
+    maps = [answer.map if answer.map is not None else np.zeros(shape, np.float32) for answer in answers]
     column = MapColumn(title=("where it looked",), image=image, maps=np.stack(maps) if maps else empty[None])
-    return contact_sheet(image, title, lines, [found.name for found in answers], [column])
+    return contact_sheet(image, title, lines, [answer.name for answer in answers], [column])
 
 
 def save_predictions(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
@@ -287,7 +287,7 @@ _STYLE = (
 
 
 def _page(rows: Sequence[tuple[str, Prediction]]) -> str:
-    """Return an HTML page of pictures beside it."""
+    """Return an HTML page that shows pictures in its own folder, with their best answers."""
     from urllib.parse import quote
 
     cells = []
@@ -296,7 +296,7 @@ def _page(rows: Sequence[tuple[str, Prediction]]) -> str:
         if not name:
             cells.append(f"<figure><figcaption>{source}: {html.escape(prediction.error)}</figcaption></figure>")
             continue
-        best = ", ".join(f"{html.escape(found.name)} {100 * found.score:.0f} %" for found in prediction.answers[:3])
+        best = ", ".join(f"{html.escape(answer.name)} {100 * answer.score:.0f} %" for answer in prediction.answers[:3])
         link = html.escape(quote(name))
         cells.append(
             f'<figure><a href="{link}"><img loading="lazy" src="{link}" alt="{source}"></a>'

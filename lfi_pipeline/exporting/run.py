@@ -65,7 +65,7 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
             images = _some_images(loaded.store)
             check = check_export(folder, loaded.student, plain, images)
             differs = write_onnx(plain.model, folder / ONNX, loaded.student.size) if onnx else None
-            whole, told, cost = _write_whole(loaded, folder, images, onnx=onnx)
+            whole, whole_report, cost = _write_whole(loaded, folder, images, onnx=onnx)
             facts = card_facts(
                 loaded, plain, check, folder=out.name, weights=weights, onnx=onnx, onnx_differs=differs, whole=whole,
                 cost=cost,
@@ -87,14 +87,14 @@ def export_run(run: Path, out: Path, *, weights: str | None = None, onnx: bool =
         "parameters": facts.parameters,
         "files": files,
         "check": {**asdict(check), "onnx": differs},
-        "whole": told,
+        "whole": whole_report,
     }
 
 
 def _write_whole(
     loaded: LoadedRun, folder: Path, images: Sequence[Image.Image], *, onnx: bool
 ) -> tuple[WholeCheck | None, dict[str, Any], HeadCost | None]:
-    """Write the whole model where the student has one; return how it compares, and what to tell of it."""
+    """Write the whole model where the student has one; return its check, its part of the result, its head's cost."""
     try:
         model = whole_model(loaded)
     except ConfigError as error:  # the plain model is complete without it
@@ -102,8 +102,8 @@ def _write_whole(
     check = write_whole(folder, model, images)
     differs = write_whole_onnx(model, folder / WHOLE_ONNX) if onnx and model.student.query_head is not None else None
     parameters, cost = sum(p.numel() for p in model.parameters()), head_cost(model)
-    told = {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
-    return check, told | {"head_cost": None if cost is None else asdict(cost) | {"text": cost.text}}, cost
+    report = {**asdict(check), "head": model.config.head, "parameters": parameters, "onnx": differs}
+    return check, report | {"head_cost": None if cost is None else asdict(cost) | {"text": cost.text}}, cost
 
 
 def _some_images(store: TargetStore) -> list[Image.Image]:

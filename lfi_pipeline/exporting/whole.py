@@ -101,18 +101,18 @@ def write_whole(folder: Path, model: Model, images: Sequence[Image.Image]) -> Wh
     shown = [*images, *noise_images(model.config.image_size)]
     pixels = whole_images(shown, model.config.image_size)
     with torch.no_grad():
-        asked = model.words[:_ASKED] if model.words is not None and not model.config.classes else None
-        logits, maps = _answers_of(model.student, pixels) if asked is None else model.answer(pixels, asked)
-        found = again.answer(pixels, asked) if logits is not None else None
-    if found is None or logits is None:
+        embeddings = model.words[:_ASKED] if model.words is not None and not model.config.classes else None
+        logits, maps = _answers_of(model.student, pixels) if embeddings is None else model.answer(pixels, embeddings)
+        reloaded = again.answer(pixels, embeddings) if logits is not None else None
+    if reloaded is None or logits is None:
         return WholeCheck(len(shown), None, None, None)
     check = WholeCheck(
         images=len(shown),
-        logits=difference(found.logits, logits),
-        maps=None if maps is None or found.maps is None else difference(found.maps, maps),
+        logits=difference(reloaded.logits, logits),
+        maps=None if maps is None or reloaded.maps is None else difference(reloaded.maps, maps),
         peaks=None
-        if maps is None or found.maps is None
-        else float((found.maps.flatten(2).argmax(-1) == maps.flatten(2).argmax(-1)).float().mean()),
+        if maps is None or reloaded.maps is None
+        else float((reloaded.maps.flatten(2).argmax(-1) == maps.flatten(2).argmax(-1)).float().mean()),
     )
     for name, value in (("logits", check.logits or 0.0), ("maps", check.maps or 0.0)):
         if not value <= _TOLERANCE:
@@ -141,7 +141,7 @@ class HeadCost:
 
     @property
     def text(self) -> str:
-        """Shares of the backbone's."""
+        """The costs as shares of the backbone's, in words."""
         parameters = self.parameters / self.backbone_parameters
         operations = self.operations / max(1, self.backbone_operations)
         return f"{parameters:.1%} of the backbone's parameters, {operations:.1%} of its operations"
@@ -183,7 +183,7 @@ def head_cost(model: Model) -> HeadCost | None:
 
 
 def _answers_of(student: Student, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Logits and merged maps as the student in memory gives them, by the way that training takes."""
+    """Return logits [B, K] and merged maps [B, K, rows, columns] of the student in memory, computed as in training."""
     features = student(pixels, with_taps=True)
     head = student.query_head
     if head is None:
@@ -193,7 +193,7 @@ def _answers_of(student: Student, pixels: Tensor) -> tuple[Tensor | None, Tensor
 
 
 def _without_scaffold(student: Student) -> Student:
-    """Return a copy that holds what answers, and nothing that served training alone."""
+    """Return a copy of the student without the parts that only training needs."""
     copied = copy.deepcopy(student)
     if not isinstance(copied.queries, QueryHead):
         copied.queries = None
@@ -211,7 +211,7 @@ ONNX = "lfi.onnx"
 
 
 class _Tensors(nn.Module):
-    """A model whose outputs are a plain tuple of those that there are."""
+    """A model that returns a plain tuple: logits, and maps where there are any."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a term of an objective is given, and the terms beside the interaction maps: embedding, logits, presence, attention."""
+"""Base class and inputs of loss terms, and the terms embedding, logits, presence and attention."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def require_zero_shot(store: TargetStore) -> ZeroShot:
             f"The objective logits needs a data set with classes; {store.path} is of {dataset.name}, which has none. "
             "Choose another objective, such as lfi or embedding."
         )
-    found = store.zero_shot
-    if found is None:
+    classifier = store.zero_shot
+    if classifier is None:
         raise ConfigError(
             f"The objective logits needs the teacher's class embeddings, which {store.path} was written without, by an "
             "earlier release. Extract it again into another directory, or choose another objective."
         )
-    return found
+    return classifier
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -145,9 +145,9 @@ def logit_distillation(student: Tensor, teacher: Tensor, *, temperature: float) 
     """
     if not temperature > 0:
         raise ConfigError(f"temperature must be positive, got {temperature}.")
-    wanted = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
-    found = F.log_softmax(student.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    teacher_log_probs = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    student_log_probs = F.log_softmax(student.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(-1)
 
 
 _TEMPERATURE = 4.0  # the zero-shot probabilities are nearly one-hot at 1; not tuned
@@ -175,10 +175,10 @@ class LogitsTerm(Term):
         batch = context.batch
         assert batch.image_embedding is not None
         assert features.logits is not None
-        found = features.logits
+        logits = features.logits
 
         def divergence(wanted: Tensor) -> Tensor:
-            return logit_distillation(found, wanted, temperature=_TEMPERATURE)
+            return logit_distillation(logits, wanted, temperature=_TEMPERATURE)
 
         return mean_over_images(divergence, image_logits(batch.image_embedding, self.weights), batch) * context.share
 
@@ -296,8 +296,8 @@ class AttentionTerm(Term):
 
         def projected(tokens: Tensor, part: int) -> Tensor:
             own = slice(part * rows, (part + 1) * rows)
-            found = F.linear(tokens, weight[own], None if bias is None else bias[own])
-            return found.view(*found.shape[:2], heads, rows // heads).transpose(1, 2)
+            projection = F.linear(tokens, weight[own], None if bias is None else bias[own])
+            return projection.view(*projection.shape[:2], heads, rows // heads).transpose(1, 2)
 
         assert weight.shape[1] == width
         query = attention.q_norm(projected(x[:, :1], 0))

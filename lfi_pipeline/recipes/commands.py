@@ -42,7 +42,7 @@ class Command:
 
     @property
     def line(self) -> str:
-        """As it is typed."""
+        """The command line as it is typed."""
         return shlex.join(["lfi", *self.words])
 
 
@@ -216,7 +216,7 @@ def _evaluations(
 
 
 def _references(evaluation: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> tuple[Path, ...]:
-    """The runs that those of `group` are held against."""
+    """Return the folders of the reference runs that the runs of `group` are compared with."""
     left_out = {run.config.data.hold_out for run in group}
     fit = [
         run for run in runs if run.config.objective == evaluation.references and run.config.data.hold_out in left_out
@@ -283,7 +283,7 @@ class Prepared:
         sweep: its table.
         runs: of the sweep.
         commands: in order.
-        left_out: protocols of the recipe that nothing is there for, and what they need.
+        left_out: protocols of the recipe that cannot be run here, and what they need.
     """
 
     recipe: Recipe

@@ -37,7 +37,7 @@ FILES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistilConfig:
-    """What to distil into what."""
+    """Options of `lfi distil`: the folder, the teacher, the student and how it is trained."""
 
     folder: Annotated[Path, Option("Your images, in any layout that lfi datasets knows.", positional=True)]
     student: Annotated[str, Option("Any timm model that gives intermediate features.")] = "resnet18"
@@ -88,16 +88,16 @@ class Step:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """As it is typed after `lfi`."""
+        """The words of the command as they are typed after `lfi`."""
         return command_words(self.name, *self.paths, **self.options)
 
 
 def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
-    """Look at the folder, then yield each command; the next one is made when the last has run.
+    """Inspect the folder, then yield the commands one by one; each may depend on what the one before it wrote.
 
     Args:
         config: what to distil.
-        tell: takes what is said of the folder.
+        tell: called with a description of the folder.
 
     Raises:
         DatasetError: the folder is nothing that is known, or has no images to train or to validate on.
@@ -106,9 +106,9 @@ def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
     from lfi_pipeline.data.dataset import TRAIN, VAL, WHOLE, split_name
     from lfi_pipeline.targets import TargetStore
 
-    text, found = describe(config.folder)
+    text, layout = describe(config.folder)
     tell(text)
-    parted = found["val_share"] is not None
+    parted = layout["val_share"] is not None
     train = split_name(TRAIN, config.val_share) if parted else TRAIN
     val = None if train == WHOLE else split_name(VAL, config.val_share) if parted else VAL
     dataset = read_dataset(config.folder, split=train)
@@ -232,7 +232,7 @@ def distil(
 
 
 def summary(config: DistilConfig, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `distil` returns."""
+    """Return the paths of what was made and the scores, as `distil` returns them."""
     answers = config.out / "answers" / "index.html"
     return {
         **{name: str(config.out / name) for name in ("run", "exported")},
@@ -250,8 +250,8 @@ def _given(step: Step) -> dict[str, Any]:
 def _extract(step: Step) -> Any:
     from lfi_pipeline.api import extract
 
-    given = _given(step)
-    return extract(given.pop("dataset"), out=given.pop("out"), **given)
+    options = _given(step)
+    return extract(options.pop("dataset"), out=options.pop("out"), **options)
 
 
 def _train(step: Step) -> Any:

@@ -1,7 +1,7 @@
 """What a recipe takes: bytes and hours of this machine, measured, and hours of a named GPU, estimated.
 
-Measured: a few images through the teacher (`teachers.planning`) and a few steps of each student
-(`benchmarks.training_trial`), both with random weights, which take the same time as trained ones. Estimated: the same
+Measured: a few images through the teacher (`teachers.estimate`) and a few steps of each student
+(`benchmarks.training_step`), both with random weights, which take the same time as trained ones. Estimated: the same
 operations, as counted there, divided by what a GPU is assumed to sustain. The two say nothing of each other.
 """
 
@@ -55,7 +55,7 @@ class Hours:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Hours of extraction and training together."""
         return self.extraction + self.training
 
 
@@ -167,7 +167,7 @@ def _training(passes: Sequence[tuple[str, float]], seconds: Mapping[str, float])
 
 
 def _published_images(prepared: Prepared) -> float:
-    """As `Prepared.extracted`, at the published size."""
+    """Return the images of all caches, as `Prepared.extracted`, for the data set at its published size."""
     splits = prepared.splits
     others = sum(prepared.images[name] for name in prepared.place.zero_shot)
     if splits.val != splits.train:

@@ -155,13 +155,14 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
             for name, read in _SETTINGS.items()
             if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
-        told: list[str] = []  # a setting that those before it determine, as a student its patch size, tells nothing new
+        # A setting that follows from earlier ones, as the patch size follows from the student, tells nothing new.
+        in_label: list[str] = []
         for name in differing:
-            apart = {tuple(_plain(_SETTINGS[each](run.config)) for each in (*told, name)) for run in family}
+            apart = {tuple(_plain(_SETTINGS[each](run.config)) for each in (*in_label, name)) for run in family}
             if len(apart) > len({values[:-1] for values in apart}):
-                told.append(name)
+                in_label.append(name)
         for run in family:
-            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in told]
+            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in in_label]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))

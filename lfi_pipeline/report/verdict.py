@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: better, worse, or not told apart. Computed, never chosen."""
+"""The result in sentences, computed from the numbers: better, worse, or no difference shown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Scores:
 
     @property
     def where(self) -> str:
-        """What `SEEN` is of: a data set without held-out domains has no seen ones either."""
+        """The images that `SEEN` is of, in words; without held-out domains, the whole validation split."""
         held_out = any(row.value is not None for row in self.table.where(measure=HELD_OUT).rows)
         return "seen domains" if held_out else "the validation split"
 

@@ -194,7 +194,7 @@ class DomainTable:
 
     @property
     def title(self) -> str:
-        """What the numbers are of."""
+        """Title: the measure, the data set, its split and the weights."""
         heading = next(measure.heading for measure in MEASURES[CROSS_DOMAIN] if measure.name == self.measure)
         return f"{heading}: {self.settings['dataset']}, {self.settings['split']}, {self.settings['weights']} weights"
 
@@ -275,7 +275,7 @@ def _missing(row: DomainRow) -> str:
 
 
 def _unequal(results: Iterable[ProtocolResult]) -> list[str]:
-    """Leaving one out of the same domains is what makes columns comparable."""
+    """Return a note where runs do not leave one out of the same domains, since columns are then not comparable."""
     wholes = {tuple(sorted({*result.details["trained_on"], *result.settings["domains"]})) for result in results}
     if len(wholes) == 1:
         return []

@@ -173,9 +173,9 @@ def _reason(error: Exception) -> str:
 
 def input_size(model: Any, config: StudentConfig) -> tuple[int, int]:
     """Return the (height, width) in pixels that the student is trained at."""
-    asked = config.image_size if config.image_size is not None else config.kwargs.get("img_size")
-    if asked is not None:
-        height, width = asked if isinstance(asked, Sequence) else (asked, asked)
+    size = config.image_size if config.image_size is not None else config.kwargs.get("img_size")
+    if size is not None:
+        height, width = size if isinstance(size, Sequence) else (size, size)
     else:
         _, height, width = model.pretrained_cfg["input_size"]
     return int(height), int(width)
@@ -224,7 +224,7 @@ def _every_tap(model: Any, config: StudentConfig) -> list[Tap]:
 
 
 def _stride(sides: Sequence[float], recorded: int | None, grid: tuple[int, int], size: tuple[int, int]) -> int:
-    """Return the recorded stride where an edge filled up explains the grid (7 cells of 32 on 200 pixels)."""
+    """Return the recorded stride where padding explains the grid (7 cells of 32 on 200 pixels), else the measured."""
     if recorded and grid == tuple(-(-pixels // recorded) for pixels in size):
         return recorded
     return round(max(sides))

@@ -1,4 +1,4 @@
-"""What may reach timm's factory, how large what it builds may be, and where a model's weights come from."""
+"""Checks before timm builds a student: its arguments, its size, and the source of its weights."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def check_arguments(
 
 
 def _check_overlay(value: Any) -> None:
-    """Weights of one's own are a file of safetensors, which holds nothing but numbers."""
+    """Raise ConfigError unless the overlay is one safetensors file: reading other formats may run code."""
     file = value.get("file") if isinstance(value, Mapping) else None
     if not isinstance(file, str) or set(value) != {"file"} or Path(file).suffix != SAFE_SUFFIX:
         raise ConfigError(

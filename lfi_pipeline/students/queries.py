@@ -76,7 +76,7 @@ class TextQueries(nn.Module):
         targets: Sequence[Tensor] | None = None,
         weights: Sequence[Tensor] | None = None,
     ) -> QueryOutput:
-        """Let the words look at the taps, and compare what they look at with the targets, if there are any.
+        """Run the words' queries through the taps, and compare their attention maps with the targets, if there are any.
 
         Args:
             words: text embeddings [B, M, E].
@@ -124,7 +124,7 @@ class TextQueries(nn.Module):
 
 
 class PresenceScore(nn.Module):
-    """Is the word in the image? What its query gathered, against the seed it set out with.
+    """Logit of a word being in the image: what its query gathered, compared with its seed.
 
         score = (Q_L - Q_0) W LN(Q_0)^T / sqrt(Dq) + b
 

@@ -115,7 +115,7 @@ class QueryHead(TextQueries):
 
 
 def gather(block: InteractionQueryBlock, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `block` does without a target, with keys and values built: cheaper where queries are many.
+    """Compute `block` without a target by building keys and values, which is cheaper for many queries.
 
     Scores of R queries over N patches cost N D Dq to build the keys and R N Dq to compare, against R H N D of the
     block, which folds W_k into the query. Plain PyTorch, so that exporters can read it.
@@ -225,8 +225,8 @@ def class_embeddings(store: TargetStore) -> Tensor:
             f"{len(classes)} classes, {classes[missing[0]]!r} the first. Extract it again with this release, or choose "
             "head 'linear'."
         )
-    found = torch.from_numpy(store.zero_shot.embeddings).float().clone()
+    embeddings = torch.from_numpy(store.zero_shot.embeddings).float().clone()
     for k, place in enumerate(places):
         if place is not None:
-            found[k] = own[place]
-    return found
+            embeddings[k] = own[place]
+    return embeddings

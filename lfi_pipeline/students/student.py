@@ -18,14 +18,14 @@ from lfi_pipeline.students.query_head import QueryHead
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What one forward pass gives.
+    """Output of one forward pass.
 
     Attributes:
         pooled: [B, D].
         logits: [B, classes]; None for a student without a head.
         taps: per tap, patch tokens [B, N_t, D_t] in raster order; empty unless asked for.
         grids: per tap, (rows, columns) with rows * columns = N_t; empty as `taps` is.
-        interaction: what the queries answered; None where none ran.
+        interaction: output of the queries; None where none ran.
     """
 
     pooled: Tensor
@@ -110,8 +110,8 @@ class Student(nn.Module):
         """
         x = self.normalised(images)
         maps: list[Tensor] = []
-        asked = self.queries is not None and supervision is not None
-        if with_taps or asked or self.query_head is not None:
+        runs_queries = self.queries is not None and supervision is not None
+        if with_taps or runs_queries or self.query_head is not None:
             final, maps = self.backbone.forward_intermediates(
                 x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
             )
@@ -129,7 +129,7 @@ class Student(nn.Module):
         return _tokens_and_grids(maps)
 
     def answer(self, final: Any, maps: Sequence[Tensor], supervision: Supervision | None = None) -> Features:
-        """Return what the student makes of what its backbone gave.
+        """Return the student's output, computed from its backbone's features.
 
         Args:
             final: the backbone's `forward_features`.
@@ -148,12 +148,12 @@ class Student(nn.Module):
 
     @property
     def query_head(self) -> QueryHead | None:
-        """The queries, where they are what gives the logits."""
+        """The queries if they give the logits, else None."""
         return self.queries if isinstance(self.queries, QueryHead) and len(self.queries.classes) else None
 
     @property
     def word_head(self) -> QueryHead | None:
-        """The queries, where they score any name that is asked for."""
+        """The queries if they can score any name, not only the classes, else None."""
         return self.queries if isinstance(self.queries, QueryHead) and self.queries.readout is None else None
 
     @property

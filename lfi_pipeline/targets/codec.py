@@ -31,7 +31,7 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def compress(data: bytes, level: int) -> bytes:
-    """One frame that says how large its content is."""
+    """Compress `data` to one Zstandard frame whose header gives the size of the content."""
     frame: bytes = Zstd(level=level).encode(data)
     return frame
 
@@ -42,9 +42,9 @@ def decompress(frame: bytes, size: int) -> bytes:
     Raises:
         ValueError: it is not a frame of `size` bytes.
     """
-    found = _content_size(frame)
-    if found != size:
-        raise ValueError(f"the frame cannot be decompressed: it holds {found} bytes, not {size}")
+    declared = _content_size(frame)
+    if declared != size:
+        raise ValueError(f"the frame cannot be decompressed: it holds {declared} bytes, not {size}")
     try:
         content: bytes = Zstd().decode(frame) if size else b""
     except (RuntimeError, ValueError) as error:
@@ -53,7 +53,7 @@ def decompress(frame: bytes, size: int) -> bytes:
 
 
 def _content_size(frame: bytes) -> int | None:
-    """What the header of a frame says of its content (RFC 8878, 3.1.1.1); None where it says nothing."""
+    """Return the size of the content by the header of a frame (RFC 8878, 3.1.1.1); None where there is none."""
     if len(frame) < 6 or frame[:4] != _MAGIC:
         return None
     flags = frame[4]
@@ -147,8 +147,8 @@ def encode_maps(
         ConfigError: a row is negative or not finite, or its sum is neither 0 nor 1.
         UnknownNameError: no such codec.
     """
-    found = get_codec(codec)
-    power, levels = found.power, found.levels
+    quantiser = get_codec(codec)
+    power, levels = quantiser.power, quantiser.levels
     if maps.ndim < 2:
         raise ConfigError(f"maps must be [..., gh, gw], got shape {maps.shape}.")
     rows = np.ascontiguousarray(maps, dtype=np.float32).reshape(*maps.shape[:-2], -1)  # [..., N]
@@ -185,8 +185,8 @@ def decode_maps(q: Any, scale: Any, codec: str = "uint8_sqrt") -> Any:
         ConfigError: `scale` is not [...] for `q` [..., gh, gw].
         UnknownNameError: no such codec.
     """
-    found = get_codec(codec)
-    power, levels = found.power, found.levels
+    quantiser = get_codec(codec)
+    power, levels = quantiser.power, quantiser.levels
     if tuple(q.shape[:-2]) != tuple(scale.shape):
         raise ConfigError(f"scale must be [...] for q [..., gh, gw], got {tuple(scale.shape)} for {tuple(q.shape)}.")
     if isinstance(q, np.ndarray):

@@ -1,4 +1,4 @@
-"""Where things lie in a cache, and the commit records that make a shard true."""
+"""Paths and arrays of a cache, and its commit records: a shard counts once its record is written."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class CheckedStream(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
-    """What one committed shard holds. No clock and no host in it: the same shard has the same bytes.
+    """What one committed shard holds. No time and no host name, so that the same shard gives the same bytes.
 
     Attributes:
         shard: its number.
@@ -279,7 +279,7 @@ def _is_quarantine(entry: Any, positions: range) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What the committed shards add up to.
+    """Totals over the committed shards.
 
     Attributes:
         samples: committed samples, quarantined ones included.

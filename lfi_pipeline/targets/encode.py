@@ -1,4 +1,4 @@
-"""One shard's payload, checked against the spec, to what is stored, and that to the bytes of its files."""
+"""Encode one shard: check its payload against the spec, quantise the maps, and make the bytes of its files."""
 
 from __future__ import annotations
 
@@ -262,10 +262,10 @@ def _require_images(plan: Sequence[PlannedSample], stored: StoredShard) -> list[
         if row in stored.quarantined:
             images.append(None)
         elif image is None or google_crc32c.value(image) != int(stored.image_crc32c[row]):
-            found = "none" if image is None else f"one with crc32c {crc32c_hex(image)}"
+            received = "none" if image is None else f"one with crc32c {crc32c_hex(image)}"
             raise ConfigError(
                 f"payload.images must hold the image of {sample.key} with crc32c {stored.image_crc32c[row]:08x}, "
-                f"got {found}."
+                f"got {received}."
             )
         else:
             images.append(image)
@@ -305,9 +305,9 @@ def _stored_arrays(
         codes[block], scale[block] = encode_maps(maps, spec.codec.name)
         decoded = decode_maps(codes[block], scale[block], spec.codec.name)
         if donated is not None:
-            given = donated[block][..., None] & (scale[block] > 0)  # [b, L, M]
-            kl_donated += int(given.sum())
-            maps = np.where(given[..., None, None], np.float32(0), maps)
+            donated_rows = donated[block][..., None] & (scale[block] > 0)  # [b, L, M]
+            kl_donated += int(donated_rows.sum())
+            maps = np.where(donated_rows[..., None, None], np.float32(0), maps)
         block_sum, block_rows = kl_total(maps, decoded)
         kl_sum, kl_rows = kl_sum + block_sum, kl_rows + block_rows
     kept = np.ones(scale.shape, dtype=np.float16) if view.kept is None else view.kept.astype(np.float16)

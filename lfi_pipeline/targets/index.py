@@ -226,8 +226,8 @@ def _texts_to_measure(metadata: pq.FileMetaData, columns: Sequence[str], classes
             if name not in columns:
                 continue
             if chunk.total_uncompressed_size > MOST_PART_BYTES or chunk.num_values > rows * max(classes, 1):
-                told = f"{chunk.num_values} values in {chunk.total_uncompressed_size} bytes"
-                raise ValueError(f"column {name} says that it holds {told}, more than {rows} samples can have")
+                declared = f"{chunk.num_values} values in {chunk.total_uncompressed_size} bytes"
+                raise ValueError(f"column {name} says that it holds {declared}, more than {rows} samples can have")
             if chunk.physical_type == "BYTE_ARRAY" and chunk.total_uncompressed_size * rows > MOST_PART_BYTES:
                 measured.add(name)
     return sorted(measured)
@@ -376,11 +376,11 @@ class TargetIndex:
             return {name: table[name].chunks for name in names}
 
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            found = list(pool.map(read, self._records))
+            tables = list(pool.map(read, self._records))
         columns = {}
         for name in names:
             parts, rows = [], 0
-            for shard, chunks in [*zip(self._records, found, strict=True), (spec.shards, {})]:
+            for shard, chunks in [*zip(self._records, tables, strict=True), (spec.shards, {})]:
                 first = min(shard * spec.samples_per_shard, len(self))
                 if first > rows:
                     parts.append(_absent(schema.field(name).type, name in _NULLABLE, first - rows))
@@ -393,7 +393,7 @@ class TargetIndex:
 
 
 def _absent(kind: pa.DataType, nullable: bool, rows: int) -> pa.Array:
-    """What a column holds where nothing is committed."""
+    """Return `rows` entries for samples that are not committed: null, "", or an empty list."""
     if nullable or pa.types.is_integer(kind):
         return pa.nulls(rows, kind)
     return pa.repeat(pa.scalar([] if pa.types.is_list(kind) else "", kind), rows)

@@ -1,4 +1,4 @@
-"""The manifest, written first and never changed, and the files of a cache that no shard owns."""
+"""The manifest of a cache, written first and never changed, and the files that belong to no shard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_SAMPLE_BYTES = 2**28
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a cache is.
+    """Content of `manifest.json`.
 
     Attributes:
         spec: the frozen description of the targets.
@@ -174,7 +174,7 @@ def _check_size(spec: TargetSpec, root: Path) -> None:
 
 
 def _are_fixed_files(files: Mapping[str, FileRecord], spec: TargetSpec, layout: str) -> bool:
-    """Whether a cache of the spec may have these: caches of an earlier release have no `CLASSES`."""
+    """Whether `files` are the fixed files of such a cache; those of an earlier release have no `CLASSES`."""
     expected = fixed_files(spec, layout)
     return files.keys() == expected or (bool(spec.dataset.classes) and files.keys() == {*expected, *CLASSES})
 
@@ -182,9 +182,9 @@ def _are_fixed_files(files: Mapping[str, FileRecord], spec: TargetSpec, layout: 
 def _describe(root: Path) -> str:
     if not root.exists():
         beside = [root.with_name(f".{root.name}.lfi-{what}") for what in ("before", "extending")]
-        found = [str(path) for path in beside if path.exists()]
-        if found:  # an extension was killed where directories cannot be exchanged
-            return f"it does not exist, but {' and '.join(found)} does: run the same extraction again to restore it"
+        leftovers = [str(path) for path in beside if path.exists()]
+        if leftovers:  # an extension was killed where directories cannot be exchanged
+            return f"it does not exist, but {' and '.join(leftovers)} does: run the same extraction again to restore it"
         return "it does not exist"
     if not root.is_dir():
         return "it is a file"

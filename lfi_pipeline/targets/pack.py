@@ -23,7 +23,7 @@ THREADS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """What a call of `pack` left.
+    """Result of `pack`.
 
     Attributes:
         summary: of the new cache.

@@ -137,7 +137,7 @@ class MapSpec:
 
     @classmethod
     def of_version_1(cls, kind: str, family: str) -> MapSpec:
-        """Return what was meant where the spec did not say."""
+        """Return the settings that a spec of version 1, which does not record them, stands for."""
         return cls(
             steps=8 if kind in ("integrated", "agreement") else 1,
             word_template="a photo of a {}." if family == "dual" else "{}",

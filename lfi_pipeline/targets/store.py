@@ -42,7 +42,7 @@ from lfi_pipeline.targets.zarr import Arrays, ViewReader, ZarrView, first_line, 
 
 
 def sample_image(store: TargetStore, position: int) -> Image.Image:
-    """Return the image of a sample as RGB; raises as `checked_image`, and ImageReadError where it is none."""
+    """Return the image of a sample as RGB; raises as `checked_image`, and ImageReadError where it cannot be decoded."""
     path, recorded = store.index.paths[position], int(store.index.image_crc32c[position])
     return decode_image(checked_image(store.data_root, path, recorded, store.index.keys[position]), path)
 
@@ -70,10 +70,10 @@ def checked_image(data_root: Path, path: str, crc32c: int, key: str) -> bytes:
     except ImageReadError as error:
         text = str(error).removesuffix(".")
         raise CorruptTargetsError(f"{where} cannot be read: {text}. Restore it, or say where images lie.") from error
-    found = int(google_crc32c.value(content))
-    if found != crc32c:
+    actual = int(google_crc32c.value(content))
+    if actual != crc32c:
         raise CorruptTargetsError(
-            f"{where} is not the image that the teacher saw: its crc32c is {found:08x}, the cache recorded "
+            f"{where} is not the image that the teacher saw: its crc32c is {actual:08x}, the cache recorded "
             f"{crc32c:08x}. Restore the image, or extract targets anew."
         )
     return content
@@ -236,12 +236,12 @@ class TargetStore:
 
     @property
     def layout(self) -> str:
-        """How shards are stored, one of `layout.LAYOUTS`."""
+        """How shards are stored, one of `commits.LAYOUTS`."""
         return self._manifest.layout
 
     @property
     def manifest(self) -> Manifest:
-        """What the cache is."""
+        """The cache's manifest: spec, layout, plan digests and fixed files."""
         return self._manifest
 
     @property
@@ -306,11 +306,13 @@ class TargetStore:
     @cached_property
     def usable(self) -> npt.NDArray[np.int64]:
         """Positions that are committed and not quarantined, ascending."""
-        found = [np.zeros(0, dtype=np.int64)]
+        positions_by_shard = [np.zeros(0, dtype=np.int64)]
         for shard, record in self._records.items():
             positions = self._spec.shard_range(shard)
-            found.append(np.setdiff1d(np.arange(positions.start, positions.stop), list(record.quarantined)))
-        return np.concatenate(found)
+            positions_by_shard.append(
+                np.setdiff1d(np.arange(positions.start, positions.stop), list(record.quarantined))
+            )
+        return np.concatenate(positions_by_shard)
 
     def summary(self) -> Summary:
         """Sizes, counts and codec loss of what is committed."""

@@ -143,8 +143,8 @@ class SampleParser:
 
 def _position(name: str) -> int:
     """The position that a member's name begins with, -1 where it does not begin with one as we write it."""
-    found = re.match(r"(\d{9,18})\.", name)
-    return int(found[1]) if found and found[1] == f"{int(found[1]):09d}" else -1
+    match = re.match(r"(\d{9,18})\.", name)
+    return int(match[1]) if match and match[1] == f"{int(match[1]):09d}" else -1
 
 
 SHUFFLE = 1000

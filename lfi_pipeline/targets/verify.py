@@ -1,4 +1,4 @@
-"""What a cache holds, and whether every byte of it, and of the images it refers to, is what was recorded."""
+"""Statistics of a cache, and a check of all its bytes, and of the images it refers to, against their checksums."""
 
 from __future__ import annotations
 
@@ -118,17 +118,17 @@ def quarantine_groups(store: TargetStore) -> list[QuarantineGroup]:
     reasons = index.reasons
     for position in np.flatnonzero(index.quarantined).tolist():
         groups[_general(reasons[position] or "", index.paths[position])].append(index.keys[position])
-    found = [
+    grouped = [
         QuarantineGroup(reason=reason, count=len(keys), keys=tuple(keys[:FIRST_KEYS]))
         for reason, keys in groups.items()
     ]
-    return sorted(found, key=lambda group: (-group.count, group.reason))
+    return sorted(grouped, key=lambda group: (-group.count, group.reason))
 
 
 def _general(reason: str, path: str) -> str:
     """A reason without what is special to one image: `.../a.jpg: truncated (4 bytes)` -> `truncated (# bytes)`."""
-    start, found, rest = reason.partition(f"{path}: ")
-    return re.sub(r"\d+", "#", rest if found and "\n" not in start else reason)
+    start, separator, rest = reason.partition(f"{path}: ")
+    return re.sub(r"\d+", "#", rest if separator and "\n" not in start else reason)
 
 
 NAMED_SHARDS = 100
@@ -180,8 +180,8 @@ def verify(
         faults += missing
     with progress_bar(total=samples, desc="verify", unit="sample", disable=not progress) as bar:
         for shard in committed:
-            record, found = _shard_faults(root, manifest, shard)
-            faults += found
+            record, shard_faults = _shard_faults(root, manifest, shard)
+            faults += shard_faults
             if place is not None and record is not None:
                 faults += _image_faults(root, manifest, record, place)
             bar.update(len(manifest.spec.shard_range(shard)))
@@ -238,8 +238,8 @@ def _extra_files(root: Path, manifest: Manifest, committed: Sequence[int]) -> It
 
 def _shard_of(name: str) -> int | None:
     """The number of the shard that a file of a cache belongs to."""
-    found = re.fullmatch(r"(?:index|shards)/(\d{6,12})\.\w+|views/\w+/\w+/c\.(\d{1,12})[.\d]*", name)
-    return int(found[1] or found[2]) if found else None
+    match = re.fullmatch(r"(?:index|shards)/(\d{6,12})\.\w+|views/\w+/\w+/c\.(\d{1,12})[.\d]*", name)
+    return int(match[1] or match[2]) if match else None
 
 
 def _shard_faults(root: Path, manifest: Manifest, shard: int) -> tuple[CommitRecord | None, list[Fault]]:
@@ -301,7 +301,7 @@ def _damaged(reader: ShardFiles, positions: range) -> list[int | None]:
 
 
 def _image_root(root: Path, data_root: str | Path | None) -> tuple[Path | None, list[Fault]]:
-    """Where images lie; None, and a fault where that is not said already, if there is no such place."""
+    """Return the folder of the images; None where `source.json` is damaged, None and a fault where there is none."""
     try:
         place = read_source(root).data_root if data_root is None else Path(data_root).expanduser().absolute()
     except CorruptTargetsError:

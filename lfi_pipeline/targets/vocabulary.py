@@ -144,9 +144,8 @@ def _require_unique_keys(plan: Iterable[PlannedSample], short: npt.NDArray[np.ui
 
 UNIT_TOLERANCE = 1e-2
 """How far the length of a class embedding may be from 1: float16 rounds."""
-"""L2 distance below which two embeddings of a class count as the same (devices round)."""
 SCALE_TOLERANCE = 1e-3
-"""The same for two logit scales, relative."""
+"""Relative difference below which two logit scales count as the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

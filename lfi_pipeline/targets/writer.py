@@ -299,7 +299,7 @@ class TargetWriter:
 
 
 class Committer:
-    """Commits one shard at a time; memory holds the shard that is written and the one that is made, no more."""
+    """Commits shards in a thread, one at a time, so that memory holds the one being written and the one being made."""
 
     def __init__(self, writer: TargetWriter) -> None:
         self._writer = writer

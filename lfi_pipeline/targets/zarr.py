@@ -1,12 +1,10 @@
 """Zarr arrays: through tensorstore, and by positioned reads that work in a forked process.
 
-tensorstore aborts a process that was forked after its parent had used tensorstore, and PyTorch's loaders fork
-by default on Linux. This reader stands in there, and where a damaged shard must be searched sample by sample.
-It knows only the codec chain that `layout` writes: bytes, zstd, crc32c; a checked index ends the shard.
-
-Random reads of single samples are an order of magnitude faster here than through zarr-python. The price:
-tensorstore runs threads, and aborts a process forked after its parent used it. `ZarrView` therefore falls
-back to `ShardFiles` in such a process.
+Random reads of single samples are an order of magnitude faster through tensorstore than through zarr-python. But
+tensorstore runs threads, and aborts a process that was forked after its parent had used it; PyTorch's loaders fork by
+default on Linux. `ZarrView` therefore falls back to `ShardFiles` in such a process. `ShardFiles` also serves where a
+damaged shard must be searched sample by sample. It knows only the codec chain that `commits.zarr_metadata` writes:
+bytes, zstd, crc32c, and an index with a checksum at the end of the shard.
 """
 
 from __future__ import annotations
@@ -101,8 +99,8 @@ class ShardFiles:
 
 
 def _matches(data: bytes) -> bool:
-    found: int = google_crc32c.value(data[:-4])
-    return found == int.from_bytes(data[-4:], "little")
+    checksum: int = google_crc32c.value(data[:-4])
+    return checksum == int.from_bytes(data[-4:], "little")
 
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -181,11 +179,11 @@ class ZarrView:
             for name, array in self._arrays.items():
                 try:
                     _wait(array.start(np.asarray([position])))
-                except (ValueError, OSError) as found:
+                except (ValueError, OSError) as cause:
                     shard = int(position) // self._per_shard
                     return CorruptTargetsError(
                         f"Cannot read shard {shard}, array {self._view}/{name}, sample {position} of {self._root}: "
-                        f"{first_line(found)} {remedy(self._root, shard)}"
+                        f"{first_line(cause)} {remedy(self._root, shard)}"
                     )
         return CorruptTargetsError(f"Cannot read {self._root}: {first_line(error)}")
 

@@ -112,10 +112,10 @@ def batched_gradients(output: Tensor, inputs: Sequence[Tensor], cotangents: Tens
 
     Not `is_grads_batched`: that goes word by word through norms, GELU and softmax, and copies what it stacks.
     """
-    found: tuple[Tensor, ...] = torch.vmap(lambda each: torch.autograd.grad(output, inputs, each, retain_graph=True))(
-        cotangents
-    )
-    return found
+    gradients: tuple[Tensor, ...] = torch.vmap(
+        lambda each: torch.autograd.grad(output, inputs, each, retain_graph=True)
+    )(cotangents)
+    return gradients
 
 
 @contextmanager

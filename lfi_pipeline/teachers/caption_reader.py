@@ -177,7 +177,7 @@ class CaptionReader:
         return Rows(self.decoder.ln_final(x), looks)
 
     def chosen(self, rows: Rows) -> list[Attended]:
-        """The looks of the request's layers."""
+        """Return the cross-attention of each of the request's layers."""
         return [rows.looks[self._layer_of[name]] for name in self.request.layers]
 
     def readings(self, seen: Seen) -> Iterator[tuple[list[int], Rows, Tensor]]:
@@ -207,8 +207,8 @@ class CaptionReader:
     def at_looks(self, rows: Rows, cotangent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients at the scores [m, B, H, T, Q] and at the mixed values [m, B, H, T, D/H] of every layer."""
         places = [look.scores for look in rows.looks] + [look.mixed for look in rows.looks]
-        found = batched_gradients(rows.hidden, places, cotangent)
-        return list(found[: len(rows.looks)]), list(found[len(rows.looks) :])
+        gradients = batched_gradients(rows.hidden, places, cotangent)
+        return list(gradients[: len(rows.looks)]), list(gradients[len(rows.looks) :])
 
     def at_tokens(self, rows: Rows, cotangent: Tensor) -> Tensor:
         """Gradients at the normalised tokens that the decoder sees [m, B, Q, D]."""

@@ -110,10 +110,10 @@ def _extended(
     length, texts = ids.shape[1] + 1, ids.tolist()
     on: list[tuple[int, int, float]] = []
     for place, image in enumerate(images.tolist()):
-        found = [each for each in zip(rows[place], chosen[place], values[place], strict=True) if math.isfinite(each[2])]
-        done[image] += [(score / length, texts[row]) for row, token, score in found[:BEAMS] if token == end]
+        beams = [each for each in zip(rows[place], chosen[place], values[place], strict=True) if math.isfinite(each[2])]
+        done[image] += [(score / length, texts[row]) for row, token, score in beams[:BEAMS] if token == end]
         if len(done[image]) < BEAMS:
-            on += [each for each in found if each[1] != end][:BEAMS]
+            on += [each for each in beams if each[1] != end][:BEAMS]
     next_rows, tokens, scores = zip(*on, strict=True) if on else ((), (), ())
     return (
         torch.tensor(next_rows, dtype=torch.long, device=total.device),
@@ -240,7 +240,7 @@ def _read(folder: Path) -> dict[str, str]:
 
 
 def _place(final: Path, source: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
-    """Return the folder to write captions of `source` to, and what is known of those of another listing, by key."""
+    """Return the folder to write captions of `source` to, and those of an earlier listing to keep, by key."""
     beside = final.with_name(f".{final.name}.lfi-extending")
     with output_errors(final), one_at_a_time(final.parent) if final.parent.is_dir() else nullcontext():
         if beside.exists() and not final.exists():  # killed where directories cannot be exchanged
@@ -260,7 +260,7 @@ def _place(final: Path, source: Mapping[str, Any]) -> tuple[Path, dict[str, str]
 
 
 def _put_in_place(folder: Path, final: Path) -> None:
-    """Let extended captions take the place of the earlier ones; another process may have done it."""
+    """Replace the earlier captions by the extended ones, unless another process has done so."""
     if folder == final:
         return
     with output_errors(final), one_at_a_time(final.parent):
@@ -272,11 +272,11 @@ def _put_in_place(folder: Path, final: Path) -> None:
 
 
 def lister(teacher: Teacher, vocabulary: Sequence[str]) -> Callable[[Tensor], list[str]]:
-    """Return what lists the words that an image shows, best first, as `text.listed` writes them.
+    """Return a function from images [B, 3, H, W] to captions that list the words each shows, as `text.listed` does.
 
     A word counts where its zero-shot probability, the softmax over the vocabulary of the scaled cosines of image and
     word (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section
-    3.1.2), is above that of a blind guess, 1 / words. The best one always does, also of an image that shows none.
+    3.1.2), is above that of a blind guess, 1 / words. The best is always listed; better ones come first.
     """
     known = teacher.embed_words(vocabulary)
     kind = teacher.default_kind
@@ -309,7 +309,7 @@ def _captioned(
 ) -> list[tuple[str, str]]:
     mean = torch.tensor(teacher.mean, device=teacher.device).view(3, 1, 1) * 255
     std = torch.tensor(teacher.std, device=teacher.device).view(3, 1, 1) * 255
-    found = []
+    captions = []
     for first in range(0, len(samples), batch_size):
         batch = samples[first : first + batch_size]
         readable, images = [], []
@@ -322,9 +322,9 @@ def _captioned(
             images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))
         if images:
             pixels = (torch.stack(images).to(teacher.device).float() - mean) / std
-            found += [(sample.key, caption) for sample, caption in zip(readable, write(pixels), strict=True)]
+            captions += [(sample.key, caption) for sample, caption in zip(readable, write(pixels), strict=True)]
         bar.update(len(batch))
-    return found
+    return captions
 
 
 def _file(folder: Path, piece: int) -> Path:
@@ -335,7 +335,7 @@ _SOURCE = "source.json"
 
 
 def _source(teacher: Teacher, dataset: Dataset, vocabulary: Sequence[str]) -> dict[str, Any]:
-    """What a folder's captions are of."""
+    """Return what captions of a folder depend on, as JSON: teacher, data set, listing and vocabulary."""
     listing = hashlib.sha256()
     for sample in dataset.samples:
         listing.update(f"{sample.key}\n{sample.path}\n".encode())

@@ -1,4 +1,4 @@
-"""Which models can be teachers, told from their configs alone; a folder's config is checked before anything is built."""
+"""Which models can be teachers, by their configs alone; a folder's config is checked before anything is built."""
 
 from __future__ import annotations
 

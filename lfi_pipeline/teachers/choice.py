@@ -1,10 +1,9 @@
-"""Which kind of map to extract, told from some images of the user's own data before anything is extracted.
+"""Choose the kind of map to extract by comparing kinds on some images of the user's own data.
 
 With masks, a word's map scores the mean of two things: whether its peak lies in the object's mask, and the share of its
-mass there. Without masks, a map is as good as what it names is needed: its greatest patches are painted over with the
-mean colour, and the score <z, d> of the word (z the image's embedding, d as `settings` says) is read again (deletion:
-Petsiuk, Das, Saenko, BMVC 2018, arXiv 1806.07421, at one size). Maps that come from that same score are favoured by it;
-masks are the better judge.
+mass there. Without masks, the score is that of deletion (Petsiuk, Das, Saenko, BMVC 2018, arXiv 1806.07421, at one
+size): how far <z, d> of the word (z the image's embedding, d as `settings` says) falls when the patches where its map
+is greatest are painted over with the mean colour. Deletion favours maps that come from <z, d> itself, masks do not.
 
 Kinds are compared on the same words. The kind that is taken is the cheapest whose mean is within one standard error of
 the best one's, the error being that of the difference, by a bootstrap over images. Cost is counted, in floating-point
@@ -236,7 +235,7 @@ def _column_title(score: KindScore, choice: KindChoice) -> tuple[str, str, str]:
 
 
 def cost_beside_default(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) -> list[str]:
-    """Return a line that says how much dearer a kind is than the teacher's own; none where it is not by half."""
+    """Return a line with the cost of a kind beside the teacher's default kind; none below 1.5 times its cost."""
     if kind == teacher.default_kind:
         return []
     try:
@@ -258,7 +257,7 @@ def cost_beside_default(teacher: Teacher, dataset: Dataset, source: TextSource, 
 
 
 def choice_text(choice: KindChoice) -> str:
-    """Return the table of a choice as text."""
+    """Return the choice and its scores as text, a line for each kind."""
     judged = "peak and mass in the masks" if choice.by == "masks" else "fall of the score without the top patches"
     lines = [
         f"Kinds of map on {choice.images} images, {choice.words} words, by {judged}: {choice.kind} is taken, "
@@ -281,24 +280,24 @@ def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequ
         for sample in samples
     ]
     label_of = {name: label for label, name in enumerate(readable_names(dataset.classes))}
-    found, masks = [], []
+    view_texts, masks = [], []
     for sample in samples:
         texts = source(sample)
         words = sample_words(teacher.encode_text, texts, limit)
-        found.append(view_words(teacher.encode_text, texts, words, "full"))
+        view_texts.append(view_words(teacher.encode_text, texts, words, "full"))
         masks.append([_mask(dataset, sample, label_of.get(word)) for word in words])
     images = (torch.from_numpy(np.stack(pixels)).to(teacher.device).float() - mean) / std
-    return _Batch(images, found, masks)
+    return _Batch(images, view_texts, masks)
 
 
 def _mask(dataset: Dataset, sample: Sample, label: int | None) -> Tensor | None:
     """The union of the masks of a class's objects, bool [H, W]; None for a word that names none."""
-    found = [
+    masks = [
         instance.mask(sample.height, sample.width)
         for instance in dataset.instances.get(sample.key, ())
         if instance.label == label
     ]
-    return torch.from_numpy(np.logical_or.reduce(found)) if found else None
+    return torch.from_numpy(np.logical_or.reduce(masks)) if masks else None
 
 
 def _scored(
@@ -310,15 +309,15 @@ def _scored(
         teacher, batch.pixels, batch.found, kind=kind, layers=layers, row="emitting", settings=settings
     )
     maps = made.maps[:, -1].cpu()  # [B, M, gh, gw]
-    asked = [
+    word_slots = [
         (b, slot)
         for b, row in enumerate(batch.masks)
         for slot, mask in enumerate(row)
         if (mask is not None or not by_masks) and batch.found[b].present[slot]
     ]
-    rows = np.zeros((len(asked), 5))
-    drops = _drops(teacher, batch, maps, asked, settings, centre) if asked and not by_masks else None
-    for i, (b, slot) in enumerate(asked):
+    rows = np.zeros((len(word_slots), 5))
+    drops = _drops(teacher, batch, maps, word_slots, settings, centre) if word_slots and not by_masks else None
+    for i, (b, slot) in enumerate(word_slots):
         one, mask = maps[b, slot][None], batch.masks[b][slot]
         rows[i, 0], rows[i, 4] = b, int(one.flatten().argmax())
         if mask is not None and by_masks:
@@ -335,24 +334,24 @@ def _drops(
     teacher: Teacher,
     batch: _Batch,
     maps: Tensor,
-    asked: Sequence[tuple[int, int]],
+    word_slots: Sequence[tuple[int, int]],
     settings: MapSpec,
     centre: tuple[str, ...],
 ) -> Tensor:
     """How far <z, d> falls [P] when a map's greatest patches are painted over, the same d for all kinds."""
     embeddings = AskedWords(teacher.embed_texts)
     spec = MapSpec(word_template=settings.word_template, centre=centre)
-    words = [[next(text[slot] for text in batch.found[b].rows if text[slot] is not None)] for b, slot in asked]
+    words = [[next(text[slot] for text in batch.found[b].rows if text[slot] is not None)] for b, slot in word_slots]
     directions = embeddings.directions(words, spec, teacher.device)[0]  # [P, E]
-    images = torch.tensor([b for b, _ in asked], device=teacher.device)
-    greatest = torch.stack([maps[b, slot].flatten() for b, slot in asked])
+    images = torch.tensor([b for b, _ in word_slots], device=teacher.device)
+    greatest = torch.stack([maps[b, slot].flatten() for b, slot in word_slots])
     count = max(1, round(DELETED * greatest.shape[1]))
     kept = torch.ones_like(greatest).scatter_(1, greatest.topk(count).indices, 0.0).to(teacher.device)
     grid, size = maps.shape[-2:], batch.pixels.shape[-2:]
     keep = torch.nn.functional.interpolate(kept.view(-1, 1, *grid), size=tuple(size), mode="nearest")
     whole = _embedded(teacher, batch.pixels)
     falls = []
-    for first in range(0, len(asked), len(batch.pixels)):
+    for first in range(0, len(word_slots), len(batch.pixels)):
         part = slice(first, first + len(batch.pixels))
         without = _embedded(teacher, batch.pixels[images[part]] * keep[part])  # 0 is the mean colour
         falls.append(((whole[images[part]] - without) * directions[part]).sum(-1))
@@ -360,8 +359,8 @@ def _drops(
 
 
 def _embedded(teacher: Teacher, pixels: Tensor) -> Tensor:
-    found: Tensor = teacher.model.encode_image(pixels)
-    return torch.nn.functional.normalize(found.float().flatten(1), dim=-1)
+    embeddings: Tensor = teacher.model.encode_image(pixels)
+    return torch.nn.functional.normalize(embeddings.float().flatten(1), dim=-1)
 
 
 def _cost(teacher: Teacher, batch: _Batch, kind: str, settings: MapSpec) -> float:
@@ -391,8 +390,8 @@ def _error(differences: npt.NDArray[np.float64], owners: npt.NDArray[np.float64]
 def _same_peak(cells: npt.NDArray[np.float64], owners: npt.NDArray[np.float64]) -> float | None:
     same = pairs = 0
     for owner in np.unique(owners):
-        found = cells[owners == owner]
-        equal = found[:, None] == found
-        same += (int(equal.sum()) - len(found)) // 2
-        pairs += len(found) * (len(found) - 1) // 2
+        peaks = cells[owners == owner]
+        equal = peaks[:, None] == peaks
+        same += (int(equal.sum()) - len(peaks)) // 2
+        pairs += len(peaks) * (len(peaks) - 1) // 2
     return same / pairs if pairs else None

@@ -160,8 +160,8 @@ class CocaTeacher:
         for i in range(0, len(texts), batch_size):
             ids = self.tokenizer(list(texts[i : i + batch_size])).to(self.device)
             with autocast(self.device, self.precision):
-                found = self.model.encode_text(ids, normalize=False)
-            parts.append(nn.functional.normalize(found.float(), dim=-1))
+                embeddings = self.model.encode_text(ids, normalize=False)
+            parts.append(nn.functional.normalize(embeddings.float(), dim=-1))
         return torch.cat(parts).cpu() if parts else torch.zeros(0, self.embedding_dim)
 
     def interaction_maps(
@@ -242,8 +242,8 @@ class CocaTeacher:
         slots, parts = max(1, *map(len, words), 1), []
         for first in range(0, len(texts), self._captions_at_once()):
             last = first + self._captions_at_once()
-            found = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row, steps)
-            parts.append(nn.functional.pad(found, (0, 0, 0, slots - found.shape[2])))
+            mass = self._mass(tokens[first:last], texts[first:last], words[first:last], kind, layers, row, steps)
+            parts.append(nn.functional.pad(mass, (0, 0, 0, slots - mass.shape[2])))
         return torch.cat(parts)
 
     def _mass(
@@ -306,8 +306,8 @@ class CocaTeacher:
             ids = ids[:, :length]
         with autocast(self.device, self.precision):
             _, embeddings = self.model.text(ids)
-        found: Tensor = embeddings[:, :length].float()
-        return found
+        leading: Tensor = embeddings[:, :length].float()
+        return leading
 
     def _pad(self, texts: Sequence[EncodedText]) -> Tensor:
         """Token ids [C, T], padded to the batch's longest caption: rows depend on earlier tokens only."""

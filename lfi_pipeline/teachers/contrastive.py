@@ -60,12 +60,12 @@ def artefact_patches(tokens: Tensor, patches: int) -> Tensor:
         tokens: [..., T, D] after a block; the last `patches` of them are patches.
         patches: N.
     """
-    found = tokens[..., -patches:, :].detach().float()
-    norms = found.norm(dim=-1)
+    patch_tokens = tokens[..., -patches:, :].detach().float()
+    norms = patch_tokens.norm(dim=-1)
     large = norms > RATIO * norms.median(-1, keepdim=True).values
     result = torch.zeros_like(large)
     if large.any():
-        squares = found[large].square()
+        squares = patch_tokens[large].square()
         few = max(2, round(CHANNELS * squares.shape[-1]))
         result[large] = squares.topk(few).values.sum(-1) > SHARE * squares.sum(-1)
     return result
@@ -73,13 +73,13 @@ def artefact_patches(tokens: Tensor, patches: int) -> Tensor:
 
 def count_artefacts(tokens: Tensor, patches: int, layer: str) -> ArtefactCount:
     """Count the artefacts among `tokens` [B, T, D] after the block called `layer`."""
-    found = artefact_patches(tokens, patches)
+    artefacts = artefact_patches(tokens, patches)
     norms = tokens[:, -patches:].float().norm(dim=-1)
     return ArtefactCount(
         layer=layer,
         images=len(tokens),
-        with_artefacts=int(found.any(-1).sum()),
-        share=float(found.float().mean()),
+        with_artefacts=int(artefacts.any(-1).sum()),
+        share=float(artefacts.float().mean()),
         largest_norm=float((norms / norms.median(-1, keepdim=True).values).max()),
     )
 
@@ -111,16 +111,16 @@ def without_artefacts(mass: Tensor, artefacts: Tensor, grid: tuple[int, int]) ->
     if not artefacts.any():
         return mass
     count = grid[0] * grid[1]
-    found = mass.clone()
+    cleaned = mass.clone()
     touched = artefacts.any(-1)  # [B, L]
     patches, flagged = mass[touched][..., -count:], artefacts[touched][:, None]  # [R, M, N], [R, 1, N]
     sound = patches.masked_fill(flagged, torch.nan).view(-1, 1, *grid)
     around = F.unfold(F.pad(sound, (1, 1, 1, 1), value=torch.nan), 3)  # [R M, 9, N]; its own cell is nan if asked for
     median = around.nanmedian(1).values.nan_to_num(nan=0.0).view(patches.shape)
-    filled = found[touched]
+    filled = cleaned[touched]
     filled[..., -count:] = torch.where(flagged, median, patches)
-    found[touched] = filled
-    return found
+    cleaned[touched] = filled
+    return cleaned
 
 
 CONTRASTIVE = "contrastive"
@@ -209,17 +209,17 @@ def contrastive_mass(query: FirstQuery, tokens: Tensor, directions: Tensor, step
     """
     end = _look(query, tokens, directions)
     if steps == 1:
-        found = _along(query, end, end.entering)
+        attribution = _along(query, end, end.entering)
     else:
         change = tokens - tokens[:, 1:].mean(1, keepdim=True)
-        found = torch.zeros((), device=tokens.device)
+        attribution = torch.zeros((), device=tokens.device)
         for step in range(steps):
             there = _look(query, tokens - change * (1 - (step + 0.5) / steps), directions, change)
             assert there.change is not None
-            found = found + _along(query, there, there.change)
-        found = found / steps
+            attribution = attribution + _along(query, there, there.change)
+        attribution = attribution / steps
     cam = (end.attention[:, None] * end.by_attention.relu()).mean(2)
-    return found.relu() * cam
+    return attribution.relu() * cam
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _look(query: FirstQuery, tokens: Tensor, directions: Tensor, change: Tensor 
 
 
 def _read(values: Tensor, tokens: Tensor) -> Tensor:
-    """[B, M, H, D] and [B, T, D] -> [B, M, H, T]."""
+    """Products of gradients G [B, M, H, D] and tokens u [B, T, D], summed over D: [B, M, H, T]."""
     return (values.flatten(1, 2) @ tokens.transpose(1, 2)).view(*values.shape[:3], -1)
 
 

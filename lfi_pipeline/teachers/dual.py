@@ -59,7 +59,7 @@ GROUP_NUMBERS = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Words put to images.
+    """What maps are asked for: which words over which images, at which layers.
 
     Attributes:
         images: [B, 3, H, W].
@@ -79,50 +79,50 @@ class Question:
 Found = tuple[Tensor, Tensor]  # mass [B, L, S, P+N or N]; image embeddings [B, E] of unit length
 
 
-def _similarity(trunk: Trunk, asked: Question) -> Found:
-    blocks = [trunk.blocks[int(name.rpartition(".")[2])] for name in asked.layers]
+def _similarity(trunk: Trunk, question: Question) -> Found:
+    blocks = [trunk.blocks[int(name.rpartition(".")[2])] for name in question.layers]
     with torch.no_grad():
-        with autocast(asked.images.device, asked.precision), outputs_of(blocks) as tokens:
-            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
-        layers = [_softmax_of_cosines(trunk, asked, each[:, -trunk.patches :]) for each in tokens]
+        with autocast(question.images.device, question.precision), outputs_of(blocks) as tokens:
+            embedding = F.normalize(trunk.visual(question.images).float(), dim=-1)
+        layers = [_softmax_of_cosines(trunk, question, each[:, -trunk.patches :]) for each in tokens]
     return torch.stack(layers, dim=1), embedding
 
 
-def _gradcam(trunk: Trunk, asked: Question) -> Found:
-    device = asked.images.device
-    with torch.enable_grad(), trunk.probed(list(asked.layers), device) as seen:
-        with autocast(device, asked.precision):
-            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
-        attention = [seen[name] for name in asked.layers]  # each [B, H, T, S]
+def _gradcam(trunk: Trunk, question: Question) -> Found:
+    device = question.images.device
+    with torch.enable_grad(), trunk.probed(list(question.layers), device) as seen:
+        with autocast(device, question.precision):
+            embedding = F.normalize(trunk.visual(question.images).float(), dim=-1)
+        attention = [seen[name] for name in question.layers]  # each [B, H, T, S]
     parts = []
-    for gradients in _gradients(trunk, asked, embedding, attention):
+    for gradients in _gradients(trunk, question, embedding, attention):
         weighted = [(a * g.relu()).mean(2) for a, g in zip(attention, gradients, strict=True)]  # [s, B, T, S]
         rows = slice(-trunk.patches, None) if trunk.pooling == "average" else slice(0, 1)
         parts.append(torch.stack([each[:, :, rows].sum(2) for each in weighted], dim=1))
     return torch.cat(parts).permute(2, 1, 0, 3).detach(), embedding.detach()
 
 
-def _relevance(trunk: Trunk, asked: Question) -> Found:
-    device = asked.images.device
+def _relevance(trunk: Trunk, question: Question) -> Found:
+    device = question.images.device
     with torch.enable_grad(), trunk.entering(device) as caught:
-        with autocast(device, asked.precision):
-            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
+        with autocast(device, question.precision):
+            embedding = F.normalize(trunk.visual(question.images).float(), dim=-1)
         (x,) = caught
-    found = [torch.einsum("sbtd,btd->bst", g, x.detach()) for (g,) in _gradients(trunk, asked, embedding, [x])]
-    return torch.cat(found, dim=1).relu()[:, None], embedding.detach()
+    parts = [torch.einsum("sbtd,btd->bst", g, x.detach()) for (g,) in _gradients(trunk, question, embedding, [x])]
+    return torch.cat(parts, dim=1).relu()[:, None], embedding.detach()
 
 
-def _contrastive(trunk: Trunk, asked: Question) -> Found:
-    device, precise = asked.images.device, asked.images.device
+def _contrastive(trunk: Trunk, question: Question) -> Found:
+    device, precise = question.images.device, question.images.device
     place = POOL if trunk.pooling == "attention" else f"{trunk.prefix}.{len(trunk.blocks) - 1}"
     with torch.enable_grad(), ExitStack() as stack:
         caught = stack.enter_context(trunk.entering(precise))
         seen = {} if trunk.pooling == "average" else stack.enter_context(trunk.probed([place], precise))
-        with autocast(device, asked.precision):
-            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
+        with autocast(device, question.precision):
+            embedding = F.normalize(trunk.visual(question.images).float(), dim=-1)
         places = [caught[0], *seen.values()]
     parts = []
-    for x, *attention in _gradients(trunk, asked, embedding, places):
+    for x, *attention in _gradients(trunk, question, embedding, places):
         mass = torch.einsum("sbtd,btd->sbt", x, places[0].detach()).relu()
         for gradient in attention:  # one, or none where patches are averaged
             mass = mass * (places[1].detach() * gradient.relu())[:, :, :, 0].mean(2)
@@ -130,33 +130,33 @@ def _contrastive(trunk: Trunk, asked: Question) -> Found:
     return torch.cat(parts).transpose(0, 1)[:, None], embedding.detach()
 
 
-def _value(trunk: Trunk, asked: Question) -> Found:
+def _value(trunk: Trunk, question: Question) -> Found:
     last = trunk.blocks[-1]
     with torch.no_grad():
-        with trunk.entering(asked.images.device) as caught, autocast(asked.images.device, asked.precision):
-            embedding = F.normalize(trunk.visual(asked.images).float(), dim=-1)
+        with trunk.entering(question.images.device) as caught, autocast(question.images.device, question.precision):
+            embedding = F.normalize(trunk.visual(question.images).float(), dim=-1)
         x = caught[0].detach()[:, -trunk.patches :]
         read = last.ls_1(merge(last.attn, project(last.attn, x, VALUE)))
-        return _softmax_of_cosines(trunk, asked, read)[:, None], embedding
+        return _softmax_of_cosines(trunk, question, read)[:, None], embedding
 
 
-def _softmax_of_cosines(trunk: Trunk, asked: Question, tokens: Tensor) -> Tensor:
+def _softmax_of_cosines(trunk: Trunk, question: Question, tokens: Tensor) -> Tensor:
     """Mass [B, S, N] of patch tokens [B, N, D], each embedded alone; zero for a word that is not asked for."""
     patches = F.normalize(trunk.embed_alone(tokens.float()), dim=-1)  # [B, N, E]
-    scores = asked.temperature * torch.einsum("bne,sbe->bsn", patches, asked.words)
-    return scores.softmax(-1) * asked.words.any(-1).T[..., None]
+    scores = question.temperature * torch.einsum("bne,sbe->bsn", patches, question.words)
+    return scores.softmax(-1) * question.words.any(-1).T[..., None]
 
 
 def _gradients(
-    trunk: Trunk, asked: Question, embedding: Tensor, places: Sequence[Tensor]
+    trunk: Trunk, question: Question, embedding: Tensor, places: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Gradients of s_w at `places`, [s, B, ...], for groups of words in one vector-Jacobian product each."""
     wide = 4 * trunk.patches * embedding.shape[-1] * len(embedding)
     group = max(1, GROUP_NUMBERS // wide)
-    for first in range(0, len(asked.words), group):
-        words = asked.words[first : first + group]
+    for first in range(0, len(question.words), group):
+        words = question.words[first : first + group]
         yield torch.autograd.grad(  # through fused attention too, of which `torch.vmap` has none
-            embedding, places, asked.temperature * words, retain_graph=True, is_grads_batched=True
+            embedding, places, question.temperature * words, retain_graph=True, is_grads_batched=True
         )
 
 
@@ -302,8 +302,8 @@ class DualTeacher:
         for i in range(0, len(texts), batch_size):
             ids = self.tokenizer(list(texts[i : i + batch_size]))
             with autocast(self.device, self.precision):
-                found = self.model.encode_text(ids.to(self.device))
-            parts.append(F.normalize(found.float(), dim=-1))
+                embeddings = self.model.encode_text(ids.to(self.device))
+            parts.append(F.normalize(embeddings.float(), dim=-1))
         return torch.cat(parts).cpu() if parts else torch.zeros(0, self.embedding_dim)
 
     def interaction_maps(
@@ -345,11 +345,11 @@ class DualTeacher:
         nth = [chosen[:c].count(image) for c, image in enumerate(chosen)]  # a caption's place among those of its image
         directions = self._asked.directions(words, settings, self.device)  # [M, C, E]
         slots = len(directions)
-        asked = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
-        asked[nth, :, chosen] = directions.transpose(0, 1)
+        directions_by_image = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
+        directions_by_image[nth, :, chosen] = directions.transpose(0, 1)
         question = Question(
             images=images,
-            words=asked.flatten(0, 1),
+            words=directions_by_image.flatten(0, 1),
             temperature=self.logit_scale,
             layers=[layer.name for layer in layers],
             precision=self.precision,
@@ -364,13 +364,13 @@ class DualTeacher:
         return InteractionMaps(supported(maps, settings.support), kept, embedding)
 
     def _block_of(self, layer: str) -> nn.Module:
-        """The block after which artefacts are looked for: the layer's own, the last where it is none."""
+        """The block after which artefacts are looked for: the layer's own, or the last where the layer is no block."""
         prefix, _, number = layer.rpartition(".")
-        found: nn.Module = self.trunk.blocks[int(number) if prefix == self.trunk.prefix else -1]
-        return found
+        block: nn.Module = self.trunk.blocks[int(number) if prefix == self.trunk.prefix else -1]
+        return block
 
     def generate(self, images: Tensor) -> list[str]:
-        """A dual encoder writes nothing.
+        """Refuse: a dual encoder cannot write captions.
 
         Raises:
             TeacherError: always.

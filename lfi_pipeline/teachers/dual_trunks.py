@@ -1,4 +1,4 @@
-"""The vision transformers of open_clip's dual encoders, seen alike whoever wrote them.
+"""One interface to the vision transformers of open_clip's dual encoders, of open_clip's own make or timm's.
 
 Two makes exist: open_clip's own `VisionTransformer`, and timm's `VisionTransformer` (SigLIP) and `Eva` (EVA-CLIP, PE)
 inside open_clip's `TimmModel`. They pool their tokens in three ways: the CLS token (`token`), the mean of the patches
@@ -48,7 +48,7 @@ class Trunk:
 
     @property
     def patches(self) -> int:
-        """N."""
+        """Number of patches, N."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -58,7 +58,7 @@ class Trunk:
 
     @property
     def width(self) -> int:
-        """D of the tokens."""
+        """Width of the tokens, D."""
         if isinstance(self.visual, VisionTransformer):
             return int(self.visual.conv1.out_channels)
         return int(self.visual.trunk.embed_dim)
@@ -72,18 +72,21 @@ class Trunk:
         visual = self.visual
         if isinstance(visual, VisionTransformer):
             x = visual.ln_post(tokens)
-            found: Tensor = x @ visual.proj if visual.proj is not None else x
-            return found
+            embedded: Tensor = x @ visual.proj if visual.proj is not None else x
+            return embedded
         trunk = visual.trunk
         x = trunk.norm(tokens)
         if self.pooling == "attention":
             x = torch.stack([trunk.attn_pool(each[:, None]) for each in x])
-        found = visual.head(trunk.head(trunk.fc_norm(x)))
-        return found
+        embedded = visual.head(trunk.head(trunk.fc_norm(x)))
+        return embedded
 
     @contextmanager
     def probed(self, names: list[str], precise: torch.device) -> Iterator[dict[str, Tensor]]:
-        """Fill a dict with the attention [B, H, T, S] of the named places, on the path, fp32 from the first on."""
+        """Yield a dict that fills with the differentiable attention [B, H, T, S] of the named layers as the model runs.
+
+        From the first of them on, the model computes in fp32.
+        """
         with ExitStack() as stack:
             layers = {name: self._attention(name) for name in names}
             first = names[0].removeprefix(f"{self.prefix}.")
@@ -97,7 +100,7 @@ class Trunk:
 
     @contextmanager
     def entering(self, precise: torch.device) -> Iterator[list[Tensor]]:
-        """Fill a list with the tokens that enter the last pooling step [B, T, D], as the place to differentiate at.
+        """Yield a list that fills with the tokens [B, T, D] that enter the last pooling step, as leaves of autograd.
 
         They are normalised already: before a norm, gradient times input cancels. With a CLS token the last step is
         the attention of the last block, by which it takes its last look at the patches.
@@ -128,8 +131,8 @@ class Trunk:
         if name == POOL:
             pool: nn.Module = self.visual.trunk.attn_pool
             return pool
-        found: nn.Module = self.blocks[int(name.removeprefix(f"{self.prefix}."))].attn
-        return found
+        attention: nn.Module = self.blocks[int(name.removeprefix(f"{self.prefix}."))].attn
+        return attention
 
 
 def trunk_of(visual: Any, name: str) -> Trunk:

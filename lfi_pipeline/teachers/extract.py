@@ -75,7 +75,7 @@ class Job:
         return [] if self.extension is not None and self.extension.done else self.writer.pending_shards()
 
     def progress(self, share: ShardAssignment) -> Any:
-        """A bar over the images of the share that are not committed; silent for all ranks but the first."""
+        """Return a progress bar over the share's images that are not committed; shown by the first rank alone."""
         order = share.order(self.pending_shards())
         own = [shard for shard in order if shard % share.world == share.rank]
         total = sum(len(self.writer.shard_range(shard)) for shard in own)
@@ -103,19 +103,19 @@ class Job:
                 "the files or their names, then run the same command again: it tries them anew."
             )
 
-    def retry_quarantined(self, dataset: Dataset, *, asked: bool, captions: Mapping[str, str] | None) -> None:
+    def retry_quarantined(self, dataset: Dataset, *, requested: bool, captions: Mapping[str, str] | None) -> None:
         """Make the shards pending again in which a quarantined image can be read by now.
 
         Args:
             dataset: the samples.
-            asked: look at every quarantined image; else only in a cache that has nothing but such, which is of no use.
+            requested: look at every quarantined image; otherwise only in a cache that holds nothing else.
             captions: where the teacher wrote them, by key.
 
         Raises:
             ConfigError: an image can be read by now, but has no caption, whose words would need rows in the vocabulary.
         """
         quarantined = self.writer.quarantined()
-        if not quarantined or not (asked or len(quarantined) == len(dataset)):
+        if not quarantined or not (requested or len(quarantined) == len(dataset)):
             return
         paths = ((position, dataset.samples[position].path) for position in sorted(quarantined))
         mended: set[int] = set()
@@ -232,7 +232,7 @@ def open_job(
     )
     shown = partial(_shown, teacher, dataset, source, kind)
     job = Job(writer, maker, f"{teacher.identity.name} {kind}", shown, extension, captioning_seconds)
-    job.retry_quarantined(dataset, asked=retry_quarantined, captions=generated)
+    job.retry_quarantined(dataset, requested=retry_quarantined, captions=generated)
     return job
 
 

@@ -53,7 +53,7 @@ class Reading:
 
     @property
     def request(self) -> Request:
-        """What is asked."""
+        """The captions, words and layers that maps are made of."""
         return self.reader.request
 
     def gradients(self, inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
@@ -90,24 +90,24 @@ def _attention(read: Read, tokens: Tensor, _steps: int) -> Tensor:
 
 def _gradcam(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens)
-    found = reading.empty(len(reading.request.layers), *reading.seen.tokens.shape[:2])  # [M, L, B, Q]
+    mass = reading.empty(len(reading.request.layers), *reading.seen.tokens.shape[:2])  # [M, L, B, Q]
     for slots, rows, cotangent in reading.reader.readings(reading.seen):
         attention = [look.probabilities for look in reading.reader.chosen(rows)]  # each [B, H, T, Q]
         gradients = batched_gradients(rows.hidden, attention, cotangent)
         weights = reading.request.weights[slots, :, : rows.hidden.shape[1]]
         weighted = [(a * g.relu()).mean(2) for a, g in zip(attention, gradients, strict=True)]
-        found[slots] = torch.stack([torch.einsum("mbt,mbtq->mbq", weights, each) for each in weighted], dim=1)
-    return reading.to_patches(found).permute(2, 1, 0, 3)  # [M, L, B, n] -> [B, L, M, n]
+        mass[slots] = torch.stack([torch.einsum("mbt,mbtq->mbq", weights, each) for each in weighted], dim=1)
+    return reading.to_patches(mass).permute(2, 1, 0, 3)  # [M, L, B, n] -> [B, L, M, n]
 
 
 def _gradcam_pooler(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens.requires_grad_())
     attention = reading.pooler
     assert attention is not None
-    found = reading.empty(len(tokens), attention.shape[-1])
+    mass = reading.empty(len(tokens), attention.shape[-1])
     for slots, (gradient,) in reading.gradients([attention]):
-        found[slots] = _weighted(attention, gradient)
-    return found.transpose(0, 1)[:, None]
+        mass[slots] = _weighted(attention, gradient)
+    return mass.transpose(0, 1)[:, None]
 
 
 def _weighted(attention: Tensor, gradient: Tensor) -> Tensor:
@@ -119,14 +119,14 @@ def _relevance(read: Read, tokens: Tensor, _steps: int) -> Tensor:
     reading = read(tokens.requires_grad_())
     entering = reading.entering
     if entering is None:
-        found = reading.empty(*reading.seen.tokens.shape[:2])
+        mass = reading.empty(*reading.seen.tokens.shape[:2])
         for slots, rows, cotangent in reading.reader.readings(reading.seen):
-            found[slots] = reading.reader.relevance_of_tokens(reading.seen, rows, cotangent).relu()
+            mass[slots] = reading.reader.relevance_of_tokens(reading.seen, rows, cotangent).relu()
     else:
-        found = reading.empty(*entering.shape[:2])
+        mass = reading.empty(*entering.shape[:2])
         for slots, (gradient,) in reading.gradients([entering]):
-            found[slots] = torch.einsum("mbnd,bnd->mbn", gradient, entering.detach()).relu()
-    return found.transpose(0, 1)[:, None]
+            mass[slots] = torch.einsum("mbnd,bnd->mbn", gradient, entering.detach()).relu()
+    return mass.transpose(0, 1)[:, None]
 
 
 def _integrated(read: Read, tokens: Tensor, steps: int) -> Tensor:
@@ -140,21 +140,21 @@ def _agreement(read: Read, tokens: Tensor, steps: int) -> Tensor:
 
 
 def _integrate(read: Read, tokens: Tensor, steps: int, pooler: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The path's sum [B, M, 1+N] and, on request, the pooler's weighted attention at its end, where x is `tokens`."""
+    """Gradient times change, summed along the path [B, M, 1+N], and on request the pooler's `_weighted` at its end."""
     change = tokens - tokens[:, 1:].mean(1, keepdim=True)
     mass: Tensor = torch.zeros((), device=tokens.device)
     weighted: Tensor | None = None
     for step in range(1, steps + 1):
         x = (tokens - change * (1 - step / steps)).requires_grad_()
         reading = read(x)
-        found = reading.empty(*x.shape[:2])
+        step_mass = reading.empty(*x.shape[:2])
         weighted = reading.empty(*x.shape[:2]) if pooler and step == steps else None
         inputs = [x] if weighted is None or reading.pooler is None else [x, reading.pooler]
         for slots, gradients in reading.gradients(inputs):
-            found[slots] = torch.einsum("mbnd,bnd->mbn", gradients[0], change)
+            step_mass[slots] = torch.einsum("mbnd,bnd->mbn", gradients[0], change)
             if weighted is not None and reading.pooler is not None:
                 weighted[slots] = _weighted(reading.pooler, gradients[1])
-        mass = mass + found.detach()
+        mass = mass + step_mass.detach()
     return mass.transpose(0, 1), None if weighted is None else weighted.detach().transpose(0, 1)
 
 
@@ -167,11 +167,11 @@ class Kind:
             [B, L, M, 1+N] (on patches alone, [B, L, M, N], where the model shows its decoder the patches); None where
             no caption is read.
         place: the one place in the model where it is taken; "" for kinds with a map per decoder layer.
-        pooler: it cannot do without an attentional pooler.
+        pooler: it needs an attentional pooler.
         gradient: it differentiates.
         steps: of integrated gradients unless others are asked for; 0 where it integrates nothing.
         support: as in `MapSpec`.
-        contrastive: it needs what `contrastive` needs.
+        contrastive: it needs a pooler whose first query makes the image embedding.
     """
 
     make: Callable[[Read, Tensor, int], Tensor] | None

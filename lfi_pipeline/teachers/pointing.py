@@ -82,11 +82,11 @@ def pointing_by_kind(store: TargetStore, dataset: Dataset, config: PointingConfi
     ]
     wanted = [(kind, row) for kind in kinds for row in (ROWS[::-1] if kind == "attention" else ROWS[:1])]
     layers = {kind: _layers(teacher, kind, spec) for kind in kinds}
-    found = _live(store, teacher, words, wanted, layers, config)
+    live_maps = _live(store, teacher, words, wanted, layers, config)
     masks = WordMasks(words)
     for kind, row in wanted:
         for number, layer in enumerate(layers[kind]):
-            maps = [each[number] for each in found[kind, row]]
+            maps = [each[number] for each in live_maps[kind, row]]
             rows.append(PointingRow(source="live", kind=kind, row=row, layer=layer.name, grounding=score(maps, masks)))
     return rows
 
@@ -136,7 +136,7 @@ def _live(
     samples = samples_of_cache(store, positions).samples
     settings = {kind: _settings(teacher, kind, store.spec) for kind in layers}
     mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
-    found: dict[tuple[str, str], dict[int, Tensor]] = {each: {} for each in wanted}
+    maps_by_kind: dict[tuple[str, str], dict[int, Tensor]] = {each: {} for each in wanted}
     with progress_bar(total=len(positions), desc=f"maps of {teacher.identity.name}", unit="image", leave=False) as bar:
         for first in range(0, len(positions), config.batch_size):
             batch = positions[first : first + config.batch_size].tolist()
@@ -163,6 +163,6 @@ def _live(
                 )
                 maps = made.maps.cpu()
                 for b, position in enumerate(batch):
-                    found[kind, row] |= {place: maps[b, :, words[place].row] for place in places[position]}
+                    maps_by_kind[kind, row] |= {place: maps[b, :, words[place].row] for place in places[position]}
             bar.update(len(batch))
-    return {each: [maps[place] for place in range(len(words))] for each, maps in found.items()}
+    return {each: [maps[place] for place in range(len(words))] for each, maps in maps_by_kind.items()}

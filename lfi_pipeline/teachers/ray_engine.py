@@ -128,7 +128,7 @@ def _require_done(ray: Any, done: Any) -> None:
 
 
 def _make_shard(config: ExtractConfig, out: str, shard: int, extend: bool) -> Failure | None:
-    """In a worker: make one shard; returns a user's error, so that it crosses processes whole."""
+    """Make one shard in a worker; returns an error of the user as class name and message, as not all can be pickled."""
     try:
         share = ShardAssignment(first=shard, end=shard + 1)
         job = _job(config, out, extend)

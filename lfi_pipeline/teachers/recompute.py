@@ -1,6 +1,6 @@
-"""Ask the teacher again: do its maps of a random share of the samples equal those that a cache holds?
+"""Recompute the maps of a random share of a cache's samples and compare them with those that it holds.
 
-Checksums tell that bytes are those that were written. They cannot tell that the right bytes were written: that a row
+Checksums show that bytes are those that were written. They cannot show that the right bytes were written: that a row
 belongs to its image, its word and its view, and comes from the teacher that the spec names. This can. Texts come from
 the cache's own index, so that the data set's annotations need not be there.
 """
@@ -49,10 +49,10 @@ class Recomputation:
     def __call__(self, store: TargetStore) -> Iterator[Fault]:
         """Yield one fault for each chosen sample that is not what the teacher says; names shard, sample and key.
 
-        Class embeddings are asked for again too, the same share of them.
+        Embeddings of the same share of the classes are recomputed and compared too.
 
         Raises:
-            TeacherError: the teacher cannot be had, or is not the one that the spec names.
+            TeacherError: the teacher cannot be loaded, or is not the one that the spec names.
         """
         teacher = teacher_of_cache(
             store.spec, self.config.teacher, self.config.device, precision=store.spec.teacher.precision
@@ -92,7 +92,7 @@ def teacher_of_cache(spec: TargetSpec, teacher: str, device: str, *, precision: 
         precision: of its trunk and text tower.
 
     Raises:
-        TeacherError: it cannot be had, or is another; or the words would be others, with this release's stop words.
+        TeacherError: it cannot be loaded, its weights are others, or this release has another list of stop words.
         UnknownNameError: no teacher is called `teacher`.
     """
     name, prefix = spec.teacher.name, spec.teacher.name.rpartition(":")[0]  # of hf-hub:ORG/REPO and local-dir:FOLDER
@@ -107,11 +107,11 @@ def teacher_of_cache(spec: TargetSpec, teacher: str, device: str, *, precision: 
             f"The cache was made by {named}, which cannot be loaded by that name; say where its weights are: "
             f"`teacher={place}`. {error}"
         ) from error
-    found, recorded = loaded.identity.weights_sha256, spec.teacher.weights_sha256
-    if found != recorded:
+    actual, recorded = loaded.identity.weights_sha256, spec.teacher.weights_sha256
+    if actual != recorded:
         raise TeacherError(
             f"The cache was made by {named} with weights of sha256 {recorded}, but {teacher or named} has "
-            f"{found}. Give the same weights: `teacher={place}`."
+            f"{actual}. Give the same weights: `teacher={place}`."
         )
     if stop_words_sha256() != spec.text.stop_words_sha256:
         raise TeacherError(
@@ -151,7 +151,7 @@ def samples_of_cache(store: TargetStore, positions: npt.NDArray[np.int64]) -> Da
 
 
 def texts_of_cache(spec: TargetSpec) -> TextSource:
-    """Return texts as the cache has them: captions were chosen, or generated, when it was made."""
+    """Return the source of the texts that the cache holds: its prompts, or its captions, which are all read."""
     if spec.text.mode == "prompts":
         return TextSource("prompts", spec.text.captions, classes=spec.dataset.classes, prompts=spec.text.prompts)
     return TextSource("captions", "all", vocabulary=spec.text.vocabulary)
@@ -160,10 +160,10 @@ def texts_of_cache(spec: TargetSpec) -> TextSource:
 def _vocabulary(store: TargetStore, teacher: Teacher, source: TextSource, dataset: Dataset) -> list[str]:
     """The cache's words, and after them those that the teacher finds but the cache does not know."""
     words = list(store.vocabulary.words)
-    found: set[str] = set()
+    teacher_words: set[str] = set()
     for sample in dataset.samples:
-        found.update(sample_words(teacher.encode_text, source(sample), store.spec.words_per_sample))
-    return words + sorted(found.difference(words))
+        teacher_words.update(sample_words(teacher.encode_text, source(sample), store.spec.words_per_sample))
+    return words + sorted(teacher_words.difference(words))
 
 
 def _faults(store: TargetStore, positions: npt.NDArray[np.int64], payload: ShardPayload) -> Iterator[Fault]:
@@ -187,9 +187,9 @@ def _faults(store: TargetStore, positions: npt.NDArray[np.int64], payload: Shard
 def _image_complaint(store: TargetStore, position: int, row: int, payload: ShardPayload) -> str:
     if row in payload.quarantined:
         return f"its image cannot be read ({payload.quarantined[row].removesuffix('.')})"
-    found, recorded = int(payload.image_crc32c[row]), int(store.index.image_crc32c[position])
-    if found != recorded:
-        return f"its image {store.index.paths[position]} has crc32c {found:08x}, recorded was {recorded:08x}"
+    actual, recorded = int(payload.image_crc32c[row]), int(store.index.image_crc32c[position])
+    if actual != recorded:
+        return f"its image {store.index.paths[position]} has crc32c {actual:08x}, recorded was {recorded:08x}"
     return ""
 
 

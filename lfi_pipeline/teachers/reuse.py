@@ -36,7 +36,7 @@ class ReusedRows:
 
     @classmethod
     def nothing(cls, spec: TargetSpec, samples: int) -> ReusedRows:
-        """The teacher must run on everything."""
+        """Return reuse of no row: the teacher must run for every view, sample and layer."""
         return cls(
             np.ones((len(spec.views), samples, len(spec.layers)), dtype=bool), np.full(samples, -1, dtype=np.int64)
         )

@@ -1,4 +1,4 @@
-"""How a kind of map is made beyond its name, and what a word is asked for by."""
+"""Settings of a kind of map, and the directions in embedding space that stand for words."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class AskedWords:
         self._centres: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def directions(self, words: Sequence[Sequence[Word | None]], settings: MapSpec, device: torch.device) -> Tensor:
-        """Return what each word is asked for by, fp32 [M, C, E]: e_w less the centre; zero where there is none.
+        """Return the direction of each word, fp32 [M, C, E]: its text embedding less the centre; zero for an empty row.
 
         Args:
             words: for each of C captions at most M.
@@ -114,12 +114,12 @@ class AskedWords:
         template = settings.word_template
         self._learn({word.text for row in words for word in row if word is not None}, template)
         centre = self.centre(settings)
-        found = torch.zeros(max(1, *map(len, words), 1), len(words), len(centre))
+        directions = torch.zeros(max(1, *map(len, words), 1), len(words), len(centre))
         for c, row in enumerate(words):
             for slot, word in enumerate(row):
                 if word is not None:
-                    found[slot, c] = self._known[template, word.text] - centre
-        return found.to(device)
+                    directions[slot, c] = self._known[template, word.text] - centre
+        return directions.to(device)
 
     def centre(self, settings: MapSpec) -> Tensor:
         """Return the mean text embedding [E] of the centre's words; zero where there are none."""
@@ -136,5 +136,5 @@ class AskedWords:
             self._known.clear()
             new = sorted(words)
         if new:
-            found = self._embed([template.format(word) for word in new]).float()
-            self._known |= {(template, word): each for word, each in zip(new, found, strict=True)}
+            embeddings = self._embed([template.format(word) for word in new]).float()
+            self._known |= {(template, word): each for word, each in zip(new, embeddings, strict=True)}

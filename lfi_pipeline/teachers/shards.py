@@ -93,10 +93,10 @@ def assign_shards(shards: str = "", environment: Mapping[str, str] = os.environ)
     Raises:
         ConfigError: not such a range; ranks that are not numbers.
     """
-    found = re.fullmatch(r"(\d*):(\d*)", shards) if shards else None
-    if shards and (found is None or shards == ":"):
+    match = re.fullmatch(r"(\d*):(\d*)", shards) if shards else None
+    if shards and (match is None or shards == ":"):
         raise ConfigError(f"shards must be A:B (shards A to B-1, either may be left out), got {shards!r}.")
-    first, end = (found[1], found[2]) if found else ("", "")
+    first, end = (match[1], match[2]) if match else ("", "")
     try:
         rank, world, local = (
             int(environment.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -231,9 +231,9 @@ class ShardMaker:
         }
         count, shape = len(positions), (len(positions), len(spec.layers), spec.words_per_sample)
         arrays = {}
-        for view, found in views.items():
+        for view, view_texts in views.items():
             ids = np.full((count, spec.words_per_sample), -1, np.int32)
-            for row, each in enumerate(found):
+            for row, each in enumerate(view_texts):
                 for slot, present in enumerate(each.present):
                     if present:
                         ids[row, slot] = self._ids[words[row][slot]]
@@ -318,12 +318,12 @@ class ShardMaker:
         self, shard: _Shard, view: str, rows: npt.NDArray[np.int64], pixels: Tensor, wanted: npt.NDArray[np.bool_]
     ) -> None:
         """Run the teacher over `rows` for the layers `wanted`; a word's map is the mean over the texts that hold it."""
-        found = [shard.views[view][row] for row in rows]
+        view_texts = [shard.views[view][row] for row in rows]
         layers = np.flatnonzero(wanted)
         made = maps_of_texts(
             self._teacher,
             pixels,
-            found,
+            view_texts,
             kind=self._spec.kind,
             layers=[self._spec.layers[i] for i in layers],
             row=self._spec.row,
@@ -341,7 +341,7 @@ class ShardMaker:
 def maps_of_texts(
     teacher: Teacher,
     pixels: Tensor,
-    found: Sequence[ViewWords],
+    read: Sequence[ViewWords],
     *,
     kind: str,
     layers: Sequence[LayerSpec],
@@ -355,21 +355,21 @@ def maps_of_texts(
     Args:
         teacher: that reads.
         pixels: normalised, [B, 3, H, W] on the teacher's device.
-        found: for each image its texts and the words of its rows.
+        read: for each image its texts and the words of its rows.
         kind, layers, row, settings: as `Teacher.interaction_maps` takes them.
     """
-    image_of = [b for b, each in enumerate(found) for _ in each.texts]
+    image_of = [b for b, each in enumerate(read) for _ in each.texts]
     made = teacher.interaction_maps(
         pixels,
-        [text for each in found for text in each.texts],
-        [words for each in found for words in each.rows],
+        [text for each in read for text in each.texts],
+        [words for each in read for words in each.rows],
         kind=kind,
         layers=layers,
         row=row,
         image_of=image_of,
         settings=settings,
     )
-    return InteractionMaps(*_mean_over_texts(made.maps, made.kept, image_of, len(found)), made.image_embedding)
+    return InteractionMaps(*_mean_over_texts(made.maps, made.kept, image_of, len(read)), made.image_embedding)
 
 
 def _mean_over_texts(maps: Tensor, kept: Tensor, image_of: Sequence[int], images: int) -> tuple[Tensor, Tensor]:

@@ -220,8 +220,8 @@ def supported(maps: Tensor, sigma: float) -> Tensor:
     if not sigma:
         return maps
     down, across = (_blur(size, sigma).to(maps) for size in maps.shape[-2:])
-    found = maps * (down @ maps @ across.T)
-    return found / found.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+    weighted = maps * (down @ maps @ across.T)
+    return weighted / weighted.sum((-2, -1), keepdim=True).clamp_min(1e-30)
 
 
 def _blur(size: int, sigma: float) -> Tensor:
@@ -270,9 +270,9 @@ def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequen
         texts = [template.format(name) for name in chosen for template in templates]
         each = F.normalize(teacher.embed_texts(texts).float(), dim=-1).view(len(chosen), len(templates), -1)
         parts.append(F.normalize(each.mean(1), dim=-1))
-    found = torch.cat(parts)
-    if not torch.allclose(found.norm(dim=-1), torch.ones(len(found)), atol=1e-3):
-        bad = names[int((found.norm(dim=-1) - 1).abs().nan_to_num(nan=2.0).argmax())]
+    embeddings = torch.cat(parts)
+    if not torch.allclose(embeddings.norm(dim=-1), torch.ones(len(embeddings)), atol=1e-3):
+        bad = names[int((embeddings.norm(dim=-1) - 1).abs().nan_to_num(nan=2.0).argmax())]
         raise TeacherError(
             f"Text embeddings of a class must be finite and not cancel out; those of {bad!r} in {len(templates)} "
             "template(s) do not give a direction. Check the teacher's weights, or give other prompts."
@@ -281,7 +281,7 @@ def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequen
         names=tuple(classes),
         templates=tuple(templates),
         logit_scale=teacher.logit_scale,
-        embeddings=found.numpy().astype(np.float16),
+        embeddings=embeddings.numpy().astype(np.float16),
     )
 
 

@@ -77,9 +77,9 @@ def encode_text(tokenizer: Any, caption: str, phrases: Sequence[str] = ()) -> En
     """
     read = _read_simple if isinstance(tokenizer, open_clip.SimpleTokenizer) else _read_fast
     ids, pieces = read(tokenizer, caption)
-    found = _phrases(tokenizer, pieces, phrases) if phrases else _content_words(pieces)
+    occurrences = _phrases(tokenizer, pieces, phrases) if phrases else _content_words(pieces)
     positions: dict[str, list[int]] = {}
-    for text, where in found:
+    for text, where in occurrences:
         positions.setdefault(text, []).extend(where)
     return EncodedText(ids, tuple(Word(text, tuple(where)) for text, where in positions.items()))
 
@@ -113,14 +113,14 @@ def _read_simple(tokenizer: open_clip.SimpleTokenizer, caption: str) -> tuple[tu
     """CLIP's byte-pair encoding: the last token of a word ends in `</w>`."""
     body = tokenizer.encode(caption)[: tokenizer.context_length - 2]
     ids = (tokenizer.sot_token_id, *body, tokenizer.eot_token_id)
-    found: list[_Piece] = []
+    pieces: list[_Piece] = []
     symbols, first = "", 1
     for position, token in enumerate(body, start=1):
         symbols += tokenizer.decoder[token]
         if symbols.endswith("</w>"):
-            found.append(_Piece(_to_text(tokenizer, symbols), tuple(range(first, position + 1))))
+            pieces.append(_Piece(_to_text(tokenizer, symbols), tuple(range(first, position + 1))))
             symbols, first = "", position + 1
-    return ids, found
+    return ids, pieces
 
 
 def _split_simple(tokenizer: open_clip.SimpleTokenizer, text: str) -> list[str]:
@@ -144,7 +144,7 @@ def _read_fast(tokenizer: Any, caption: str) -> tuple[tuple[int, ...], list[_Pie
         text, max_length=tokenizer.context_length, truncation=True, return_offsets_mapping=True
     )
     spans = [_trimmed(text, *span) for span in encoded["offset_mapping"]]  # empty for special tokens
-    found, first = [], 0
+    pieces, first = [], 0
     for match in _WORD.finditer(text):
         while first < len(spans) and spans[first][1] <= match.start():
             first += 1
@@ -156,8 +156,8 @@ def _read_fast(tokenizer: Any, caption: str) -> tuple[tuple[int, ...], list[_Pie
             if start < match.end() and end > match.start():
                 positions.append(position)
         if positions and spans[positions[-1]][1] >= match.end():  # not cut off by the context
-            found.append(_Piece(match.group().lower(), tuple(positions)))
-    return tuple(encoded["input_ids"]), found
+            pieces.append(_Piece(match.group().lower(), tuple(positions)))
+    return tuple(encoded["input_ids"]), pieces
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -202,7 +202,7 @@ class ReadTexts:
 
 
 class TextSource:
-    """The texts of any sample, made when asked for: a data set of ten million has no list of them in memory.
+    """The texts of any sample, made at each call: a data set of ten million has no list of them in memory.
 
     Args:
         mode: `captions`, `prompts` or `generate`.
@@ -246,19 +246,19 @@ class TextSource:
             return self._prompted(sample)
         if self.mode == "generate" and sample.key not in self._generated:
             return ReadTexts(texts=("",))
-        found = (self._generated[sample.key],) if self.mode == "generate" else sample.captions
-        found = tuple(text for caption in found if (text := " ".join(caption.split())))
-        if not found and self.mode == "captions" and not sample.captions and not sample.labels:
+        texts = (self._generated[sample.key],) if self.mode == "generate" else sample.captions
+        texts = tuple(text for caption in texts if (text := " ".join(caption.split())))
+        if not texts and self.mode == "captions" and not sample.captions and not sample.labels:
             return ReadTexts(texts=("",))  # nothing is said of it and nothing is in it: it has no words, that is all
-        if not found:
+        if not texts:
             raise DatasetError(
                 f"Sample {sample.key} has no caption; every image of the split must have one. Check the captions, or "
                 "use `text='prompts'` (class names) or `text='generate'` (the teacher writes them)."
             )
         if self.vocabulary:
-            shown = frozenset(words_listed(found[0]))
-            return ReadTexts(texts=found, phrases=tuple(word for word in self.vocabulary if word in shown))
-        return ReadTexts(texts=self._chosen(found))
+            shown = frozenset(words_listed(texts[0]))
+            return ReadTexts(texts=texts, phrases=tuple(word for word in self.vocabulary if word in shown))
+        return ReadTexts(texts=self._chosen(texts))
 
     def _prompted(self, sample: Sample) -> ReadTexts:
         if not self._names:
@@ -324,13 +324,13 @@ def read_by_some(samples: Sequence[Sample], source: TextSource) -> list[str]:
     """Return lines that say what the teacher reads, by the texts of the first, a middle and the last image."""
     places = sorted({0, (len(samples) - 1) // 2, len(samples) - 1})[:_SHOWN]
     some = (samples[place] for place in places)
-    told = (f"  {each.path}: {' | '.join(filter(None, source(each).texts)) or '(no words)'}" for each in some)
+    examples = (f"  {each.path}: {' | '.join(filter(None, source(each).texts)) or '(no words)'}" for each in some)
     read = {"prompts": "prompts of class names", "generate": "captions that it wrote itself"}.get(
         source.mode, "captions"
     )
     if source.vocabulary:
         read = f"those of {len(source.vocabulary)} words that it scores above chance"
-    return [f"The teacher reads {read}, such as", *told]
+    return [f"The teacher reads {read}, such as", *examples]
 
 
 def planned(sample: Sample, source: TextSource) -> PlannedSample:

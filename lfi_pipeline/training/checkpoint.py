@@ -164,7 +164,7 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Load a file of weights into `module`, after a look at its checksums.
+    """Load a file of weights into `module`, after checking its checksums.
 
     Raises:
         RunError: there is none, it cannot be read, it is damaged, or it does not fit.
@@ -212,7 +212,7 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 
 class Retention:
-    """Which weights stay: the last, the best, and where asked every n-th epoch.
+    """Decides which weights of a run are kept: the last, the best, and optionally those of every n-th epoch.
 
     Args:
         folder: of the checkpoints; exists.
@@ -227,7 +227,7 @@ class Retention:
         self.best_epoch: int | None = None
 
     def after_epoch(self, epoch: int, score: float | None, save: Callable[[Path], None]) -> None:
-        """Write what this epoch (from 1) deserves with `save`, and delete what no rule keeps.
+        """Write the weights of this epoch (from 1) with `save` where a rule keeps them, and delete what no rule keeps.
 
         A higher `score` is better; of equal ones the earlier stays best; None and NaN are never the best. Repeating
         an epoch after a resume writes the same files again.
@@ -245,9 +245,9 @@ class Retention:
                 path.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the state that a resumed run needs."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]

@@ -63,8 +63,8 @@ class Weight:
         number, colon, schedule = str(text).partition(":")
         relative = number == AUTO or number.endswith("%")
         try:
-            given = Decimal(number.removesuffix("%")) if number != AUTO else Decimal(repr(100 * DEFAULT_SHARE))
-            value = float(given / 100 if relative else given)  # 3.7 is 370% to the last bit
+            decimal = Decimal(number.removesuffix("%")) if number != AUTO else Decimal(repr(100 * DEFAULT_SHARE))
+            value = float(decimal / 100 if relative else decimal)  # 3.7 is 370% to the last bit
         except (InvalidOperation, ValueError):
             raise ConfigError(
                 f"A weight must be auto, a share of the task's gradient such as 50%, or a number such as 0.1, each "
@@ -73,7 +73,7 @@ class Weight:
         return cls(value, schedule if colon else "constant", relative)
 
     def plain(self) -> float | str:
-        """As JSON and TOML have it."""
+        """Return the weight as it is written in JSON and TOML."""
         return self.value if self.schedule == "constant" and not self.relative else str(self)
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ OPTIMISER, AUGMENTATION, MACHINE = "Optimiser", "Augmentation", "Machine (change
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What is read, in which order and how it is augmented. Runs with equal data can be fed from one read."""
+    """Which samples are read, in which order, and how they are augmented. Runs with equal values can share one read."""
 
     targets: Annotated[Path, Option("The cache made by lfi extract-teacher, or its URL.", panel=DATA)]
     data_root: Annotated[
@@ -144,7 +144,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How weights move."""
+    """Optimizer and schedule of the learning rate."""
 
     name: Annotated[
         str, Option("Any optimizer of timm, such as adamw, sgd, lamb or lion.", name="opt", aliases=("optimizer",))
@@ -176,7 +176,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run."""
+    """All settings of one training run."""
 
     data: DataConfig
     student: Annotated[StudentConfig, Option(panel=STUDENT)] = field(default_factory=StudentConfig)
@@ -282,12 +282,12 @@ class TrainConfig:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Terms beside the task."""
+        """Names of the loss terms beside the task."""
         return () if self.objective == NONE else tuple(self.objective.split("+"))
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the student carries interaction queries; those that are the head, whatever they are taught by."""
+        """Whether the student has interaction queries. A query head has them with every objective."""
         return self.head == "queries" or "lfi" in self.terms or "presence" in self.terms
 
     def weight(self, term: str) -> Weight:
@@ -329,7 +329,7 @@ RUN_FILE = SettingsFile(
 
 
 def config_text(flat: Mapping[str, Any], path: Path) -> str:
-    """Return what `write_config` writes."""
+    """Return the TOML text that `write_config` writes."""
     return RUN_FILE.text(flat, _rerun(path))
 
 

@@ -30,7 +30,7 @@ Grid = tuple[int, int]  # (rows, columns)
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Maps on one grid.
+    """Target maps of a batch on one grid, cut to the part of each image that is seen.
 
     Attributes:
         maps: fp32 [B, L, M, N]; a row sums to 1, or to 0 where nothing of it is seen.
@@ -197,9 +197,9 @@ class TargetImages(TorchDataset[Batch]):
     def _cut(
         self, tickets: Sequence[Ticket], mix: Mix, labels: Tensor, targets: Mapping[str, Tensor], windows: Tensor
     ) -> tuple[Mix, Tensor]:
-        """Cut the images that are drawn for it out by their maps; return the mix with it, and the labels that are left.
+        """Mask images, at random, to what their maps show; return the mix with the masks, and the labels [B, classes].
 
-        The label of data with one label an image stays the own one.
+        Labels of classes that a mask hides are dropped; data with one label an image keep each image's own label.
         """
         seeds = [[self.data.seed, _CUTTING, *ticket] for ticket in tickets]
         drawn = torch.tensor([np.random.default_rng(seed).random() < self.data.mix.maps_probability for seed in seeds])
@@ -216,7 +216,7 @@ class TargetImages(TorchDataset[Batch]):
         return replace(mix, kept=kept), seen
 
     def _targets(self, positions: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
-        """Stored targets of the view that each image is seen in."""
+        """Return the stored targets of the view each image is seen in (`full` or `hflip`), shapes as in `Batch`."""
         mirrored = flips & (not self.mirror_stored)
         parts: dict[str, npt.NDArray[np.generic]] = {}
         for view, rows in (("full", np.flatnonzero(~mirrored)), ("hflip", np.flatnonzero(mirrored))):
@@ -255,26 +255,29 @@ def unchanged_image(store: TargetStore, position: int, path: str, checksum: int)
         ImageReadError: it cannot be read.
         CorruptTargetsError: its bytes do not have the crc32c that the cache recorded.
     """
-    image, found, _ = read_image(store.data_root, path)
-    if found != checksum:
+    image, image_crc, _ = read_image(store.data_root, path)
+    if image_crc != checksum:
         raise CorruptTargetsError(
             f"{store.data_root / path} (sample {store.index.keys[position]}) is not the image that the "
-            f"teacher saw: its crc32c is {found:08x}, the cache recorded {checksum:08x}. Restore the image, or extract "
-            "targets anew."
+            f"teacher saw: its crc32c is {image_crc:08x}, the cache recorded {checksum:08x}. Restore the image, or "
+            "extract targets anew."
         )
     return image
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderFailure:
-    """An error in a loader's worker process that is no user's: its traceback."""
+    """Traceback of an error in a loader's worker process that is not an `LFIError`."""
 
     text: str
 
 
 class ErrorsAsValues(TorchDataset[Batch | LFIError | LoaderFailure]):
-    """Gives errors back as values; raised in a loader's worker process, a user's would come out as a traceback, and
-    none could be told from the end of that process."""
+    """Returns errors as values instead of raising them.
+
+    Raised in a loader's worker process, an `LFIError` would reach the user as a traceback, and no error could be told
+    from the death of that process.
+    """
 
     def __init__(self, images: TargetImages) -> None:
         self.images = images
@@ -308,7 +311,7 @@ def unwrapped(item: Batch | LFIError | LoaderFailure) -> Batch:
 
     Raises:
         LFIError: the one that the loader met.
-        RuntimeError: a loader process met an error that is no user's; its traceback.
+        RuntimeError: a loader process met another error; holds its traceback.
     """
     if isinstance(item, LFIError):
         raise item
@@ -318,7 +321,7 @@ def unwrapped(item: Batch | LFIError | LoaderFailure) -> Batch:
 
 
 def whole_batch(batch: Any) -> Batch | LFIError | LoaderFailure:
-    """The data set gives whole batches, where a loader expects a list of examples; nothing is left to collate."""
+    """Return `batch` unchanged: the data set returns whole batches, so the loader has nothing to collate."""
     assert isinstance(batch, Batch | LFIError | LoaderFailure)
     return batch
 
@@ -348,7 +351,7 @@ class PlainImages(TorchDataset[tuple[dict[Size, Tensor], Tensor, bool]]):
 
 
 def _donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """For the `shuffled` control: position -> another position, a fixed cyclic permutation drawn from the seed."""
+    """Return, for the `shuffled` control, position -> position whose maps it gets: a cyclic permutation by seed."""
     donor = np.zeros(int(positions.max(initial=0)) + 1, dtype=np.int64)
     order = np.random.default_rng([seed, 1]).permutation(positions)
     donor[order] = np.roll(order, 1)
@@ -356,7 +359,7 @@ def _donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64
 
 
 def _cycled(maps: Tensor, scale: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Spread a donor's present rows over the words of the receiver; returns scale and maps."""
+    """Spread a donor's present rows over the receiver's words; return scale [B, L, M] and maps [B, L, M, gh, gw]."""
     present = (scale > 0).all(1)  # [B, M]; a word of direction leaves a gap in the mirrored view
     first = present.int().argsort(dim=1, descending=True, stable=True)  # rows with a map, then those without
     rows = first.gather(1, torch.arange(words.shape[1]) % present.sum(1).clamp_min(1)[:, None])  # [B, M]

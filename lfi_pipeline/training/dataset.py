@@ -64,7 +64,7 @@ class TargetDataset(TorchDataset[TargetSample]):
         image_size: side, or (height, width), of the images in pixels.
         grid: (rows, columns) of the maps of samples; None: a cell for every 16 pixels. Maps are densities over the
             image, so a change of grid moves no mass. In training every tap has its own grid, whatever this is.
-        data_root: where the images lie, if they have moved since the cache was made.
+        data_root: directory of the images, if they have moved since the cache was made.
         settings: what batches are like, by the names of `lfi_pipeline.training.DataConfig`, such as `seed=1`,
             `hold_out=("photo",)` or `words=8`.
 
@@ -180,11 +180,11 @@ class TargetLoader:
         return {"epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken, with the same data set and batch size."""
+        """Continue where `state_dict` was called, with the same data set and batch size."""
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def _batches(self) -> ResumableBatchSampler:
-        """Which images make up the batches that are left of the present pass."""
+        """Return the sampler of the batches that are left in the current pass."""
         stream = replace(self._dataset.data, batch_size=self._batch_size, epochs=self._epoch + 1)
         tickets = ResumableBatchSampler(self._dataset.positions, stream)
         tickets.start = self._epoch * tickets.steps_per_epoch + self._step

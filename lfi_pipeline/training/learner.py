@@ -88,13 +88,13 @@ class Learner(nn.Module):
     names_class: Tensor
 
     def weights(self, progress: float) -> dict[str, float]:
-        """Weight of each term at `progress` in [0, 1] of the run; of the first, where there is no task, 1."""
-        found = {}
+        """Return each term's weight at `progress` in [0, 1] of the run. Without a task, the reference term has 1."""
+        weights = {}
         for term, weight in self._weights_of.items():
-            found[term] = weight.at(progress)
+            weights[term] = weight.at(progress)
             if weight.relative:
-                found[term] = 1.0 if term == self.balance.reference else found[term] * self.balance.ratio(term)
-        return found
+                weights[term] = 1.0 if term == self.balance.reference else weights[term] * self.balance.ratio(term)
+        return weights
 
     def loss(self, batch: Batch, *, step: int, progress: float = 0.0) -> dict[str, Tensor]:
         """Return the losses of a whole batch on one device, as `forward` does; for a training loop of one's own.
@@ -193,7 +193,7 @@ class Learner(nn.Module):
         return {_BACKBONE + name for name in names}
 
     def parameter_counts(self) -> dict[str, int]:
-        """As `Student.parameter_counts`, with those of the terms, which are not kept."""
+        """Return `Student.parameter_counts`, and the parameters of the terms, which are dropped after training."""
         return self.student.parameter_counts() | {"terms": sum(p.numel() for p in self.terms.parameters())}
 
 

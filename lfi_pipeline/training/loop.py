@@ -50,7 +50,7 @@ from lfi_pipeline.training.validate import NONE, main_score, predict, resolve_ta
 
 
 def introduction(run: Trainer) -> Iterator[str]:
-    """What to know of a run before it starts."""
+    """Yield the lines that are shown about a run before it starts."""
     if run.config.uses_queries:
         pairs = zip(run.learner.student.taps, run.learner.layers, strict=True)
         pairing = ", ".join(f"{tap.index} (depth {tap.depth:.2f}) <- teacher layer {layer}" for tap, layer in pairs)
@@ -60,7 +60,7 @@ def introduction(run: Trainer) -> Iterator[str]:
 
 
 def epoch_line(epoch: int, epochs: int, runs: Sequence[Trainer], spent: Mapping[str, float]) -> str:
-    """Scores, and where the time of an epoch went."""
+    """Return the line that is shown after an epoch: scores, and the share of its time by phase."""
     scored = [(run, main_score(run.task)) for run in runs]
     scores = [
         f"{run.out.name} {score} {run.scores[score]:.1%}"
@@ -108,7 +108,7 @@ def train(
 
 
 class _Loop:
-    """One read of the stream, and the runs that it feeds."""
+    """The training loop: reads each batch once and trains all runs on it."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _Loop:
             )  # fmt: skip
 
     def _lock(self, outs: Sequence[Path], locks: ExitStack) -> None:
-        """Keep the runs' directories for this command; of several processes one does, and all hear if it cannot."""
+        """Lock the runs' directories. The main process does; if it fails, all processes raise its error."""
         refusal: list[LFIError | None] = [None]
         if self.accelerator.is_main_process:
             try:
@@ -250,7 +250,7 @@ class _Loop:
             self._call(None, "on_train_end", run, run.scored)
 
     def _call(self, clock: EpochClock | None, hook: str, *arguments: Any) -> None:
-        """Tell the callbacks; what they raise goes on after a checkpoint, unless the runs are finished."""
+        """Call `hook` of all callbacks; before an exception goes on, a checkpoint is written unless `clock` is None."""
         if self.callbacks:
             call(self.callbacks, hook, *arguments, on_error=lambda: None if clock is None else self._checkpoint(clock))
 
@@ -335,17 +335,17 @@ class _Loop:
                 for run in self.active:
                     run.save()
 
-    def _agreed(self, asked: bool, done: int) -> bool:
-        """Whether any process was asked to stop; all must do so after the same step, of which `done` are taken."""
+    def _agreed(self, stop_requested: bool, done: int) -> bool:
+        """Whether any process was asked to stop, after `done` steps; all processes get the same answer."""
         if self.accelerator.num_processes == 1:
-            return asked
+            return stop_requested
         if done % _AGREE_EVERY and done % self.sampler.steps_per_epoch:
             return False
-        flag = torch.tensor(float(asked), device=self.device)
+        flag = torch.tensor(float(stop_requested), device=self.device)
         return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
 
     def _settle(self) -> None:
-        """Look at every step that was taken, in all processes, and give up the runs that must not go on."""
+        """Check the losses of all steps taken so far, in all processes, and give up the runs that failed."""
         for run in list(self.active):
             run.read()
             if run.failure is not None:

@@ -1,4 +1,4 @@
-"""What a run watches: where an epoch's time goes, losses that go to ruin, gradients that weigh its terms."""
+"""Monitoring of a run: time by phase, losses that diverge, and gradient norms that scale the weights of terms."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ _BOUND = 0.2  # the share of the step's time from which waiting is worth a word
 class EpochClock:
     """Seconds by phase, summed over an epoch.
 
-    On CUDA, forward, backward and optimizer are charged with the time of their kernels, taken by events on the stream:
-    nothing waits for the device, which would cost the overlap that a step lives of.
+    On CUDA, forward, backward and optimizer are charged with the time of their kernels, taken by events on the stream.
+    Nothing waits for the device, so that host and device keep working at the same time.
 
     Args:
         device: of the training.
@@ -103,7 +103,7 @@ class EpochClock:
         return seconds
 
     def _drain(self) -> None:
-        """Charge the laps on the device; the last of them is waited for."""
+        """Charge the laps on the device to their phases, after waiting until the last of them has ended."""
         for phase, began, ended in self._pending:
             ended.synchronize()
             self._seconds[phase] += began.elapsed_time(ended) / 1e3
@@ -120,11 +120,11 @@ class StepTimes:
         self._read: list[float] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Mark the start of a step."""
         self._began = time.monotonic() if self._cuda is None else _mark(self._cuda)
 
     def stop(self) -> None:
-        """The step is over, for this process."""
+        """Mark the end of the step in this process."""
         if isinstance(self._began, float):
             self._read.append((time.monotonic() - self._began) * 1e3)
         elif self._cuda is not None:
@@ -165,12 +165,12 @@ def advice(
     working = total - waiting
     share = f"{waiting / total:.0%} of the step's time"
     if workers == 0:
-        found = f"Loading inside the training process (workers=0) takes {share}."
+        cause = f"Loading inside the training process (workers=0) takes {share}."
     else:
-        found = f"Waiting for data takes {share} with {workers} worker{'s' * (workers > 1)}."
+        cause = f"Waiting for data takes {share} with {workers} worker{'s' * (workers > 1)}."
     if workers >= cpu_count or cpu_count <= 1:
         return (
-            f"{found} All {cpu_count} cores are in use: take smaller images, pack the cache to zarr on a local disk "
+            f"{cause} All {cpu_count} cores are in use: take smaller images, pack the cache to zarr on a local disk "
             "(lfi pack), or feed several students from one read (several students)."
         )
     if load_seconds is not None and steps > 0:
@@ -178,7 +178,7 @@ def advice(
     else:
         loading = waiting if workers == 0 else workers * total
     wanted = math.ceil(loading / working) if working > 0 else cpu_count
-    return f"{found} Try workers={max(workers + 1, min(wanted, cpu_count))} ({cpu_count} cores here)."
+    return f"{cause} Try workers={max(workers + 1, min(wanted, cpu_count))} ({cpu_count} cores here)."
 
 
 EVERY = 20
@@ -190,7 +190,7 @@ _LARGEST_RATIO = 1e4
 
 
 class GradientBalance:
-    """The ratios of a run.
+    """Ratios of the reference loss's gradient norm to each term's, by which relative weights are multiplied.
 
     A measurement holds from the next step on, so that all pieces of a batch, in every process, are weighted alike.
     Without a task the first term takes its place, with weight 1.
@@ -214,7 +214,7 @@ class GradientBalance:
         return 1.0 if term == self.reference else self.ratios.get(term, 0.0)
 
     def update(self, squares: Mapping[str, float]) -> None:
-        """Take in a measurement.
+        """Update the ratios with a measurement.
 
         Args:
             squares: by name of the loss, the squared norm of its gradient, summed over the whole batch (any common
@@ -225,17 +225,17 @@ class GradientBalance:
         for term in self.terms:
             if not (math.isfinite(task) and math.isfinite(squares[term])) or min(task, squares[term]) <= 0:
                 continue
-            found = math.sqrt(task / squares[term])
-            if found <= _LARGEST_RATIO:
-                old = self.ratios.get(term, found)
-                self.ratios[term] = SMOOTHING * old + (1 - SMOOTHING) * found
+            ratio = math.sqrt(task / squares[term])
+            if ratio <= _LARGEST_RATIO:
+                old = self.ratios.get(term, ratio)
+                self.ratios[term] = SMOOTHING * old + (1 - SMOOTHING) * ratio
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return the state that a resumed run needs."""
         return dict(self.ratios)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.ratios = {term: float(state[term]) for term in self.terms if term in state}
 
 
@@ -259,27 +259,27 @@ def gradient_squares(losses: Mapping[str, Tensor], feature: Tensor, pooled: Tens
             "taps; those of this one are computed on the side. Give every term a constant weight, or choose another "
             "student."
         )
-    found = {}
+    squares = {}
     for name, loss in losses.items():
         square = torch.zeros((), device=loss.device)
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, edge, retain_graph=True, allow_unused=True)
             if gradient is not None:
                 square = gradient.float().square().sum()
-        found[name] = square
-    return found
+        squares[name] = square
+    return squares
 
 
 def nodes_of(tensor: Tensor) -> set[Node]:
     """Return every operation that `tensor` was made by; leaves are left out."""
-    found: set[Node] = set()
+    nodes: set[Node] = set()
     waiting = [get_gradient_edge(tensor).node]
     while waiting:
         node = waiting.pop()
-        if node not in found and "AccumulateGrad" not in node.name():
-            found.add(node)
+        if node not in nodes and "AccumulateGrad" not in node.name():
+            nodes.add(node)
             waiting.extend(before for before, _ in node.next_functions if before is not None)
-    return found
+    return nodes
 
 
 def feature_edge(feature: Tensor, reached: set[Node]) -> GradientEdge | None:

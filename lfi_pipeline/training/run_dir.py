@@ -49,7 +49,7 @@ _PLACES = ("targets", "data_root")  # may move between runs: the fingerprint of 
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return `content` as the files of a run hold it."""
+    """Return `content` as the bytes of a run's JSON file."""
     return (json.dumps(content, indent=2, default=str) + "\n").encode()
 
 
@@ -110,7 +110,7 @@ _HELD: set[tuple[int, str]] = set()  # process and directory: a lock says nothin
 
 
 class RunLock:
-    """Keeps a run's directory for this process, made where it is absent; death of the process frees it.
+    """Locks a run's directory, made where it is absent, for this process. The lock ends with the process.
 
     It is a record lock, which the processes that load data do not inherit: orphaned, they would hold on to it.
 
@@ -157,7 +157,7 @@ class RunLock:
         return descriptor
 
     def release(self) -> None:
-        """Free the directory; where nothing was begun in it, it goes."""
+        """Release the lock, and remove the directory where it is empty."""
         with suppress(OSError):
             (self._run / LOCK).unlink(missing_ok=True)  # while it is held, so that no other holder loses its file
         os.close(self._descriptor)
@@ -279,7 +279,7 @@ class MetricsLog:
 
 
 def _is_done(line: bytes, step: int, owes_epoch: bool) -> bool:
-    """Whether a line of the metrics is whole and of what is done."""
+    """Whether a line of the metrics is complete and not of a step or a score that is still to come."""
     try:
         values = parse_json(line, METRICS, error=RunError) if line.endswith(b"\n") else None
     except RunError:
@@ -302,7 +302,7 @@ def is_run(path: Path) -> bool:
 
 
 def config_fields(run: Path) -> Fields:
-    """Read `config.json`. Raises RunError where it is missing, not a JSON object, or of a student that is no more."""
+    """Read `config.json`. Raises RunError where it is missing, not JSON, or of a student that is not supported any more."""
     fields = Fields.read(_required(run, CONFIG))
     _refuse_slots(run, fields.values.get("settings"))
     return fields

@@ -1,4 +1,4 @@
-"""What a run leaves for its readers: settings, metrics, weights and summary."""
+"""Writes the files of a run: settings, metrics, weights and summary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunRecord:
     """Writes a run's files; of several processes, the main one alone does.
 
     Args:
-        run: in memory.
+        run: the run in training.
         store: its cache.
         machine: where it runs.
         train_samples, val_samples: how many images.
@@ -85,7 +85,7 @@ class RunRecord:
         self._trackers = Trackers(run.out, machine.track, content["settings"], resume_step=run.step)
 
     def log_step(self, losses: Mapping[str, float], *, images: int, per_epoch: int) -> None:
-        """Log the step that was just taken; `images` of it, over all processes."""
+        """Log the losses of the step just taken; `images` is its number of images over all processes."""
         run, now = self._run, time.monotonic()
         if not self._writes:
             return
@@ -157,7 +157,7 @@ class RunRecord:
 def _record(
     run: Trainer, store: TargetStore, train_samples: int, val_samples: int, seen: frozenset[str], command: str
 ) -> dict[str, Any]:
-    """What config.json holds: the resolved settings, and beside them what a reader wants to know at a glance."""
+    """Return the content of config.json: the resolved settings, and the main facts of run and cache on their own."""
     config, spec, student = run.config, store.spec, run.learner.student
     taps = zip(student.taps, run.learner.layers, strict=True)
     located = replace(config, data=replace(config.data, targets=store.path))

@@ -1,4 +1,4 @@
-"""Which images make up which step, and what must hold of runs that share one read."""
+"""The training images of each step, and what runs that share one read must have in common."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfi_pipeline.training.config import DataConfig, TrainConfig
 
 
 def read_of(config: TrainConfig) -> tuple[DataConfig, int, str, str]:
-    """Return what must be equal of runs that one read feeds."""
+    """Return the settings that must be equal for runs to be fed from one read."""
     return config.data, config.grad_accum_steps, config.val_split, config.task
 
 
@@ -52,7 +52,7 @@ def require_samples(store: TargetStore, data: DataConfig) -> npt.NDArray[np.int6
 
 
 def require_views(store: TargetStore, data: DataConfig, *, reads_targets: bool) -> None:
-    """Check that the cache holds what the teacher sees of the images as they are augmented.
+    """Check that the cache holds the views of the images that the augmentation needs.
 
     Raises:
         ConfigError: images are to be mirrored, targets are read, and the cache has no view `hflip`.
@@ -78,8 +78,9 @@ def training_positions(store: TargetStore, hold_out: Sequence[str]) -> npt.NDArr
 class ResumableBatchSampler(Sampler[list[Ticket]]):
     """Lists of tickets for all epochs, starting at any step; each epoch is a fresh permutation.
 
-    A step's batch is cut into `pieces` lists, of which `mine` are given: several for gradients that are accumulated,
-    some of all where several processes share the batch. Cuts leave neighbours (2i, 2i + 1) together, which are mixed.
+    A step's batch is cut into `pieces` lists, of which those numbered `mine` are yielded: several where gradients are
+    accumulated, a part of all where processes share the batch. Neighbours (2i, 2i + 1), which are mixed, stay in one
+    list.
 
     Raises:
         ConfigError: fewer pairs of images in a batch than pieces.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(device: str) -> Accelerator:
-    """Processes and communication are Accelerate's; precision is the run's own setting, whatever launched it."""
+    """Return an Accelerator for processes and communication only; precision is left to the run's own setting."""
     return Accelerator(
         cpu=device == "cpu" or not torch.cuda.is_available(),
         device_placement=False,
@@ -152,14 +152,14 @@ class StopRequest:
 
 
 class LoaderDied(Exception):
-    """A process that loads data ended without a word of its own; the cause is what the loader then raised."""
+    """A process that loads data died without reporting an error; `__cause__` is what the loader then raised."""
 
 
 def from_loader(batches: Iterator[Any], *, workers: int) -> Iterator[Any]:
-    """Yield what a loader gives.
+    """Yield the items of a loader, and tell the death of one of its processes from other errors.
 
-    The data set behind it returns its errors as values (`ErrorsAsValues`), so that what a loader with workers raises is
-    never of the data: it could not talk to one of its processes any more.
+    The data set behind it returns its errors as values (`ErrorsAsValues`), so an exception of a loader with workers
+    means that it lost contact with one of its processes.
 
     Raises:
         LoaderDied: a process of the loader ended.
@@ -178,10 +178,10 @@ def from_loader(batches: Iterator[Any], *, workers: int) -> Iterator[Any]:
 
 
 def forget_dead_loaders() -> None:
-    """Take back the signal handler by which torch tells that a loader's process died, once that is known.
+    """Remove the signal handler by which torch reports that a loader's process died, once that is known.
 
-    It raises from within whatever runs when the signal is seen, be it the checkpoint that is written for that very
-    reason: the read from the process may have failed before.
+    The handler raises in whatever code runs when the signal arrives, which may be the checkpoint that is being written
+    because of that death.
     """
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -55,7 +55,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFile:
-    """What a sweep's file says; all names are flat names, all paths absolute."""
+    """Content of a sweep's file; names are flat names of settings, paths are absolute."""
 
     path: Path
     out: Path | None
@@ -129,8 +129,8 @@ def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
         try:
             config = build(TrainConfig, flat)
         except LFIError as error:
-            told = ", ".join(f"{name} = {value!r}" for name, value in picked.items())
-            wrong.append(f"{told or '[base]'}: {error}")
+            combination = ", ".join(f"{name} = {value!r}" for name, value in picked.items())
+            wrong.append(f"{combination or '[base]'}: {error}")
             continue
         if all(config != other for _, other in chosen):
             chosen.append((_name(flat, varying), config))
@@ -140,7 +140,7 @@ def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
 
 
 def combinations_error(path: Path, wrong: Sequence[str]) -> ConfigError:
-    """The error that tells all wrong combinations of a sweep at once."""
+    """Return one error that lists all invalid combinations of a sweep."""
     return ConfigError(f"{path}: these combinations cannot work, so nothing was started.\n  " + "\n  ".join(wrong))
 
 
@@ -148,7 +148,7 @@ def _with_folders(chosen: Sequence[tuple[str, TrainConfig]], out: Path) -> list[
     """Give each run the directory that holds it, else that of its name if only the data moved, else a new one."""
     folders = [folder for folder in sorted(out.iterdir()) if folder.is_dir()] if out.is_dir() else []
     held = {folder: _config_in(folder) for folder in folders}
-    places = [next((folder for folder, found in held.items() if found == config), None) for _, config in chosen]
+    places = [next((folder for folder, existing in held.items() if existing == config), None) for _, config in chosen]
     taken = {folder for folder in folders if any(path.is_file() for path in folder.rglob("*"))}
     claimed = {place for place in places if place is not None}
     planned = []
@@ -162,16 +162,16 @@ def _with_folders(chosen: Sequence[tuple[str, TrainConfig]], out: Path) -> list[
     return planned
 
 
-def _is_moved(config: TrainConfig, found: TrainConfig | None) -> bool:
-    """Whether both are one run but for where the data lie; training then asks whether the cache is the same."""
-    if found is None:
+def _is_moved(config: TrainConfig, existing: TrainConfig | None) -> bool:
+    """Whether two configs differ only in the paths of the data; training checks later that the cache is the same."""
+    if existing is None:
         return False
-    data = replace(found.data, targets=config.data.targets, data_root=config.data.data_root)
-    return replace(found, data=data) == config
+    data = replace(existing.data, targets=config.data.targets, data_root=config.data.data_root)
+    return replace(existing, data=data) == config
 
 
 def _config_in(folder: Path) -> TrainConfig | None:
-    """The run that `folder` holds; None where that cannot be told."""
+    """Return the config of the run in `folder`; None where it cannot be read."""
     try:
         return recorded_config(folder)
     except LFIError:
@@ -188,7 +188,7 @@ def _name(flat: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value, short."""
+    """Return a setting's value as short text."""
     match value:
         case None:
             return "auto"
@@ -212,33 +212,33 @@ def _table(value: Any, path: Path, name: str) -> Mapping[str, Any]:
 def _grid(table: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for key, values in table.items():
-        told = f"{path}, [grid]"
-        name = RUN_FILE.name(key, told)
+        location = f"{path}, [grid]"
+        name = RUN_FILE.name(key, location)
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{told}: {key} must be a list of values to try, got {values!r}.")
+            raise ConfigError(f"{location}: {key} must be a list of values to try, got {values!r}.")
         if name in grid:
-            raise ConfigError(f"{told}: {name} must be given once, found it under two spellings.")
-        grid[name] = [RUN_FILE.entry(key, value, path, told)[1] for value in values]
+            raise ConfigError(f"{location}: {name} must be given once, found it under two spellings.")
+        grid[name] = [RUN_FILE.entry(key, value, path, location)[1] for value in values]
     return grid
 
 
 def _condition(table: Any, path: Path, number: int) -> Condition:
-    told = f"where {number}"
-    for name in _table(table, path, told):
+    section = f"where {number}"
+    for name in _table(table, path, section):
         if name not in ("match", "set"):
-            raise UnknownNameError(f"entry of {path}, [[{told}]]:", name, ("match", "set"))
+            raise UnknownNameError(f"entry of {path}, [[{section}]]:", name, ("match", "set"))
     match = {}
-    for key, wanted in _table(table.get("match", {}), path, f"match of {told}").items():
-        match.update(_wanted(key, wanted, path, f"{path}, [[{told}]]"))
-    changes = RUN_FILE.table(_table(table.get("set", {}), path, f"set of {told}"), path, told)
+    for key, wanted in _table(table.get("match", {}), path, f"match of {section}").items():
+        match.update(_wanted(key, wanted, path, f"{path}, [[{section}]]"))
+    changes = RUN_FILE.table(_table(table.get("set", {}), path, f"set of {section}"), path, section)
     if not match or not changes:
-        raise ConfigError(f"{path}, [[{told}]] must say what to match and what to set.")
+        raise ConfigError(f"{path}, [[{section}]] must say what to match and what to set.")
     return Condition(match=match, set=changes)
 
 
-def _wanted(key: str, wanted: Any, path: Path, told: str) -> dict[str, Any]:
-    """What a run must have to match; a list matches any of its values, or the setting that is a list."""
-    name = RUN_FILE.name(key, told)
+def _wanted(key: str, wanted: Any, path: Path, location: str) -> dict[str, Any]:
+    """Return name -> values a run must have to match: any of a list, or the list itself where the setting is one."""
+    name = RUN_FILE.name(key, location)
     if not isinstance(wanted, list) or name == key.replace("-", "_"):
-        return {name: wanted if isinstance(wanted, list) else RUN_FILE.entry(key, wanted, path, told)[1]}
-    return {name: [RUN_FILE.entry(key, value, path, told)[1] for value in wanted]}
+        return {name: wanted if isinstance(wanted, list) else RUN_FILE.entry(key, wanted, path, location)[1]}
+    return {name: [RUN_FILE.entry(key, value, path, location)[1] for value in wanted]}

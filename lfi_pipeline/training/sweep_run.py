@@ -26,7 +26,7 @@ class Train(Protocol):
     def __call__(
         self, runs: Sequence[tuple[TrainConfig, Path]], machine: RuntimeConfig, *, command: str = ""
     ) -> Sequence[Mapping[str, Any]]:
-        """Return a summary a run."""
+        """Train the runs and return a summary for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def check_runs(plan: Sequence[PlannedRun], source: Path) -> list[int]:
-    """Return the steps of each run, after a look at its cache and its student.
+    """Check the cache and the student of each run, and return its number of steps.
 
     Args:
         plan: the runs.
@@ -79,7 +79,7 @@ def groups_of(plan: Sequence[PlannedRun], together: int) -> list[list[PlannedRun
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether a run has its summary; a damaged one is finished, and is told of by whoever reads it."""
+    """Whether a run has a summary. A damaged one counts: the error comes up where it is read."""
     try:
         return read_summary(run.folder) is not None
     except RunError:
@@ -97,10 +97,10 @@ def run_sweep(
     tell: Callable[[str], None] = lambda text: None,
     record: bool = True,
 ) -> list[Outcome]:
-    """Train what is not finished yet. A run that fails is told and recorded, and the others go on.
+    """Train what is not finished yet. A run that fails is reported and recorded, and the others go on.
 
     Where a group fails and several of its runs are left, each goes on alone from its last checkpoint, so that the error
-    is told of the run that caused it.
+    is reported for the run that caused it.
 
     Args:
         plan: as `plan_sweep` gives it.

@@ -68,7 +68,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class TakenStep:
-    """What a step left on the device, until it is read.
+    """Losses of a step, left on the device until they are read.
 
     Attributes:
         number: of the step, from 0.
@@ -94,7 +94,7 @@ class Failure:
 
 
 class Trainer:
-    """A run in memory.
+    """A training run in memory: student, optimizer, schedule and the state for a resume.
 
     On a CPU the losses of a step are looked at before it moves the weights. On other devices that would make every step
     wait: they are read every `READ_EVERY` steps, and before anything is logged, scored or kept. What a run that failed
@@ -178,10 +178,10 @@ class Trainer:
         self.schedule.step_update(self.step)
         weights, measure = self.learner.weights(self.step / self.total_steps), self.learner.balance.due(self.step)
         with clock.lap(FORWARD):
-            told = [self.learner.supervise(piece.cut) for piece in pieces]
-            mass = self._mass([told_now.weights for told_now, _ in told if told_now is not None and told_now.weights])
+            supervisions = [self.learner.supervise(piece.cut) for piece in pieces]
+            mass = self._mass([each.weights for each, _ in supervisions if each is not None and each.weights])
         sums: dict[str, Tensor] = {}
-        for number, (piece, (supervision, present)) in enumerate(zip(pieces, told, strict=True)):
+        for number, (piece, (supervision, present)) in enumerate(zip(pieces, supervisions, strict=True)):
             context = StepContext(batch=piece.batch, share=piece.share, mass=mass, present=present, cut=piece.cut)
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared):
@@ -214,8 +214,8 @@ class Trainer:
         elif not values and (self.step == self.total_steps or any(self.step % every == 0 for every in self._reads_at)):
             values = self.read()
         group = self.optimizer.param_groups[0]
-        told_weights = {f"weight of {term}": weight for term, weight in weights.items()}
-        return values | told_weights | {"rate": group["lr"] / group.get("lr_scale", 1.0)} if values else {}
+        term_weights = {f"weight of {term}": weight for term, weight in weights.items()}
+        return values | term_weights | {"rate": group["lr"] / group.get("lr_scale", 1.0)} if values else {}
 
     @property
     def owes_epoch(self) -> bool:
@@ -228,7 +228,7 @@ class Trainer:
         return not self._unread
 
     def read(self) -> dict[str, float]:
-        """Look at the steps that were taken since the last reading; waits for the device.
+        """Read and check the losses of the steps since the last reading; waits for the device.
 
         Sets `failure` at the first one that should not have been taken. Of several processes, all see the same.
 
@@ -322,7 +322,7 @@ class Trainer:
         return mass
 
     def _taken(self, sums: Mapping[str, Tensor], pieces: Sequence[MicroBatch]) -> TakenStep:
-        """The step's numbers; each process holds its part times their count, so their mean is the whole."""
+        """Return the step's losses, a mean over processes: each has its part times the number of processes."""
         values = torch.stack([value.detach().float().to(self.device) for value in sums.values()])
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, reduction="mean")
@@ -330,16 +330,16 @@ class Trainer:
 
 
 def require_norms_fit(learner: Learner, images: int) -> None:
-    """Make sure that no batch norm of a student is left with one value a channel, of which there is no variance.
+    """Check that every batch norm of a student gets two values a channel or more: one value has no variance.
 
     Args:
-        learner: with the student.
-        images: in the smallest part of a batch that goes through it at once.
+        learner: holds the student.
+        images: number of images in the smallest part of a batch.
 
     Raises:
         ConfigError: names the layer.
     """
-    student, found = learner.student, dict[str, int]()
+    student, counts = learner.student, dict[str, int]()
     if images > 1:
         return
     with contextlib.ExitStack() as hooks, torch.no_grad():
@@ -347,14 +347,14 @@ def require_norms_fit(learner: Learner, images: int) -> None:
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 hooks.callback(
                     module.register_forward_pre_hook(
-                        lambda _, inputs, name=name: found.update({name: inputs[0].numel() // inputs[0].shape[1]})
+                        lambda _, inputs, name=name: counts.update({name: inputs[0].numel() // inputs[0].shape[1]})
                     ).remove
                 )
         student.eval()
         device = next(student.parameters()).device
         student(torch.zeros(1, 3, *student.size, dtype=torch.uint8, device=device), with_taps=True)
         student.train()
-    bare = [name for name, values in found.items() if values == 1]
+    bare = [name for name, values in counts.items() if values == 1]
     if bare:
         raise ConfigError(
             f"A batch norm needs two values a channel or more, but {bare[0]} gets one from one image of "
@@ -368,23 +368,23 @@ _FUSED = frozenset(
 
 
 def _make_optimizer(config: TrainConfig, learner: Learner) -> torch.optim.Optimizer:
-    asked = config.optimizer
+    settings = config.optimizer
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             learner,
-            opt=asked.name,
-            lr=asked.lr,
-            weight_decay=asked.weight_decay,
-            layer_decay=asked.layer_decay,
-            **({"fused": True} if asked.name in _FUSED else {}),
+            opt=settings.name,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+            **({"fused": True} if settings.name in _FUSED else {}),
         )
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"optimizer must be one of timm's that takes these settings, got {asked.name!r} with layer_decay "
-            f"{asked.layer_decay} ({error}). timm.optim.list_optimizers() names them."
+            f"optimizer must be one of timm's that takes these settings, got {settings.name!r} with layer_decay "
+            f"{settings.layer_decay} ({error}). timm.optim.list_optimizers() names them."
         ) from error
-    if asked.query_lr != 1 and learner.student.queries is not None:
-        _scale_rate(optimizer, {id(p) for p in learner.student.queries.parameters()}, asked.query_lr)
+    if settings.query_lr != 1 and learner.student.queries is not None:
+        _scale_rate(optimizer, {id(p) for p in learner.student.queries.parameters()}, settings.query_lr)
     return optimizer
 
 

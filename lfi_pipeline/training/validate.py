@@ -1,4 +1,4 @@
-"""What the labels of a cache ask of a student, and its scores on a validation split."""
+"""The task that a cache's labels define, its loss, and scores on a validation split."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LOGGER = logging.getLogger(__name__)
 CLASSIFICATION, MULTI_LABEL, NONE = "classification", "multi-label", "none"
 
 
-def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> str:
-    """Return the task that `auto` stands for, or check the one that is asked for.
+def resolve_task(task: str, labels: Sequence[Sequence[int]], classes: int) -> str:
+    """Return the task that `auto` stands for, or check the task that is named.
 
     Args:
-        asked: one of `config.TASKS`.
+        task: one of `config.TASKS`.
         labels: of every training image.
         classes: how many there are.
 
@@ -39,20 +39,20 @@ def resolve_task(asked: str, labels: Sequence[Sequence[int]], classes: int) -> s
         ConfigError: the labels do not allow the task.
     """
     counts = {len(each) for each in labels}
-    if asked == NONE:
+    if task == NONE:
         return NONE
     if not classes or counts <= {0}:
         raise ConfigError(
             "The cache holds no labels, so there is no task to learn. Train with `task='none'` (pure distillation)."
         )
-    if asked == "auto":
+    if task == "auto":
         return CLASSIFICATION if counts == {1} else MULTI_LABEL
-    if asked == CLASSIFICATION and counts != {1}:
+    if task == CLASSIFICATION and counts != {1}:
         raise ConfigError(
             f"task 'classification' needs exactly one label for every image, found images with {sorted(counts)}. "
             "Use `task='multi-label'`."
         )
-    return asked
+    return task
 
 
 def scorable(split: str, store: TargetStore) -> Dataset | None:
@@ -147,7 +147,7 @@ def main_score(task: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a student says of S images.
+    """Scores of a student for S images, and their labels.
 
     Attributes:
         scores: probabilities [S, C].

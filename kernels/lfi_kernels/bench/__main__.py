@@ -28,43 +28,49 @@ from lfi_kernels.bench.compare import append_csv, environment, records, start_cs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it. Returns 1 if a case was refused, after all other shapes were timed; argparse ends with 2."""
+    """Run the benchmark. Returns 1 if a case was refused, after all other shapes were timed; argparse ends with 2."""
     parser = _parser()
-    asked = parser.parse_args(arguments)
-    is_cuda = asked.device.startswith("cuda")
+    options = parser.parse_args(arguments)
+    is_cuda = options.device.startswith("cuda")
     try:
-        names = case_names(asked.device, asked.cases)
+        names = case_names(options.device, options.cases)
         sizes = Sizes(
-            models=asked.models, patches=asked.patches, words=asked.words, query_dims=asked.query_dims, maps=asked.maps
+            models=options.models,
+            patches=options.patches,
+            words=options.words,
+            query_dims=options.query_dims,
+            maps=options.maps,
         )
-        todo = shapes(asked.device, sizes, quick=asked.quick)
-        if asked.tune and not is_cuda:
-            raise ValueError(f"--tune needs a GPU, got --device {asked.device}")
-        if asked.csv:
-            start_csv(asked.csv)
+        todo = shapes(options.device, sizes, quick=options.quick)
+        if options.tune and not is_cuda:
+            raise ValueError(f"--tune needs a GPU, got --device {options.device}")
+        if options.csv:
+            start_csv(options.csv)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if asked.tune:
+    if options.tune:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with settled(asked.device):
-        around = environment(asked.device, asked.commit)
-        ceilings = measure_ceilings(asked.device) if is_cuda else None
+    with settled(options.device):
+        around = environment(options.device, options.commit)
+        ceilings = measure_ceilings(options.device) if is_cuda else None
     refused = 0
-    found = ceiling_rows(ceilings) if ceilings else []
+    pending = ceiling_rows(ceilings) if ceilings else []
     for shape in todo:
         try:
-            rows = compare(shape, asked.device, 1 if asked.quick else asked.rounds, names, ceilings, tune=asked.tune)
+            rows = compare(
+                shape, options.device, 1 if options.quick else options.rounds, names, ceilings, tune=options.tune
+            )
             sys.stderr.write(in_short(rows) + "\n")
-            found += rows
+            pending += rows
         except ValueError as error:
             refused = 1
             sys.stderr.write(f"{shape}: {error}\n")
-        lines = records(around, found)
+        lines = records(around, pending)
         sys.stdout.writelines(json.dumps(line) + "\n" for line in lines)
         sys.stdout.flush()
-        if asked.csv:
-            append_csv(asked.csv, lines)
-        found = []
+        if options.csv:
+            append_csv(options.csv, lines)
+        pending = []
     return refused
 
 

@@ -45,12 +45,12 @@ class Inputs:
     row_query: Tensor | None = None
 
     def constants(self) -> tuple[Tensor, ...]:
-        """What no gradient is taken of."""
-        found = self.target, self.scale, self.weight, self.row_batch, self.row_query
-        return tuple(each for each in found if each is not None)
+        """Return the tensors without a gradient: maps, scales, weights and row numbers, where there are any."""
+        tensors = self.target, self.scale, self.weight, self.row_batch, self.row_query
+        return tuple(each for each in tensors if each is not None)
 
     def of(self, picked: Tensor) -> Inputs:
-        """Some samples, by their numbers, which increase; queries and features in float64."""
+        """Return the inputs of the samples `picked` [S], numbers that increase; queries and features in float64."""
         queries, features = (each.detach()[picked].double().requires_grad_() for each in (self.queries, self.features))
         rest = self.target, self.scale, self.weight
         if self.row_batch is None or self.row_query is None:
@@ -63,113 +63,113 @@ class Inputs:
         return Inputs(queries, features, of_rows[0], of_rows[1], of_rows[2], *index)
 
 
-def folded(block: InteractionQueryBlock, given: Inputs) -> Outputs:
+def folded(block: InteractionQueryBlock, inputs: Inputs) -> Outputs:
     """The block itself."""
-    rows = {"row_batch": given.row_batch, "row_query": given.row_query}
-    out: Outputs = block(given.queries, given.features, given.target, given.weight, given.scale, **rows)
+    rows = {"row_batch": inputs.row_batch, "row_query": inputs.row_query}
+    out: Outputs = block(inputs.queries, inputs.features, inputs.target, inputs.weight, inputs.scale, **rows)
     return out
 
 
-def projected(block: InteractionQueryBlock, given: Inputs) -> Outputs:
+def projected(block: InteractionQueryBlock, inputs: Inputs) -> Outputs:
     """Keys, values and one map a head, as attention is usually written."""
-    q, k, v = _projections(block, given)
+    q, k, v = _projections(block, inputs)
     scores = q @ k.mT
-    return _state(block, given, scores.softmax(-1) @ v), _divergence(given, scores)
+    return _state(block, inputs, scores.softmax(-1) @ v), _divergence(inputs, scores)
 
 
-def sdpa(block: InteractionQueryBlock, given: Inputs) -> Outputs:
+def sdpa(block: InteractionQueryBlock, inputs: Inputs) -> Outputs:
     """Values by scaled_dot_product_attention, and a map apart for the loss."""
-    q, k, v = _projections(block, given)
+    q, k, v = _projections(block, inputs)
     values = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    if given.row_batch is not None:
-        scores = (q[given.row_batch, :, given.row_query][:, :, None] @ k[given.row_batch].mT)[:, :, 0]
-        return _state(block, given, values), _compared(given, scores)
-    return _state(block, given, values), _divergence(given, q @ k.mT if given.target is not None else q)
+    if inputs.row_batch is not None:
+        scores = (q[inputs.row_batch, :, inputs.row_query][:, :, None] @ k[inputs.row_batch].mT)[:, :, 0]
+        return _state(block, inputs, values), _compared(inputs, scores)
+    return _state(block, inputs, values), _divergence(inputs, q @ k.mT if inputs.target is not None else q)
 
 
-def flex(block: InteractionQueryBlock, given: Inputs) -> Outputs:
+def flex(block: InteractionQueryBlock, inputs: Inputs) -> Outputs:
     """Values by FlexAttention, and the divergence from its log-sum-exp, without a map."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    q, k, v = _projections(block, given)
+    q, k, v = _projections(block, inputs)
     values, lse = flex_attention(q, k, v, scale=1.0, return_lse=True)
-    state = _state(block, given, values)
-    if given.target is None:
+    state = _state(block, inputs, values)
+    if inputs.target is None:
         return state, lse.new_zeros(lse.shape)
-    maps = _maps(given)
+    maps = _maps(inputs)
     entropy, total = torch.xlogy(maps, maps).sum(-1), maps.sum(-1)
-    assert given.weight is not None
-    if given.row_batch is not None:
+    assert inputs.weight is not None
+    if inputs.row_batch is not None:
         # [R, N] @ [R, H, N, d] -> [R, H, d]
-        means = (maps.to(k.dtype)[:, None, None] @ k[given.row_batch])[:, :, 0]
-        q_rows, lse = q[given.row_batch, :, given.row_query], lse[given.row_batch, :, given.row_query]
+        means = (maps.to(k.dtype)[:, None, None] @ k[inputs.row_batch])[:, :, 0]
+        q_rows, lse = q[inputs.row_batch, :, inputs.row_query], lse[inputs.row_batch, :, inputs.row_query]
         scores = (q_rows.float() * means.float()).sum(-1)
-        return state, given.weight[:, None] * (entropy[:, None] - scores + total[:, None] * lse)
+        return state, inputs.weight[:, None] * (entropy[:, None] - scores + total[:, None] * lse)
     scores = (q.float() * (maps.to(k.dtype)[:, None] @ k).float()).sum(-1)
-    return state, given.weight[:, None] * (entropy[:, None] - scores + total[:, None] * lse)
+    return state, inputs.weight[:, None] * (entropy[:, None] - scores + total[:, None] * lse)
 
 
 WAYS: dict[str, Way] = {"folded": folded, "projected": projected, "sdpa": sdpa, "flex": flex}
 
 
-def _projections(block: InteractionQueryBlock, given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _projections(block: InteractionQueryBlock, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """q [B, H, M, d], k and v [B, H, N, d]."""
 
     def split(rows: Tensor) -> Tensor:
         return rows.view(*rows.shape[:2], block.heads, -1).transpose(1, 2)
 
-    x = F.layer_norm(given.features, (block.feature_dim,), eps=LAYER_NORM_EPS)
-    q = F.layer_norm(given.queries, (block.query_dim,), eps=LAYER_NORM_EPS) @ block.w_q
+    x = F.layer_norm(inputs.features, (block.feature_dim,), eps=LAYER_NORM_EPS)
+    q = F.layer_norm(inputs.queries, (block.query_dim,), eps=LAYER_NORM_EPS) @ block.w_q
     return split(q * (block.query_dim // block.heads) ** -0.5), split(x @ block.w_k), split(x @ block.w_v)
 
 
-def _state(block: InteractionQueryBlock, given: Inputs, values: Tensor) -> Tensor:
-    return given.queries + values.transpose(1, 2).flatten(2) @ block.w_o
+def _state(block: InteractionQueryBlock, inputs: Inputs, values: Tensor) -> Tensor:
+    return inputs.queries + values.transpose(1, 2).flatten(2) @ block.w_o
 
 
-def _maps(given: Inputs) -> Tensor:
-    assert given.target is not None
-    return decode_target(given.target, given.scale, "sqrt", torch.float32)
+def _maps(inputs: Inputs) -> Tensor:
+    assert inputs.target is not None
+    return decode_target(inputs.target, inputs.scale, "sqrt", torch.float32)
 
 
-def _divergence(given: Inputs, scores: Tensor) -> Tensor:
-    """Of the maps of scores [B, H, M, N]: kl [B, H, M] or [R, H]."""
-    if given.target is None:
+def _divergence(inputs: Inputs, scores: Tensor) -> Tensor:
+    """Return kl [B, H, M], or [R, H] for rows, of scores [B, H, M, N]; zeros without maps."""
+    if inputs.target is None:
         return scores.new_zeros(scores.shape[:3], dtype=torch.float32)
-    if given.row_batch is not None:
-        return _compared(given, scores[given.row_batch, :, given.row_query])
-    return _compared(given, scores)
+    if inputs.row_batch is not None:
+        return _compared(inputs, scores[inputs.row_batch, :, inputs.row_query])
+    return _compared(inputs, scores)
 
 
-def _compared(given: Inputs, scores: Tensor) -> Tensor:
-    """Of scores that have a map each, [B, H, M, N] or [R, H, N]."""
-    assert given.weight is not None
-    maps = _maps(given)[:, None].expand(scores.shape)
-    return F.kl_div(scores.float().log_softmax(-1), maps, reduction="none").sum(-1) * given.weight[:, None]
+def _compared(inputs: Inputs, scores: Tensor) -> Tensor:
+    """Return kl [B, H, M] or [R, H] of scores [B, H, M, N] or [R, H, N], which have a map each."""
+    assert inputs.weight is not None
+    maps = _maps(inputs)[:, None].expand(scores.shape)
+    return F.kl_div(scores.float().log_softmax(-1), maps, reduction="none").sum(-1) * inputs.weight[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A work, and what makes the same of some samples, by their numbers, on the reference in float64."""
+    """A work to be timed; `exact` makes the same of some samples, by their numbers, on the reference in float64."""
 
     work: Work
     exact: Callable[[Tensor], Work]
 
 
-def case_names(device: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The cases that are asked for, in the order in which they are shown; all of the device's where none is.
+def case_names(device: str, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the cases to run, in the order in which they are shown; all of the device's where none is named.
 
     Raises:
         ValueError: the device has no such case.
     """
     choices = ON_GPU if device.startswith("cuda") else ON_CPU
-    known("case", asked, choices, f" on {device}")
-    return tuple(each for each in choices if each in asked or not asked)
+    known("case", names, choices, f" on {device}")
+    return tuple(each for each in choices if each in names or not names)
 
 
 def make_cases(shape: Shape, device: str, names: Sequence[str]) -> dict[str, Case]:
     """Bind the named cases to the same parameters and inputs."""
-    block, given = make(shape, device)
+    block, inputs = make(shape, device)
     cases = {}
     for name in names:
         kind = name.removeprefix("compiled-")
@@ -177,12 +177,12 @@ def make_cases(shape: Shape, device: str, names: Sequence[str]) -> dict[str, Cas
         if kind != name:
             way = torch.compile(way, dynamic=False)
         choice = FUSED if name == "fused" else "reference"
-        cases[name] = Case(work=_work(way, block, given, choice), exact=_exact(block, given))
+        cases[name] = Case(work=_work(way, block, inputs, choice), exact=_exact(block, inputs))
     return cases
 
 
 def make(shape: Shape, device: str) -> tuple[InteractionQueryBlock, Inputs]:
-    """A block whose every path carries something, and random inputs; drawn on the device, for they are large."""
+    """Return a block with random weights, W_o too, and random inputs; drawn on the device, for they are large."""
     g = torch.Generator(device).manual_seed(0)
     dtype = DTYPES[shape.dtype]
 
@@ -210,21 +210,21 @@ def make(shape: Shape, device: str) -> tuple[InteractionQueryBlock, Inputs]:
     return block.to(dtype), Inputs(queries, features, codes, scale, weights, *rows)
 
 
-def _work(way: Way, block: InteractionQueryBlock, given: Inputs, choice: str) -> Work:
+def _work(way: Way, block: InteractionQueryBlock, inputs: Inputs, choice: str) -> Work:
     return Work(
-        run=lambda: way(block, given),
-        leaves=(given.queries, given.features, *block.parameters()),
-        constants=given.constants(),
+        run=lambda: way(block, inputs),
+        leaves=(inputs.queries, inputs.features, *block.parameters()),
+        constants=inputs.constants(),
         choice=choice,
-        rows=given.row_batch,
-        is_compared=given.target is not None,
+        rows=inputs.row_batch,
+        is_compared=inputs.target is not None,
     )
 
 
-def _exact(block: InteractionQueryBlock, given: Inputs) -> Callable[[Tensor], Work]:
+def _exact(block: InteractionQueryBlock, inputs: Inputs) -> Callable[[Tensor], Work]:
     def exact(picked: Tensor) -> Work:
         wide = InteractionQueryBlock(block.query_dim, block.feature_dim, block.heads)
         wide.load_state_dict(block.state_dict())
-        return _work(folded, wide.to(picked.device, torch.float64), given.of(picked), "reference")
+        return _work(folded, wide.to(picked.device, torch.float64), inputs.of(picked), "reference")
 
     return exact

@@ -43,7 +43,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One number."""
+    """One measured number of a case on a shape."""
 
     case: str
     shape: str
@@ -122,11 +122,11 @@ def _compare(
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """One line of a shape: time of both passes (of inference the one) by case, and the fused block over its floor."""
+    """Return a line about a shape: time of both passes (for inference, of forward) by case, and ratios to the floor."""
     part = "both" if any(row.metric == "both" for row in rows) else "forward"
-    told = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == part]
-    told += [f"{row.metric} {row.value:.3g}{row.unit}" for row in rows if row.metric.endswith(" over floor")]
-    return f"{rows[0].shape}: {', '.join(told)}"
+    figures = [f"{row.case} {row.value:.3g} {row.unit}" for row in rows if row.metric == part]
+    figures += [f"{row.metric} {row.value:.3g}{row.unit}" for row in rows if row.metric.endswith(" over floor")]
+    return f"{rows[0].shape}: {', '.join(figures)}"
 
 
 def ceiling_rows(ceilings: Ceilings) -> list[Row]:
@@ -185,7 +185,7 @@ def _check(rows: Rows, cases: Mapping[str, Case], dtype: str) -> None:
 
 
 def _weigh(rows: Rows, cases: Mapping[str, Case], is_cuda: bool) -> None:
-    """Memory by case."""
+    """Add the memory that each case takes."""
     for name, case in cases.items():
         rows.add(name, "kept for the gradient", kept_bytes(case.work) / 2**20, "MiB")
         if is_cuda:
@@ -193,7 +193,7 @@ def _weigh(rows: Rows, cases: Mapping[str, Case], is_cuda: bool) -> None:
 
 
 def _relate(rows: Rows, seconds: Mapping[str, Seconds], best: str, part: str) -> None:
-    """Time of a pass over that of the best case, by round."""
+    """Add the time that each other case takes for a pass over that of the best case: the median over rounds."""
     for name, taken in seconds.items():
         if best in seconds and name != best:
             pairs = zip(getattr(taken, part), getattr(seconds[best], part), strict=True)
@@ -205,8 +205,8 @@ class Errors:
     """The worst over both outputs and every gradient.
 
     Attributes:
-        rms: ‖found - truth‖ / ‖truth‖.
-        largest: largest |found - truth| / largest |truth|.
+        rms: ‖result - truth‖ / ‖truth‖.
+        largest: largest |result - truth| / largest |truth|.
     """
 
     rms: float
@@ -229,16 +229,16 @@ def check(name: str, work: Work, exact: Callable[[Tensor], Work], dtype: str) ->
     picked = torch.linspace(0, batch - 1, min(batch, SAMPLES)).round().long().to(work.leaves[0].device)
     outputs = work.forward()
     upstream = [_only(each, work.places(result, picked)) for result, each in enumerate(upstream_of(outputs))]
-    found = [_picked(each, work.places(result, picked)) for result, each in enumerate(outputs)]
+    results = [_picked(each, work.places(result, picked)) for result, each in enumerate(outputs)]
     backward = enumerate(work.backward(outputs, upstream), len(outputs))
-    found += [_picked(each, work.places(result, picked)) for result, each in backward]
+    results += [_picked(each, work.places(result, picked)) for result, each in backward]
     twin = exact(picked)
     outputs = twin.forward()
     again = [_picked(each, work.places(result, picked)).double() for result, each in enumerate(upstream)]
     truth = [*outputs, *twin.backward(outputs, again)]
     if not work.is_compared:
-        del found[1], truth[1]  # no divergence
-    pairs = [(a.detach().double(), b.detach()) for a, b in zip(found, truth, strict=True)]
+        del results[1], truth[1]  # no divergence
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(results, truth, strict=True)]
     rms = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
     largest = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs]
     if not all(each <= GATE[dtype] for each in rms):  # NaN included
@@ -249,7 +249,7 @@ def check(name: str, work: Work, exact: Callable[[Tensor], Work], dtype: str) ->
 
 
 def _only(upstream: Tensor, places: Tensor | None) -> Tensor:
-    """Zeros outside the picked samples."""
+    """Return the gradients that enter, with zeros outside the picked samples."""
     kept = torch.zeros_like(upstream)
     kept[places] = upstream[places]
     return kept
@@ -300,16 +300,16 @@ Record = dict[str, str | bool | int | float]
 
 
 def environment(device: str, commit: str = "") -> Record:
-    """What is measured with: the first columns.
+    """Return what is measured with: the first columns of a row.
 
     Args:
         device: of torch.
         commit: is recorded where the code does not lie in a checkout of its own.
     """
-    found = _git("rev-parse", "HEAD")
+    revision = _git("rev-parse", "HEAD")
     return {
-        "commit": found or commit,
-        "dirty": bool(found and _git("status", "--porcelain")),
+        "commit": revision or commit,
+        "dirty": bool(revision and _git("status", "--porcelain")),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": f"{torch.__version__}, triton {triton}" if (triton := triton_version()) else str(torch.__version__),
@@ -317,7 +317,7 @@ def environment(device: str, commit: str = "") -> Record:
 
 
 def records(around: Record, rows: Sequence[Row]) -> list[Record]:
-    """One dict a row, its keys the columns."""
+    """Return one dict a row, whose keys are the columns."""
     return [around | {"benchmark": "kernel"} | asdict(row) for row in rows]
 
 
@@ -338,11 +338,11 @@ def start_csv(path: Path) -> None:
     path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
 
 
-def append_csv(path: Path, found: Sequence[Mapping[str, object]]) -> None:
+def append_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Append rows, whose keys are the columns, to a file that `start_csv` accepted."""
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        for each in found:
+        for each in rows:
             writer.writerow({**each, "dirty": str(each["dirty"]).lower(), "value": f"{each['value']:.6g}"})
 
 

@@ -65,14 +65,14 @@ TABLE: tuple[tuple[str, int, int, int | None], ...] = (
 
 
 class Session:
-    """A run with so much time.
+    """All steps of the module, in order, within a number of minutes.
 
     Args:
         device: of torch.
         minutes: after which no step is begun; one that was begun ends.
         csv: the file that rows are appended to.
         commit: to record where the code does not lie in a checkout.
-        say: is told each line.
+        say: is called with each line of the report.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Session:
 
     def run(self) -> int:
         """Do all steps that there is time for. Returns 1 where something was wrong."""
-        told = f"{self._around['device']}; torch {self._around['torch']}; commit {self._around['commit'] or 'unknown'}"
-        self.say(told + " with changes" * bool(self._around["dirty"]))
+        line = f"{self._around['device']}; torch {self._around['torch']}; commit {self._around['commit'] or 'unknown'}"
+        self.say(line + " with changes" * bool(self._around["dirty"]))
         with settled(self.device):
             is_right = self.check()
             self.race()
@@ -152,33 +152,33 @@ class Session:
         return is_right
 
     def _launches(self, shape: Shape) -> list[tuple[Problem, Callable[[Tile], tuple[Tensor, ...]]]]:
-        """The launches of both passes on a shape, to be made again with other tiles."""
+        """Return each launch of both passes on a shape: its problem, and a function that repeats it with a tile."""
         from lfi_kernels.interaction_attention import triton_fused, triton_project
 
-        found = []
+        calls = []
 
         def launch(problem: Problem, _: torch.device, run: Callable[[Tile], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-            found.append((problem, run))
+            calls.append((problem, run))
             return run(problem.usual())
 
-        block, given = make(shape, self.device)
-        leaves = (given.queries, given.features, *block.parameters())
+        block, inputs = make(shape, self.device)
+        leaves = (inputs.queries, inputs.features, *block.parameters())
         with (
             patch.object(triton_fused, "launch", launch),
             patch.object(triton_project, "launch", launch),
             variable(ENVIRONMENT_VARIABLE, FUSED),
         ):
-            outputs = folded(block, given)
+            outputs = folded(block, inputs)
             torch.autograd.grad(outputs, leaves, upstream_of(outputs))
-        return found
+        return calls
 
     def _time_tiles(self, label: str, problem: Problem, run: Callable[[Tile], tuple[Tensor, ...]]) -> bool:
         truth = [each.double() for each in run(problem.usual())]
         rows, best, is_right = [], (float("inf"), ""), True
         for tile in problem.candidates():
             try:
-                found = run(tile)
-                errors = [_distance(a, b) for a, b in zip(found, truth, strict=True)]
+                results = run(tile)
+                errors = [_distance(a, b) for a, b in zip(results, truth, strict=True)]
                 milliseconds = 1e3 * _median_seconds(lambda tile=tile: run(tile))  # type: ignore[misc]
             except Exception as error:  # a tile that does not fit, or that the compiler cannot make
                 self.say(f"  {label} {tile}: {type(error).__name__}: {str(error).splitlines()[0][:80]}")
@@ -186,20 +186,20 @@ class Session:
             wrong = not max(errors) <= problem.tolerance()
             is_right &= not wrong
             best = min(best, (milliseconds, str(tile))) if not wrong else best
-            told = f"{1e3 * milliseconds:.0f} us, off by {max(errors):.1g}{', WRONG' if wrong else ''}"
-            self.say(f"  {label} {tile}: {told}")
+            outcome = f"{1e3 * milliseconds:.0f} us, off by {max(errors):.1g}{', WRONG' if wrong else ''}"
+            self.say(f"  {label} {tile}: {outcome}")
             rows.append(Row(case=f"tile of {label}", shape=str(tile), metric="time", value=milliseconds, unit="ms"))
             rows.append(Row(case=f"tile of {label}", shape=str(tile), metric="off by", value=max(errors), unit=""))
         self.say(f"{label}: best {best[1]}, {1e3 * best[0]:.0f} us")
         self.keep(rows)
         return is_right
 
-    def table(self, ceilings: Ceilings, asked: Sequence[tuple[str, int, int, int | None]]) -> bool:
+    def table(self, ceilings: Ceilings, sizes: Sequence[tuple[str, int, int, int | None]]) -> bool:
         """Compare the cases on shape after shape, while there is time."""
         is_right = True
-        for done, (model, patches, words, maps) in enumerate(asked):
+        for done, (model, patches, words, maps) in enumerate(sizes):
             if not self.has(self._longest):
-                self.say(f"table: no time for {len(asked) - done} shapes more")
+                self.say(f"table: no time for {len(sizes) - done} shapes more")
                 break
             before = time.monotonic()
             is_right &= self._compare(_shape(self.device, model, patches, words, maps), ceilings)
@@ -227,7 +227,7 @@ class Session:
         return False
 
     def has(self, seconds: float) -> bool:
-        """Whether so much time is left."""
+        """Whether so many seconds are left."""
         return time.monotonic() - self._start + seconds <= self._seconds
 
     def say(self, text: str) -> None:
@@ -243,12 +243,12 @@ def _shape(device: str, model: str, patches: int, words: int, maps: int | None) 
     return shapes(device, sizes)[0]
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).norm() / truth.norm().clamp(min=1e-30))
+def _distance(result: Tensor, truth: Tensor) -> float:
+    return float((result.double() - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 def _median_seconds(run: Callable[[], object]) -> float:
-    """Of one call, of some that are queued behind each other."""
+    """Return the median seconds of one call, of 7 that are queued behind each other."""
     run()
     marks = [mark(True)]
     for _ in range(7):
@@ -258,20 +258,20 @@ def _median_seconds(run: Callable[[], object]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it. Returns 1 if something was wrong; argparse ends with 2."""
+    """Run the session. Returns 1 if something was wrong; argparse ends with 2."""
     parser = argparse.ArgumentParser(prog="python -m lfi_kernels.bench.gpu", description="Check and time the kernels.")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no step is begun; default 8")
     parser.add_argument("--csv", type=Path, default=Path("gpu.csv"), help="rows are appended here; default gpu.csv")
     parser.add_argument("--commit", default="", help="to record where the code does not lie in a checkout")
-    asked = parser.parse_args(arguments)
-    if not asked.minutes > 0:
-        parser.error(f"--minutes must be above 0, got {asked.minutes:g}")
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     if not torch.cuda.is_available():
         parser.error("it needs a GPU that torch can use, found none. On the CPU: python -m lfi_kernels.bench")
     if not has_triton():
         parser.error(f"it needs triton 3.5 or newer, found {triton_version() or 'none'}")
     try:
-        start_csv(asked.csv)
+        start_csv(options.csv)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    return Session("cuda", asked.minutes, asked.csv, asked.commit, say).run()
+    return Session("cuda", options.minutes, options.csv, options.commit, say).run()
 
 
 if __name__ == "__main__":

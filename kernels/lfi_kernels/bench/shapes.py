@@ -45,24 +45,24 @@ class Shape:
         Raises:
             ValueError: it is not the text of a shape.
         """
-        found = _WRITTEN.fullmatch(text)
-        if found is None or WIDTHS.get(found[1]) != int(found[6]):
+        match = _WRITTEN.fullmatch(text)
+        if match is None or WIDTHS.get(match[1]) != int(match[6]):
             raise ValueError(f"A shape must read like {cls()}, got {text!r}.")
-        batch, heads, words, patches, _, query_dim = map(int, found.groups()[1:7])
+        batch, heads, words, patches, _, query_dim = map(int, match.groups()[1:7])
         return cls(
-            model=found[1],
+            model=match[1],
             batch=batch,
             heads=heads,
             words=words,
             patches=patches,
             query_dim=query_dim,
-            dtype=found[8],
-            maps=None if found[9] is None else int(found[9]),
+            dtype=match[8],
+            maps=None if match[9] is None else int(match[9]),
         )
 
 
 def known(kind: str, names: Iterable[str], choices: Collection[str], where: str = "") -> None:
-    """Refuse a name that is not among the choices, which are those `where` it is.
+    """Refuse a name that is not among the choices; `where` follows the name in the message, as in " on cpu".
 
     Raises:
         ValueError: there is one.
@@ -104,7 +104,7 @@ class Sizes:
                 raise ValueError(f"query-dims must be D (that of a patch) or multiples of {HEADS}, got {text!r}.")
 
     def named(self, other: Sizes) -> Sizes:
-        """These sizes, and those of `other` where nothing is named."""
+        """Return these sizes, with those of `other` where these are empty; `maps` stays."""
         named = {each.name: getattr(self, each.name) or getattr(other, each.name) for each in fields(self)}
         return Sizes(**named | {"maps": self.maps})
 
@@ -113,20 +113,20 @@ _ON_GPU = Sizes(models=tuple(WIDTHS), patches=("196", "256", "1024"), words=("16
 _ON_CPU = Sizes(models=("ViT-T/16", "ViT-S/16"), patches=("196",), words=("8", "16"), query_dims=("128", "D"))
 
 
-def shapes(device: str, asked: Sizes | None = None, *, quick: bool = False) -> list[Shape]:
+def shapes(device: str, chosen: Sizes | None = None, *, quick: bool = False) -> list[Shape]:
     """List the shapes.
 
     On a GPU every model in bf16, with batches that fill it and whose features are at least four times its L2 cache;
     on the CPU the two small models in fp32, 8 images at a time.
     """
-    asked = asked or Sizes()
+    chosen = chosen or Sizes()
     is_cuda = device.startswith("cuda")
     dtype = "bf16" if is_cuda else "fp32"
     if quick:
         tiny = Sizes(models=("ViT-T/16",), patches=("16",), words=("3",), query_dims=("128",))
-        sizes, cache = asked.named(tiny), 0
+        sizes, cache = chosen.named(tiny), 0
     else:
-        sizes = asked.named(_ON_GPU if is_cuda else _ON_CPU)
+        sizes = chosen.named(_ON_GPU if is_cuda else _ON_CPU)
         cache = torch.cuda.get_device_properties(device).L2_cache_size if is_cuda else 0
 
     def batch(model: str, patches: int) -> int:
@@ -152,6 +152,6 @@ def shapes(device: str, asked: Sizes | None = None, *, quick: bool = False) -> l
 
 
 def batch_beyond(cache: int, dim: int, patches: int) -> int:
-    """Samples that make TOKENS tokens, and 16-bit features of four times `cache` bytes or more."""
+    """Return how many samples make TOKENS tokens, and 16-bit features of four times `cache` bytes or more."""
     tokens = max(TOKENS, -(-4 * cache // (2 * dim)))
     return -(-tokens // patches)

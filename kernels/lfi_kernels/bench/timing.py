@@ -30,7 +30,7 @@ PER_SAMPLE = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """Two outputs of some leaves.
+    """A computation to be timed: two outputs of some leaves.
 
     Attributes:
         run: computes the outputs.
@@ -60,7 +60,10 @@ class Work:
             return torch.autograd.grad(outputs, self.leaves, upstream)
 
     def places(self, result: int, picked: Tensor) -> Tensor | None:
-        """Where in a result (outputs, then gradients) some samples lie, by their numbers; None: samples share it."""
+        """Return where the samples `picked` lie in result number `result`; None where all samples share it.
+
+        Results are numbered over the outputs, then the gradients.
+        """
         if result >= PER_SAMPLE:
             return None
         if result == 1 and self.rows is not None:
@@ -95,7 +98,7 @@ class Passes(Protocol):
 
 
 class Called:
-    """Plain calls."""
+    """The passes of a work as plain calls."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -153,7 +156,7 @@ def passes_of(name: str, work: Work, is_cuda: bool) -> Passes:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of each round."""
+    """Seconds of each round, by pass."""
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
@@ -191,7 +194,7 @@ Mark = float | torch.cuda.Event
 
 
 def mark(is_cuda: bool) -> Mark:
-    """This moment on the CPU, or the moment when the GPU has done what was queued."""
+    """Return the time now on the CPU, or an event of when the GPU will have done what is queued."""
     if not is_cuda:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -260,7 +263,7 @@ def measure_ceilings(device: str) -> Ceilings:
 
 
 def _median_seconds(run: Callable[[], object]) -> float:
-    """Of one call, of many that are queued at once."""
+    """Return the median seconds of one call, of many that are queued at once."""
     for _ in range(3):
         run()
     marks = [mark(True)]

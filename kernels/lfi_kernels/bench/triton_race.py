@@ -48,7 +48,7 @@ def product_kernel(
 
 
 def probe(device: str, rows: int = 128 * 1024) -> Iterator[tuple[str, bool, float]]:
-    """Of each tile, loaded once and twice, how far its product is from the right one, as a share of its norm."""
+    """Yield each tile, whether it is loaded twice, and the relative error of its product; each tile once and twice."""
     dim = 1024
     g = torch.Generator(device).manual_seed(0)
     for rows_of_tile, columns, depth, warps, stages in TILES:

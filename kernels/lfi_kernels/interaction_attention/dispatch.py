@@ -181,7 +181,7 @@ ENVIRONMENT_VARIABLE = "LFI_KERNELS"
 
 FUSED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-# Largest ||found - truth|| / ||truth|| of an output or a gradient.
+# Largest ||result - truth|| / ||truth|| of an output or a gradient.
 TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 
 
@@ -195,19 +195,19 @@ def resolve(device: torch.device, dtype: torch.dtype) -> Implementation:
         ValueError: LFI_KERNELS is none of its three values, or it asks for triton where triton cannot run: without
             the package, for float64, or for a tensor on the CPU outside Triton's interpreter (TRITON_INTERPRET=1).
     """
-    asked = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    if asked == "reference":
+    choice = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if choice == "reference":
         return "reference"
-    if asked == "auto":
+    if choice == "auto":
         can_run = device.type == "cuda" and dtype in FUSED_DTYPES and has_triton()
         return "triton" if can_run and _is_right(device, dtype) else "reference"
-    if asked != "triton":
-        raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {asked!r}.')
+    if choice != "triton":
+        raise ValueError(f'{ENVIRONMENT_VARIABLE} must be "auto", "reference" or "triton", got {choice!r}.')
     if not has_triton():
-        found = triton_version() or "none"
+        installed = triton_version() or "none"
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}=triton needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found {found}. "
-            "Install it, or choose auto."
+            f"{ENVIRONMENT_VARIABLE}=triton needs triton {'.'.join(map(str, OLDEST_TRITON))} or newer, found "
+            f"{installed}. Install it, or choose auto."
         )
     if dtype not in FUSED_DTYPES:
         raise ValueError(
@@ -234,8 +234,8 @@ _is_right._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether both passes of the kernels agree with the reference in float64 on a small problem on `device`.
 
-    Asked once a process, and once a GPU, triton and version of the kernels: see `checks_file`. Warns, once a process,
-    where they cannot run or are wrong.
+    Checked once for each GPU, triton and version of the kernels: see `checks_file`. Warns, once a process, where they
+    cannot run or are wrong.
     """
     key = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}; {code()}; {dtype}"
     apart = remembered(checks_file()).get(key)
@@ -253,9 +253,9 @@ def is_right(device: torch.device, dtype: torch.dtype) -> bool:
     return _refused(device, dtype, f"a relative error of {apart:g}, allowed {TOLERANCES[dtype]:g}")
 
 
-def _refused(device: torch.device, dtype: torch.dtype, found: str) -> bool:
+def _refused(device: torch.device, dtype: torch.dtype, fault: str) -> bool:
     warnings.warn(
-        f"The fused kernels are not used on {device} for {dtype}, where a check of them found {found}. The reference "
+        f"The fused kernels are not used on {device} for {dtype}, where a check of them found {fault}. The reference "
         f"runs instead, slower and with more memory. {ENVIRONMENT_VARIABLE}=reference silences this.",
         stacklevel=4,
     )
@@ -263,12 +263,12 @@ def _refused(device: torch.device, dtype: torch.dtype, found: str) -> bool:
 
 
 def checks_file() -> Path:
-    """What was found, by GPU, triton, source and dtype: checks.json in the cache folder."""
+    """Return the path of checks.json in the cache folder: measured errors by GPU, triton, source and dtype."""
     return cache_folder() / "checks.json"
 
 
 def remembered(path: Path) -> dict[str, float]:
-    """Errors that were found; empty where there is no file, or one that cannot be read: the check is made again."""
+    """Return the errors in a checks file, by key; empty where it cannot be read, so that the check is made again."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(value) for key, value in plain.items() if type(value) is float and math.isfinite(value)}
@@ -277,10 +277,10 @@ def remembered(path: Path) -> dict[str, float]:
 
 
 def largest_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Largest relative error of an output or a gradient of both ways of the kernels.
+    """Return the largest relative error of the kernels' outputs and gradients, against the reference in float64.
 
-    With dense maps, 16 queries, one block of them; and with 80 queries, several blocks, of which three have a map.
-    192 channels, 150 patches, some of them ignored.
+    Two problems, since the kernels have two ways: 16 queries (one block) with a map each; and 80 queries (several
+    blocks), three of which have a map. 192 channels, 150 patches, some of them ignored.
     """
     g = torch.Generator().manual_seed(0)
     batch, patches, dim, query_dim = 3, 150, 192, 128
@@ -294,15 +294,15 @@ def largest_error(device: torch.device, dtype: torch.dtype) -> float:
         shape = (batch, words) if row_batch is None else (3,)
         target = torch.randint(0, 256, (*shape, patches), generator=g, dtype=torch.uint8)
         weight, scale = (torch.rand(shape, generator=g) + 0.1 for _ in range(2))
-        given = (target, weight, scale, ignored, row_batch, row_query)
-        constants = [None if each is None else each.to(device) for each in given]
+        cpu_constants = (target, weight, scale, ignored, row_batch, row_query)
+        constants = [None if each is None else each.to(device) for each in cpu_constants]
         do, dkl = torch.randn(q.shape, generator=g), torch.randn(target.numel() // patches, 4, generator=g)
         leaves = [each.to(device, dtype) for each in (q, x, w - w.mean(0))]
-        found = _pass(projected_attention, leaves, constants, (do, dkl))
+        fused = _pass(projected_attention, leaves, constants, (do, dkl))
         truth = _pass(reference.projected_attention, [each.double() for each in leaves], constants, (do, dkl))
-        for results in (found, truth):
+        for results in (fused, truth):
             results[4] = results[4] - results[4].mean(0)  # that of w is right up to a constant by column
-        worst = max(worst, *(_distance(a, b) for a, b in zip(found, truth, strict=True)))
+        worst = max(worst, *(_distance(a, b) for a, b in zip(fused, truth, strict=True)))
     return worst
 
 
@@ -312,7 +312,7 @@ def _pass(
     constants: list[Tensor | None],
     upstream: tuple[Tensor, Tensor],
 ) -> list[Tensor]:
-    """o, kl and the gradients of q, x and w."""
+    """Return o, kl and the gradients of q, x and w, by one pass of `op` forward and backward."""
     leaves = [each.clone().requires_grad_() for each in leaves]
     o, kl, *_ = op(*leaves, *constants, 4, "sqrt", 1e-5)
     pairs = zip(upstream, (o, kl), strict=True)
@@ -320,6 +320,6 @@ def _pass(
     return [o.detach(), kl.detach(), *gradients]
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
-    distance = float((found.double() - truth).norm() / truth.norm())
+def _distance(result: Tensor, truth: Tensor) -> float:
+    distance = float((result.double() - truth).norm() / truth.norm())
     return math.inf if math.isnan(distance) else distance

@@ -139,8 +139,8 @@ def check_targets(
             raise ValueError(f"target_scale must be given [{letters}] for a uint8 target, got None.")
         return
     if not is_coded:
-        found = "no target" if target is None else f"a {target.dtype} target"
-        raise ValueError(f"target_scale must be None unless target is uint8, got one with {found}.")
+        kind = "no target" if target is None else f"a {target.dtype} target"
+        raise ValueError(f"target_scale must be None unless target is uint8, got one with {kind}.")
     _check_shape("target_scale", target_scale, f"[{letters}]", rows)
     if target_scale.dtype not in FLOAT_DTYPES:
         raise ValueError(f"target_scale must be floating point, got {target_scale.dtype}.")

@@ -139,7 +139,7 @@ def projected_attention(
 
         [K | V] = X w    S_h = q_h K_h^T    P_h = softmax_N(S_h)    o = concat_h(P_h V_h)
 
-    Arguments as in `op.projected_attention`; kl is [0, H] without a target, and [B*M, H] where maps are dense.
+    Arguments as in `dispatch.projected_attention`; kl is [0, H] without a target, and [B*M, H] where maps are dense.
     """
     dtype = accumulation_dtype(q.dtype)
     with torch.autocast(q.device.type, enabled=False):

@@ -157,7 +157,7 @@ class Problem:
         """The tiles worth measuring, no larger than the problem, each once, the usual first."""
         narrow = self.dtype != "float32"
         attends = self.kernel in ("forward", "backward")
-        found = []
+        tiles = []
         for rows, columns, depth, warps, stages in (OF_16_BITS if narrow else OF_32_BITS)[self.kernel]:
             if not attends:
                 # The matrix units of sm_90 take no fewer than 64 rows of 16 bits.
@@ -166,10 +166,10 @@ class Problem:
             depth = clamp(self.depth, 16, depth)
             if attends and depth < 64:
                 stages = 1  # the same for a product of fewer than 64 patches: it reads registers, see `triton_report`
-            found.append(Tile(rows=rows, columns=columns, depth=depth, warps=warps, stages=stages))
+            tiles.append(Tile(rows=rows, columns=columns, depth=depth, warps=warps, stages=stages))
         if self.kernel == "backward" and (self.rows > 16 or self.columns > 64):
-            found.sort(key=lambda tile: tile.warps < 8)  # more rows and wide heads take the registers of more warps
-        return list(dict.fromkeys(found))
+            tiles.sort(key=lambda tile: tile.warps < 8)  # more rows and wide heads take the registers of more warps
+        return list(dict.fromkeys(tiles))
 
     def tolerance(self) -> float:
         """How far two right results of different tiles may lie apart, as a share of their norm."""
@@ -182,7 +182,7 @@ def blocks(size: int, block: int) -> int:
 
 
 def power_of_two(size: int) -> int:
-    """The least that holds `size`."""
+    """Return the least power of two that is not below `size`."""
     return 1 << max(0, size - 1).bit_length()
 
 
@@ -210,10 +210,10 @@ def triton_version() -> str | None:
 
 def has_triton() -> bool:
     """Whether the fused kernels can be compiled: there is a triton, and it is not known to be too old."""
-    found = triton_version()
-    if found is None:
+    installed = triton_version()
+    if installed is None:
         return False
-    numbers = found.split(".")[:2]
+    numbers = installed.split(".")[:2]
     return not all(each.isdecimal() for each in numbers) or tuple(map(int, numbers)) >= OLDEST_TRITON
 
 
@@ -223,9 +223,9 @@ def cache_folder() -> Path:
 
 
 def tiles_file() -> Path:
-    """LFI_KERNELS_TILES, or tiles.json in the cache folder."""
-    asked = os.environ.get(FILE_VARIABLE)
-    return Path(asked) if asked else cache_folder() / "tiles.json"
+    """Return the file of measured tiles: LFI_KERNELS_TILES, or tiles.json in the cache folder."""
+    path = os.environ.get(FILE_VARIABLE)
+    return Path(path) if path else cache_folder() / "tiles.json"
 
 
 def launch(problem: Problem, device: torch.device, run: Callable[[Tile], Results]) -> Results:
@@ -287,7 +287,7 @@ def fastest(
 
 
 def _able(candidates: Sequence[Tile], run: Callable[[Tile], Results]) -> Iterator[tuple[Tile, Results]]:
-    """The candidates that the GPU has room for, and what they give."""
+    """Yield the candidates that the GPU has room for, each with its results."""
     from triton.runtime.errors import OutOfResources
 
     is_any = False
@@ -303,12 +303,12 @@ def _able(candidates: Sequence[Tile], run: Callable[[Tile], Results]) -> Iterato
         raise RuntimeError("This GPU has too little shared memory for the fused kernels. Set LFI_KERNELS=reference.")
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).norm() / truth.norm().clamp(min=1e-30))
+def _distance(result: Tensor, truth: Tensor) -> float:
+    return float((result.double() - truth).norm() / truth.norm().clamp(min=1e-30))
 
 
 def _seconds_on_gpu(run: Callable[[], object]) -> float:
-    """Of one call, behind another that keeps the GPU busy until this one is queued."""
+    """Return the seconds of one call, behind another that keeps the GPU busy until this one is queued."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     run()
     start.record()
@@ -320,7 +320,7 @@ def _seconds_on_gpu(run: Callable[[], object]) -> float:
 
 @functools.cache
 def code() -> str:
-    """What else results and times depend on: the compiler, and the kernels' own source."""
+    """Return a text of what else results and times depend on: triton's version, and a hash of the kernels' source."""
     names = ("triton_*.py", "tiles.py")
     source = b"".join(path.read_bytes() for name in names for path in sorted(Path(__file__).parent.glob(name)))
     return f"triton {triton_version()}; kernels {hashlib.sha256(source).hexdigest()[:12]}"
@@ -328,7 +328,7 @@ def code() -> str:
 
 @functools.cache
 def _known(path: Path) -> dict[str, Tile]:
-    """What the file holds, read once; problems that are measured later are added."""
+    """Return the tiles of the file by key, read once; problems that are measured later are added."""
     return {key: Tile(**{name: entry[name] for name in Tile.__slots__}) for key, entry in _read(path).items()}
 
 

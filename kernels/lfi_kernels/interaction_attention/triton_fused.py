@@ -43,7 +43,7 @@ class Rows:
 
     @classmethod
     def of(cls, tile: Tile, heads: int, words: int, width: int, least_rows: int) -> Rows:
-        """As many queries as the tile takes, and as many heads beside each other as fit."""
+        """Choose as many queries as the tile takes, and as many heads beside each other as fit."""
         of_words = min(power_of_two(words), tile.rows)
         fitting = (n for n in range(heads, 0, -1) if heads % n == 0 and n & (n - 1) == 0)
         of_heads = next((n for n in fitting if n * of_words <= tile.rows and n * width <= tile.columns), 1)
@@ -60,7 +60,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Maps:
-    """What the queries are compared with, as the kernels take it.
+    """The target maps of the queries, with their weights and scales, as the kernels take them.
 
     Attributes:
         target: [R, N] contiguous, uint8 or floating, or None.
@@ -90,7 +90,7 @@ class Maps:
         row_query: Tensor | None,
         companding: str,
     ) -> Maps:
-        """From the arguments of the block, for `size` = (B, M)."""
+        """Make it from the arguments of the block, for `size` = (B, M)."""
         row = None
         if target is not None and row_batch is not None and row_query is not None:
             row = torch.full(size, -1, dtype=torch.int32, device=target.device)
@@ -108,13 +108,13 @@ class Maps:
         )
 
     def pointers(self) -> tuple[Tensor | None, ...]:
-        """In the order of the kernels' arguments."""
+        """Return the tensors in the order of the kernels' arguments."""
         return self.target, self.row, self.weight, self.scale, self.ignored
 
     def note(self) -> str:
-        """What of it a tile depends on."""
-        found = "none" if self.target is None else str(self.target.dtype).removeprefix("torch.")
-        return f"target {found}{'' if self.row is None else ' in rows'}"
+        """Return as text what the best tile depends on: the dtype of the maps, and whether they come in rows."""
+        dtype = "none" if self.target is None else str(self.target.dtype).removeprefix("torch.")
+        return f"target {dtype}{'' if self.row is None else ' in rows'}"
 
 
 def attend(q: Tensor, kv: Tensor, heads: int, maps: Maps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,7 +159,7 @@ def attend_backward(
     (batch, words, query_dim), patches, width = q.shape, kv.shape[1], q.shape[2] // heads
     delta = (o.float() * do.float()).view(batch, words, heads, width).sum(-1).transpose(1, 2).contiguous()
     dq, g = q.new_empty(batch, words, query_dim), kv.new_empty(kv.shape)
-    told = (None, None) if maps.target is None else (t_sum, dkl)
+    kl_pointers = (None, None) if maps.target is None else (t_sum, dkl)
     norm = rstd if rstd.numel() else None
 
     def run(tile: Tile) -> tuple[Tensor, ...]:
@@ -167,14 +167,14 @@ def attend_backward(
         groups, word_blocks = heads // shape.heads, blocks(words, shape.words)
         coef = q.new_empty(groups, rstd.numel(), dtype=torch.float32)
         constants = _constants(shape, tile, heads, width, patches, maps, q)
-        given = (q, kv, *maps.pointers(), do, lse, delta, *told, norm)
+        pointers = (q, kv, *maps.pointers(), do, lse, delta, *kl_pointers, norm)
         sizes = (q.stride(0), words, batch * patches, 1.0 / dim)
         is_one = word_blocks == 1
         queries_kernel[(batch * groups * word_blocks,)](
-            *(*given, dq, g if is_one else None, coef if is_one else None, *sizes), **constants
+            *(*pointers, dq, g if is_one else None, coef if is_one else None, *sizes), **constants
         )
         if not is_one:
-            keys_kernel[(batch * groups * blocks(patches, tile.depth),)](*(*given, g, coef, *sizes), **constants)
+            keys_kernel[(batch * groups * blocks(patches, tile.depth),)](*(*pointers, g, coef, *sizes), **constants)
         return dq, g, coef[0] if groups == 1 else coef.sum(0)
 
     return launch(_problem("backward", q, heads, patches, maps), q.device, run)  # type: ignore[return-value]
@@ -213,7 +213,7 @@ def fused_backward(
 
 
 def samples(q: Tensor) -> Tensor:
-    """q [B, M, Dq] whose samples are contiguous, or one that all of them share."""
+    """Return q [B, M, Dq] with every sample contiguous; a single one may be shared by all, as `expand` makes it."""
     return q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()
 
 

@@ -107,7 +107,7 @@ class Launch:
 
 def launches(shape: Shape, tiles: Mapping[Kernel, Tile] | None = None) -> list[Launch]:
     """All launches of a forward and a backward pass, on tensors without memory; `tiles` replace the usual ones."""
-    found: list[Launch] = []
+    recorded: list[Launch] = []
     chosen: list[Tile] = []
 
     class Recorder:
@@ -117,9 +117,9 @@ def launches(shape: Shape, tiles: Mapping[Kernel, Tile] | None = None) -> list[L
         def __getitem__(self, _: object) -> Recorder:
             return self
 
-        def __call__(self, *given: Any, **named: Any) -> None:
-            arguments = dict(zip(self.function.arg_names, given, strict=False)) | named
-            found.append(Launch(self.function, arguments, chosen[-1]))
+        def __call__(self, *positional: Any, **named: Any) -> None:
+            arguments = dict(zip(self.function.arg_names, positional, strict=False)) | named
+            recorded.append(Launch(self.function, arguments, chosen[-1]))
 
     def launch(problem: Problem, _: torch.device, run: Any) -> Any:
         chosen.append((tiles or {}).get(problem.kernel) or problem.usual())
@@ -132,7 +132,7 @@ def launches(shape: Shape, tiles: Mapping[Kernel, Tile] | None = None) -> list[L
                 stack.enter_context(patch.object(module, name, Recorder(getattr(module, name))))
         stack.enter_context(patch.object(triton_project, "processors", lambda _: 132))
         _both_passes(shape)
-    return found
+    return recorded
 
 
 def _both_passes(shape: Shape) -> None:
@@ -163,19 +163,19 @@ def _both_passes(shape: Shape) -> None:
 
 
 def compiled(launch: Launch, capability: int = 90) -> Any:
-    """The kernel, compiled as a call on a GPU would: addresses and strides that 16 divides are known to be."""
+    """Compile the kernel of a launch as a call on a GPU would, with divisibility by 16 of addresses and strides."""
     warps, stages = launch.arguments["num_warps"], launch.arguments["num_stages"]
     return compile_source(source(launch.function, launch.arguments), warps, stages, capability)
 
 
 def compile_source(code: Any, warps: int, stages: int, capability: int = 90) -> Any:
-    """A kernel for a GPU that need not be there."""
+    """Compile a kernel for a GPU that need not be there."""
     options = {"num_warps": warps, "num_stages": stages}
     return triton.compile(code, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def source(function: Any, arguments: Mapping[str, Any]) -> Any:
-    """A kernel with the types of its arguments."""
+    """Return a kernel with the types of its arguments, as `compile_source` takes it."""
     signature: dict[str, str] = {}
     known: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}
@@ -197,18 +197,18 @@ def source(function: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def races(code: str) -> list[str]:
-    """What is wrong with the pipelined tiles of wgmma, in the intermediate code of a kernel.
+    """Return what is wrong with the pipelined tiles of wgmma, in the intermediate code of a kernel.
 
-    A tile that registers read as well; and one that a wgmma in flight may still read when a copy overwrites it. Copies
-    of tile i + ahead are issued in turn i, into slot (i + ahead) mod slots. Where slots <= ahead that is the slot of a
-    tile that the wgmma of this turn still reads, unless a wait for all products comes between.
+    Two faults: a tile that registers read as well; and one that a wgmma in flight may still read when a copy overwrites
+    it. Copies of tile i + ahead are issued in turn i, into slot (i + ahead) mod slots. Where slots <= ahead that is the
+    slot of a tile that the wgmma of this turn still reads, unless a wait for all products comes between.
     """
     slots, steps = _pipelines(code)
-    found = []
+    faults = []
     for tile in pipelined(code):
         count = slots[tile]
         if any(what == "read" and which == tile for _, what, which in steps):
-            found.append(f"{tile} feeds registers as well")
+            faults.append(f"{tile} feeds registers as well")
         for loop in {place for place, what, which in steps if what == "product" and which == tile}:
             ahead = sum(what == "copy" and which == tile and place != loop for place, what, which in steps)
             in_flight = False
@@ -220,12 +220,12 @@ def races(code: str) -> list[str]:
                 elif what == "wait" and which == "0":
                     in_flight = False
                 elif what == "copy" and which == tile and in_flight and count <= ahead:
-                    found.append(f"{tile}: {count} slots, {ahead} copies ahead")
-    return found
+                    faults.append(f"{tile}: {count} slots, {ahead} copies ahead")
+    return faults
 
 
 def pipelined(code: str) -> list[str]:
-    """Tiles that are copied ahead of the wgmma that reads them."""
+    """Return the tiles that are copied ahead of the wgmma that reads them."""
     slots, steps = _pipelines(code)
     seen = {(what, which) for _, what, which in steps}
     return [tile for tile in slots if {("copy", tile), ("product", tile)} <= seen]
@@ -285,11 +285,11 @@ def report_of(launch: Launch, shape: Shape) -> Report:
 
 def _usage(binary: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
-    told = _disassembler("cuobjdump", "-res-usage", binary)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
-    if found is None:
-        raise RuntimeError(f"cuobjdump must name REG and STACK, got {told!r}.")
-    return int(found[1]), int(found[2])
+    usage = _disassembler("cuobjdump", "-res-usage", binary)
+    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if match is None:
+        raise RuntimeError(f"cuobjdump must name REG and STACK, got {usage!r}.")
+    return int(match[1]), int(match[2])
 
 
 def _spills_in_loops(binary: bytes) -> int:
@@ -302,7 +302,7 @@ def _spills_in_loops(binary: bytes) -> int:
         elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             code.append(instruction[1])
     jumps = ((re.search(r"\bBRA\b.*`\((\.L_\w+)\)", text), place) for place, text in enumerate(code))
-    loops = [(labels[found[1]], place) for found, place in jumps if found and labels.get(found[1], place) < place]
+    loops = [(labels[jump[1]], place) for jump, place in jumps if jump and labels.get(jump[1], place) < place]
     inner = [
         (a, b) for a, b in loops if not any((a, b) != other and a <= other[0] and other[1] <= b for other in loops)
     ]
@@ -336,7 +336,7 @@ USUAL = (
 
 
 def reports(every_tile: bool) -> Iterator[Report]:
-    """The usual tiles on `USUAL`; or every tile, where one block holds all queries and where several do."""
+    """Report the usual tiles on `USUAL`; or every tile, on a shape of one block of queries and on one of several."""
     if not every_tile:
         done = set()
         for shape in USUAL:
@@ -349,8 +349,8 @@ def reports(every_tile: bool) -> Iterator[Report]:
                     yield report_of(launch, shape)
         return
     for dtype, lists in (("bf16", OF_16_BITS), ("fp32", OF_32_BITS)):
-        for kernel, found in lists.items():
-            for rows, columns, depth, warps, stages in found:
+        for kernel, sizes in lists.items():
+            for rows, columns, depth, warps, stages in sizes:
                 tile = Tile(rows=rows, columns=columns, depth=depth, warps=warps, stages=stages)
                 for shape in (Shape(dtype=dtype), Shape(dtype=dtype, words=80, in_rows=True)):
                     if shape.in_rows and kernel not in ("forward", "backward"):

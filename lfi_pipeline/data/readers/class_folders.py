@@ -113,11 +113,11 @@ def image_sample(path: str, key: str, label: int | None = None, domain: str = ""
     return Sample(key=key, path=path, captions=(), labels=labels, domain=domain, height=0, width=0)
 
 
-def require_classes(folder: Path, found: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise a `DatasetError` that shows both unless the folders `found` in `folder` are `classes`."""
-    if set(found) != set(classes):
+def require_classes(folder: Path, named: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise a `DatasetError` that shows both unless the folders `named` in `folder` are `classes`."""
+    if set(named) != set(classes):
         raise DatasetError(
-            f"{folder} must hold one folder for each class: {', '.join(classes)}; found: {', '.join(found) or 'none'}."
+            f"{folder} must hold one folder for each class: {', '.join(classes)}; found: {', '.join(named) or 'none'}."
         )
 
 
@@ -143,10 +143,10 @@ def read_tiny_imagenet(manifest: Manifest, root: Path, split: str) -> Dataset:
     base, prefix = root / place, prefix_of(place)
     wnids = _wnids(base / options["wnids"])
     folder, annotations = files["images"], files.get("annotations")
-    found = [name for name in subfolders(base / folder) if name != _UNSORTED]
-    if annotations is None or found:
-        require_classes(base / folder, found, wnids)
-        source = labelled(base / folder, f"{prefix}{folder}/", found, wnids)
+    class_folders = [name for name in subfolders(base / folder) if name != _UNSORTED]
+    if annotations is None or class_folders:
+        require_classes(base / folder, class_folders, wnids)
+        source = labelled(base / folder, f"{prefix}{folder}/", class_folders, wnids)
     else:
         images = f"{folder}/{_UNSORTED}"
         if not (base / images).is_dir() or not (base / annotations).is_file():
@@ -168,14 +168,14 @@ def read_tiny_imagenet(manifest: Manifest, root: Path, split: str) -> Dataset:
 
 
 def _wnids(path: Path) -> list[str]:
-    found: list[str] = []
+    wnids: list[str] = []
     for number, line in read_lines(path):
         if not _WNID.fullmatch(line.strip()):
             raise DatasetError(f"{path}, line {number}: must be a WordNet id such as n01443537, got {line!r}.")
-        found.append(line.strip())
-    if not found or len(set(found)) != len(found):
+        wnids.append(line.strip())
+    if not wnids or len(set(wnids)) != len(wnids):
         raise DatasetError(f"{path} must hold each WordNet id once, and at least one.")
-    return sorted(found)
+    return sorted(wnids)
 
 
 def _names(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
@@ -351,16 +351,20 @@ def read_vlcs(manifest: Manifest, root: Path, split: str) -> Dataset:
 def _domain_bed(manifest: Manifest, base: Path, prefix: str) -> Iterator[Sample]:
     classes = manifest.options["classes"]
     for domain in manifest.options["domains"]:
-        found = subfolders(base / domain)
-        require_classes(base / domain, found, classes)
-        yield from labelled(base / domain, f"{prefix}{domain}/", found, classes, domain=domain, key_prefix=f"{domain}/")
+        class_folders = subfolders(base / domain)
+        require_classes(base / domain, class_folders, classes)
+        yield from labelled(
+            base / domain, f"{prefix}{domain}/", class_folders, classes, domain=domain, key_prefix=f"{domain}/"
+        )
 
 
 def _official(manifest: Manifest, base: Path, prefix: str, folder: str) -> Iterator[Sample]:
     numbers = [str(label) for label in range(len(manifest.options["classes"]))]
     for domain, name in zip(manifest.options["domains"], manifest.options["official_domains"], strict=True):
         place = f"{name}/{folder}"
-        found = subfolders(base / place)
-        if not found or set(found) - set(numbers):  # a small split may lack a class
-            require_classes(base / place, found, numbers)
-        yield from labelled(base / place, f"{prefix}{place}/", found, numbers, domain=domain, key_prefix=f"{domain}/")
+        class_folders = subfolders(base / place)
+        if not class_folders or set(class_folders) - set(numbers):  # a small split may lack a class
+            require_classes(base / place, class_folders, numbers)
+        yield from labelled(
+            base / place, f"{prefix}{place}/", class_folders, numbers, domain=domain, key_prefix=f"{domain}/"
+        )

@@ -1,4 +1,4 @@
-"""Columns of a COCO listing as its records come: images and categories by id, captions, objects."""
+"""Collect the records of a COCO listing in columns: images and categories by id, captions, objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MISFIT = "objects without a mask, whose segmentation does not fit their image"
 
 
 class ById(Generic[T]):
-    """Images or categories by their ids; an id that stands for two of them stands for none."""
+    """Images or categories by id; an id that two different records share is left out."""
 
     def __init__(self, faults: Faults, name: str) -> None:
         self.found: dict[int, T] = {}
@@ -53,7 +53,7 @@ class ById(Generic[T]):
 
 @dataclass(slots=True)
 class Texts:
-    """Captions as they come."""
+    """Captions in the order of the file."""
 
     images: list[npt.NDArray[np.int64]] = field(default_factory=list)
     numbers: list[npt.NDArray[np.int64]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Texts:
 
 
 class Objects:
-    """Objects as they come; what outlines them is written away at once."""
+    """Objects in the order of the file; segmentations go to `writer` at once and are not held in memory."""
 
     def __init__(self, writer: Any, faults: Faults) -> None:
         self._writer, self._faults = writer, faults
@@ -123,7 +123,7 @@ class Objects:
         categories: Sequence[Category],
         classes: Sequence[str],
     ) -> Any:
-        """Return the record batch of an `ObjectTable`; what came is let go of, column by column."""
+        """Return the record batch of an `ObjectTable`; the collected columns are freed one by one."""
         numbers = self._taken("id")
         places, listed = places_of(ids, self._taken("image_id"))
         number_of = {name: number for number, name in enumerate(classes)}
@@ -186,13 +186,13 @@ def tidy(name: str) -> str:
 
 
 def places_of(
-    ids: npt.NDArray[np.int64], asked: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the place of each of `asked` in the ascending `ids`, and whether it is there."""
+    """Return the place of each of `wanted` in the ascending `ids`, and whether it is there."""
     if not len(ids):
-        return np.zeros(len(asked), np.int64), np.zeros(len(asked), np.bool_)
-    places = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
-    return places, ids[places] == asked
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return places, ids[places] == wanted
 
 
 _decode_outlines = msgspec.json.Decoder(list[list[list[float]]]).decode
@@ -200,22 +200,22 @@ _decode_outlines = msgspec.json.Decoder(list[list[list[float]]]).decode
 
 def _extents(texts: Sequence[bytes | None]) -> list[Extent | str | None]:
     """Return `extent_of` each segmentation; polygons of numbers, which nearly all are, all at once."""
-    found: list[Extent | str | None] = [None] * len(texts)
+    extents: list[Extent | str | None] = [None] * len(texts)
     plain = [place for place, text in enumerate(texts) if text is not None and text.startswith(b"[[")]
     outlines = _outlines([text for place in plain if (text := texts[place]) is not None])
     if outlines is None:
         plain = []
     elif plain:
         for place, extent in zip(plain, _extents_of_polygons(outlines), strict=True):
-            found[place] = extent
+            extents[place] = extent
     done = set(plain)
     for place, text in enumerate(texts):
         if text is not None and place not in done:
             try:
-                found[place] = extent_of(json.loads(text))
+                extents[place] = extent_of(json.loads(text))
             except (ValueError, RecursionError):
-                found[place] = "must be JSON"
-    return found
+                extents[place] = "must be JSON"
+    return extents
 
 
 def _outlines(texts: Sequence[bytes]) -> list[list[list[float]]] | None:

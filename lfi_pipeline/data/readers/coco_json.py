@@ -1,6 +1,6 @@
 """Read the lists of a COCO file piece by piece, so that half a gigabyte of annotations is never in memory at once.
 
-A piece holds whole records. Where one ends is told by brackets outside of strings, which numpy finds for megabytes at a
+A piece holds whole records. Where one ends is seen by brackets outside of strings, which numpy finds for megabytes at a
 time; what a record says is left to a JSON parser.
 """
 
@@ -45,11 +45,11 @@ class Faults:
 
     def lines(self) -> tuple[str, ...]:
         """Return a line for each reason: how many, and the first few."""
-        found = []
+        lines = []
         for reason, count in self._counts.items():
             more = ", ..." if count > len(self._named[reason]) else ""
-            found.append(f"{self.path.name}: {count} {reason} ({', '.join(self._named[reason])}{more})")
-        return tuple(found)
+            lines.append(f"{self.path.name}: {count} {reason} ({', '.join(self._named[reason])}{more})")
+        return tuple(lines)
 
 
 _Id = Annotated[int, msgspec.Meta(ge=-_FAR, le=_FAR)]
@@ -97,7 +97,7 @@ class Object(msgspec.Struct):
 
 @dataclass(slots=True)
 class Ids:
-    """Ids of any kind as integers: a number is itself, as text or with `.0` too; other text is numbered below all."""
+    """Ids of any kind as integers: numbers as they are, also as text or with `.0`; other text is numbered below all."""
 
     texts: dict[str, int] = field(default_factory=dict)
 
@@ -362,8 +362,8 @@ class _Splitter:
         return at, depths, closing
 
     def _key(self, buffer: bytes, start: int, place: int) -> str | None:
-        found = _KEY.search(buffer, max(start, place - 1000), place)
-        name = found[1].decode("utf-8", "replace") if found else ""
+        match = _KEY.search(buffer, max(start, place - 1000), place)
+        name = match[1].decode("utf-8", "replace") if match else ""
         if name in self.wanted and buffer[place : place + 1] != b"[":
             raise self._wrong(f"a file whose {name!r} is a list, got an object")
         return name if name in self.wanted else None

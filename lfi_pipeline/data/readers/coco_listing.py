@@ -85,7 +85,7 @@ def read_listing(instances: Path | None, captions: Path | None, *, folder: str, 
         "names": [path.name if path is not None else None for path in (instances, captions)],
     }
     try:
-        parts, found = kept_listing(
+        parts, description = kept_listing(
             files, settings, lambda parts: _Parser(instances, captions, prefix, domain_field).write(parts)
         )
     except OSError as error:
@@ -96,15 +96,15 @@ def read_listing(instances: Path | None, captions: Path | None, *, folder: str, 
     return CocoListing(
         samples=samples,
         ids=ids.column(0).to_numpy(),
-        classes=tuple(found["classes"]),
-        category_ids=tuple(found["category_ids"]),
+        classes=tuple(description["classes"]),
+        category_ids=tuple(description["category_ids"]),
         objects=ObjectTable(rows, parts.batches("segments"), len(samples)),
-        notes=tuple(found["notes"]),
+        notes=tuple(description["notes"]),
     )
 
 
 class _Parser:
-    """Reads the files into parts."""
+    """Parses the annotation files of one split and writes the listing's parts."""
 
     def __init__(self, instances: Path | None, captions: Path | None, prefix: str, domain_field: str) -> None:
         self.instances, self.captions, self.prefix, self.domain_field = instances, captions, prefix, domain_field
@@ -186,12 +186,12 @@ class _Parser:
                 key=key,
                 path=self.prefix + image.file_name,
                 captions=texts,
-                labels=found,
+                labels=image_labels,
                 domain=image.domain,
                 height=image.height,
                 width=image.width,
             )
-            for image, key, texts, found in zip(images, keys, captions, labels, strict=True)
+            for image, key, texts, image_labels in zip(images, keys, captions, labels, strict=True)
         )
         batches = samples.batches
         with parts.writer("samples", SAMPLES) as writer:
@@ -229,11 +229,11 @@ def _united(
     if len(alone) > max(1, _MOST_ALONE * len(images | captioned)):  # not a bad record, but files of two splits
         number = alone[0]
         both = captioned.get(number), images.get(number)
-        told = [each.file_name if each is not None else "absent" for each in both]
+        file_names = [each.file_name if each is not None else "absent" for each in both]
         raise DatasetError(
             f"{captions} and {instances} must list the same images; {len(alone)} are in one of them alone. Image id "
-            f"{number} is {told[0]} in the first and {told[1]} in the second. Use the two files of one split and "
-            "release."
+            f"{number} is {file_names[0]} in the first and {file_names[1]} in the second. Use the two files of one "
+            "split and release."
         )
     for number in alone:
         faults.add(f"images are in one of {instances.name} and {captions.name} alone", f"id {number}")
@@ -241,11 +241,11 @@ def _united(
 
 
 def _each_file_once(images: Sequence[Image], faults: Faults) -> list[Image]:
-    found: dict[str, Image] = {}
+    by_name: dict[str, Image] = {}
     for image in images:
-        if found.setdefault(image.file_name, image) is not image:
+        if by_name.setdefault(image.file_name, image) is not image:
             faults.add("images left out, whose file an earlier one names", f"{image.file_name}, id {image.id}")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _keys(names: Sequence[str]) -> list[str]:
@@ -266,15 +266,15 @@ def _labels_by_image(rows: Any, images: int) -> Iterator[tuple[int, ...]]:
     pairs = np.sort(places * many + labels)
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     starts = np.searchsorted(pairs, np.arange(images + 1) * many).tolist()
-    found = (pairs % many).tolist()
+    sorted_labels = (pairs % many).tolist()
     for start, end in itertools.pairwise(starts):
-        yield tuple(found[start:end])
+        yield tuple(sorted_labels[start:end])
 
 
 def read_coco(manifest: Manifest, root: Path, split: str) -> Dataset:
     """Read one split; images are listed in order of their id, files are not opened.
 
-    A record that cannot be understood is left out and told in `Dataset.notes`.
+    A record that cannot be understood is left out; `Dataset.notes` says how many were.
 
     Raises:
         DatasetError: a file of the layout is missing, is not JSON of COCO's form, or captions and images do not
@@ -305,10 +305,10 @@ def _require_layout(manifest: Manifest, root: Path, files: Mapping[str, str]) ->
     require_directory(manifest, root)
     missing = [path for path in files.values() if not (root / path).exists()]
     if missing:
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
+        contents = ", ".join(sorted(entry.name for entry in root.iterdir())[:12]) or "nothing"
         raise DatasetError(
             f"Data root {root} must hold {', '.join(files.values())} (layout of {manifest.name}); "
-            f"missing: {', '.join(missing)}; found there: {found}. {manifest.how_to_obtain}".rstrip()
+            f"missing: {', '.join(missing)}; found there: {contents}. {manifest.how_to_obtain}".rstrip()
         )
     if next((root / files["images"]).iterdir(), None) is None:
         raise DatasetError(f"Image folder {root / files['images']} is empty. {manifest.how_to_obtain}".rstrip())

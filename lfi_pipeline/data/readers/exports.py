@@ -54,8 +54,8 @@ def read_yolo(manifest: Manifest, root: Path, split: str) -> Dataset:
     paths = image_paths(folder)
     if not paths:
         raise layout_error(manifest, folder, "images")
-    found = [_classes_of(labels / Path(path).with_suffix(".txt"), names, faults) for path in paths]
-    largest = max((label for each in found for label in each), default=-1)
+    image_labels = [_classes_of(labels / Path(path).with_suffix(".txt"), names, faults) for path in paths]
+    largest = max((label for each in image_labels for label in each), default=-1)
     classes = names if names is not None else tuple(map(str, range(largest + 1)))
     prefix = prefix_of(roles["images"])
     return Dataset(
@@ -63,21 +63,21 @@ def read_yolo(manifest: Manifest, root: Path, split: str) -> Dataset:
         root=root,
         split=split,
         classes=classes,
-        samples=SampleTable(_samples(paths, prefix, found)),
+        samples=SampleTable(_samples(paths, prefix, image_labels)),
         prompts=manifest.prompts,
         notes=faults.lines(),
     )
 
 
 def _samples(paths: Sequence[str], prefix: str, labels: Sequence[tuple[int, ...]]) -> Iterator[Sample]:
-    for path, key, found in zip(paths, keys_of(paths), labels, strict=True):
-        yield Sample(key=key, path=prefix + path, captions=(), labels=found, domain="", height=0, width=0)
+    for path, key, image_labels in zip(paths, keys_of(paths), labels, strict=True):
+        yield Sample(key=key, path=prefix + path, captions=(), labels=image_labels, domain="", height=0, width=0)
 
 
 def _classes_of(path: Path, names: Sequence[str] | None, faults: Faults) -> tuple[int, ...]:
     if not path.is_file():
         return ()
-    found = set()
+    classes = set()
     for number, line in read_lines(path):
         first = line.split(maxsplit=1)[0]
         label = int(first) if _NUMBER.fullmatch(first) else -1
@@ -86,8 +86,8 @@ def _classes_of(path: Path, names: Sequence[str] | None, faults: Faults) -> tupl
                 "lines left out, that begin with no class of the list", f"{path.name}, line {number}: {line[:40]!r}"
             )
             continue
-        found.add(label)
-    return tuple(sorted(found))
+        classes.add(label)
+    return tuple(sorted(classes))
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -215,9 +215,9 @@ class _Table:
 
 
 def _first(schema: Any, names: tuple[str, ...], fits: Any, *, named: bool = False) -> str | None:
-    found = [name for name in names if name in schema.names and fits(schema.field(name).type)]
+    preferred = [name for name in names if name in schema.names and fits(schema.field(name).type)]
     others = [] if named else [each.name for each in schema if fits(each.type)]
-    return next(iter([*found, *others]), None)
+    return next(iter([*preferred, *others]), None)
 
 
 def _is_image(kind: Any) -> bool:

@@ -67,7 +67,7 @@ def describe(path: Path | str) -> tuple[str, dict[str, Any]]:
     """Say what a folder is and what it holds: as text for people, and as JSON values.
 
     Raises:
-        DatasetError: it is nothing that is known.
+        DatasetError: its layout is none of the known ones.
     """
     root = Path(path)
     manifest = load_manifest(FOLDER, root)
@@ -85,34 +85,36 @@ def describe(path: Path | str) -> tuple[str, dict[str, Any]]:
             "names": list(dataset.classes[:_MOST_NAMES]),
             "notes": list(dataset.notes),
         }
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "path": str(root),
         "what": sniff_layout(root).tool,
         "layout": manifest.layout,
         "splits": splits,
         "val_share": None if VAL in manifest.splits else DEFAULT_SHARE,
     }
-    return "\n".join(_told(found)), found
+    return "\n".join(_told(description)), description
 
 
 _MOST_NAMES = 20
 _COUNTED = ("samples", "captions", "classes", "objects")
 
 
-def _told(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{found['path']}: {found['what']}"
-    for split, counts in found["splits"].items():
+def _told(description: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{description['path']}: {description['what']}"
+    for split, counts in description["splits"].items():
         if "error" in counts:
             yield f"  {split}: {counts['error']}"
             continue
-        told = ", ".join(f"{counts[what]:,} {what}" for what in _COUNTED if counts[what])
-        yield f"  {split}: {told}; the teacher reads {_TEXTS[counts['text']]}"
+        counted = ", ".join(f"{counts[what]:,} {what}" for what in _COUNTED if counts[what])
+        yield f"  {split}: {counted}; the teacher reads {_TEXTS[counts['text']]}"
         if counts["names"]:
             more = ", ..." if counts["classes"] > len(counts["names"]) else ""
             yield f"    classes: {', '.join(counts['names'])}{more}"
         yield from (f"    note: {note}" for note in counts["notes"])
-    if found["val_share"] is not None:
-        yield f"  It has no validation split: val is {found['val_share']:.0%} of the images, chosen by their names."
+    if description["val_share"] is not None:
+        yield (
+            f"  It has no validation split: val is {description['val_share']:.0%} of the images, chosen by their names."
+        )
 
 
 _TEXTS = {
@@ -282,7 +284,7 @@ def _read(manifest: Manifest, root: Path, split: str, val_share: float) -> Datas
 
 
 def _require_inside(dataset: Dataset) -> None:
-    """Look whether links lead out of the data root, at some of the images; each is looked at when it is read.
+    """Check some images, evenly spaced, for links that lead out of the data root; each is checked again when read.
 
     Raises:
         DatasetError: an image lies elsewhere.
@@ -297,7 +299,7 @@ def _require_inside(dataset: Dataset) -> None:
 
 
 def _without_captions(dataset: Dataset) -> list[str]:
-    """Say how many images have no caption where others have one, and where none has anything to be told by."""
+    """Return a note where only some images have a caption, or where no image has a caption or a label."""
     if not isinstance(dataset.samples, SampleTable) or not len(dataset):
         return []
     lengths = {name: pc.list_value_length(dataset.samples.column(name)) for name in ("captions", "labels")}

@@ -65,7 +65,7 @@ KNOWN = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a folder is.
+    """Layout of a folder.
 
     Attributes:
         layout: name of the reader.
@@ -81,10 +81,10 @@ class Layout:
 
 
 def sniff_layout(root: Path) -> Layout:
-    """Say what the folder `root` is.
+    """Return the layout of the folder `root`.
 
     Raises:
-        DatasetError: it is no folder, or nothing that is known; says what was found there and what is known.
+        DatasetError: it is no folder, or of no known layout; lists what it holds and the known layouts.
     """
     root = Path(root)
     if not root.is_dir():
@@ -92,9 +92,9 @@ def sniff_layout(root: Path) -> Layout:
         raise DatasetError(f"{root} must be a folder with images, annotations, tars or Parquet files, and {what}.")
     try:
         for look in _LOOKS:
-            found = look(root)
-            if found is not None:
-                return found
+            layout = look(root)
+            if layout is not None:
+                return layout
         names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in _entries(root)]
     except OSError as error:
         raise DatasetError(f"{root} cannot be read: {error.strerror or error}.") from error
@@ -103,13 +103,13 @@ def sniff_layout(root: Path) -> Layout:
 
 
 def _entries(folder: Path) -> list[Path]:
-    found = []
+    entries = []
     for entry in folder.iterdir():
         if not is_hidden(entry.name):
-            found.append(entry)
-            if len(found) == _MOST_ENTRIES:
+            entries.append(entry)
+            if len(entries) == _MOST_ENTRIES:
                 break
-    return sorted(found)
+    return sorted(entries)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -138,9 +138,9 @@ def _coco(root: Path) -> Layout | None:
         said = split_named(name) or name
         split = said if counts[said] == 1 else name
         roles = {}
-        for role, found in (("captions", captions), ("instances", instances)):
-            if name in found:
-                roles[role] = _below(root, found[name])
+        for role, by_split in (("captions", captions), ("instances", instances)):
+            if name in by_split:
+                roles[role] = _below(root, by_split[name])
         file = instances.get(name) or captions[name]
         folder = _image_folder(root, file, name)
         if folder is not None:
@@ -272,7 +272,7 @@ _SHARD = re.compile(r"\d{5}")  # of a numbered series, as tools that write tars 
 
 
 def _is_leftover(root: Path, files: Sequence[str]) -> bool:
-    """Whether tars or Parquet files are a backup or a table beside images, more of them, that lie open."""
+    """Whether tars or Parquet files are not the data set: none is named as a shard or split, and images are more."""
     if any(_SHARD.search(name) or split_named(re.split(r"[-_.]", name)[0]) for name in files):
         return False
     return _counted(root, is_image, 4, len(files) + 1) > len(files)
@@ -281,10 +281,10 @@ def _is_leftover(root: Path, files: Sequence[str]) -> bool:
 def _counted(folder: Path, wanted: Callable[[str], bool], depth: int, most: int) -> int:
     """How many files with a wanted name are in `folder` and up to `depth` folders below, up to `most`."""
     entries = _entries(folder)
-    found = sum(1 for entry in entries if wanted(entry.name) and not entry.is_dir())
-    for below in (entry for entry in entries[:_MOST_FOLDERS] if depth and found < most and entry.is_dir()):
-        found += _counted(below, wanted, depth - 1, most - found)
-    return min(found, most)
+    count = sum(1 for entry in entries if wanted(entry.name) and not entry.is_dir())
+    for below in (entry for entry in entries[:_MOST_FOLDERS] if depth and count < most and entry.is_dir()):
+        count += _counted(below, wanted, depth - 1, most - count)
+    return min(count, most)
 
 
 def _parquet(root: Path) -> Layout | None:

@@ -68,7 +68,7 @@ def list_members(path: Path) -> Iterator[Member]:
 
 @dataclass(slots=True)
 class _Header:
-    """What one block of 512 bytes says."""
+    """Fields of one header block of 512 bytes."""
 
     name: str
     size: int

@@ -13,7 +13,7 @@ from lfi_pipeline.data.readers.sniff import is_hidden, is_image
 
 WHOLE_ROOT = "."
 MOST_CLASSES = 1 << 17
-"""That labels may number without names."""
+"""Most classes of labels that are numbers without names."""
 
 
 def layout_error(manifest: Manifest, folder: Path, required: str, *, remedy: str = "") -> DatasetError:
@@ -53,16 +53,16 @@ def file_paths(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
     Raises:
         DatasetError: a folder cannot be listed, links go round in a circle, or a name is not UTF-8.
     """
-    found: list[str] = []
-    _walk(folder, "", wanted, found, [])
+    paths: list[str] = []
+    _walk(folder, "", wanted, paths, [])
     try:
-        return sorted(found, key=str.encode)
+        return sorted(paths, key=str.encode)
     except UnicodeEncodeError as error:
         raise DatasetError(f"{folder}: file names must be UTF-8, got {error.object!r}. Rename the file.") from error
 
 
 def _walk(
-    folder: Path, prefix: str, wanted: Callable[[str], bool], found: list[str], above: Sequence[tuple[int, int]]
+    folder: Path, prefix: str, wanted: Callable[[str], bool], paths: list[str], above: Sequence[tuple[int, int]]
 ) -> None:
     try:
         state = folder.stat()
@@ -74,9 +74,9 @@ def _walk(
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    _walk(folder / entry.name, f"{prefix}{entry.name}/", wanted, found, [*above, here])
+                    _walk(folder / entry.name, f"{prefix}{entry.name}/", wanted, paths, [*above, here])
                 elif wanted(entry.name):
-                    found.append(prefix + entry.name)
+                    paths.append(prefix + entry.name)
     except OSError as error:
         raise DatasetError(f"{folder}: {error.strerror or error}.") from error
 

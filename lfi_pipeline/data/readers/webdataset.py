@@ -169,18 +169,18 @@ def _tars(manifest: Manifest, root: Path, role: str) -> tuple[Path, list[str]]:
     folder = root / role
     if folder.is_dir():
         prefix = prefix_of(role)
-        found = [prefix + path for path in file_paths(folder, lambda name: name.endswith((".tar", *_PACKED_SUFFIXES)))]
+        paths = [prefix + path for path in file_paths(folder, lambda name: name.endswith((".tar", *_PACKED_SUFFIXES)))]
     else:
         folder = root
         names = [entry.name for entry in root.iterdir() if not is_hidden(entry.name)]
-        found = [name for name in names if begins_with(name, role)]
-    packed = sorted(name for name in found if name.endswith(_PACKED_SUFFIXES))
+        paths = [name for name in names if begins_with(name, role)]
+    packed = sorted(name for name in paths if name.endswith(_PACKED_SUFFIXES))
     if packed:
         raise DatasetError(
             f"{root / packed[0]} is compressed; images are read from inside the tar by their place, so unpack it to a "
             "plain .tar first (gunzip, or the like)."
         )
-    tars = sorted((name for name in found if name.endswith(".tar")), key=os.fsencode)
+    tars = sorted((name for name in paths if name.endswith(".tar")), key=os.fsencode)
     if not tars:
         raise layout_error(manifest, root, f"tars in {role}/ or named {role}*.tar" if role != "." else "tars")
     return folder, tars
@@ -209,15 +209,15 @@ class _Labels:
                 self.by_name = {name: number for number, name in enumerate(self.named)}
             if self.named is not None and label not in self.by_name:
                 raise DatasetError(f"{where}: class {label!r} is not one of the {len(self.named)} classes listed.")
-            found = self.by_name.setdefault(label, len(self.by_name))
+            index = self.by_name.setdefault(label, len(self.by_name))
         else:
-            found, self.largest = label, max(self.largest, label)
-        if not 0 <= found < (len(self.named) if self.named is not None else MOST_CLASSES):
+            index, self.largest = label, max(self.largest, label)
+        if not 0 <= index < (len(self.named) if self.named is not None else MOST_CLASSES):
             most = len(self.named) if self.named is not None else MOST_CLASSES
             raise DatasetError(f"{where}: a label must be from 0 to {most - 1}, got {label!r}.")
         if self.named is None and self.by_name and self.largest >= 0:
             raise DatasetError(f"{where}: labels must all be numbers or all be names; list names in {CLASS_FILES[0]}.")
-        return found
+        return index
 
     def settled(self) -> tuple[tuple[str, ...], dict[int, int] | None]:
         """Return the class names, and where names were numbered as they came, old number -> new."""
@@ -283,7 +283,7 @@ class _Tar:
         plain = next((texts[kind] for kind in _TEXTS if kind in texts), None)
         where = f"{self.file}: member {(read.get('json') or image).name!r}"
         captions = plain.splitlines() if plain is not None else _captions(record, where)
-        found = self._cls(read["cls"], texts["cls"]) if "cls" in texts else _labels(record)
+        labels = self._cls(read["cls"], texts["cls"]) if "cls" in texts else _labels(record)
         domain = record.get("domain") or ""
         if not isinstance(domain, str):
             raise DatasetError(f"{where}: domain must be text, got {domain!r}.")
@@ -291,7 +291,7 @@ class _Tar:
             key=f"{self.key_prefix}/{key}",
             path=tar_path(self.path, image.offset, image.size),
             captions=tuple(caption.strip() for caption in captions if caption.strip()),
-            labels=tuple(sorted({self.labels.number(label, where) for label in found})),
+            labels=tuple(sorted({self.labels.number(label, where) for label in labels})),
             domain=domain,
             height=0,
             width=0,
@@ -341,17 +341,17 @@ def _readable(parts: Mapping[str, Member], image: Member | None) -> dict[str, Me
     A suffix alone comes first (`txt`), then one with the words of the image's own (`final.jpg` with `final.txt`), then,
     for a caption, one that says so (`caption.txt`) or that is the only one.
     """
-    found = {kind: parts[kind] for kind in (*_TEXTS, "cls", "json") if kind in parts}
+    by_suffix = {kind: parts[kind] for kind in (*_TEXTS, "cls", "json") if kind in parts}
     own = next((kind.rpartition(".")[0] for kind, member in parts.items() if member is image), "")
     for suffix in ("txt", "cls", "json"):
-        if suffix not in found and own and f"{own}.{suffix}" in parts:
-            found[suffix] = parts[f"{own}.{suffix}"]
-    if image is not None and not found.keys() & set(_TEXTS):
+        if suffix not in by_suffix and own and f"{own}.{suffix}" in parts:
+            by_suffix[suffix] = parts[f"{own}.{suffix}"]
+    if image is not None and not by_suffix.keys() & set(_TEXTS):
         texts = [kind for kind in parts if kind.endswith(".txt")]
         named = [kind for kind in texts if "caption" in kind] or texts
         if len(named) == 1:
-            found["txt"] = parts[named[0]]
-    return found
+            by_suffix["txt"] = parts[named[0]]
+    return by_suffix
 
 
 def _captions(record: Mapping[str, Any], where: str) -> list[str]:

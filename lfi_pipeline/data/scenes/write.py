@@ -221,8 +221,8 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
         OutputExistsError: `out` holds something else, or scenes of another config.
     """
     categories = _indices(config.categories, config.spurious)
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    settings = json.dumps(given, indent=2, sort_keys=True) + "\n"
+    options = {name: value for name, value in asdict(config).items() if value is not None}
+    settings = json.dumps(options, indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def read_split(file: Path, folder: Path | None = None) -> CocoSplit:
 
 
 class _PerImage(Mapping[int, Sequence[T]]):
-    """Image id -> what is made of its objects when it is asked for."""
+    """Mapping of image id -> sequence, which is computed from the image's objects at each access."""
 
     def __init__(self, places: Mapping[int, int], make: Callable[[int], Sequence[T]]) -> None:
         self._places, self._make = places, make
@@ -151,7 +151,7 @@ def _usable(objects: ObjectTable, place: int, height: int, width: int) -> list[I
 
 
 def one_category(split: CocoSplit) -> CocoSplit:
-    """Return `split` with every object of the one category `object`: what finding is worth without naming."""
+    """Return `split` with all objects in one category `object`, to score localisation without classes."""
     renamed = _Changed(split.annotations, lambda each: {**each, "category_id": 1})
     usable = _Changed(split.usable, lambda each: replace(each, label=0))
     return replace(split, categories=[{"id": 1, "name": "object"}], annotations=renamed, usable=usable)
@@ -165,15 +165,15 @@ def find_instances(root: Path, split: str) -> Path:
     """
     places = [root / "annotations", root]
     exact = [place / f"instances_{split}.json" for place in places]
-    found = [path for path in exact if path.is_file()][:1]
-    found = found or sorted(path for place in places for path in place.glob(f"instances_{split}*.json"))
-    if len(found) != 1:
+    matches = [path for path in exact if path.is_file()][:1]
+    matches = matches or sorted(path for place in places for path in place.glob(f"instances_{split}*.json"))
+    if len(matches) != 1:
         every = sorted(path.name for place in places for path in place.glob("instances_*.json"))
         raise DatasetError(
             f"{root} must hold one annotations/instances_{split}*.json; it holds {', '.join(every) or 'none'}. Give "
             "a directory in COCO's layout, and the name of the split as its file has it, such as train2017."
         )
-    return found[0]
+    return matches[0]
 
 
 class DetectionImages(TorchDataset[tuple[Tensor, Target]]):
@@ -183,7 +183,7 @@ class DetectionImages(TorchDataset[tuple[Tensor, Target]]):
     labels int64 [N] from 1, masks uint8 [N, H, W].
 
     Args:
-        split: as above.
+        split: images and their objects.
         draws: (position in `split.images`, mirrored left to right) for each item.
         objects: False leaves them out, for scoring.
     """
@@ -224,8 +224,8 @@ def training_draws(split: CocoSplit, count: int, seed: int) -> list[tuple[int, b
     """
     positions = [number for number, record in enumerate(split.images) if record["id"] in split.usable]
     if not positions:
-        told = f" Left out: {'; '.join(split.notes)}." if split.notes else ""
-        raise DatasetError(f"{split.file} must have objects with boxes and masks to train on; it has none.{told}")
+        left_out = f" Left out: {'; '.join(split.notes)}." if split.notes else ""
+        raise DatasetError(f"{split.file} must have objects with boxes and masks to train on; it has none.{left_out}")
     generator = np.random.default_rng(seed)
     rounds = -(-count // len(positions))
     order: npt.NDArray[np.int64] = np.concatenate([generator.permutation(positions) for _ in range(rounds)])[:count]

@@ -80,8 +80,8 @@ def score_detections(truth: Mapping[str, Any], detections: Sequence[Detection], 
     fields = ("image_id", "category_id", "score", _READ[kind])
     objects = [dict(each) for each in truth["annotations"]]  # the evaluation writes into them
     expected = COCO({**truth, "annotations": objects})
-    found = expected.loadRes([{name: each[name] for name in fields} for each in detections])
-    evaluation = COCOeval_faster(expected, found, iouType=KINDS[kind])
+    detected = expected.loadRes([{name: each[name] for name in fields} for each in detections])
+    evaluation = COCOeval_faster(expected, detected, iouType=KINDS[kind])
     evaluation.evaluate()
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])  # thresholds, recalls, classes, areas, most detections

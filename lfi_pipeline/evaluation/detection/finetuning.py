@@ -46,11 +46,11 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:
-    """Where a fine-tuning is kept while it runs, so that it goes on after an interruption.
+    """Checkpoint file of a fine-tuning, from which it resumes after an interruption.
 
     Attributes:
         path: of the file; its folder is made.
-        fingerprint: of all that decides what the detector becomes.
+        fingerprint: digest of everything that the result depends on.
         seconds: between two writings.
     """
 
@@ -79,13 +79,13 @@ def finetune(
         schedule: how it is trained.
         workers: processes that load images.
         tell: takes a line for the user.
-        kept: where to keep it, and to go on from; None keeps nothing.
+        kept: the checkpoint to resume from and to write; None writes none.
 
     Raises:
         ConfigError: the loss is not a number.
         RunError: what was kept is damaged, or of another fine-tuning.
         ImageReadError, DatasetError: as `DetectionImages`.
-        KeyboardInterrupt: says through `tell` what became of it.
+        KeyboardInterrupt: `tell` first gets a line that says whether a checkpoint was kept.
     """
     device = next(detector.parameters()).device
     optimizer = torch.optim.AdamW(_groups(detector), lr=schedule.learning_rate)
@@ -140,7 +140,7 @@ def finetune(
 
 
 def _take_up(kept: Kept | None, detector: Any, optimizer: torch.optim.Optimizer, losses: list[float]) -> list[Tensor]:
-    """Go on from what is kept; returns the states of the random generators, none where nothing is kept."""
+    """Load the checkpoint and return the states of the random generators; an empty list without a checkpoint."""
     if kept is None or not kept.path.is_file():
         return []
     state = load_state(kept.path, fingerprint=kept.fingerprint)

@@ -255,7 +255,7 @@ def anchor_sides(strides: tuple[int, ...], size: int) -> list[int]:
 
 
 def _pool(pyramid: Pyramid, cells: int) -> Any:
-    """Return the pooling of regions, told the strides; torchvision would guess powers of two from the images."""
+    """Return the RoI pooling with the pyramid's strides; torchvision would guess powers of two from the images."""
     pool = MultiScaleRoIAlign(list(pyramid.levels), output_size=cells, sampling_ratio=2)
     pool.scales = [1 / stride for stride in pyramid.strides]
     octaves = [round(math.log2(stride)) for stride in pyramid.strides]

@@ -115,7 +115,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
 
 
 def _kept(run: Path, settings: Mapping[str, Any], seed: int, detector: Any, draws: Sequence[tuple[int, bool]]) -> Kept:
-    """Where the fine-tuning of these settings is kept; weights and draws tell it from any other."""
+    """Return the checkpoint of this fine-tuning; its fingerprint covers settings, seed, weights and draws."""
     digest = hashlib.sha256(json.dumps([dict(settings), seed, list(draws)], sort_keys=True).encode())
     for name, value in detector.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
