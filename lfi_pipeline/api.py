@@ -15,9 +15,10 @@ from lfi_pipeline.core.options import build, declared
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import nn
 
     from lfi_pipeline.data.readers.webdataset import Pairs
-    from lfi_pipeline.evaluation.results import ProtocolResult
+    from lfi_pipeline.evaluation.protocols import ProtocolResult
     from lfi_pipeline.exporting.predict import Prediction
     from lfi_pipeline.targets import TargetStore
     from lfi_pipeline.training.dataset import TargetSample
@@ -60,6 +61,7 @@ def extract(
     *,
     out: str | Path,
     data_root: str | Path | None = None,
+    teacher: str | nn.Module = "",
     extend: bool = False,
     overwrite: bool = False,
     retry_quarantined: bool = False,
@@ -81,11 +83,13 @@ def extract(
             reads them again.
         out: directory of the cache.
         data_root: where the files of the data set lie; left out: data/DATASET, or the folder that `dataset` is.
+        teacher: name, as `lfi teachers` lists them; or a module of your own with three methods
+            (`lfi_pipeline.teachers.TeacherModule`). Left out: the one that suits the data set.
         extend: `out` may hold a cache of fewer images, layers, views or words, whose rows are taken over.
         overwrite: `out` may hold any cache, which stands until the new one is complete.
         retry_quarantined: make shards anew in which an image that could not be read can be read by now.
-        settings: others, by the names of the options of `lfi extract-teacher`, such as `teacher="coca_ViT-L-14"`,
-            `split="val"`, `kind="contrastive"`, `words=8` or `device="cuda:0"`.
+        settings: others, by the names of the options of `lfi extract-teacher`, such as `split="val"`,
+            `kind="contrastive"`, `words=8` or `device="cuda:0"`.
 
     Returns:
         The cache, opened for reading.
@@ -109,8 +113,9 @@ def extract(
         data_root = folder.with_name(f"{folder.name}.{IMAGES}")
         write_pairs(dataset, data_root)
         dataset = "webdataset"
-    config = build(ExtractConfig, {"dataset": str(dataset), "data_root": data_root, **settings})
-    run(config, folder, extend=extend, overwrite=overwrite, retry_quarantined=retry_quarantined)
+    module, name = (None, teacher) if isinstance(teacher, str) else (teacher, "")
+    config = build(ExtractConfig, {"dataset": str(dataset), "data_root": data_root, "teacher": name, **settings})
+    run(config, folder, extend=extend, overwrite=overwrite, retry_quarantined=retry_quarantined, module=module)
     return TargetStore.open(folder)
 
 

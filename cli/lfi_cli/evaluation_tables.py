@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lfi_pipeline.evaluation.metrics import Measure
-    from lfi_pipeline.evaluation.results import ProtocolResult
+    from lfi_pipeline.evaluation.protocols import ProtocolResult
     from lfi_pipeline.report.views import DomainTable, SeedRow
 
 _SHOWN = {"share": (100, 1), "nats": (1, 3), "steps": (1, 0), "seconds": (1, 1), "ratio": (1, 2)}

@@ -31,6 +31,9 @@ class Inspect:
     out: Annotated[Path | None, Option("The PNG, all samples below each other. Left out: KEY.png for each.")] = None
     pointing: Annotated[bool, Option("Score the maps against the data set's instance masks.")] = False
     kinds: PointingConfig = field(default_factory=lambda: PointingConfig(kinds=()))
+    artefacts: Annotated[
+        int, Option("Run the teacher on so many images and count the patches that it uses as a store.", ge=0)
+    ] = 0
     data_root: Annotated[Path | None, Option(MOVED)] = None
 
     def __post_init__(self) -> None:
@@ -57,6 +60,10 @@ def inspect(config: Inspect) -> Shown:
         result["pictures"] = _draw(store, config.sample, config.out)
     if config.pointing:
         result["pointing"] = _pointing(store, config)
+    if config.artefacts:
+        from lfi_pipeline.teachers.pointing import artefacts_of_cache
+
+        result["artefacts"] = [asdict(each) for each in artefacts_of_cache(store, config.artefacts, config.kinds)]
     return Shown(result, lambda console: _render(console, store, config.targets, result))
 
 
@@ -67,6 +74,7 @@ def _contents(store: TargetStore) -> Result:
     return {
         "spec": store.spec.to_plain(),
         "fingerprint": store.spec.fingerprint,
+        "choice": None if store.manifest.choice is None else asdict(store.manifest.choice),
         "summary": asdict(store.summary()),
         "vocabulary": len(store.vocabulary.words),
         "zero_shot": _zero_shot(store),
@@ -167,6 +175,34 @@ def _render(console: Console, store: TargetStore, targets: Path, result: Result)
         rows.append((f"quarantined, {group['count']}", f"{group['reason']}: {', '.join(group['keys'])}{more}"))
     rows += [("picture", picture) for picture in result.get("pictures", [])]
     facts(console, str(targets), rows)
+    if choice := store.manifest.choice:
+        title = f"why {choice.kind}: kinds compared by {choice.by} on {choice.images} images, {choice.words} words"
+        facts(
+            console,
+            title,
+            [
+                (
+                    each.kind,
+                    f"{each.cost:.2f} vision forwards, score {each.score:.3f}, {each.behind:.3f} behind the best",
+                )
+                for each in choice.scores
+            ],
+        )
+    if counts := result.get("artefacts"):
+        handled = {"fill": "their mass is that of their neighbours", "keep": "they are kept"}[spec.maps.artefacts]
+        title = f"artefacts on {counts[0]['images']} images: patches that the teacher uses as a store; in the maps {handled}"
+        facts(
+            console,
+            title,
+            [
+                (
+                    each["layer"],
+                    f"{percent(each['share'])} of the patches, in {each['with_artefacts']} images; largest norm "
+                    f"{each['largest_norm']:.1f} times the median",
+                )
+                for each in counts
+            ],
+        )
     if scores := result.get("pointing"):
         count, area = scores[0]["count"], percent(scores[0]["area"])
         table = [

@@ -26,7 +26,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
-from lfi_pipeline.evaluation.results import ProtocolResult, load, read_split, validation_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, validation_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages

@@ -21,7 +21,7 @@ from typing import Any
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.training.run_dir import METRICS, SUMMARY, config_fields, read_metrics, summary_fields
 from lfi_pipeline.training.validate import main_score
 

@@ -29,7 +29,7 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, Sample, load_manifest, read_dataset
 from lfi_pipeline.data.dataset import relabelled
 from lfi_pipeline.evaluation.config import CrossDomainConfig, EvaluationConfig
-from lfi_pipeline.evaluation.results import ProtocolResult, load
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.validate import (
     CLASSIFICATION,

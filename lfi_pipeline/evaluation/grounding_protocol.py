@@ -38,7 +38,7 @@ from lfi_pipeline.evaluation.grounding import (
     word_classes,
 )
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
-from lfi_pipeline.evaluation.results import ProtocolResult, load, validation_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, validation_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps

@@ -28,8 +28,8 @@ from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, ZeroShotConfig
-from lfi_pipeline.evaluation.results import ProtocolResult, load
-from lfi_pipeline.students.queries import TextQueries
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load
+from lfi_pipeline.students.query_head import TextQueries
 from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
 from lfi_pipeline.targets.verify import CHUNK, evenly_spaced
 from lfi_pipeline.targets.vocabulary import readable_names

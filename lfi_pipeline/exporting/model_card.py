@@ -9,7 +9,7 @@ from typing import Any
 
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.data.manifest import load_manifest
-from lfi_pipeline.evaluation.results import read_results
+from lfi_pipeline.evaluation.protocols import read_results
 from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, Check, PlainModel
 from lfi_pipeline.exporting.whole import HeadCost, WholeCheck
 from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore

@@ -15,7 +15,7 @@ from typing import Any
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure
-from lfi_pipeline.evaluation.results import read_results
+from lfi_pipeline.evaluation.protocols import read_results
 from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals, shown
 from lfi_pipeline.report.runs import RunConfig, load_run
 from lfi_pipeline.report.statistics import LEVEL, Difference, Estimate, difference, estimate, holm

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Fields
-from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_results
+from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, latest_results
 from lfi_pipeline.training.run_dir import TRAINED, config_fields, is_run, read_metrics, summary_fields
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS, Measure, without_domains
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.groups import Group, label_runs
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import Estimate, estimate

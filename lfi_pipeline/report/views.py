@@ -17,7 +17,7 @@ from typing import Any
 
 from lfi_pipeline.core.options import flatten
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate

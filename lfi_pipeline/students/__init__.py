@@ -9,8 +9,7 @@ from lfi_pipeline.core import lazy_exports
 if TYPE_CHECKING:
     from lfi_pipeline.students.backbone import Tap, TapModel, pair_layers
     from lfi_pipeline.students.config import QueryConfig, StudentConfig
-    from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
-    from lfi_pipeline.students.query_head import QueryHead
+    from lfi_pipeline.students.query_head import QueryHead, QueryOutput, Supervision, TextQueries
     from lfi_pipeline.students.student import Features, Student
 
 __all__ = [
@@ -33,8 +32,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for granted
         {
             "backbone": ["Tap", "TapModel", "pair_layers"],
             "config": ["QueryConfig", "StudentConfig"],
-            "queries": ["QueryOutput", "Supervision", "TextQueries"],
-            "query_head": ["QueryHead"],
+            "query_head": ["QueryHead", "QueryOutput", "Supervision", "TextQueries"],
             "student": ["Features", "Student"],
         },
     )

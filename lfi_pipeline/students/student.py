@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.students.backbone import Tap, TapBackbone, as_backbone, build_backbone, choose_taps, input_size
 from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
-from lfi_pipeline.students.queries import QueryOutput, Supervision, TextQueries
-from lfi_pipeline.students.query_head import QueryHead
+from lfi_pipeline.students.query_head import QueryHead, QueryOutput, Supervision, TextQueries
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, NotTargetsError, SpecMismatchError, TargetsError
 from lfi_pipeline.core.io import FileRecord, read_whole, seal, sync_directory, unseal, write_atomic
 from lfi_pipeline.core.schema import plain_differences, plain_short
@@ -33,6 +35,50 @@ MAX_SAMPLE_BYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KindScore:
+    """How one kind of map did, where kinds were compared before the extraction (`teachers.choice`).
+
+    Attributes:
+        kind: of map, at its last layer.
+        cost: floating-point operations over those of the vision forward alone, which is part of it.
+        score: what kinds are compared by; a mean over words.
+        behind: how far the score is behind the best kind's.
+        error: standard error of `behind`.
+        pointing: share of peaks in the object's mask; None without masks.
+        mass_in_mask: share of mass there; None without masks.
+        same_peak: share of pairs of words of one image whose maps peak in one patch; None without such pairs.
+    """
+
+    kind: str
+    cost: float
+    score: float
+    behind: float
+    error: float
+    pointing: float | None
+    mass_in_mask: float | None
+    same_peak: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindChoice:
+    """The kind of map that was taken of several, and why.
+
+    Attributes:
+        kind: the cheapest within one standard error of the best.
+        by: `masks` or `deletion`.
+        images: looked at.
+        words: whose maps were compared.
+        scores: a line for each kind, the cheapest first.
+    """
+
+    kind: str
+    by: str
+    images: int
+    words: int
+    scores: tuple[KindScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Content of `manifest.json`.
 
@@ -41,12 +87,14 @@ class Manifest:
         layout: how shards are stored, one of `LAYOUTS`; not part of the spec: the targets are the same.
         plan: sha256 of each column of the plan.
         files: the fixed files (vocabulary, classes, Zarr metadata), by path relative to the cache.
+        choice: by which the kind of map was chosen; None where it was named.
     """
 
     spec: TargetSpec
     layout: str = "zarr"
     plan: Mapping[str, str]
     files: Mapping[str, FileRecord]
+    choice: KindChoice | None = None
 
     def to_bytes(self) -> bytes:
         """Content of `manifest.json`."""
@@ -59,6 +107,7 @@ class Manifest:
                 "plan": dict(self.plan),
                 "files": {name: asdict(record) for name, record in self.files.items()},
             }
+            | ({"choice": asdict(self.choice)} if self.choice is not None else {})
         )
 
     @classmethod
@@ -92,7 +141,7 @@ class Manifest:
         plan, files = body.get("plan"), parse_records(body.get("files"))
         if not isinstance(plan, dict) or files is None or not _are_fixed_files(files, spec, body["layout"]):
             raise CorruptTargetsError(f"{root / MANIFEST} does not list the files of a cache of its spec and layout.")
-        return cls(spec=spec, layout=body["layout"], plan=plan, files=files)
+        return cls(spec=spec, layout=body["layout"], plan=plan, files=files, choice=_read_choice(body, root))
 
     @property
     def has_classes(self) -> bool:
@@ -124,6 +173,17 @@ class Manifest:
                 + "\n  ".join(lines)
                 + "\nRun with the cache's settings, or choose another output directory."
             )
+
+
+def _read_choice(body: Mapping[str, Any], root: Path) -> KindChoice | None:
+    if "choice" not in body:
+        return None
+    try:
+        return msgspec.convert(body["choice"], KindChoice, strict=True)
+    except msgspec.ValidationError as error:
+        raise CorruptTargetsError(
+            f"{root / MANIFEST} does not tell how its kind of map was chosen: {error}."
+        ) from error
 
 
 _EXPECTED = (
@@ -207,6 +267,7 @@ def prepare(
     digests: Mapping[str, str],
     vocabulary: Vocabulary | Callable[[], Vocabulary],
     zero_shot: ZeroShot | Callable[[], ZeroShot] | None,
+    choice: KindChoice | None = None,
 ) -> Manifest:
     """Write the manifest and the fixed files, or check those that are there; arguments as `TargetWriter.open`.
 
@@ -229,7 +290,7 @@ def prepare(
     content = {**vocabulary.to_files(), **(zero_shot.to_files() if zero_shot is not None else {})}
     content |= zarr_metadata(spec) if layout == "zarr" else {}
     records = {name: FileRecord.of(data) for name, data in content.items()}
-    manifest = Manifest(spec=spec, layout=layout, plan=digests, files=records)
+    manifest = Manifest(spec=spec, layout=layout, plan=digests, files=records, choice=choice)
     if stored is not None:
         stored.require_same(spec, layout, digests, _differences(root, stored, intact, vocabulary, zero_shot), root)
         damaged = sorted(stored.files.keys() - intact)

@@ -42,7 +42,7 @@ from lfi_pipeline.targets.commits import (
     summarise,
 )
 from lfi_pipeline.targets.encode import ShardPayload, StoredShard, check_payload, encode_stored, store_payload
-from lfi_pipeline.targets.manifest import Manifest, Source, prepare
+from lfi_pipeline.targets.manifest import KindChoice, Manifest, Source, prepare
 from lfi_pipeline.targets.spec import TargetSpec
 from lfi_pipeline.targets.vocabulary import PlannedSample, Vocabulary, ZeroShot, plan_digests
 
@@ -156,6 +156,7 @@ class TargetWriter:
         layout: str = "zarr",
         source_manifest: str = "",
         zero_shot: ZeroShot | Callable[[], ZeroShot] | None = None,
+        choice: KindChoice | None = None,
     ) -> TargetWriter:
         """Create a cache, or go on with the one that is there.
 
@@ -171,6 +172,7 @@ class TargetWriter:
             layout: how shards are stored, one of `LAYOUTS`; "webdataset" needs `ShardPayload.images`.
             zero_shot: the teacher's zero-shot classifier of the spec's classes, treated as the vocabulary is; None
                 stores none. A cache that was begun without one stays without.
+            choice: how the kind of map was chosen, kept with a cache that is begun.
 
         Raises:
             UnknownNameError: no such layout.
@@ -192,7 +194,7 @@ class TargetWriter:
             root.mkdir(parents=True, exist_ok=True)
             with one_at_a_time(root):
                 _require_ours(root)
-                manifest = prepare(root, spec, layout, digests, vocabulary, zero_shot)
+                manifest = prepare(root, spec, layout, digests, vocabulary, zero_shot, choice)
                 source = Source(Path(data_root).expanduser().absolute(), source_manifest).to_bytes()
                 if not (root / SOURCE).is_file() or (root / SOURCE).read_bytes() != source:
                     write_atomic(root / SOURCE, source)

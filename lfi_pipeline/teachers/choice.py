@@ -32,6 +32,7 @@ from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
 from lfi_pipeline.report.overlay import MapColumn, contact_sheet
 from lfi_pipeline.targets import MapSpec, TargetStore
 from lfi_pipeline.targets.commits import MANIFEST
+from lfi_pipeline.targets.manifest import KindChoice, KindScore
 from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.settings import AskedWords, data_centre
 from lfi_pipeline.teachers.shards import maps_of_texts
@@ -45,50 +46,6 @@ DELETED = 0.2
 COSTED_IMAGES, COSTED_WORDS = 4, 8
 TABLE = "table.json"
 """Of `OUT.kinds/`, beside pictures of some images by every kind."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KindScore:
-    """One line of the table.
-
-    Attributes:
-        kind: of map, at its last layer.
-        cost: floating-point operations over those of the vision forward alone, which is part of it.
-        score: what kinds are compared by; a mean over words.
-        behind: how far the score is behind the best kind's.
-        error: standard error of `behind`.
-        pointing: share of peaks in the object's mask; None without masks.
-        mass_in_mask: share of mass there; None without masks.
-        same_peak: share of pairs of words of one image whose maps peak in one patch; None without such pairs.
-    """
-
-    kind: str
-    cost: float
-    score: float
-    behind: float
-    error: float
-    pointing: float | None
-    mass_in_mask: float | None
-    same_peak: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KindChoice:
-    """The kind to take, and why.
-
-    Attributes:
-        kind: the cheapest within one standard error of the best.
-        by: `masks` or `deletion`.
-        images: looked at.
-        words: whose maps were compared.
-        scores: a line for each kind, the cheapest first.
-    """
-
-    kind: str
-    by: str
-    images: int
-    words: int
-    scores: tuple[KindScore, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,15 +133,19 @@ def choose_kind(
     )
 
 
-def resolve_kind(kind: str, teacher: Teacher, dataset: Dataset, source: TextSource, out: Path) -> str:
+def resolve_kind(
+    kind: str, teacher: Teacher, dataset: Dataset, source: TextSource, out: Path
+) -> tuple[str, KindChoice | None]:
     """Return the kind that `kind` stands for: itself, the teacher's default where it is empty, or what `AUTO` chooses.
 
-    A cache that was begun keeps its kind: a rerun, or another process, need not choose again.
+    With it comes the comparison by which it was chosen. A cache that was begun keeps both: a rerun, or another process,
+    need not choose again.
     """
     if kind != AUTO:
-        return kind or teacher.default_kind
+        return kind or teacher.default_kind, None
     if (out.expanduser() / MANIFEST).exists():
-        return TargetStore.open(out, require_complete=False).spec.kind
+        store = TargetStore.open(out, require_complete=False)
+        return store.spec.kind, store.manifest.choice
     choice = choose_kind(teacher, dataset, source)
     tell(choice_text(choice))
     folder = out.expanduser().absolute().with_name(f"{out.name}.kinds")
@@ -194,7 +155,7 @@ def resolve_kind(kind: str, teacher: Teacher, dataset: Dataset, source: TextSour
         for number, picture in enumerate(kind_pictures(teacher, dataset, source, choice), start=1):
             picture.save(folder / f"{number}.png")
     tell(f"What each kind looks like: {folder}")
-    return choice.kind
+    return choice.kind, choice
 
 
 def kind_pictures(

@@ -48,8 +48,8 @@ class ExtractConfig:
     teacher: Annotated[
         str,
         Option(
-            "NAME[:TAG] of lfi teachers, with one of open_clip's tags, a checkpoint's path, or 'random' (timing only). "
-            "Left out: the data set's own."
+            "NAME[:TAG] of lfi teachers, with one of open_clip's tags, a checkpoint's path, or 'random' (timing only); or "
+            "local-dir:PATH or hf-hub:ORG/REPO, saved by open_clip or transformers. Left out: the data set's own."
         ),
     ] = ""
     precision: Annotated[
@@ -207,7 +207,7 @@ class PointingConfig:
     ] = ("all",)
     images: Annotated[int, Option("With kinds: images with masks to score, evenly spaced.", ge=1)] = 200
     teacher: Annotated[
-        str, Option("With kinds: NAME:PATH of the cache's own weights, where its name does not find them.")
+        str, Option("With kinds or artefacts: NAME:PATH of the cache's own weights, where its name does not find them.")
     ] = ""
     batch_size: Annotated[int, Option("Images per forward pass.", ge=1, cli=False)] = 16
     device: Annotated[str, Option(DEVICE)] = "auto"

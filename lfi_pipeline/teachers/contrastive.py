@@ -21,6 +21,7 @@ equation 3, by the midpoint rule) on the straight path from the image's mean pat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,18 @@ def count_artefacts(tokens: Tensor, patches: int, layer: str) -> ArtefactCount:
         with_artefacts=int(artefacts.any(-1).sum()),
         share=float(artefacts.float().mean()),
         largest_norm=float((norms / norms.median(-1, keepdim=True).values).max()),
+    )
+
+
+def merged_counts(counts: Sequence[ArtefactCount]) -> ArtefactCount:
+    """Add up what was counted after one block in several batches."""
+    images = sum(each.images for each in counts)
+    return ArtefactCount(
+        layer=counts[0].layer,
+        images=images,
+        with_artefacts=sum(each.with_artefacts for each in counts),
+        share=sum(each.share * each.images for each in counts) / images,
+        largest_norm=max(each.largest_norm for each in counts),
     )
 
 

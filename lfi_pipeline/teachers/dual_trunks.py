@@ -1,8 +1,8 @@
 """One interface to the vision transformers of open_clip's dual encoders, of open_clip's own make or timm's.
 
 Two makes exist: open_clip's own `VisionTransformer`, and timm's `VisionTransformer` (SigLIP) and `Eva` (EVA-CLIP, PE)
-inside open_clip's `TimmModel`. They pool their tokens in three ways: the CLS token (`token`), the mean of the patches
-(`average`), or a learned query's attention over them (`attention`; SigLIP calls it MAP).
+inside open_clip's `TimmModel` or our `TimmTower`. They pool their tokens in three ways: the CLS token (`token`), the
+mean of the patches (`average`), or a learned query's attention over them (`attention`; SigLIP calls it MAP).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import TeacherError
 from lfi_pipeline.teachers.attention import attend, probe_attention, split_heads
+from lfi_pipeline.teachers.transformers_folder import TimmTower
 
 POOL = "visual.trunk.attn_pool"
 
@@ -150,7 +151,7 @@ def trunk_of(visual: Any, name: str) -> Trunk:
         norm = visual.transformer if visual.final_ln_after_pool else visual.ln_post
         blocks = list(visual.transformer.resblocks)
         return Trunk(visual, "visual.transformer.resblocks", blocks, pooling, norm, tuple(visual.grid_size))
-    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    trunk = visual.trunk if isinstance(visual, TimmModel | TimmTower) else visual
     if not isinstance(trunk, TimmVisionTransformer | Eva):
         raise _refused(name, f"its vision tower is a {type(trunk).__name__}, not a vision transformer")
     if type(trunk.patch_embed) is not PatchEmbed:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from torch import nn
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, ImageReadError
 from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
@@ -34,6 +35,7 @@ from lfi_pipeline.targets.writer import Committer
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
 from lfi_pipeline.teachers.config import ExtractConfig, require_row
+from lfi_pipeline.teachers.module import ModuleTeacher
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre, require_same_templates
 from lfi_pipeline.teachers.settings import data_centre
@@ -159,6 +161,7 @@ def open_job(
     overwrite: bool = False,
     retry_quarantined: bool = False,
     dataset: Dataset | None = None,
+    module: nn.Module | None = None,
 ) -> Job:
     """Load the teacher, and create the cache of `dataset` (by default `read_split`) or join it; raises as `extract`."""
     if overwrite and (extend or share != ShardAssignment()):
@@ -170,11 +173,12 @@ def open_job(
         dataset = read_split(config)
     manifest = load_manifest(config.dataset, config.data_root)
     mode = resolve_mode("generate" if config.vocabulary else config.text, telling_sample(dataset.samples))
-    teacher = load_teacher(
-        config.teacher or manifest.teacher,
-        device=resolve_device(config.device, share.local_rank),
-        precision=config.precision,
-    )
+    device = resolve_device(config.device, share.local_rank)
+    teacher: Teacher
+    if module is None:
+        teacher = load_teacher(config.teacher or manifest.teacher, device=device, precision=config.precision)
+    else:
+        teacher = ModuleTeacher(module, device=device, precision=config.precision)
     if config.kind not in ("", AUTO):
         teacher.layers(config.kind, config.layers)  # complains before captions are written
     generated, captioning_seconds = None, 0.0
@@ -197,7 +201,7 @@ def open_job(
         generated=generated,
         vocabulary=config.vocabulary,
     )
-    kind = resolve_kind(config.kind, teacher, dataset, source, out)
+    kind, choice = resolve_kind(config.kind, teacher, dataset, source, out)
     require_row(config.row, kind)
     settings = teacher.map_settings(
         kind,
@@ -217,6 +221,7 @@ def open_job(
         layout=config.layout,
         source_manifest=manifest.text,
         zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
+        choice=choice,
     )
     require_same_templates(writer, source.templates, place)
     maker = ShardMaker(
@@ -303,6 +308,7 @@ def extract(
     extend: bool = False,
     overwrite: bool = False,
     retry_quarantined: bool = False,
+    module: nn.Module | None = None,
 ) -> tuple[Summary, float]:
     """Write the cache `out`, or finish it; returns its summary and the seconds this call took.
 
@@ -315,6 +321,7 @@ def extract(
         extend: `out` may hold a cache of fewer images, layers, views or words; its rows are taken over.
         overwrite: `out` may hold any cache; it stands until the new one is complete, and is deleted then.
         retry_quarantined: make shards anew in which an image that could not be read can be read by now.
+        module: a teacher of one's own (`TeacherModule`), in place of the one that `config` names.
 
     Raises:
         LFIError: unknown names, a data root that does not fit, an output that holds something else, a spec that
@@ -325,7 +332,12 @@ def extract(
     share = share or assign_shards()
     with cpu_threads(config.threads):
         job = open_job(
-            *(config, out), share=share, extend=extend, overwrite=overwrite, retry_quarantined=retry_quarantined
+            *(config, out),
+            share=share,
+            extend=extend,
+            overwrite=overwrite,
+            retry_quarantined=retry_quarantined,
+            module=module,
         )
         if share.rank == 0 and job.pending_shards():
             tell(*job.shown())

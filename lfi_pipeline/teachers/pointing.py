@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_image
@@ -26,6 +26,7 @@ from lfi_pipeline.targets import LayerSpec, MapSpec, TargetSpec, TargetStore
 from lfi_pipeline.targets.store import sample_image
 from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.config import ROWS, PointingConfig
+from lfi_pipeline.teachers.contrastive import ArtefactCount, artefacts_by_block, merged_counts
 from lfi_pipeline.teachers.recompute import samples_of_cache, teacher_of_cache, texts_of_cache
 from lfi_pipeline.teachers.settings import centre_of
 from lfi_pipeline.teachers.shards import maps_of_texts
@@ -135,20 +136,11 @@ def _live(
     names, source = store.vocabulary.words, texts_of_cache(store.spec)
     samples = samples_of_cache(store, positions).samples
     settings = {kind: _settings(teacher, kind, store.spec) for kind in layers}
-    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
     maps_by_kind: dict[tuple[str, str], dict[int, Tensor]] = {each: {} for each in wanted}
     with progress_bar(total=len(positions), desc=f"maps of {teacher.identity.name}", unit="image", leave=False) as bar:
         for first in range(0, len(positions), config.batch_size):
             batch = positions[first : first + config.batch_size].tolist()
-            pixels = torch.from_numpy(
-                np.stack(
-                    [
-                        view_image(sample_image(store, position), WHOLE, teacher.image_size, teacher.interpolation)
-                        for position in batch
-                    ]
-                )
-            )
-            images = (pixels.to(teacher.device).float() - mean) / std
+            images = _normalised_images(store, teacher, batch)
             ids = store.read_words(batch).tolist()
             texts = [
                 # "" is no word: its row stays empty, and the cache's other rows keep their places
@@ -166,3 +158,37 @@ def _live(
                     maps_by_kind[kind, row] |= {place: maps[b, :, words[place].row] for place in places[position]}
             bar.update(len(batch))
     return {each: [maps[place] for place in range(len(words))] for each, maps in maps_by_kind.items()}
+
+
+def _normalised_images(store: TargetStore, teacher: Teacher, positions: Sequence[int]) -> Tensor:
+    """Images [B, 3, H, W] of a cache's samples, as the teacher takes them."""
+    views = [view_image(sample_image(store, i), WHOLE, teacher.image_size, teacher.interpolation) for i in positions]
+    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
+    return (torch.from_numpy(np.stack(views)).to(teacher.device).float() - mean) / std
+
+
+def artefacts_of_cache(store: TargetStore, images: int, config: PointingConfig) -> tuple[ArtefactCount, ...]:
+    """Run the teacher of a cache on some of its images, evenly spaced, and count the artefacts after each block.
+
+    Args:
+        store: the cache.
+        images: how many, at most.
+        config: the teacher's weights, device and batch size.
+
+    Raises:
+        TeacherError: the weights are not those that made the cache, or cannot be found; or it has no blocks that are
+            known, as a module of one's own.
+        CorruptTargetsError: an image is not the one that the cache was made from.
+    """
+    teacher = teacher_of_cache(store.spec, config.teacher, config.device)
+    if not teacher.blocks:
+        raise TeacherError(f"Nothing is known of the blocks of {teacher.identity.name}, so no artefact can be counted.")
+    usable = store.usable
+    positions = usable[np.linspace(0, len(usable) - 1, min(images, len(usable))).round().astype(int)].tolist()
+    parts = []
+    with progress_bar(total=len(positions), desc=f"artefacts of {teacher.identity.name}", unit="image") as bar:
+        for first in range(0, len(positions), config.batch_size):
+            batch = positions[first : first + config.batch_size]
+            parts.append(artefacts_by_block(teacher, _normalised_images(store, teacher, batch)))
+            bar.update(len(batch))
+    return tuple(merged_counts(block) for block in zip(*parts, strict=True))

@@ -20,6 +20,7 @@ from lfi_pipeline.targets import Fault, SampleTargets, ShardPayload, TargetSpec,
 from lfi_pipeline.targets.codec import kl_total
 from lfi_pipeline.targets.commits import index_file, remedy, tar_file
 from lfi_pipeline.teachers.config import RecomputeConfig
+from lfi_pipeline.teachers.module import PREFIX
 from lfi_pipeline.teachers.registry import load_teacher
 from lfi_pipeline.teachers.shards import ShardMaker
 from lfi_pipeline.teachers.teacher import Teacher, class_faults
@@ -98,6 +99,11 @@ def teacher_of_cache(spec: TargetSpec, teacher: str, device: str, *, precision: 
     name, prefix = spec.teacher.name, spec.teacher.name.rpartition(":")[0]  # of hf-hub:ORG/REPO and local-dir:FOLDER
     named = name if prefix else f"{name}:{spec.teacher.tag}"
     place = "local-dir:PATH" if prefix else f"{name}:PATH"
+    if prefix == PREFIX and not teacher:
+        raise TeacherError(
+            f"The cache was made by a module of somebody's own ({name}), which cannot be loaded by its name. What needs "
+            "no teacher still works: training, evaluation, and the check of every checksum."
+        )
     try:
         loaded = load_teacher(teacher or named, device=resolve_device(device), precision=precision)
     except (UnknownNameError, TeacherError) as error:

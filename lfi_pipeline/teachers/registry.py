@@ -12,11 +12,14 @@ from typing import Any, cast
 
 import open_clip
 import torch
+from huggingface_hub import file_exists, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, LFIError, TeacherError, UnknownNameError
+from lfi_pipeline.core.hub import why_missing
 from lfi_pipeline.core.runtime import resolve_precision
 from lfi_pipeline.targets import TeacherSpec
 from lfi_pipeline.teachers.catalog import (
@@ -40,12 +43,14 @@ from lfi_pipeline.teachers.catalog import (
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
 from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.transformers_folder import CONFIG as OF_TRANSFORMERS
+from lfi_pipeline.teachers.transformers_folder import PIXELS, load_folder
+from lfi_pipeline.teachers.transformers_folder import TOKENIZER as TOKENIZER_FILES
+from lfi_pipeline.teachers.transformers_folder import WEIGHTS as WEIGHTS_OF_TRANSFORMERS
 
 __all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
 
-# Any one of them tells transformers of the tokenizer, or of the text tower, that a repository of the hub holds
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
-TEXT_CONFIG = ("config.json",)
+TEXT_CONFIG = ("config.json",)  # tells transformers of the text tower that a repository of the hub holds
 
 
 def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision: str = "fp32") -> Teacher:
@@ -55,7 +60,7 @@ def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision:
         teacher: `scenes-coca`; or an open_clip config (`teacher_names` lists those that can give maps) with one of
             open_clip's tags for it, the path of a local checkpoint (safetensors, or what torch loads weights-only), or
             `random`. Without a tag, open_clip's last listed is taken that is not weak in contrast. Or a repository or
-            folder with `open_clip_config.json` and weights, as open_clip takes them.
+            folder as open_clip saves them, with `open_clip_config.json`, or a CLIP or SigLIP as transformers does.
         device: where to put it.
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on CUDA, fp32 elsewhere. Of the vision trunk and the text
             tower; what is differentiated and the arithmetic of maps stay fp32.
@@ -136,11 +141,6 @@ _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 
 def _require_known(name: str) -> None:
     path = Path(name)
-    if (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
-        raise TeacherError(
-            f"{name} must be a folder of open_clip's, with open_clip_config.json, as {LOCAL_DIR_PREFIX}{name}; it looks like a "
-            "model of transformers, which cannot be a teacher in this release. Take the same weights in open_clip's form."
-        )
     if path.suffix in _CHECKPOINTS or path.exists():
         form = f"{LOCAL_DIR_PREFIX}{name}" if path.is_dir() else f"NAME:{name}, as coca_ViT-L-14:{name}"
         raise ConfigError(
@@ -205,17 +205,22 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
     prefix, _, where = teacher.partition(":")
     if teacher.startswith(LOCAL_DIR_PREFIX):
         folder = Path(where)
+        name, tag, needed = f"{prefix}:{folder.resolve().name}", "local", []
+        if not (folder / CONFIG).is_file() and (folder / OF_TRANSFORMERS).is_file():
+            return name, tag, *_from_transformers(teacher, folder)
         held = [folder / file for file in (SAFE_WEIGHTS, WEIGHTS) if (folder / file).is_file()]
         if not (folder / CONFIG).is_file() or not (held or list(folder.glob("*.safetensors"))):
             raise TeacherError(
                 f"{where or '(nothing)'} must be a folder with {CONFIG} and {SAFE_WEIGHTS} (and the tokenizer's files "
-                "where its text_cfg names one), as open_clip saves them; not all are there."
+                f"where its text_cfg names one), as open_clip saves them, or with {OF_TRANSFORMERS} and "
+                f"{WEIGHTS_OF_TRANSFORMERS[0]}, as transformers does; not all are there."
             )
-        name, tag, needed = f"{prefix}:{folder.resolve().name}", "local", []
     else:
         if where.count("/") != 1:
             raise TeacherError(f"hf-hub: must be followed by ORG/REPO, got {where!r}.")
         name, tag = teacher, "hub"
+        if _is_of_transformers(where):
+            return name, tag, *_from_transformers(teacher, _fetched(where))
         needed = [Remote(where, (CONFIG,)), Remote(where, (SAFE_WEIGHTS, WEIGHTS))]
     files = f"with {SAFE_WEIGHTS}, copy the folder here, and give `teacher=local-dir:PATH`."
     require(needed, files)
@@ -237,6 +242,58 @@ def _from_repository(teacher: str) -> tuple[str, str, nn.Module, Any]:
         raise TeacherError(f"{teacher} cannot be loaded: {_short(error)}") from error
 
 
+def _is_of_transformers(repository: str) -> bool:
+    """Whether a repository of the hub has no config of open_clip's, but one of transformers; the cache is asked first."""
+    if Remote(repository, (CONFIG,)).cached:
+        return False
+    if Remote(repository, (OF_TRANSFORMERS,)).cached:
+        return True
+    if why_missing(Remote(repository, (CONFIG,))):
+        return False  # what is missing is told of open_clip's files
+    try:
+        return not file_exists(repository, CONFIG) and file_exists(repository, OF_TRANSFORMERS)
+    except (OSError, HfHubHTTPError, ValueError):
+        return False
+
+
+def _fetched(repository: str) -> Path:
+    """Return the folder in the hub's cache with all of a repository that a teacher of transformers needs."""
+    needed = [Remote(repository, files) for files in ((OF_TRANSFORMERS,), WEIGHTS_OF_TRANSFORMERS, TOKENIZER_FILES)]
+    require(needed, "with the weights and the tokenizer, copy the folder here, and give `teacher=local-dir:PATH`.")
+    text = [OF_TRANSFORMERS, PIXELS, *TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+    try:
+        with untouched_network(needed):
+            for weights in (["*.safetensors", WEIGHTS_OF_TRANSFORMERS[1]], [WEIGHTS_OF_TRANSFORMERS[2]]):
+                here = all(remote.cached for remote in needed)
+                folder = Path(snapshot_download(repository, allow_patterns=text + weights, local_files_only=here))
+                if any((folder / name).is_file() for name in WEIGHTS_OF_TRANSFORMERS):
+                    break
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise TeacherError(f"{repository} cannot be fetched: {_short(error)}") from error
+    return folder
+
+
+def _from_transformers(teacher: str, folder: Path) -> tuple[nn.Module, Any]:
+    _require_transformers()
+    try:
+        with nothing_executed(teacher):
+            return load_folder(folder)
+    except LFIError:
+        raise
+    except Exception as error:  # a tokenizer raises many kinds
+        raise TeacherError(f"{teacher} cannot be loaded: {_short(error)}") from error
+
+
+def _require_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise TeacherError(
+            "The text of this teacher is read by transformers, which is not installed. "
+            'Run: pip install "lfi-pipeline[text]"'
+        ) from error
+
+
 def _text_files(config: dict[str, Any]) -> list[Remote]:
     """Files of the hub that a text tower or tokenizer of transformers needs.
 
@@ -250,13 +307,7 @@ def _text_files(config: dict[str, Any]) -> list[Remote]:
     if text.get("hf_tokenizer_name"):
         needed.append(Remote(text["hf_tokenizer_name"], TOKENIZER_FILES))
     if needed:
-        try:
-            import transformers  # noqa: F401
-        except ImportError as error:
-            raise TeacherError(
-                "The text of this teacher is read by transformers, which is not installed. "
-                'Run: pip install "lfi-pipeline[text]"'
-            ) from error
+        _require_transformers()
     return [remote for remote in needed if not Path(remote.repo).is_dir()]  # a config may name a local folder
 
 

@@ -70,13 +70,13 @@ def encode_text(tokenizer: Any, caption: str, phrases: Sequence[str] = ()) -> En
     A caption longer than the context keeps the words that lie wholly inside it.
 
     Args:
-        tokenizer: one of open_clip's.
+        tokenizer: one of open_clip's; None for a teacher that shows none: there are words then, without token ids.
         caption: the text.
         phrases: where given, the words are these instead: wherever a phrase stands in the caption (as whole words,
             whatever the case) all its tokens are its own; the longest phrase wins where two begin at one place.
     """
     read = _read_simple if isinstance(tokenizer, open_clip.SimpleTokenizer) else _read_fast
-    ids, pieces = read(tokenizer, caption)
+    ids, pieces = _read_plain(caption) if tokenizer is None else read(tokenizer, caption)
     occurrences = _phrases(tokenizer, pieces, phrases) if phrases else _content_words(pieces)
     positions: dict[str, list[int]] = {}
     for text, where in occurrences:
@@ -171,8 +171,15 @@ def _split_fast(tokenizer: Any, text: str) -> list[str]:
     return [match.group() for match in _WORD.finditer(_cleaned(tokenizer, text))]
 
 
+def _read_plain(caption: str) -> tuple[tuple[int, ...], list[_Piece]]:
+    """Without a tokenizer: words and numbers, of no token."""
+    return (), [_Piece(match.group().lower(), ()) for match in _WORD.finditer(caption)]
+
+
 def _cleaned(tokenizer: Any, text: str) -> str:
-    """The text as open_clip's wrapper hands it to the tokenizer inside."""
+    """The text as open_clip's wrapper hands it to the tokenizer inside; as it is where there is none."""
+    if tokenizer is None:
+        return text
     if isinstance(tokenizer, SigLipTokenizer):
         return str(canonicalize_text(basic_clean(text)))
     return str(tokenizer.clean_fn(text))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation.results import latest_results
+from lfi_pipeline.evaluation.protocols import latest_results
 
 SMALL = ("--train", 24, "--val", 16, "--epochs", 1)
 COMMANDS = ("make-scenes", "extract-teacher", "inspect", "train", "evaluate", "report", "export", "predict")

@@ -14,7 +14,7 @@ import pytest
 from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation import protocols as run
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS
-from lfi_pipeline.evaluation.results import latest_results
+from lfi_pipeline.evaluation.protocols import latest_results
 
 Fails = Callable[..., str]
 

@@ -145,3 +145,16 @@ def test_live_kinds_stand_beside_the_cached_maps(
     assert len({row["count"] for row in rows}) == 1
     assert "live: relevance, emitting, visual.trunk" in lfi(*words).out
     assert "needs --pointing" in fails("ConfigError", "inspect", tiny_val_targets, "--kinds", "all")
+
+
+def test_artefacts_are_counted_by_the_caches_own_teacher(
+    lfi: Callable[..., Any], tiny_teacher: CocaTeacher, tiny_val_targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lfi_pipeline.teachers.recompute.load_teacher", lambda name, **_: tiny_teacher)
+    counts = lfi("inspect", tiny_val_targets, "--artefacts", 5, "--json").json["artefacts"]
+    assert [each["layer"] for each in counts] == ["block 0", "block 1"]
+    assert {each["images"] for each in counts} == {5}
+    assert all(1 <= each["largest_norm"] < 100 and 0 <= each["share"] <= 1 for each in counts)
+    shown = lfi("inspect", tiny_val_targets, "--artefacts", 5).out
+    assert "artefacts on 5 images" in shown
+    assert "in the maps their mass is that of their neighbours" in shown

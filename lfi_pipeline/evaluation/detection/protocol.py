@@ -35,7 +35,7 @@ from lfi_pipeline.evaluation.detection.coco_data import (
 from lfi_pipeline.evaluation.detection.coco_score import KINDS, Detection, coco_truth, detect, score_detections
 from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune
 from lfi_pipeline.evaluation.detection.model import build_detector
-from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, load, write_result
+from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, load, write_result
 from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.training.learner import LoadedRun
 

@@ -20,9 +20,9 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.data import Dataset, images, read_dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
-from lfi_pipeline.evaluation import results as loading
+from lfi_pipeline.evaluation import protocols as loading
 from lfi_pipeline.evaluation.config import ClassificationConfig
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report import load_run as read_run
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import load_run

@@ -13,7 +13,7 @@ from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation.config import ConvergenceConfig
 from lfi_pipeline.evaluation.convergence import convergence
-from lfi_pipeline.evaluation.results import ProtocolResult, read_results
+from lfi_pipeline.evaluation.protocols import ProtocolResult, read_results
 
 
 def written(

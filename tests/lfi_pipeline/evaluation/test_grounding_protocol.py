@@ -25,7 +25,7 @@ from lfi_pipeline.evaluation import (
 from lfi_pipeline.evaluation.config import GroundingConfig
 from lfi_pipeline.evaluation.grounding import THRESHOLDS, jensen_shannon, score, threshold_ious
 from lfi_pipeline.evaluation.maps import class_maps, student_maps
-from lfi_pipeline.evaluation.results import ProtocolResult, load, read_results
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_results
 from lfi_pipeline.targets import TargetSpec, TargetStore, decode_maps
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun, load_run

@@ -21,8 +21,7 @@ from lfi_pipeline.evaluation.config import (
     evaluation_configs,
 )
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES, PROTOCOLS
-from lfi_pipeline.evaluation.protocols import default_protocols, load_protocol
-from lfi_pipeline.evaluation.results import latest_results, read_results
+from lfi_pipeline.evaluation.protocols import default_protocols, latest_results, load_protocol, read_results
 
 CPU = EvaluationConfig(device="cpu")
 CLASSES = {"classification": ClassificationConfig(probes=False)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, write_result
+from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, write_result
 from lfi_pipeline.exporting import export_run
 from lfi_pipeline.exporting.check import Check, plain_model
 from lfi_pipeline.exporting.model_card import CardFacts, _taught, card_facts, model_card

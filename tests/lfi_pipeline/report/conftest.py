@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
-from lfi_pipeline.evaluation.results import ProtocolResult, write_result
+from lfi_pipeline.evaluation.protocols import ProtocolResult, write_result
 
 FINAL = {
     "none": (0.307, 0.162),

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
-from lfi_pipeline.evaluation.results import ProtocolResult, write_result
+from lfi_pipeline.evaluation.protocols import ProtocolResult, write_result
 from lfi_pipeline.report.compare import Block, Comparison, Row, compare
 from lfi_pipeline.report.text import (
     FRAME,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lfi_pipeline.core.errors import OutputExistsError, OutputWriteError, RunError
-from lfi_pipeline.evaluation.results import latest_results, write_result
+from lfi_pipeline.evaluation.protocols import latest_results, write_result
 from lfi_pipeline.report import write_map_gallery, write_report
 from lfi_pipeline.report.groups import SLOT_COUNT
 from lfi_pipeline.report.html import prose

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation.results import ProtocolResult, write_result
+from lfi_pipeline.evaluation.protocols import ProtocolResult, write_result
 from lfi_pipeline.report import write_report
 
 BROWSER = next(

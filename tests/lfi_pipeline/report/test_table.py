@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.groups import gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import estimate

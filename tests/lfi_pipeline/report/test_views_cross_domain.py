@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfi_pipeline.evaluation.results import ProtocolResult
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.text import domain_cells
 from lfi_pipeline.report.views import domain_tables
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.students import query_head as module
-from lfi_pipeline.students.queries import QueryConfig, QueryOutput
-from lfi_pipeline.students.query_head import QueryHead, gather, merged_maps
+from lfi_pipeline.students.query_head import QueryConfig, QueryHead, QueryOutput, gather, merged_maps
 
 WIDTHS, GRIDS = (12, 20), (9, 4)
 CONFIG = QueryConfig(width=16, heads=2)

@@ -19,7 +19,15 @@ from lfi_pipeline.core.errors import (
 from lfi_pipeline.core.io import FileRecord, seal, unseal
 from lfi_pipeline.targets import DatasetSpec, Vocabulary
 from lfi_pipeline.targets.commits import CLASSES, MANIFEST, VOCABULARY, fixed_files
-from lfi_pipeline.targets.manifest import MAX_SAMPLES, Manifest, Source, prepare, read_source
+from lfi_pipeline.targets.manifest import (
+    MAX_SAMPLES,
+    KindChoice,
+    KindScore,
+    Manifest,
+    Source,
+    prepare,
+    read_source,
+)
 
 DIGESTS = {"keys": "11" * 32, "captions": "22" * 32}
 
@@ -37,6 +45,25 @@ def test_a_manifest_comes_back(synthetic: Any, tmp_path: Path, layout: str, clas
     (tmp_path / MANIFEST).write_bytes(made.to_bytes())
     assert Manifest.load(tmp_path) == made
     assert Manifest.load(tmp_path).has_classes is classes
+
+
+SCORE = KindScore(
+    kind="relevance", cost=1.5, score=0.5, behind=0.0, error=0.0, pointing=0.75, mass_in_mask=None, same_peak=None
+)
+CHOICE = KindChoice(kind="relevance", by="masks", images=3, words=4, scores=(SCORE,))
+
+
+def test_why_a_kind_of_map_was_taken_stays_with_the_cache(synthetic: Any, tmp_path: Path) -> None:
+    made = dataclasses.replace(manifest(synthetic.spec()), choice=CHOICE)
+    (tmp_path / MANIFEST).write_bytes(made.to_bytes())
+    assert Manifest.load(tmp_path).choice == CHOICE
+    body = unseal(made.to_bytes(), tmp_path)
+    body["choice"]["scores"][0]["cost"] = "dear"
+    (tmp_path / MANIFEST).write_bytes(seal(body))
+    with pytest.raises(
+        CorruptTargetsError, match=r"how its kind of map was chosen: Expected `float`.*scores\[0\]\.cost"
+    ):
+        Manifest.load(tmp_path)
 
 
 def test_other_content_is_told_from_damaged_content(synthetic: Any, tmp_path: Path) -> None:

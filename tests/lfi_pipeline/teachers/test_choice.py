@@ -98,8 +98,14 @@ def test_auto_chooses_once_for_a_cache(
     )
     for _ in range(2):
         extraction.extract(config, tmp_path / "targets")
-    assert TargetStore.open(tmp_path / "targets").spec.kind == "relevance"
+    store = TargetStore.open(tmp_path / "targets")
+    assert store.spec.kind == "relevance"
     assert asked == [1]
+    assert store.manifest.choice == choose()  # why it is this kind stays with the cache
+    asked.clear()
+    extraction.extract(replace(config, words=7), tmp_path / "targets", extend=True)
+    assert TargetStore.open(tmp_path / "targets").manifest.choice == store.manifest.choice
+    assert asked == []
     folder = tmp_path / "targets.kinds"
     assert [each["kind"] for each in unseal((folder / "table.json").read_bytes(), folder)["scores"]] == [
         "contrastive",
@@ -109,7 +115,7 @@ def test_auto_chooses_once_for_a_cache(
     assert len(pictures) == 6
     with Image.open(pictures[0]) as picture:
         assert min(picture.size) > 200
-    assert resolve_kind("", tiny_teacher, val, SOURCE, tmp_path / "none") == "contrastive"
+    assert resolve_kind("", tiny_teacher, val, SOURCE, tmp_path / "none") == ("contrastive", None)
 
 
 def test_a_dear_kind_says_what_it_costs(val: Dataset) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, TeacherError, UnknownNameError
 from lfi_pipeline.data import Dataset, read_dataset
@@ -16,7 +17,7 @@ from lfi_pipeline.teachers import CocaTeacher, pointing, recompute
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.config import PointingConfig
-from lfi_pipeline.teachers.pointing import pointing_by_kind
+from lfi_pipeline.teachers.pointing import artefacts_of_cache, pointing_by_kind
 
 
 @pytest.fixture
@@ -172,3 +173,24 @@ def test_classes_of_several_words_and_several_prompts_are_read_as_they_were(
     assert live.grounding.count > 0
     assert live.grounding.mass_in_mask == pytest.approx(cached.grounding.mass_in_mask, abs=2e-3)
     assert live.grounding.pointing == pytest.approx(cached.grounding.pointing, abs=1.5 / live.grounding.count)
+
+
+def test_planted_artefacts_are_counted_over_batches(
+    tiny_val_targets: Path, loads: list[str], tiny_teacher: CocaTeacher
+) -> None:
+    store = TargetStore.open(tiny_val_targets)
+
+    def plant(_block: object, _args: object, tokens: torch.Tensor) -> torch.Tensor:
+        planted = tokens.clone()
+        planted[:, -1, 0] = 1e3  # the last patch stores something in one channel
+        return planted
+
+    handle = tiny_teacher.blocks[-1].register_forward_hook(plant)
+    try:
+        first, last = artefacts_of_cache(store, 5, PointingConfig(batch_size=2, device="cpu"))
+    finally:
+        handle.remove()
+    assert (first.images, last.images) == (5, 5)
+    assert last.with_artefacts == 5
+    assert last.share >= 1 / (tiny_teacher.grid[0] * tiny_teacher.grid[1])
+    assert last.largest_norm > first.largest_norm

@@ -10,7 +10,7 @@ import pytest
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, RunError
 from lfi_pipeline.core.options import build, flatten
 from lfi_pipeline.core.schema import Fields
-from lfi_pipeline.evaluation.results import read_results
+from lfi_pipeline.evaluation.protocols import read_results
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.config import RUN_FILE
 from lfi_pipeline.training.run_dir import (

@@ -9,7 +9,7 @@ import pytest
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.evaluation.metrics import MEASURES
-from lfi_pipeline.evaluation.results import EVALUATION, ProtocolResult, latest_results, read_results, write_result
+from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, latest_results, read_results, write_result
 
 
 def _result(**changes: Any) -> ProtocolResult:
