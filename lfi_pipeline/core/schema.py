@@ -1,18 +1,58 @@
-"""Frozen dataclasses to plain JSON and back, and typed access to JSON that somebody else wrote."""
+"""Records from plain JSON, and dataclasses to it: the types are checked by msgspec, the words of the errors are ours."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import is_dataclass
+from functools import cache
+from types import EllipsisType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from lfi_pipeline.core.errors import ConfigError, RunError
-from lfi_pipeline.core.parse import parse_json, read_checked
+import msgspec
+
+from lfi_pipeline.core.errors import ConfigError, LFIError, RunError
 
 T = TypeVar("T")
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, description="a whole number of at least 0 (int64)")]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1, description="a number in [0, 1]")]
+_REFUSALS = (msgspec.ValidationError, UnicodeEncodeError, SystemError)
+"""By msgspec; the last two of half a surrogate pair and, before version 0.22, of an integer that no float holds."""
+_WORDS = {
+    int: "a whole number",
+    float: "a number (float64)",  # JSON knows no largest integer
+    str: "a string",
+    bool: "true or false",
+    EllipsisType: "left out (unknown field)",  # the type of no JSON
+}
+
+
+def read_as(kind: type[T], value: Any, origin: str, where: str = "", error: type[LFIError] = RunError) -> T:
+    """Return JSON that somebody else wrote as a value of the type `kind`; fields that it does not declare are passed over.
+
+    Args:
+        kind: dataclasses and Structs of int, float, str, bool, Literal, tuple, dict and `... | None`; bounds are
+            `Annotated` with a `Meta`, whose description says what must hold.
+        value: the parsed JSON.
+        origin: what to name in an error, a path or a path with a line number.
+        where: dotted way to `value` inside it.
+        error: class of the error to raise.
+
+    Raises:
+        LFIError: of class `error`: a field is missing or not what it must be; names `origin` and the way to the field.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except _REFUSALS as cause:
+        if isinstance(cause.__cause__, LFIError):  # of the dataclass itself
+            raise cause.__cause__ from None
+        raise wrong(origin, *_refused(kind, value, where), error) from None
+
+
+def wrong(origin: str, where: str, wanted: str, value: Any, error: type[LFIError] = RunError) -> LFIError:
+    """The error to raise where a value is of its type and still not what it must be; arguments as `read_as`."""
+    place = ": ".join(filter(None, (origin, where and f"field {where!r}"))) or "the record"
+    return error(f"{place} must be {wanted}, got {plain_short(value)}.")
 
 
 def check_types(record: object) -> None:
@@ -22,47 +62,37 @@ def check_types(record: object) -> None:
         ConfigError: a field holds a value of another type, or one outside its `Literal`; names the field.
     """
     for name, kind in get_type_hints(type(record)).items():
-        _check(kind, getattr(record, name), f"{type(record).__name__}.{name}")
+        value, origin = getattr(record, name), type(record).__name__
+        # msgspec takes lists for tuples and dicts for dataclasses, but what it makes of them is not equal to them
+        if (read_as(kind, value, origin, name, ConfigError),) != (value,):
+            raise wrong(origin, name, "of tuples and dataclasses, not lists and dicts", value, ConfigError)
 
 
-def to_plain(value: Any, kind: Any) -> Any:
-    """Turn a value annotated `kind` into dicts, lists, strings and numbers (floats as `kind` says)."""
-    if dataclasses.is_dataclass(kind):
-        return {name: to_plain(getattr(value, name), inner) for name, inner in get_type_hints(kind).items()}
-    if get_origin(kind) is tuple:
-        return [to_plain(item, inner) for item, inner in zip(value, _item_kinds(kind, len(value)), strict=True)]
-    return float(value) if kind is float else value
+def to_plain(record: Any) -> Any:
+    """Turn a dataclass instance into dicts, lists, strings and numbers (floats as its annotations say)."""
+    kind: Any = type(record)
+    return json.loads(json.dumps(msgspec.to_builtins(msgspec.convert(record, _twin(kind), from_attributes=True))))
 
 
-def from_plain(kind: type[T], value: Any, where: str = "") -> T:
+def from_plain(kind: type[T], value: Any) -> T:
     """Build the dataclass `kind` from what `to_plain` made of it.
-
-    Args:
-        kind: a dataclass whose fields are int, float, str, Literal, tuple or further such dataclasses.
-        value: the parsed JSON.
-        where: dotted path of `value`, for the messages.
 
     Raises:
         ConfigError: a field is missing, unknown, or of another type; names the field.
+        LFIError: as the dataclasses raise it.
     """
-    built: T = _build(kind, value, where)
-    return built
+    read_as(_twin(kind), value, "", error=ConfigError)  # type: ignore[arg-type] # classes are hashable
+    return read_as(kind, value, "", error=ConfigError)
 
 
 def plain_differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     """List, one line a field, where two plain values differ: `"teacher.tag: 'a' != 'b'"`."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        lines = []
-        for name in sorted(ours.keys() | theirs.keys()):
-            path = f"{where}.{name}" if where else name
-            lines += plain_differences(ours.get(name), theirs.get(name), path)
-        return lines
+        names = sorted(ours.keys() | theirs.keys())
+        return [line for n in names for line in plain_differences(ours.get(n), theirs.get(n), _below(where, n))]
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        lines = [
-            line
-            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
-            for line in plain_differences(a, b, f"{where}[{i}]")
-        ]
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        lines = [line for i, (a, b) in pairs for line in plain_differences(a, b, f"{where}[{i}]")]
         return lines if len(lines) <= 4 else [*lines[:4], f"{where}: and {len(lines) - 4} more items differ"]
     return [] if ours == theirs else [f"{where}: {plain_short(ours)} != {plain_short(theirs)}"]
 
@@ -71,195 +101,67 @@ def plain_short(value: Any) -> str:
     """Show a plain value in a message, whatever its size."""
     if isinstance(value, list) and len(value) > 8:
         return f"{len(value)} items"
-    text = repr(value)
+    try:
+        text = "nothing" if value is msgspec.UNSET else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+        return f"a large {type(value).__name__}"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _item_kinds(kind: Any, count: int) -> tuple[Any, ...]:
-    arguments = get_args(kind)
-    return (arguments[0],) * count if arguments[-1] is Ellipsis else arguments
+def _below(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
-def _check(kind: Any, value: Any, where: str) -> None:
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        if value not in choices:
-            raise ConfigError(f"{where} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-    elif get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            raise ConfigError(f"{where} must be a tuple, got {type(value).__name__}.")
-        kinds = _item_kinds(kind, len(value))
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where} must have {len(kinds)} items, got {len(value)}.")
-        for i, (inner, item) in enumerate(zip(kinds, value, strict=True)):
-            _check(inner, item, f"{where}[{i}]")
-    else:
-        allowed = (int, float) if kind is float else (kind,)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{where} must be {kind.__name__}, got {plain_short(value)}.")
+@cache
+def _twin(kind: Any) -> Any:
+    """The same type with a Struct for each dataclass, which has no defaults and refuses fields that it does not know."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        fields = [(name, _twin(inner)) for name, inner in get_type_hints(kind).items()]
+        return msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True)
+    return tuple[tuple(map(_twin, get_args(kind)))] if get_origin(kind) is tuple else kind  # type: ignore[misc]
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where or 'the record'} must be an object, got {plain_short(value)}.")
-        hints = get_type_hints(kind)
-        prefix = f"{where}." if where else ""
-        for name in value.keys() - hints.keys():
-            raise ConfigError(f"unknown field {prefix}{name}.")
-        for name in hints:
-            if name not in value:
-                raise ConfigError(f"missing field {prefix}{name}.")
-        fields = {name: _build(inner, value[name], f"{prefix}{name}") for name, inner in hints.items()}
-        return kind(**fields)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, got {plain_short(value)}.")
-        kinds = _item_kinds(kind, len(value))
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where} must have {len(kinds)} items, got {len(value)}.")
-        pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(_build(inner, item, f"{where}[{i}]") for i, (inner, item) in pairs)
-    _check(kind, value, where)
-    try:
-        return float(value) if kind is float else value
-    except OverflowError as error:  # JSON knows no largest integer
-        raise ConfigError(f"{where} must be a number that a float can hold, got {plain_short(value)}.") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """A JSON object, where it came from, and the way down to it.
-
-    Attributes:
-        origin: what to name in an error, a path or a path with a line number.
-        values: the parsed object.
-        prefix: the dotted way to this object inside the file, "" at its top.
-    """
-
-    origin: str
-    values: Mapping[str, Any]
-    prefix: str = ""
-
-    @classmethod
-    def parse(cls, text: str, origin: str) -> Fields:
-        """Parse one JSON object.
-
-        Raises:
-            RunError: `text` is not JSON, or not an object.
-        """
-        values = parse_json(text, origin, error=RunError)
-        if not isinstance(values, dict):
-            raise RunError(f"{origin} must hold a JSON object, got {type(values).__name__}.")
-        return cls(origin, values)
-
-    @classmethod
-    def read(cls, path: Path) -> Fields:
-        """Read one JSON file.
-
-        Raises:
-            RunError: the file cannot be read or is not a JSON object.
-        """
-        return cls.parse(read_text(path), str(path))
-
-    def wrong(self, name: str, wanted: str) -> RunError:
-        """The error to raise for a field that is missing or of the wrong type."""
-        shown = repr(self.values[name])[:80] if name in self.values else "nothing"
-        return RunError(f"{self.origin}: field {self.prefix + name!r} must be {wanted}, got {shown}.")
-
-    def text(self, name: str) -> str:
-        """A string."""
-        value = self.values.get(name)
-        if not isinstance(value, str):
-            raise self.wrong(name, "a string")
-        return value
-
-    def text_or(self, name: str, default: str) -> str:
-        """A string; `default` where the field is missing or null."""
-        return default if self.values.get(name) is None else self.text(name)
-
-    def integer(self, name: str) -> int:
-        """A whole number of at least 0."""
-        value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.wrong(name, "a whole number of at least 0")
-        return value
-
-    def number(self, name: str) -> float:
-        """A number; NaN and infinities pass, because a run may well have diverged."""
-        value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(name, "a number")
+def _refused(kind: Any, value: Any, where: str) -> tuple[str, str, Any]:
+    """Return the way to what msgspec refuses, what must be there and what is."""
+    for place, inner, part in _parts(_bare(kind), value, where):
         try:
-            return float(value)
-        except OverflowError as error:  # JSON knows no largest integer
-            raise self.wrong(name, "a number that a float can hold") from error
-
-    def number_or_none(self, name: str) -> float | None:
-        """A number; None where the field is missing or null."""
-        return None if self.values.get(name) is None else self.number(name)
-
-    def share(self, name: str) -> float:
-        """A number in [0, 1]."""
-        value = self.number(name)
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise self.wrong(name, "a number in [0, 1]")
-        return value
-
-    def share_or_none(self, name: str) -> float | None:
-        """A number in [0, 1]; None where the field is missing or null."""
-        return None if self.values.get(name) is None else self.share(name)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings."""
-        value = self.values.get(name)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.wrong(name, "a list of strings")
-        return tuple(value)
-
-    def child(self, name: str) -> Fields:
-        """An object inside this one."""
-        value = self.values.get(name)
-        if not isinstance(value, dict):
-            raise self.wrong(name, "an object")
-        return Fields(self.origin, value, f"{self.prefix}{name}.")
-
-    def child_or_none(self, name: str) -> Fields | None:
-        """An object inside this one; None where the field is missing or null."""
-        return None if self.values.get(name) is None else self.child(name)
-
-    def children(self, name: str) -> tuple[Fields, ...]:
-        """A list of objects."""
-        value = self.values.get(name)
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.wrong(name, "a list of objects")
-        return tuple(Fields(self.origin, item, f"{self.prefix}{name}[{i}].") for i, item in enumerate(value))
-
-    def verdicts(self, name: str, length: int) -> tuple[bool | None, ...]:
-        """A list of `length` entries, each true, false or null."""
-        return self._verdicts(name, self.values.get(name), length)
-
-    def verdict_rows(self, name: str, length: int) -> tuple[tuple[bool | None, ...], ...]:
-        """A list of rows of `length` entries, each true, false or null; empty where missing or null."""
-        value = self.values.get(name) or []
-        if not isinstance(value, list):
-            raise self.wrong(name, "a list of lists")
-        return tuple(self._verdicts(name, row, length) for row in value)
-
-    def _verdicts(self, name: str, value: object, length: int) -> tuple[bool | None, ...]:
-        right = isinstance(value, list) and len(value) == length
-        if not right or not all(item is None or isinstance(item, bool) for item in value):  # type: ignore[attr-defined]
-            raise self.wrong(name, f"true, false or null for each of {length} words")
-        return tuple(value)  # type: ignore[arg-type]
+            msgspec.convert(part, inner, strict=True)
+        except _REFUSALS:
+            return _refused(inner, part, place)
+    return where, _wanted(kind), value
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file of a run, and compare it with its checksum where the run is finished.
+def _parts(kind: Any, value: Any, where: str) -> list[tuple[str, Any, Any]]:
+    """Ways, types and values of the items or fields of a value; UNSET where a field is missing."""
+    origin, within = get_origin(kind), get_args(kind)
+    if isinstance(value, list | tuple) and origin is tuple:
+        kinds = within[:1] * len(value) if within[-1] is ... else within
+        return [(f"{where}[{i}]", *part) for i, part in enumerate(zip(kinds, value, strict=False))]
+    if isinstance(value, dict) and origin in (dict, Mapping):
+        return [(_below(where, name), within[1], inner) for name, inner in value.items()]
+    if not isinstance(value, dict) or not (is_dataclass(kind) or hasattr(kind, "__struct_fields__")):
+        return []
+    known, hints = cast(Any, msgspec.inspect.type_info(kind)), get_type_hints(kind, include_extras=True)
+    fields = {each.encode_name: hints[each.name] for each in known.fields if each.required or each.encode_name in value}
+    if getattr(known, "forbid_unknown_fields", False):
+        fields |= dict.fromkeys(value.keys() - fields.keys(), EllipsisType)
+    return [(_below(where, name), inner, value.get(name, msgspec.UNSET)) for name, inner in fields.items()]
 
-    Raises:
-        RunError: it cannot be read, or is damaged.
-    """
-    try:
-        return read_checked(path).decode()
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} must be readable UTF-8, got: {error}.") from error
+
+def _bare(kind: Any) -> Any:
+    """A type without its bounds and without None."""
+    return _bare(get_args(kind)[0]) if get_origin(kind) in (Annotated, Union, UnionType) else kind
+
+
+def _wanted(kind: Any) -> str:
+    """What a value of a type must be, in words."""
+    origin, within = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return str(kind.__metadata__[0].description)
+    if origin in (Union, UnionType):
+        return _wanted(within[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, within))}"
+    if origin is tuple:
+        return "a list" if within[-1] is ... else f"{len(within)} values"
+    return _WORDS.get(kind, f"an object ({kind.__name__})" if hasattr(kind, "__dataclass_fields__") else "an object")

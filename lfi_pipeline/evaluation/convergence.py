@@ -61,7 +61,7 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
         RunError: a run cannot be read.
     """
     began = time.monotonic()
-    own = config_fields(run).values
+    own = config_fields(run)
     score = config.score or main_score(str(own.get("task")))
     if score is None:
         raise ConfigError(f"{run} has no task and so no validation score to compare: it cannot converge to one.")
@@ -120,8 +120,7 @@ def _read(run: Path, score: str) -> _Trained:
             f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
-    summary = summary_fields(run)
-    return _Trained(run, config_fields(run).values, curve, summary.values if summary is not None else {})
+    return _Trained(run, config_fields(run), curve, summary_fields(run) or {})
 
 
 def _require_comparable(trained: _Trained, reference: _Trained) -> None:

@@ -63,6 +63,13 @@ EVALUATION = "evaluation"
 """Directory below a run."""
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON knows no largest integer
+        return False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProtocolResult:
     """One protocol's outcome for one run.
@@ -87,7 +94,7 @@ class ProtocolResult:
         for name, value in self.scores.items():
             if name not in {measure.name for measure in MEASURES[self.protocol]}:
                 raise UnknownNameError(f"measure of {self.protocol}", name, [m.name for m in MEASURES[self.protocol]])
-            if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
+            if value is not None and (isinstance(value, bool) or not _is_finite(value)):
                 raise ValueError(f"{self.protocol}: {name} must be a finite number or None, got {value!r}.")
 
     @property

@@ -1,4 +1,4 @@
-"""Find run directories, and load what training and evaluation left in them, as frozen dataclasses.
+"""Find run directories, and load what training and evaluation left in them, as frozen records.
 
 `config.json` and `metrics.jsonl` must be there. `summary.json` is missing when a run was stopped, results of evaluation
 and the gallery when it was not evaluated. What is there and wrong is a `RunError`.
@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lfi_pipeline.core.errors import RunError
-from lfi_pipeline.core.schema import Fields
-from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, latest_results
-from lfi_pipeline.training.run_dir import TRAINED, config_fields, is_run, read_metrics, summary_fields
+from lfi_pipeline.core.schema import Count, Share, read_as, wrong
+from lfi_pipeline.evaluation.protocols import EVALUATION, latest_results
+from lfi_pipeline.training.run_dir import (
+    CONFIG,
+    SUMMARY,
+    TRAINED,
+    config_fields,
+    is_run,
+    read_json,
+    read_metrics,
+    summary_fields,
+)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -58,76 +68,83 @@ def _expanded(path: Path) -> list[Path]:
     return matches
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
+_INSIDE = {name: f"dataset.{name}" for name in ("split", "train_samples", "val_samples")} | {"dataset": "dataset.name"}
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, rename=_INSIDE | {"fingerprint": "targets_fingerprint"}):
     """The part of `config.json` that the report reasons about; `raw` is all of it."""
 
     name: str
     student: str
     objective: str
-    maps: str
-    state: str
-    seed: int
-    epochs: int
-    batch_size: int
+    maps: str = "teacher"
+    state: str = "persistent"
+    seed: Count
+    epochs: Count
+    batch_size: Count
     learning_rate: float
-    lambda_int: float | None
-    image_size: int
+    lambda_int: float | None = None
+    image_size: Count
     hold_out: tuple[str, ...]
-    targets: str
-    fingerprint: str
-    teacher: str
-    kind: str
+    targets: str = ""
+    fingerprint: str = ""
+    teacher: str = ""
+    kind: str = ""
     dataset: str
-    split: str
-    train_samples: int
-    val_samples: int
-    command: str
+    split: str = ""
+    train_samples: Count
+    val_samples: Count
+    command: str = ""
     raw: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainPoint:
+class TrainPoint(msgspec.Struct, frozen=True, kw_only=True, rename={"interaction_loss": "lfi_loss"}):
     """One logged training step; a loss that the objective does not have is None."""
 
-    step: int
+    step: Count
     loss: float
-    task_loss: float | None
-    interaction_loss: float | None
-    step_ms: float | None
+    task_loss: float | None = None
+    interaction_loss: float | None = None
+    step_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ValPoint:
+class _Means:
+    map_seen: Share | None = None
+    map_heldout: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValPoint(_Means):
     """One evaluation during training; mAP in [0, 1]."""
 
-    step: int
-    map_seen: float | None
-    map_heldout: float | None
+    step: Count
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+_PARAMETERS = {name: f"parameters.{name}" for name in ("backbone", "head", "queries", "kept_queries", "terms")}
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, rename=_PARAMETERS):
     """What a finished run says of itself: steps, seconds, median step time, parameter counts."""
 
-    steps: int
+    steps: Count
     seconds: float
     step_ms: float
-    backbone: int
-    head: int
-    queries: int
-    kept_queries: int
-    terms: int
+    backbone: Count
+    head: Count
+    queries: Count
+    kept_queries: Count
+    terms: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tap:
     """How well the maps at one depth point: shares in [0, 1]."""
 
-    index: int
-    depth: float
-    pointing: float
-    mass_in_mask: float
+    index: Count
+    depth: Share
+    pointing: Share
+    mass_in_mask: Share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,107 +251,84 @@ def load_run(path: Path) -> Run:
     metrics, summary = read_metrics(path), summary_fields(path)
     return Run(
         path=path,
-        config=_config(config_fields(path)),
-        train=tuple(_train_point(event) for event in metrics.train),
-        validation=tuple(
-            ValPoint(
-                step=event.integer("step"),
-                map_seen=event.share_or_none("map_seen"),
-                map_heldout=event.share_or_none("map_heldout"),
-            )
-            for event in metrics.validation
-        ),
-        summary=_summary(summary) if summary is not None else None,
+        config=_config(path),
+        train=tuple(read_as(TrainPoint, event.values, event.origin) for event in metrics.train),
+        validation=tuple(read_as(ValPoint, event.values, event.origin) for event in metrics.validation),
+        summary=None if summary is None else read_as(Summary, _dotted(summary), str(path / SUMMARY)),
         scores=_scores(path),
         gallery=load_samples(path) if (path / "gallery.json").is_file() else (),
     )
 
 
-def _config(fields: Fields) -> RunConfig:
-    dataset = fields.child("dataset")
-    teacher = fields.child_or_none("teacher")
-    return RunConfig(
-        name=fields.text("name"),
-        student=fields.text("student"),
-        objective=fields.text("objective"),
-        maps=fields.text_or("maps", "teacher"),
-        state=fields.text_or("state", "persistent"),
-        seed=fields.integer("seed"),
-        epochs=fields.integer("epochs"),
-        batch_size=fields.integer("batch_size"),
-        learning_rate=fields.number("learning_rate"),
-        lambda_int=fields.number_or_none("lambda_int"),
-        image_size=fields.integer("image_size"),
-        hold_out=fields.texts("hold_out"),
-        targets=fields.text_or("targets", ""),
-        fingerprint=fields.text_or("targets_fingerprint", ""),
-        teacher=" ".join([teacher.text("name"), teacher.text_or("tag", "")]).strip() if teacher else "",
-        kind=fields.text_or("kind", ""),
-        dataset=dataset.text("name"),
-        split=dataset.text_or("split", ""),
-        train_samples=dataset.integer("train_samples"),
-        val_samples=dataset.integer("val_samples"),
-        command=fields.text_or("command", ""),
-        raw=fields.values,
-    )
+class _Teacher(msgspec.Struct):
+    name: str
+    tag: str | None = None
 
 
-def _train_point(event: Fields) -> TrainPoint:
-    return TrainPoint(
-        step=event.integer("step"),
-        loss=event.number("loss"),
-        task_loss=event.number_or_none("task_loss"),
-        interaction_loss=event.number_or_none("lfi_loss"),
-        step_ms=event.number_or_none("step_ms"),
-    )
+def _config(run: Path) -> RunConfig:
+    fields, origin = config_fields(run), str(run / CONFIG)
+    recorded = {name: value for name, value in _dotted(fields).items() if value is not None} | {"raw": fields}
+    if "teacher" in recorded:
+        teacher = read_as(_Teacher, fields["teacher"], origin, "teacher")
+        recorded["teacher"] = " ".join([teacher.name, teacher.tag or ""]).strip()
+    return read_as(RunConfig, recorded, origin)
 
 
-def _summary(fields: Fields) -> Summary:
-    parameters = fields.child("parameters")
-    return Summary(
-        steps=fields.integer("steps"),
-        seconds=fields.number("seconds"),
-        step_ms=fields.number("step_ms"),
-        backbone=parameters.integer("backbone"),
-        head=parameters.integer("head"),
-        queries=parameters.integer("queries"),
-        kept_queries=parameters.integer("kept_queries"),
-        terms=parameters.integer("terms"),
-    )
+def _dotted(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields, and those of objects within them by their ways."""
+    objects = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    return fields | {f"{name}.{inner}": value for name, each in objects.items() for inner, value in each.items()}
+
+
+class _Domains(msgspec.Struct):
+    map_per_domain: dict[str, Share | None] | None = None
+
+
+class _Pointing(msgspec.Struct):
+    pointing: Share
+    mass_in_mask: Share
+
+
+class _Localisation(msgspec.Struct):
+    taps: tuple[Tap, ...]
+    teacher: _Pointing | None = None
+    area: Share | None = None
 
 
 def _scores(run: Path) -> Scores | None:
     latest = latest_results(run)
-    classified, grounded = (_fields(run, latest.get(name)) for name in ("classification", "grounding"))
+    classified, grounded = latest.get("classification"), latest.get("grounding")
     if classified is None and grounded is None:
         return None
-    scores = classified.child("scores") if classified else None
-    details = classified.child("details") if classified else None
-    domains = details.child_or_none("map_per_domain") if details else None
-    localisation = grounded.child("details") if grounded else None
-    teacher = localisation.child_or_none("teacher") if localisation else None
+    means, domains, maps = _Means(), _Domains(), _Localisation(taps=())
+    if classified is not None:
+        origin = str(run / EVALUATION / classified.file_name)
+        means = read_as(_Means, classified.scores, origin, "scores")
+        domains = read_as(_Domains, classified.details, origin, "details")
+    if grounded is not None:
+        maps = read_as(_Localisation, grounded.details, str(run / EVALUATION / grounded.file_name), "details")
     return Scores(
-        map_seen=scores.share_or_none("map_seen") if scores else None,
-        map_heldout=scores.share_or_none("map_heldout") if scores else None,
-        map_per_domain={name: domains.share_or_none(name) for name in domains.values} if domains else {},
-        taps=tuple(_tap(tap) for tap in localisation.children("taps")) if localisation else (),
-        teacher_pointing=teacher.share("pointing") if teacher else None,
-        teacher_mass=teacher.share("mass_in_mask") if teacher else None,
-        area=localisation.share_or_none("area") if localisation else None,
+        map_seen=means.map_seen,
+        map_heldout=means.map_heldout,
+        map_per_domain=domains.map_per_domain or {},
+        taps=maps.taps,
+        teacher_pointing=maps.teacher.pointing if maps.teacher else None,
+        teacher_mass=maps.teacher.mass_in_mask if maps.teacher else None,
+        area=maps.area,
     )
 
 
-def _fields(run: Path, result: ProtocolResult | None) -> Fields | None:
-    return Fields(str(run / EVALUATION / result.file_name), asdict(result)) if result is not None else None
+_Verdicts = tuple[Annotated[bool | None, msgspec.Meta(description="true, false or null")], ...]
 
 
-def _tap(fields: Fields) -> Tap:
-    return Tap(
-        index=fields.integer("index"),
-        depth=fields.share("depth"),
-        pointing=fields.share("pointing"),
-        mass_in_mask=fields.share("mass_in_mask"),
-    )
+class _Sample(msgspec.Struct):
+    words: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, description="a list of at least one word")]
+    key: str
+    caption: str
+    teacher_correct: _Verdicts
+    student_correct: tuple[_Verdicts, ...] | None = None
+    cam_correct: _Verdicts | None = None
+    domain: str | None = None
 
 
 def load_samples(path: Path) -> tuple[GallerySample, ...]:
@@ -359,35 +353,39 @@ def load_samples(path: Path) -> tuple[GallerySample, ...]:
             raise RunError(f"{source}: tensor {name!r} must have shape {list(shape)}, got {got}.")
         return array
 
-    samples = []
-    for i, fields in enumerate(Fields.read(path / "gallery.json").children("samples")):
-        words = fields.texts("words")
-        if not words:
-            raise fields.wrong("words", "a list of at least one word")
-        student_correct = fields.verdict_rows("student_correct", len(words))
-        student = None
+    samples, origin = [], str(path / "gallery.json")
+    listed = read_json(path / "gallery.json").get("samples")
+    for i, sample in enumerate(read_as(tuple[_Sample, ...], listed, origin, "samples")):
+        words, student_correct, cam_correct = sample.words, sample.student_correct or (), sample.cam_correct or ()
+        rows = {"teacher_correct": sample.teacher_correct}
+        rows |= {f"student_correct[{tap}]": row for tap, row in enumerate(student_correct)}
+        rows |= {"cam_correct": cam_correct} if f"cam_{i}" in tensors else {}
+        for name, row in rows.items():
+            if len(row) != len(words):
+                wanted = f"true, false or null for each of {len(words)} words"
+                raise wrong(origin, f"samples[{i}].{name}", wanted, list(row))
+        student = cam = None
         if f"student_{i}" in tensors:
             shape = (len(student_correct) or None, len(words), None, None)
             student = take(f"student_{i}", np.floating, shape).astype(np.float32)
-        cam, cam_correct = None, fields.verdicts("cam_correct", len(words)) if f"cam_{i}" in tensors else ()
         if f"cam_{i}" in tensors:
             cam = take(f"cam_{i}", np.floating, (len(words), None, None)).astype(np.float32)
         samples.append(
             GallerySample(
-                key=fields.text("key"),
-                caption=fields.text("caption"),
-                domain=fields.text_or("domain", ""),
+                key=sample.key,
+                caption=sample.caption,
+                domain=sample.domain or "",
                 words=words,
                 image=take(f"image_{i}", np.uint8, (None, None, 3)),
                 teacher=take(f"teacher_{i}", np.floating, (len(words), None, None)).astype(np.float32),
                 student=student,
-                teacher_correct=fields.verdicts("teacher_correct", len(words)),
+                teacher_correct=sample.teacher_correct,
                 student_correct=student_correct if student is not None else (),
                 cam=cam,
                 # A class map of nothing points nowhere.
-                cam_correct=tuple(
-                    mark if cam is not None and cam[word].any() else None for word, mark in enumerate(cam_correct)
-                ),
+                cam_correct=()
+                if cam is None
+                else tuple(mark if each.any() else None for each, mark in zip(cam, cam_correct, strict=True)),
             )
         )
     return tuple(samples)

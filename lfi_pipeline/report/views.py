@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.options import flatten
+from lfi_pipeline.core.schema import read_as
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table
-from lfi_pipeline.training.run_dir import SUMMARY, config_fields, recorded_config, summary_fields
+from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, config_fields, recorded_config, summary_fields
 
 CROSS_DOMAIN = "cross-domain"
 _SEED = "seed"
@@ -102,12 +103,12 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     differing = [name for name in names if name != _SEED and len({_key(each[name]) for each in settings.values()}) > 1]
     rows = []
     for run in sorted(finished, key=lambda run: settings[run][_SEED]):
-        summary = summary_fields(run)
-        assert summary is not None  # finished runs have one
+        summary = summary_fields(run) or {}
+        scored = read_as(dict[str, float | None], {n: summary.get(n) for n in HEAD_SCORES}, str(run / SUMMARY))
         label, seed = _key([settings[run][name] for name in differing]), settings[run][_SEED]
         rows += [
-            Row(label=label, seed=seed, run=run, protocol=TRAINING, measure=name, value=summary.number_or_none(name))
-            for name in HEAD_SCORES
+            Row(label=label, seed=seed, run=run, protocol=TRAINING, measure=name, value=value)
+            for name, value in scored.items()
         ]
     table = Table(tuple(rows))
     scores, of_label = aggregate(table, "label", "measure"), table.split("label")
@@ -130,7 +131,8 @@ def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
     flat = flatten(recorded_config(run))
     path = Path(flat["targets"])
-    fingerprint = config_fields(run).text_or("targets_fingerprint", str(path))
+    recorded = config_fields(run).get("targets_fingerprint")
+    fingerprint = str(path) if recorded is None else read_as(str, recorded, str(run / CONFIG), "targets_fingerprint")
     flat["targets"] = caches.setdefault(fingerprint, f"{path.name} {fingerprint[:8]}")
     del flat["data_root"]
     return flat

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from lfi_pipeline.core.errors import ConfigError, RunError, StudyError
 from lfi_pipeline.core.io import write_atomic
 from lfi_pipeline.core.options import DEVICE, Option, check
-from lfi_pipeline.core.schema import Fields
+from lfi_pipeline.core.parse import parse_json, read_checked
+from lfi_pipeline.core.schema import Count, read_as, wrong
 
 INTERACTION, GRADCAM, AUTO = "interaction", "gradcam", "auto"
 KINDS = (AUTO, INTERACTION, GRADCAM)
@@ -78,7 +81,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaterAnswers:
-    """All answers of one rater, in the order given."""
+    """All answers of one rater, in the order pressed."""
 
     rater: str
     path: Path
@@ -112,58 +115,76 @@ def read_answers(paths: Sequence[Path], key: StudyKey) -> list[RaterAnswers]:
     return raters
 
 
+class _Form(msgspec.Struct):
+    format: str
+    version: Count
+
+
+class _Sheet(msgspec.Struct):
+    study: str
+    rater: str
+    answers: Annotated[tuple[Any, ...], msgspec.Meta(min_length=1, description="a list of at least one answer")]
+
+
+class _Named(msgspec.Struct):
+    item: str
+
+
+class _Pressed(msgspec.Struct):
+    showing: Literal[1, 2]
+    answer: Literal["left", "right", "none"]
+    x_side: Literal["left", "right"]
+    ms: Annotated[
+        float, msgspec.Meta(ge=0, lt=LONGEST_ANSWER, description="a number of at least 0 and less than a day")
+    ]
+
+
+def _read_form(path: Path, form: str, version: int) -> Any:
+    values = parse_json(read_checked(path), str(path), error=RunError)
+    head = read_as(_Form, values, str(path))
+    if (head.format, head.version) != (form, version):
+        raise StudyError(f"{path} must be a {form} of version {version}, got {head.format!r}, {head.version}.")
+    return values
+
+
 def _read(path: Path, key: StudyKey) -> RaterAnswers:
-    fields = Fields.read(path)
-    kind = (fields.text("format"), fields.integer("version"))
-    if kind != (FORMAT, VERSION):
-        raise StudyError(f"{path} must be a {FORMAT} of version {VERSION}, got {kind[0]!r}, {kind[1]}.")
-    if fields.text("study") != key.study:
+    sheet = read_as(_Sheet, _read_form(path, FORMAT, VERSION), str(path))
+    if sheet.study != key.study:
         raise StudyError(
-            f"{path} holds answers to study {fields.text('study')!r}; the key is of study {key.study!r}. Give the key "
-            "that was made with this rater's page."
+            f"{path} holds answers to study {sheet.study!r}; the key is of study {key.study!r}. Give the key that was "
+            "made with this rater's page."
         )
-    rater = fields.text("rater").strip()
+    rater = sheet.rater.strip()
     if not rater or len(rater) > LONGEST_RATER or not rater.isprintable():
-        raise fields.wrong("rater", f"a name or code of 1 to {LONGEST_RATER} printable characters")
+        wanted = f"a name or code of 1 to {LONGEST_RATER} printable characters"
+        raise wrong(str(path), "rater", wanted, sheet.rater)
     items = {item.id: item for item in key.items}
-    answers = [_answer(each, items) for each in fields.children("answers")]
-    if not answers:
-        raise fields.wrong("answers", "a list of at least one answer")
+    answers = []
     places: dict[tuple[str, int], str] = {}  # of map x
-    for answer, each in zip(answers, fields.children("answers"), strict=True):
-        name, side = answer.item.id, each.text("x_side")
+    for i, values in enumerate(sheet.answers):
+        answer, x_side = _answer(values, str(path), f"answers[{i}]", items)
+        name = answer.item.id
         if (name, answer.showing) in places:
             raise StudyError(f"{path}: item {name!r} is answered twice (showing {answer.showing}).")
-        if places.get((name, 3 - answer.showing)) == side:
+        if places.get((name, 3 - answer.showing)) == x_side:
             raise StudyError(f"{path}: item {name!r} has its maps on the same sides in both showings.")
-        places[name, answer.showing] = side
+        places[name, answer.showing] = x_side
+        answers.append(answer)
     return RaterAnswers(rater=rater, path=path, answers=tuple(answers))
 
 
-def _answer(fields: Fields, items: dict[str, KeyItem]) -> Answer:
-    item = items.get(fields.text("item"))
+def _answer(values: Any, origin: str, where: str, items: dict[str, KeyItem]) -> tuple[Answer, str]:
+    """Return one answer, and on which side map x stood."""
+    name = read_as(_Named, values, origin, where).item
+    item = items.get(name)
     if item is None:
-        raise fields.wrong("item", f"one of the {len(items)} items of this study")
-
-    def wrong(name: str, wanted: str) -> StudyError:
-        return StudyError(str(fields.wrong(name, f"{wanted} (item {item.id!r})")))
-
-    showing, side, x_side = (fields.values.get(name) for name in ("showing", "answer", "x_side"))
-    if isinstance(showing, bool) or showing not in ((1, 2) if item.repeated else (1,)):
-        raise wrong("showing", "1 or 2" if item.repeated else "1, since this item is shown once")
-    if side not in (*SIDES, TIE):
-        raise wrong("answer", "left, right or none")
-    if x_side not in SIDES:
-        raise wrong("x_side", "left or right")
-    milliseconds = fields.values.get("ms")
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
-        raise wrong("ms", "a number")
-    if not 0 <= milliseconds < LONGEST_ANSWER:
-        raise wrong("ms", "at least 0 and less than a day")
-    chosen = TIE if side == TIE else item.of("x" if side == x_side else "y")
-    return Answer(
-        item=item, showing=2 if showing == 2 else 1, side=side, chosen=chosen, milliseconds=float(milliseconds)
-    )
+        raise wrong(origin, f"{where}.item", f"one of the {len(items)} items of this study", name)
+    pressed = read_as(_Pressed, values, f"{origin}, item {name!r}", where)
+    if pressed.showing == 2 and not item.repeated:
+        raise wrong(f"{origin}, item {name!r}", f"{where}.showing", "1, since this item is shown once", 2)
+    chosen = TIE if pressed.answer == TIE else item.of("x" if pressed.answer == pressed.x_side else "y")
+    answer = Answer(item=item, showing=pressed.showing, side=pressed.answer, chosen=chosen, milliseconds=pressed.ms)
+    return answer, pressed.x_side
 
 
 KEY_FORMAT, KEY_VERSION = "lfi-study-key", 1
@@ -229,8 +250,8 @@ class StudyKey:
     dataset: str
     split: str
     weights: str
-    seed: int
-    passed_over: Mapping[str, int]
+    seed: Count
+    passed_over: Mapping[str, Count]
     items: tuple[KeyItem, ...]
 
 
@@ -252,34 +273,13 @@ def read_key(path: Path) -> StudyKey:
         StudyError: not a key, or one with a wrong field; names it.
     """
     try:
-        fields = Fields.read(path)
-        kind = (fields.text("format"), fields.integer("version"))
-        if kind != (KEY_FORMAT, KEY_VERSION):
-            raise StudyError(f"{path} must be a {KEY_FORMAT} of version {KEY_VERSION}, got {kind[0]!r}, {kind[1]}.")
-        items = tuple(_item(item) for item in fields.children("items"))
-        passed_over = fields.child("passed_over")
-        key = StudyKey(
-            **{name: fields.text(name) for name in ("study", "a", "b", "maps", "dataset", "split", "weights")},
-            seed=fields.integer("seed"),
-            passed_over={name: passed_over.integer(name) for name in passed_over.values},
-            items=items,
-        )
+        key = read_as(StudyKey, _read_form(path, KEY_FORMAT, KEY_VERSION), str(path))
+        for i, item in enumerate(key.items):
+            if {item.x, item.y} not in (set(RUNS), set(CATCH)):
+                wanted = f"one of {', '.join((*RUNS, *CATCH))}, and y the other of its pair"
+                raise wrong(str(path), f"items[{i}].x", wanted, item.x)
     except RunError as error:
         raise StudyError(f"{error} Give the key that lfi study make wrote beside the page (`key`).") from error
-    if len({item.id for item in items}) != len(items) or not items:
+    if len({item.id for item in key.items}) != len(key.items) or not key.items:
         raise StudyError(f"{path} must list each item once, and at least one.")
     return key
-
-
-def _item(fields: Fields) -> KeyItem:
-    x, y = fields.text("x"), fields.text("y")
-    if {x, y} not in (set(RUNS), set(CATCH)):
-        raise fields.wrong("x", f"one of {', '.join((*RUNS, *CATCH))}, and y the other of its pair")
-    if not isinstance(fields.values.get("repeated"), bool):
-        raise fields.wrong("repeated", "true or false")
-    return KeyItem(
-        **{name: fields.text(name) for name in ("id", "sample", "word", "domain")},
-        x=x,
-        y=y,
-        repeated=fields.values["repeated"],
-    )

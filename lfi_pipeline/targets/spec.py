@@ -263,7 +263,7 @@ class TargetSpec:
 
     def to_plain(self) -> dict[str, Any]:
         """The spec as dicts, lists, strings and numbers; one of version 1 has the fields of version 1."""
-        plain: dict[str, Any] = to_plain(self, TargetSpec)
+        plain: dict[str, Any] = to_plain(self)
         if self.version == 1:
             del plain["maps"]
         if not self.text.vocabulary:  # a field that came later: a spec without it keeps its fingerprint
@@ -299,7 +299,7 @@ class TargetSpec:
             if plain["version"] == 1:
                 if "maps" in plain:
                     raise TargetsError("The spec cannot be read: unknown field maps in version 1.")
-                plain = plain | {"maps": to_plain(_maps_of_version_1(plain), MapSpec)}
+                plain = plain | {"maps": to_plain(_maps_of_version_1(plain))}
         if isinstance(plain, dict) and isinstance(plain.get("text"), dict):
             plain = plain | {"text": {"vocabulary": []} | plain["text"]}
         try:

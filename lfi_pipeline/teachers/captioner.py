@@ -340,7 +340,7 @@ def _source(teacher: Teacher, dataset: Dataset, vocabulary: Sequence[str]) -> di
     for sample in dataset.samples:
         listing.update(f"{sample.key}\n{sample.path}\n".encode())
     return {
-        "teacher": to_plain(teacher.identity, type(teacher.identity)),
+        "teacher": to_plain(teacher.identity),
         "dataset": [dataset.name, dataset.split, len(dataset)],
         "listing_sha256": listing.hexdigest(),
     } | ({"vocabulary": list(vocabulary)} if vocabulary else {})

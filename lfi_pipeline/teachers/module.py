@@ -12,7 +12,6 @@ lfi.extract("photos", teacher=Mine(), out="shards")
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import autocast, resolve_precision
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
+from lfi_pipeline.teachers.registry import state_sha256
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE
 from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
@@ -91,7 +91,7 @@ class ModuleTeacher:
         self.identity = TeacherSpec(
             name=f"{PREFIX}:{type(module).__qualname__}",
             tag="own",
-            weights_sha256=_state_sha256(module),
+            weights_sha256=state_sha256(module.state_dict()),
             family=PREFIX,
             precision=resolve_precision(precision, self._device),
         )
@@ -174,16 +174,18 @@ class ModuleTeacher:
         require_row(row, kind)
         chosen = require_images(len(texts), len(images), image_of)
         slots = max(1, *map(len, words), 1)
-        asked: list[list[str]] = [[] for _ in images]
+        requested: list[list[str]] = [[] for _ in images]
         for c, image in enumerate(chosen):
-            asked[image] += [each.text for each in words[c] if each is not None and each.text not in asked[image]]
+            requested[image] += [
+                each.text for each in words[c] if each is not None and each.text not in requested[image]
+            ]
         depths = [int(layer.name.rpartition(".")[2]) for layer in layers]
-        made = self._maps(images, asked)[:, depths].float() if any(asked) else None
+        made = self._maps(images, requested)[:, depths].float() if any(requested) else None
         mass = torch.zeros(len(texts), len(depths), slots, self.grid[0] * self.grid[1], device=images.device)
         for c, image in enumerate(chosen):
             for slot, word in enumerate(words[c]):
                 if word is not None and made is not None:
-                    mass[c, :, slot] = made[image, :, asked[image].index(word.text)].flatten(1)
+                    mass[c, :, slot] = made[image, :, requested[image].index(word.text)].flatten(1)
         embedding = self._embeddings("embed_images", images, len(images))
         return InteractionMaps(*normalised(mass, self.grid), embedding)
 
@@ -199,9 +201,9 @@ class ModuleTeacher:
         if kind != KIND:
             raise UnknownNameError("map kind", kind, self.kinds)
 
-    def _embeddings(self, method: str, given: Any, count: int) -> Tensor:
+    def _embeddings(self, method: str, inputs: Any, count: int) -> Tensor:
         with torch.no_grad(), autocast(self._device, self.precision):
-            embeddings = getattr(self.model, method)(given)
+            embeddings = getattr(self.model, method)(inputs)
         size = getattr(self, "embedding_dim", None)
         fits = isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) == count
         if not fits or (size is not None and embeddings.shape[1] != size) or not torch.isfinite(embeddings).all():
@@ -222,8 +224,8 @@ class ModuleTeacher:
         return maps
 
     def _wrong(self, method: str, wanted: str, value: Any) -> TeacherError:
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        return TeacherError(f"{type(self.model).__qualname__}.{method} must return {wanted}, and returned {found}.")
+        returned = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        return TeacherError(f"{type(self.model).__qualname__}.{method} must return {wanted}, and returned {returned}.")
 
 
 def _require_protocol(module: object) -> None:
@@ -240,10 +242,3 @@ def _require_protocol(module: object) -> None:
 def _channels(module: nn.Module, name: str, default: float) -> tuple[float, float, float]:
     red, green, blue = (float(each) for each in getattr(module, name, (default,) * 3))
     return red, green, blue
-
-
-def _state_sha256(module: nn.Module) -> str:
-    from lfi_pipeline.teachers.registry import state_sha256
-
-    digest = state_sha256(module.state_dict())
-    return hashlib.sha256(f"{type(module).__qualname__} {digest}".encode()).hexdigest()

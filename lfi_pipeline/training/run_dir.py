@@ -16,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError, RunError, RunLockedError
 from lfi_pipeline.core.io import clear_leftovers, is_leftover, write_atomic
 from lfi_pipeline.core.options import build, current_names, flatten, plain
 from lfi_pipeline.core.parse import parse_json, read_checked, write_recorded
-from lfi_pipeline.core.schema import Fields, read_text
+from lfi_pipeline.core.schema import Count, read_as
 from lfi_pipeline.training.config import TrainConfig
 
 
@@ -290,7 +292,7 @@ def _is_done(line: bytes, step: int, owes_epoch: bool) -> bool:
     return isinstance(done, int | float) and done <= step and not (owes_epoch and scored and done == step)
 
 
-# --- reading what training left: fields are checked when they are taken, by `core.schema.Fields` -------------
+# --- reading what training left: whoever takes fields checks them, by `core.schema.read_as` ------------------
 
 TRAINED = (CONFIG, METRICS)
 """Files that every run has from its first step on."""
@@ -301,17 +303,25 @@ def is_run(path: Path) -> bool:
     return all((path / name).is_file() for name in TRAINED)
 
 
-def config_fields(run: Path) -> Fields:
+def config_fields(run: Path) -> dict[str, Any]:
     """Read `config.json`. Raises RunError where it is missing, not JSON, or of a student that is not supported any more."""
-    fields = Fields.read(_required(run, CONFIG))
-    _refuse_slots(run, fields.values.get("settings"))
+    fields = read_json(_required(run, CONFIG))
+    _refuse_slots(run, fields.get("settings"))
     return fields
 
 
-def summary_fields(run: Path) -> Fields | None:
+def summary_fields(run: Path) -> dict[str, Any] | None:
     """Read `summary.json`, which only a finished run has; None without it. Raises RunError where it is damaged."""
-    path = run / SUMMARY
-    return Fields.read(path) if path.is_file() else None
+    return read_json(run / SUMMARY) if (run / SUMMARY).is_file() else None
+
+
+class Event(msgspec.Struct, frozen=True, rename={"kind": "event"}):
+    """One line of `metrics.jsonl`: all of its values, and from where they are."""
+
+    kind: str
+    step: Count
+    values: dict[str, Any]
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,13 +333,14 @@ class Metrics:
         validation: events of validations.
     """
 
-    train: tuple[Fields, ...]
-    validation: tuple[Fields, ...]
+    train: tuple[Event, ...]
+    validation: tuple[Event, ...]
 
     def curve(self, score: str) -> list[tuple[float, float]]:
         """Return (step, value) of a validation score, without the validations in which it is missing or not finite."""
-        values = ((event.integer("step"), event.number_or_none(score)) for event in self.validation)
-        return [(float(step), value) for step, value in values if value is not None and math.isfinite(value)]
+        scored = [event for event in self.validation if event.values.get(score) is not None]
+        values = [read_as(float, event.values[score], event.origin, score) for event in scored]
+        return [(float(event.step), v) for event, v in zip(scored, values, strict=True) if math.isfinite(v)]
 
 
 def read_metrics(run: Path) -> Metrics:
@@ -341,24 +352,25 @@ def read_metrics(run: Path) -> Metrics:
         RunError: the file is missing, or a line is not an event; names the line.
     """
     path = _required(run, METRICS)
-    train: list[Fields] = []
-    validation: list[Fields] = []
-    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+    train: list[Event] = []
+    validation: list[Event] = []
+    for number, line in enumerate(read_checked(path).split(b"\n")[:-1], start=1):
         if not line.strip():
             continue
-        fields = Fields.parse(line, f"{path}, line {number}")
-        event, step = fields.text("event"), fields.integer("step")
-        if event == "train":
-            _drop_from(train, step)
-        if event in ("train", "val"):
-            _drop_from(validation, step)
-            (train if event == "train" else validation).append(fields)
+        origin = f"{path}, line {number}"
+        values = read_as(dict[str, Any], parse_json(line, origin, error=RunError), origin)
+        event = read_as(Event, {**values, "values": values, "origin": origin}, origin)
+        if event.kind == "train":
+            _drop_from(train, event.step)
+        if event.kind in ("train", "val"):
+            _drop_from(validation, event.step)
+            (train if event.kind == "train" else validation).append(event)
     return Metrics(tuple(train), tuple(validation))
 
 
-def _drop_from(events: list[Fields], step: int) -> None:
+def _drop_from(events: list[Event], step: int) -> None:
     """Remove the events of `step` and later from the end of `events`."""
-    while events and events[-1].integer("step") >= step:
+    while events and events[-1].step >= step:
         events.pop()
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfi_pipeline.core.errors import ConfigError, RunError
 from lfi_pipeline.core.schema import (
-    Fields,
+    Count,
+    Share,
     check_types,
     from_plain,
     plain_differences,
     plain_short,
-    read_text,
+    read_as,
     to_plain,
 )
 
@@ -60,50 +61,61 @@ PLAIN: dict[str, Any] = {"name": "a", "share": 0.5, "on": True, "parts": [{"mode
 )
 def test_a_record_comes_back_from_its_json(record: Whole) -> None:
     check_types(record)
-    plain = json.loads(json.dumps(to_plain(record, Whole)))
+    plain = json.loads(json.dumps(to_plain(record)))
     assert isinstance(plain["share"], float)
     assert from_plain(Whole, plain) == record
 
 
 def test_plain_is_what_json_has() -> None:
     record = Whole(name="a", share=0.5, on=True, parts=(Part("fast", (1, 2.5)),))
-    assert to_plain(record, Whole) == PLAIN
+    assert to_plain(record) == PLAIN
     assert from_plain(Whole, PLAIN) == record
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"share": "much"}, r"top\.share must be float, got 'much'\."),
-        ({"share": True}, r"top\.share must be float, got True\."),
-        ({"on": 1}, r"top\.on must be bool, got 1\."),
-        ({"parts": {}}, r"top\.parts must be a list, got \{\}\."),
-        ({"parts": [3]}, r"top\.parts\[0\] must be an object, got 3\."),
-        ({"parts": [{"mode": "fast", "sides": [1]}]}, r"top\.parts\[0\]\.sides must have 2 items, got 1\."),
-        ({"parts": [{"mode": "fast", "sides": [1.5, 2]}]}, r"top\.parts\[0\]\.sides\[0\] must be int, got 1\.5\."),
-        ({"parts": [{"mode": "odd", "sides": [1, 2]}]}, r"parts\[0\]\.mode must be one of 'fast', 'slow', got 'odd'\."),
-        ({"parts": [{"mode": "fast"}]}, r"missing field top\.parts\[0\]\.sides\."),
-        ({"extra": 1}, r"unknown field top\.extra\."),
+        ({"share": "much"}, "'share' must be a number (float64), got 'much'."),
+        ({"share": True}, "'share' must be a number (float64), got True."),
+        ({"on": 1}, "'on' must be true or false, got 1."),
+        ({"parts": {}}, "'parts' must be a list, got {}."),
+        ({"parts": [3]}, "'parts[0]' must be an object, got 3."),
+        ({"parts": [{"mode": "fast", "sides": [1]}]}, "'parts[0].sides' must be 2 values, got [1]."),
+        ({"parts": [{"mode": "fast", "sides": [1.5, 2]}]}, "'parts[0].sides[0]' must be a whole number, got 1.5."),
+        ({"parts": [{"mode": "odd", "sides": [1, 2]}]}, "'parts[0].mode' must be one of 'fast', 'slow', got 'odd'."),
+        ({"parts": [{"mode": "fast"}]}, "'parts[0].sides' must be 2 values, got nothing."),
+        ({"parts": [{"sides": [1, 2]}]}, "'parts[0].mode' must be one of 'fast', 'slow', got nothing."),
+        ({"extra": None}, "'extra' must be left out (unknown field), got None."),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_by_its_way(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=f"{told}$"):
-        from_plain(Whole, PLAIN | change, "top")
+    with pytest.raises(ConfigError) as raised:
+        from_plain(Whole, PLAIN | change)
+    assert str(raised.value) == f"field {told}"
 
 
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        (Part("odd", (1, 2.0)), r"Part\.mode must be one of 'fast', 'slow', got 'odd'\."),  # type: ignore[arg-type]
-        (Part("fast", [1, 2.0]), r"Part\.sides must be a tuple, got list\."),  # type: ignore[arg-type]
-        (Part("fast", (1, 2.0, 3)), r"Part\.sides must have 2 items, got 3\."),  # type: ignore[arg-type]
-        (Part("fast", (True, 2.0)), r"Part\.sides\[0\] must be int, got True\."),
-        (Whole("a", 1, False, (3,)), r"Whole\.parts\[0\] must be Part, got 3\."),  # type: ignore[arg-type]
+        (Part("odd", (1, 2.0)), "Part: field 'mode' must be one of 'fast', 'slow', got 'odd'."),
+        (
+            Part("fast", [1, 2.0]),
+            "Part: field 'sides' must be of tuples and dataclasses, not lists and dicts, got [1, 2.0].",
+        ),
+        (Part("fast", (1, 2.0, 3)), "Part: field 'sides' must be 2 values, got (1, 2.0, 3)."),
+        (Part("fast", (True, 2.0)), "Part: field 'sides[0]' must be a whole number, got True."),
+        (Whole("a", 1, False, (3,)), "Whole: field 'parts[0]' must be an object (Part), got 3."),
+        (
+            Whole("a", 1, False, ({"mode": "fast", "sides": (1, 2.0)},)),
+            "Whole: field 'parts' must be of tuples and dataclasses, not lists and dicts, "
+            "got ({'mode': 'fast', 'sides': (1, 2.0)},).",
+        ),
     ],
 )
 def test_types_of_an_instance_are_checked(record: object, told: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{told}$"):
+    with pytest.raises(ConfigError) as raised:
         check_types(record)
+    assert str(raised.value) == told
 
 
 def test_differences_name_the_way_and_stop_after_four_items() -> None:
@@ -123,72 +135,74 @@ def test_differences_name_the_way_and_stop_after_four_items() -> None:
     assert len(plain_short("x" * 500)) == 120
 
 
-FIELDS = Fields.parse(
-    '{"text": "a", "null": null, "count": 3, "minus": -1, "yes": true, "rate": 0.25, "two": 2, "nan": NaN,'
-    ' "list": ["a", "b"], "mixed": ["a", 1], "rows": [[true, null], [false, true]],'
-    ' "inner": {"deep": {"count": "x"}, "many": [{}]}, "many": [{"count": 1}, {"count": -1}]}',
-    "metrics.json",
-)
+class Inner(msgspec.Struct, rename={"told": "said"}):
+    """What lies in a file of somebody else."""
+
+    many: tuple[Part, ...] = ()
+    told: str | None = None
+    count: Count = 0
 
 
-def test_fields_of_the_right_type_are_given() -> None:
-    assert (FIELDS.text("text"), FIELDS.text_or("null", "b"), FIELDS.text_or("absent", "c")) == ("a", "b", "c")
-    assert (FIELDS.integer("count"), FIELDS.number("count"), FIELDS.share("rate")) == (3, 3.0, 0.25)
-    assert isinstance(FIELDS.number("count"), float)
-    assert math.isnan(FIELDS.number("nan"))
-    assert (FIELDS.number_or_none("null"), FIELDS.share_or_none("absent"), FIELDS.child_or_none("null")) == (None,) * 3
-    assert FIELDS.texts("list") == ("a", "b")
-    assert FIELDS.verdict_rows("rows", 2) == ((True, None), (False, True))
-    assert FIELDS.verdict_rows("absent", 2) == ()
-    assert [each.prefix for each in FIELDS.children("many")] == ["many[0].", "many[1]."]
-    assert FIELDS.child("inner").children("many")[0].prefix == "inner.many[0]."
+class File(msgspec.Struct):
+    """A file of somebody else."""
+
+    name: str
+    share: Share | None = None
+    number: float | None = None
+    inner: Inner | None = None
+    shares: Mapping[str, Share | None] = {}
+    marks: Annotated[tuple[bool | None, ...], msgspec.Meta(min_length=2, description="two marks")] = (None, None)
+
+
+def test_what_somebody_else_wrote_is_read_as_declared() -> None:
+    file = read_as(File, {"name": "a", "number": 3, "inner": {"said": "b"}, "other": 1, "share": None}, "x.json")
+    assert (file.name, file.number, file.share, file.inner) == ("a", 3.0, None, Inner(told="b"))
+    assert isinstance(file.number, float)
+    assert math.isnan(read_as(float, math.nan, "x.json"))
+    assert read_as(tuple[Part, ...], [{"mode": "fast", "sides": [1, 2]}], "x.json") == (Part("fast", (1, 2.0)),)
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("change", "told"),
     [
-        (lambda: FIELDS.text("count"), "'count' must be a string, got 3."),
-        (lambda: FIELDS.text("absent"), "'absent' must be a string, got nothing."),
-        (lambda: FIELDS.integer("minus"), "'minus' must be a whole number of at least 0, got -1."),
-        (lambda: FIELDS.integer("yes"), "'yes' must be a whole number of at least 0, got True."),
-        (lambda: FIELDS.number("yes"), "'yes' must be a number, got True."),
-        (lambda: FIELDS.share("two"), "'two' must be a number in [0, 1], got 2."),
-        (lambda: FIELDS.share("nan"), "'nan' must be a number in [0, 1], got nan."),
-        (lambda: FIELDS.texts("mixed"), "'mixed' must be a list of strings, got ['a', 1]."),
-        (lambda: FIELDS.children("list"), "'list' must be a list of objects, got ['a', 'b']."),
+        ({"name": 3}, "'name' must be a string, got 3."),
+        ({"name": ...}, "'name' must be a string, got nothing."),
+        ({"share": True}, "'share' must be a number in [0, 1], got True."),
+        ({"share": 2}, "'share' must be a number in [0, 1], got 2."),
+        ({"share": math.nan}, "'share' must be a number in [0, 1], got nan."),
+        ({"number": "x" * 500}, f"'number' must be a number (float64), got '{'x' * 116}...."),
+        ({"number": 10**400}, f"'number' must be a number (float64), got 1{'0' * 116}...."),
+        ({"number": 10**5000}, "'number' must be a number (float64), got a large int."),
+        ({"inner": []}, "'inner' must be an object, got []."),
+        ({"inner": {"count": -1}}, "'inner.count' must be a whole number of at least 0 (int64), got -1."),
+        ({"inner": {"count": 10**30}}, f"'inner.count' must be a whole number of at least 0 (int64), got {10**30}."),
+        ({"inner": {"count": 1.0}}, "'inner.count' must be a whole number of at least 0 (int64), got 1.0."),
+        ({"inner": {"said": 1}}, "'inner.said' must be a string, got 1."),
         (
-            lambda: FIELDS.verdicts("list", 2),
-            "'list' must be true, false or null for each of 2 words, got ['a', 'b'].",
+            {"inner": {"many": [{"mode": "\ud800"}]}},
+            "'inner.many[0].mode' must be one of 'fast', 'slow', got '\\ud800'.",
         ),
-        (
-            lambda: FIELDS.child("inner").child("deep").integer("count"),
-            "'inner.deep.count' must be a whole number of at least 0, got 'x'.",
-        ),
-        (
-            lambda: FIELDS.children("many")[1].integer("count"),
-            "'many[1].count' must be a whole number of at least 0, got -1.",
-        ),
+        ({"inner": {"many": [3]}}, "'inner.many[0]' must be an object (Part), got 3."),
+        ({"shares": {"a": 0.5, "b.c": "d"}}, "'shares.b.c' must be a number in [0, 1], got 'd'."),
+        ({"shares": {"a": None, "\ud800": -1}}, "'shares.\\ud800' must be a number in [0, 1], got -1."),
+        ({"marks": [True]}, "'marks' must be two marks, got [True]."),
+        ({"marks": [True, 1]}, "'marks[1]' must be true or false, got 1."),
     ],
 )
-def test_a_wrong_field_is_named_with_its_file_and_way(ask: Callable[[], object], told: str) -> None:
+def test_a_wrong_field_is_named_with_its_file_and_way(change: dict[str, Any], told: str) -> None:
+    values = {name: value for name, value in ({"name": "a"} | change).items() if value is not ...}
     with pytest.raises(RunError) as raised:
-        ask()
-    assert str(raised.value) == f"metrics.json: field {told}"
+        read_as(File, values, "metrics.json, line 3")
+    assert str(raised.value) == f"metrics.json, line 3: field {told}"
 
 
-def test_a_file_that_is_no_object_or_no_text_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    path.write_bytes(b"[1]")
-    with pytest.raises(RunError, match=r"results\.json must hold a JSON object, got list"):
-        Fields.read(path)
-    path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(RunError, match=r"results\.json must be readable UTF-8"):
-        read_text(path)
-    path.write_text('{"a": "é"}', encoding="utf-8")
-    assert Fields.read(path).text("a") == "é"
-
-
-def test_an_integer_that_no_float_holds_is_one_error() -> None:
-    huge = 10**400
-    with pytest.raises(RunError, match=r"a number that a float can hold"):
-        Fields.parse(json.dumps({"a": huge}), "metrics.jsonl").number("a")
+def test_a_whole_file_and_a_part_of_one_are_named() -> None:
+    with pytest.raises(RunError, match=r"^results\.json must be an object, got \[1\]\.$"):
+        read_as(File, [1], "results.json")
+    with pytest.raises(RunError, match=r"^results\.json: field 'scores\[2\]\.name' must be a string, got None\.$"):
+        read_as(File, {"name": None}, "results.json", "scores[2]")
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(RunError, match=r"field 'name' must be a string, got a large list\.$"):
+        read_as(File, {"name": deep}, "results.json")

@@ -44,7 +44,7 @@ def test_the_order_of_settings_does_not_matter() -> None:
     assert _result().file_name == _result(settings={"iterations": 10, "dataset": "scenes"}).file_name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, 10**400])
 def test_a_score_must_be_a_finite_number(value: float) -> None:
     with pytest.raises(ValueError, match="box_ap must be a finite number"):
         _result(scores={"box_ap": value})

@@ -9,7 +9,6 @@ import pytest
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, RunError
 from lfi_pipeline.core.options import build, flatten
-from lfi_pipeline.core.schema import Fields
 from lfi_pipeline.evaluation.protocols import read_results
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.config import RUN_FILE
@@ -18,11 +17,14 @@ from lfi_pipeline.training.run_dir import (
     METRICS,
     SUMMARY,
     MetricsLog,
+    config_fields,
     make_place,
     read_json,
+    read_metrics,
     read_summary,
     recorded_config,
     require_place,
+    summary_fields,
     write_json,
 )
 
@@ -221,14 +223,15 @@ def test_no_json_or_toml_of_a_run_ends_in_a_traceback(tmp_path: Path, content: s
         path.write_text(content)
         with pytest.raises(RunError):
             read_json(path)
+    for read in (recorded_config, config_fields, summary_fields):
         with pytest.raises(RunError):
-            Fields.read(path)
-    with pytest.raises(RunError):
-        recorded_config(tmp_path / "run")
+            read(tmp_path / "run")
     assert read_summary(tmp_path / "run") is None
     with pytest.raises(RunError):
         read_results(tmp_path / "run")
     (tmp_path / "run" / METRICS).write_text('{"step": 1}\n' + content + "\n")
+    with pytest.raises(RunError):
+        read_metrics(tmp_path / "run")
     MetricsLog(tmp_path / "run", resume_step=5)
     assert (tmp_path / "run" / METRICS).read_text() == '{"step": 1}\n'
     value = content.removeprefix('{"a": ').removesuffix("}")

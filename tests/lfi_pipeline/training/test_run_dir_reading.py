@@ -14,7 +14,9 @@ from lfi_pipeline.training.run_dir import config_fields, is_run, read_metrics, s
 
 def written(run: Path, *events: dict[str, Any], tail: str = "") -> Path:
     (run / "config.json").write_text('{"name": "a"}')
-    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + tail)
+    (run / "metrics.jsonl").write_bytes(
+        ("".join(json.dumps(event) + "\n" for event in events) + tail).encode(errors="surrogateescape")
+    )
     return run
 
 
@@ -23,7 +25,7 @@ def test_a_resumed_run_repeats_steps_and_the_later_lines_count(tmp_path: Path) -
     events.insert(2, {"event": "val", "step": 20, "map_seen": 0.9})
     again = [{"event": "train", "step": 20}, {"event": "val", "step": 20, "map_seen": 0.2}]
     metrics = read_metrics(written(tmp_path, *events, *again, tail='{"event": "train", "st'))
-    assert [event.integer("step") for event in metrics.train] == [10, 20]
+    assert [event.step for event in metrics.train] == [10, 20]
     assert metrics.curve("map_seen") == [(20.0, 0.2)]
 
 
@@ -42,15 +44,16 @@ def test_a_run_is_known_by_its_files_and_a_finished_one_has_a_summary(tmp_path: 
             read(tmp_path)
     run = written(tmp_path)
     assert is_run(run)
-    assert config_fields(run).text("name") == "a"
+    assert config_fields(run) == {"name": "a"}
     assert summary_fields(run) is None
     (run / "summary.json").write_text('{"steps": 3}')
-    summary = summary_fields(run)
-    assert summary is not None
-    assert summary.integer("steps") == 3
+    assert summary_fields(run) == {"steps": 3}
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"event": "val"}', '{"step": 1}', '{"event": "val", "step": -1}'])
+LINES = ["nonsense", "[]", '{"event": "val"}', '{"step": 1}', '{"event": "val", "step": -1}', '{"event": "\udcff"}']
+
+
+@pytest.mark.parametrize("line", [*LINES, f'{{"event": "val", "step": {10**400}}}'])
 def test_a_line_that_is_no_event_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 2"):
         read_metrics(written(tmp_path, {"event": "train", "step": 1}, tail=line + "\n"))
