@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,11 +226,9 @@ def _fetch(system: Any, source: str, place: Path, note: Path) -> None:
     """Copy a file to `place`, unless `note` says that it has not changed since."""
     info = _tried(lambda: system.info(source), source)
     stamp = {name: str(info[name]) for name in _TOLD if name in info}
-    try:
+    with suppress(DatasetError):
         if place.is_file() and read_json(note, error=DatasetError) == stamp:
             return
-    except DatasetError:
-        pass
     place.parent.mkdir(parents=True, exist_ok=True)
     scratch = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:

@@ -218,15 +218,8 @@ def fit_probe(
             initial[known].clone(),
         )
         weight[known], bias[known] = solved
-    return LinearProbe(
-        mean=mean,
-        scale=scale,
-        weight=weight,
-        bias=bias,
-        known=known,
-        always=always,
-        task=task,
-    )
+    kept = {"known": known, "always": always}
+    return LinearProbe(mean=mean, scale=scale, weight=weight, bias=bias, task=task, **kept)
 
 
 def _minimise(x: Tensor, targets: Tensor, task: str, l2: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,8 @@ def choose_kind(
 
     Raises:
         UnknownNameError: unknown kind.
-        ConfigError: `images`, `words` or `batch_size` is not positive.
+        ConfigError: `images`, `words` or `batch_size` is not positive; there are no masks, and `teacher` compares no
+            images with texts.
         DatasetError: no image has a word.
         ImageReadError: an image cannot be read.
     """
@@ -97,6 +98,12 @@ def choose_kind(
     ]
     centre = data_centre(teacher.encode_text, dataset, source)
     by_masks = any(mask is not None for batch in batches for row in batch.masks for mask in row)
+    if not by_masks and not teacher.compares:
+        raise ConfigError(
+            f"Without masks kinds are compared by what {teacher.identity.name} says of an image and a word, but it "
+            f"compares no images with texts. Name one: {', '.join(teacher.kinds)}.",
+            argument="kind",
+        )
     parts: dict[str, list[npt.NDArray[np.float64]]] = {}
     chosen = kinds or teacher.kinds
     for kind in progress_bar(chosen, desc="kinds of map", unit="kind", leave=False):
@@ -141,8 +148,8 @@ def resolve_kind(
     With it comes the comparison by which it was chosen. A cache that was begun keeps both: a rerun, or another process,
     need not choose again.
     """
-    if kind != AUTO:
-        return kind or teacher.default_kind, None
+    if kind != AUTO or len(teacher.kinds) == 1:
+        return kind if kind not in ("", AUTO) else teacher.default_kind, None
     if (out.expanduser() / MANIFEST).exists():
         store = TargetStore.open(out, require_complete=False)
         return store.spec.kind, store.manifest.choice
@@ -320,8 +327,7 @@ def _drops(
 
 
 def _embedded(teacher: Teacher, pixels: Tensor) -> Tensor:
-    embeddings: Tensor = teacher.model.encode_image(pixels)
-    return torch.nn.functional.normalize(embeddings.float().flatten(1), dim=-1)
+    return torch.nn.functional.normalize(teacher.encode_image(pixels).float().flatten(1), dim=-1)
 
 
 def _cost(teacher: Teacher, batch: _Batch, kind: str, settings: MapSpec) -> float:

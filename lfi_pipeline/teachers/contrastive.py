@@ -106,7 +106,7 @@ def artefacts_by_block(teacher: Teacher, pixels: Tensor) -> tuple[ArtefactCount,
         pixels: normalised images [B, 3, H, W] at its size, on its device.
     """
     with outputs_of(teacher.blocks) as after:
-        teacher.model.encode_image(pixels)
+        teacher.encode_image(pixels)
     count = teacher.grid[0] * teacher.grid[1]
     return tuple(count_artefacts(tokens, count, f"block {i}") for i, tokens in enumerate(after))
 

@@ -206,6 +206,7 @@ class DualTeacher:
 
     default_kind = "contrastive"
     can_generate = False
+    compares = True
 
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -290,6 +291,11 @@ class DualTeacher:
     def logit_scale(self) -> float:
         """What the cosine of an image and a text embedding is multiplied by to give a logit."""
         return logit_scale_of(self.model)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return embeddings [B, E] of normalised images [B, 3, H, W]."""
+        embeddings: Tensor = self.model.encode_image(images)
+        return embeddings
 
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""

@@ -181,6 +181,12 @@ def open_job(
         teacher = ModuleTeacher(module, device=device, precision=config.precision)
     if config.kind not in ("", AUTO):
         teacher.layers(config.kind, config.layers)  # complains before captions are written
+    if config.vocabulary and not teacher.compares:
+        raise ConfigError(
+            f"vocabulary needs a teacher that compares images with texts; {teacher.identity.name} writes only. Leave it "
+            "out, and it writes captions.",
+            argument="vocabulary",
+        )
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
@@ -220,7 +226,11 @@ def open_job(
         data_root=dataset.root,
         layout=config.layout,
         source_manifest=manifest.text,
-        zero_shot=(lambda: class_embeddings(teacher, dataset.classes, source.templates)) if dataset.classes else None,
+        zero_shot=(
+            (lambda: class_embeddings(teacher, dataset.classes, source.templates))
+            if dataset.classes and teacher.compares
+            else None
+        ),
         choice=choice,
     )
     require_same_templates(writer, source.templates, place)

@@ -77,6 +77,7 @@ class ModuleTeacher:
 
     default_kind = KIND
     can_generate = False
+    compares = True
     interpolation = "bicubic"
     word_template = WORD_TEMPLATE
 
@@ -144,6 +145,10 @@ class ModuleTeacher:
         """Find the content words of `text`; where `phrases` are given, their occurrences. There are no token ids."""
         return encode_text(None, text, phrases)
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return unit embeddings [B, E] of normalised images [B, 3, H, W]."""
+        return self._embeddings("embed_images", images, len(images))
+
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
         return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
@@ -186,8 +191,7 @@ class ModuleTeacher:
             for slot, word in enumerate(words[c]):
                 if word is not None and made is not None:
                     mass[c, :, slot] = made[image, :, requested[image].index(word.text)].flatten(1)
-        embedding = self._embeddings("embed_images", images, len(images))
-        return InteractionMaps(*normalised(mass, self.grid), embedding)
+        return InteractionMaps(*normalised(mass, self.grid), self.encode_image(images))
 
     def generate(self, images: Tensor) -> list[str]:
         """Refuse: a module of one's own has no method that writes.

@@ -22,6 +22,7 @@ from lfi_pipeline.core.errors import ConfigError, LFIError, TeacherError, Unknow
 from lfi_pipeline.core.hub import why_missing
 from lfi_pipeline.core.runtime import resolve_precision
 from lfi_pipeline.targets import TeacherSpec
+from lfi_pipeline.teachers.blip import BlipTeacher, load_blip
 from lfi_pipeline.teachers.catalog import (
     CONFIG,
     EMBEDDED,
@@ -43,8 +44,8 @@ from lfi_pipeline.teachers.catalog import (
 from lfi_pipeline.teachers.coca import CocaTeacher
 from lfi_pipeline.teachers.dual import DualTeacher
 from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.transformers_folder import BLIP, PIXELS, load_folder, model_type
 from lfi_pipeline.teachers.transformers_folder import CONFIG as OF_TRANSFORMERS
-from lfi_pipeline.teachers.transformers_folder import PIXELS, load_folder
 from lfi_pipeline.teachers.transformers_folder import TOKENIZER as TOKENIZER_FILES
 from lfi_pipeline.teachers.transformers_folder import WEIGHTS as WEIGHTS_OF_TRANSFORMERS
 
@@ -60,7 +61,7 @@ def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision:
         teacher: `scenes-coca`; or an open_clip config (`teacher_names` lists those that can give maps) with one of
             open_clip's tags for it, the path of a local checkpoint (safetensors, or what torch loads weights-only), or
             `random`. Without a tag, open_clip's last listed is taken that is not weak in contrast. Or a repository or
-            folder as open_clip saves them, with `open_clip_config.json`, or a CLIP or SigLIP as transformers does.
+            folder as open_clip saves them, with `open_clip_config.json`, or a CLIP, SigLIP or BLIP as transformers does.
         device: where to put it.
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on CUDA, fp32 elsewhere. Of the vision trunk and the text
             tower; what is differentiated and the arithmetic of maps stay fp32.
@@ -84,16 +85,13 @@ def load_teacher(teacher: str, *, device: str | torch.device = "cpu", precision:
             if weak := weak_contrast(name, tag):
                 warnings.warn(weak, stacklevel=2)
             tag = Path(tag).name if Path(tag).is_file() else tag
-    coca = isinstance(model, open_clip.CoCa)
-    identity = TeacherSpec(
-        name=name,
-        tag=tag,
-        weights_sha256=state_sha256(model.state_dict()),
-        family="coca" if coca else "dual",
-        precision=computes,
-    )
+    family = "coca" if isinstance(model, open_clip.CoCa) else BLIP if hasattr(model, "vision_model") else "dual"
+    digest = state_sha256(model.state_dict())
+    identity = TeacherSpec(name=name, tag=tag, weights_sha256=digest, family=family, precision=computes)
     model = model.to(device)
-    return CocaTeacher(model, tokenizer, identity) if coca else DualTeacher(model, tokenizer, identity)
+    if family == BLIP:
+        return BlipTeacher(model, tokenizer, identity)
+    return CocaTeacher(model, tokenizer, identity) if family == "coca" else DualTeacher(model, tokenizer, identity)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -277,7 +275,7 @@ def _from_transformers(teacher: str, folder: Path) -> tuple[nn.Module, Any]:
     _require_transformers()
     try:
         with nothing_executed(teacher):
-            return load_folder(folder)
+            return load_blip(folder) if model_type(folder) == BLIP else load_folder(folder)
     except LFIError:
         raise
     except Exception as error:  # a tokenizer raises many kinds

@@ -94,6 +94,15 @@ class Teacher(Protocol):
         """Whether `generate` can caption an image."""
         ...
 
+    @property
+    def compares(self) -> bool:
+        """Whether images and texts are embedded in one space, so that classes can be asked for by their names."""
+        ...
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return embeddings [B, E] of normalised images [B, 3, H, W], of any length."""
+        ...
+
     def layers(self, kind: str, chosen: int | Sequence[int] | None) -> tuple[LayerSpec, ...]:
         """Return the layers a map of `kind` is taken at: a number of them, evenly spaced, or those of these indices."""
         ...

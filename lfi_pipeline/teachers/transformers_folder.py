@@ -3,7 +3,7 @@
 `config.json` says how large the towers are, `model.safetensors` holds the weights, `preprocessor_config.json` how pixels
 are normalised. Every kind of map of a dual encoder can be made of what is built. Of transformers itself nothing runs
 but the tokenizer (extra `text`). Model types: `clip`, and `siglip`, which the SigLIP 2 checkpoints of one resolution
-have too.
+have too; `blip` is in `blip.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer, VisionTransformer
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -32,11 +33,11 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 # Any one of them tells transformers of a tokenizer
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model")
 
-_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-_Depth = Annotated[int, msgspec.Meta(ge=1, le=256)]
-_Words = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Depth = Annotated[int, msgspec.Meta(ge=1, le=256)]
+Words = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 _Length = Annotated[int, msgspec.Meta(ge=4, le=1 << 12)]
-_Eps = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Eps = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 _Act = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
 
 _ACTS: Mapping[str, Any] = {
@@ -49,51 +50,51 @@ _ACTS: Mapping[str, Any] = {
 class _ClipVision(msgspec.Struct):
     """Fields of a vision tower that are read; what is left out has the value that transformers gives it."""
 
-    hidden_size: _Size = 768
-    intermediate_size: _Size = 3072
-    num_hidden_layers: _Depth = 12
-    num_attention_heads: _Size = 12
-    image_size: _Size = 224
-    patch_size: _Size = 32
+    hidden_size: Side = 768
+    intermediate_size: Side = 3072
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Side = 12
+    image_size: Side = 224
+    patch_size: Side = 32
     num_channels: Literal[3] = 3
     hidden_act: _Act = "quick_gelu"
-    layer_norm_eps: _Eps = 1e-5
+    layer_norm_eps: Eps = 1e-5
 
 
 class _ClipText(msgspec.Struct):
-    hidden_size: _Size = 512
-    intermediate_size: _Size = 2048
-    num_hidden_layers: _Depth = 12
-    num_attention_heads: _Size = 8
-    vocab_size: _Words = 49408
+    hidden_size: Side = 512
+    intermediate_size: Side = 2048
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Side = 8
+    vocab_size: Words = 49408
     max_position_embeddings: _Length = 77
     hidden_act: _Act = "quick_gelu"
-    layer_norm_eps: _Eps = 1e-5
+    layer_norm_eps: Eps = 1e-5
     eos_token_id: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] | None = 49407
 
 
 class _Clip(msgspec.Struct):
     text_config: _ClipText = msgspec.field(default_factory=_ClipText)
     vision_config: _ClipVision = msgspec.field(default_factory=_ClipVision)
-    projection_dim: _Size = 512
+    projection_dim: Side = 512
 
 
 class _SiglipVision(_ClipVision):
-    patch_size: _Size = 16
+    patch_size: Side = 16
     hidden_act: _Act = "gelu_pytorch_tanh"
-    layer_norm_eps: _Eps = 1e-6
+    layer_norm_eps: Eps = 1e-6
     vision_use_head: Literal[True] = True
 
 
 class _SiglipText(_ClipText):
-    hidden_size: _Size = 768
-    intermediate_size: _Size = 3072
-    num_attention_heads: _Size = 12
-    vocab_size: _Words = 32000
+    hidden_size: Side = 768
+    intermediate_size: Side = 3072
+    num_attention_heads: Side = 12
+    vocab_size: Words = 32000
     max_position_embeddings: _Length = 64
     hidden_act: _Act = "gelu_pytorch_tanh"
-    layer_norm_eps: _Eps = 1e-6
-    projection_size: _Size | None = None
+    layer_norm_eps: Eps = 1e-6
+    projection_size: Side | None = None
 
 
 class _Siglip(msgspec.Struct):
@@ -102,13 +103,17 @@ class _Siglip(msgspec.Struct):
 
 
 _CONFIGS: Mapping[str, Any] = {"clip": _Clip, "siglip": _Siglip}
-MODEL_TYPES = tuple(_CONFIGS)
+BLIP = "blip"
+MODEL_TYPES = (BLIP, *_CONFIGS)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow's filters
 
 
+Channels = tuple[float, float, float]
+
+
 class _Pixels(msgspec.Struct):
-    image_mean: tuple[float, float, float] | None = None
-    image_std: tuple[float, float, float] | None = None
+    image_mean: Channels | None = None
+    image_std: Channels | None = None
     resample: int | None = None
 
 
@@ -156,20 +161,17 @@ def model_type(folder: Path) -> str:
 
 
 def load_folder(folder: Path) -> tuple[TwoTowers, Any]:
-    """Load a folder that transformers saved; returns the model and open_clip's tokenizer of it.
+    """Load a CLIP or SigLIP that transformers saved; returns the model and open_clip's tokenizer of it.
 
     Raises:
         TeacherError: a file is not there, a size is out of bounds, or the weights are not those of the config.
     """
     kind = model_type(folder)
-    config = _convert(read_json(folder / CONFIG, error=TeacherError), _CONFIGS[kind], folder / CONFIG)
-    pixels = _Pixels()
-    if (folder / PIXELS).is_file():
-        pixels = _convert(read_json(folder / PIXELS, error=TeacherError), _Pixels, folder / PIXELS)
+    config = checked_config(folder, _CONFIGS[kind])
     _require_heads(config, folder)
     with bounded_build(str(folder)), torch.random.fork_rng(devices=[]):
         model = _build_clip(config) if kind == "clip" else _build_siglip(config)
-    renamed = _renamed(_read_weights(folder), kind)
+    renamed = _renamed(read_weights(folder), kind)
     try:
         missing, unexpected = model.load_state_dict(renamed, strict=False)
     except RuntimeError as error:  # shapes
@@ -178,15 +180,25 @@ def load_folder(folder: Path) -> tuple[TwoTowers, Any]:
         names = [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
         names += [f"{len(unexpected)} are too many, such as {unexpected[0]}"] if unexpected else []
         raise TeacherError(f"{folder}: the weights must be those of a {kind} as {CONFIG} says, but {'; '.join(names)}.")
-    siglip = kind == "siglip"
     half = (0.5, 0.5, 0.5)
-    chosen = {
-        "interpolation": _RESAMPLE.get(pixels.resample or 3, "bicubic"),
-        "mean": pixels.image_mean or (half if siglip else None),
-        "std": pixels.image_std or (half if siglip else None),
-    }
-    model.visual.preprocess_cfg = {name: value for name, value in chosen.items() if value}  # type: ignore[assignment]
-    return model, _tokenizer(folder, config.text_config.max_position_embeddings, "canonicalize" if siglip else "lower")
+    own = {"mean": half, "std": half} if kind == "siglip" else {}
+    model.visual.preprocess_cfg = pixels_of(folder, **own)  # type: ignore[assignment]
+    clean = "canonicalize" if kind == "siglip" else "lower"
+    return model, tokenizer_of(folder, config.text_config.max_position_embeddings, clean)
+
+
+def pixels_of(folder: Path, mean: Channels = OPENAI_DATASET_MEAN, std: Channels = OPENAI_DATASET_STD) -> dict[str, Any]:
+    """Return `interpolation`, `mean` and `std` by which images are prepared; `mean` and `std` where no file says."""
+    pixels = _Pixels()
+    if (folder / PIXELS).is_file():
+        pixels = _convert(read_json(folder / PIXELS, error=TeacherError), _Pixels, folder / PIXELS)
+    interpolation = _RESAMPLE.get(pixels.resample or 3, "bicubic")
+    return {"interpolation": interpolation, "mean": pixels.image_mean or mean, "std": pixels.image_std or std}
+
+
+def checked_config(folder: Path, kind: Any) -> Any:
+    """Read `config.json` as `kind`, a Struct whose fields have bounds; raises TeacherError."""
+    return _convert(read_json(folder / CONFIG, error=TeacherError), kind, folder / CONFIG)
 
 
 def _convert(values: Any, kind: Any, path: Path) -> Any:
@@ -268,7 +280,8 @@ def _build_siglip(config: Any) -> TwoTowers:
     return TwoTowers(TimmTower(trunk, size), tower)
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights in a folder, in whatever files they are; raises TeacherError."""
     present = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if present is None:
         raise TeacherError(f"{folder} must hold the weights as one of {', '.join(WEIGHTS)}; none is there.")
@@ -378,7 +391,8 @@ def _name(name: str, siglip: bool) -> str:
     return name
 
 
-def _tokenizer(folder: Path, context_length: int, clean: str) -> Any:
+def tokenizer_of(folder: Path, context_length: int, clean: str) -> Any:
+    """Return open_clip's wrapper of the tokenizer in a folder; raises TeacherError where there is none."""
     from open_clip.tokenizer import HFTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER):

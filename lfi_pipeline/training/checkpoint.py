@@ -99,17 +99,8 @@ def save_state(path: Path, state: Mapping[str, Any], *, fingerprint: str) -> Non
     """
     tensors, plain = flatten(state)
     tree = json.dumps(plain, separators=(",", ":"))
-    _write(
-        path,
-        tensors,
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "fingerprint": fingerprint,
-            "state": tree,
-            CHECKSUM: _checksum(tensors, fingerprint, tree),
-        },
-    )
+    header = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "state": tree}
+    _write(path, tensors, header | {CHECKSUM: _checksum(tensors, fingerprint, tree)})
 
 
 def load_state(path: Path, *, fingerprint: str | None = None) -> dict[str, Any]:

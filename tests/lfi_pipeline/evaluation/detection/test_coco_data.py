@@ -17,7 +17,7 @@ from lfi_pipeline.evaluation.detection.coco_data import (
     read_split,
     training_draws,
 )
-from lfi_pipeline.evaluation.detection.coco_score import coco_truth
+from lfi_pipeline.evaluation.detection.protocol import coco_truth
 
 
 def test_training_takes_whole_objects_with_boxes_cut_at_the_edge(coco_root: Path) -> None:

@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 
 from lfi_pipeline.core.errors import ConfigError, RunError
 from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
-from lfi_pipeline.evaluation.detection.coco_score import detect
 from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune
 from lfi_pipeline.evaluation.detection.model import build_detector
+from lfi_pipeline.evaluation.detection.protocol import detect
 from lfi_pipeline.training.checkpoint import save_state
 
 WIDTH = 16

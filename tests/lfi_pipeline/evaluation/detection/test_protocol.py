@@ -14,7 +14,7 @@ from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.evaluation.config import DetectionConfig, EvaluationConfig
 from lfi_pipeline.evaluation.detection import detection, protocol
 from lfi_pipeline.evaluation.detection.coco_data import read_split
-from lfi_pipeline.evaluation.detection.coco_score import coco_truth, score_detections
+from lfi_pipeline.evaluation.detection.protocol import coco_truth, score_detections
 from lfi_pipeline.evaluation.protocols import read_results, write_result
 from lfi_pipeline.training import run_dir
 

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lfi_pipeline.evaluation.detection.coco_data import CocoSplit
-from lfi_pipeline.evaluation.detection.coco_score import KINDS, coco_truth, score_detections
+from lfi_pipeline.evaluation.detection.protocol import KINDS, coco_truth, score_detections
 
 ORDER = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
 ORDER += ["ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"]
