@@ -251,8 +251,13 @@ def open_job(
     return job
 
 
+COSTED_FROM = 200
+"""Images from which on a dear kind says what it costs: counting takes some images' time itself."""
+
+
 def _shown(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) -> list[str]:
-    return [*read_by_some(dataset.samples, source), *cost_beside_default(teacher, dataset, source, kind)]
+    dear = cost_beside_default(teacher, dataset, source, kind) if len(dataset) >= COSTED_FROM else []
+    return [*read_by_some(dataset.samples, source), *dear]
 
 
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:

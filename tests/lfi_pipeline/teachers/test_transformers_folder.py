@@ -166,7 +166,7 @@ def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed("", "model_type", "bert"), r"model_type must be one of clip, siglip, got 'bert'"),
+        (changed("", "model_type", "bert"), r"model_type must be one of blip, clip, siglip, got 'bert'"),
         (changed("vision_config", "hidden_size", 10**9), r"config\.json must be .*1<<|<= 65536.*vision_config"),
         (changed("vision_config", "num_hidden_layers", "two"), r"Expected `int`, got `str`.*num_hidden_layers"),
         (changed("text_config", "max_position_embeddings", 10**6), r"max_position_embeddings"),
