@@ -87,14 +87,19 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def read_image(root: Path, path: str) -> tuple[Image.Image, int, int]:
+def read_image(root: Path, path: str, least: int = 0) -> tuple[Image.Image, int, int]:
     """Return the image at `path` below `root` as upright RGB, the crc32c of its file's bytes and their number.
+
+    Args:
+        root: data root.
+        path: POSIX path below it, as `read_bytes` takes it.
+        least: as `decode_image` takes it.
 
     Raises:
         ImageReadError: missing, truncated, not an image, or so large that decoding it is unsafe.
     """
     content = read_bytes(root, path)
-    return decode_image(content, path), int(google_crc32c.value(content)), len(content)
+    return decode_image(content, path, least), int(google_crc32c.value(content)), len(content)
 
 
 def read_bytes(root: Path, path: str) -> bytes:
@@ -181,8 +186,18 @@ def _read_at(descriptor: int, offset: int, size: int | None, path: str) -> bytes
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode `content` to RGB, the first frame of an animation; `name` is for messages. Raises as `read_image`."""
+def decode_image(content: bytes, name: str, least: int = 0) -> Image.Image:
+    """Decode an image to upright RGB, of an animation the first frame.
+
+    Args:
+        content: bytes of the file.
+        name: for messages.
+        least: pixels that each side of a JPEG must keep: it is decoded at a half, a quarter or an eighth where both
+            sides have as many then. 0 decodes whole images.
+
+    Raises:
+        ImageReadError: as `read_image`.
+    """
     _quiet_pillow()
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
@@ -190,6 +205,8 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             # read in several.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            if least and image.format == "JPEG":
+                image.draft(image.mode, (least, least))
             image.load()
             return _to_rgb(_upright(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

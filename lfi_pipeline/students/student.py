@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,13 +113,43 @@ class Student(nn.Module):
         maps: list[Tensor] = []
         runs_queries = self.queries is not None and supervision is not None
         if with_taps or runs_queries or self.query_head is not None:
-            final, maps = self.backbone.forward_intermediates(
-                x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
-            )
+            final, maps = self._tapped(x)
         else:
-            final = self.backbone.forward_features(x)
+            final = self._untapped(x)
         features = self.answer(final, maps, supervision)
         return features if with_taps else replace(features, taps=[], grids=[])
+
+    def _tapped(self, x: Tensor) -> tuple[Any, list[Tensor]]:
+        final, maps = self.backbone.forward_intermediates(
+            x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
+        )
+        return final, maps
+
+    def _untapped(self, x: Tensor) -> Any:
+        return self.backbone.forward_features(x)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Let torch compile the backbone and each block of queries, in place; weights keep their names.
+
+        A copy of the student that is made afterwards would still run this one's backbone: copy first.
+
+        Args:
+            options: of `torch.compile`.
+
+        Raises:
+            ConfigError: the machine has no C++ compiler, which torch and Triton build with.
+        """
+        compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
+        if not any(map(shutil.which, compilers)):
+            raise ConfigError(
+                f"compile needs a C++ compiler ({' or '.join(compilers)}), and none is on the PATH. Install one, or train "
+                "without it.",
+                argument="compile",
+            )
+        for name in ("_tapped", "_untapped"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False, **options))
+        for block in self.queries.blocks if self.queries is not None else ():
+            block.compile(dynamic=False, **options)
 
     def tapped(self, images: Tensor) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """Return per tap the patch tokens [B, N_t, D_t] and their grid, of images as `forward` takes them."""

@@ -131,6 +131,14 @@ class DataConfig:
         bool,
         Option("Mirror stored maps where the cache has no hflip view (an approximation).", panel=AUGMENTATION),
     ] = False
+    draft: Annotated[
+        bool,
+        Option(
+            "Decode JPEGs at a half, a quarter or an eighth where that still has twice the pixels that a student sees of "
+            "them: large photographs are read faster, and differ a little.",
+            panel=AUGMENTATION,
+        ),
+    ] = False
     augmentation: Annotated[Augmentation, Option(panel=AUGMENTATION)] = field(default_factory=Augmentation)
     photometric: Annotated[Photometric, Option(panel=AUGMENTATION)] = field(default_factory=Photometric)
     mix: Annotated[MixConfig, Option(panel=AUGMENTATION)] = field(default_factory=MixConfig)
@@ -302,6 +310,10 @@ class RuntimeConfig:
     workers: Annotated[int, Option("Loader processes; 0 loads in the training process.", panel=MACHINE, ge=0)] = 0
     device: Annotated[str, Option(DEVICE, panel=MACHINE)] = "auto"
     threads: Annotated[int, Option(THREADS, panel=MACHINE, ge=0)] = 0
+    compile: Annotated[
+        bool,
+        Option("Let torch compile the student: the first steps wait for it, the others are faster.", panel=MACHINE),
+    ] = False
     track: Annotated[
         tuple[str, ...],
         Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
-from lfi_pipeline.data.augment import DIRECTION_WORDS, WHOLE, draw_changes, draw_geometry, view_image, view_maps
+from lfi_pipeline.data.augment import (
+    DIRECTION_WORDS,
+    WHOLE,
+    Geometry,
+    draw_changes,
+    draw_geometry,
+    view_image,
+    view_maps,
+)
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, mix_maps, shown_by_maps, visible_labels
 from lfi_pipeline.targets import TargetStore, decode_maps
@@ -159,7 +168,7 @@ class TargetImages(TorchDataset[Batch]):
             changes = draw_changes(
                 self.data.photometric, np.random.default_rng([self.data.seed, epoch, position, _PHOTOMETRIC])
             )
-            image = self._image(position)
+            image = self._image(position, _least_side(geometry, self.sizes) if self.data.draft else 0)
             for size, images in seen.items():
                 images.append(torch.from_numpy(view_image(image, geometry, size, changes=changes)))
             windows.append(geometry.window)
@@ -182,8 +191,8 @@ class TargetImages(TorchDataset[Batch]):
             **{name: each for name, each in targets.items() if name == IMAGE_EMBEDDING or MAPS in self.reads},
         )
 
-    def _image(self, position: int) -> Image.Image:
-        return unchanged_image(self.store, position, self.paths[position], self.checksums[position])
+    def _image(self, position: int, least: int) -> Image.Image:
+        return unchanged_image(self.store, position, self.paths[position], self.checksums[position], least)
 
     def _mix(self, tickets: Sequence[Ticket]) -> Mix | None:
         """Draw how neighbours (2i, 2i + 1) are mixed; None where the settings mix nothing."""
@@ -248,14 +257,28 @@ class TargetImages(TorchDataset[Batch]):
         return chosen | {"maps": maps, "scale": scale, "words": words}
 
 
-def unchanged_image(store: TargetStore, position: int, path: str, checksum: int) -> Image.Image:
+_DRAFT = 2
+"""Pixels of a draft for each one that is seen: fewer, and its coarser filter would show."""
+
+
+def _least_side(geometry: Geometry, sizes: Sequence[Size]) -> int:
+    """Return how many pixels each side of an image must keep so that a window has `_DRAFT` for each one that is seen."""
+    left, top, right, bottom = geometry.window
+    across = max(width for _, width in sizes) / (right - left)
+    down = max(height for height, _ in sizes) / (bottom - top)
+    return math.ceil(_DRAFT * max(across, down))
+
+
+def unchanged_image(store: TargetStore, position: int, path: str, checksum: int, least: int = 0) -> Image.Image:
     """Read the image at `position` of a cache, of which `path` and `checksum` are recorded, as upright RGB.
+
+    `least` is as `read_image` takes it.
 
     Raises:
         ImageReadError: it cannot be read.
         CorruptTargetsError: its bytes do not have the crc32c that the cache recorded.
     """
-    image, image_crc, _ = read_image(store.data_root, path)
+    image, image_crc, _ = read_image(store.data_root, path, least)
     if image_crc != checksum:
         raise CorruptTargetsError(
             f"{store.data_root / path} (sample {store.index.keys[position]}) is not the image that the "

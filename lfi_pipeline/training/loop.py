@@ -164,6 +164,9 @@ class _Loop:
                 log_every=self.log_every,
             )
             require_norms_fit(run.learner, min(end - begin for begin, end in self.sampler.cuts))
+            if machine.compile:  # after the moving average is made, which is a copy
+                for student in dict.fromkeys((run.learner.student, run.scored)):
+                    student.compile_parts()
             self.active.append(run)
         for run in self.active:
             if self.accelerator.is_main_process:

@@ -82,10 +82,11 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
         --maps uniform --words 4 --task multi-label --optimizer sgd --lr 0.1 --weight-decay 0.2
         --layer-decay 0.7
         --clip 2 --schedule linear --warmup-epochs 2 --ema 0.99 --accumulate 2 --precision bf16 --least-area 0.3
-        --aspect 1.5 --flip 0.2 --mirror-maps --randaugment 2 --randaugment-pool hue --magnitude 5
+        --aspect 1.5 --flip 0.2 --mirror-maps --draft --randaugment 2 --randaugment-pool hue --magnitude 5
         --magnitude-spread 1 --mixup 0.2 --cutmix 0.9 --mix-probability 0.8
         --multi-label-loss asl --head linear --query-lr 0.5 --mix maps --mix-maps-prob 0.5"""
     machine = "--workers 2 --device cpu --track wandb --track trackio --checkpoint-minutes 1 --keep-every 3 --threads 2"
+    machine += " --compile"
     assert lfi("train", *words.split(), *machine.split(), "--out", "run").code == 0
     [([(config, folder)], on, _)] = calls
     flat = flatten(config)
@@ -95,7 +96,13 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
     assert (flat["hold_out"], flat["taps"], flat["pretrained"]) == (["grey", "outline"], [1, 3], True)
     assert config.weights == {"lfi": Weight(0.3, "cosine"), "embedding": Weight(2.0)}
     assert on == RuntimeConfig(
-        workers=2, device="cpu", threads=2, track=("wandb", "trackio"), checkpoint_minutes=1, keep_every=3
+        workers=2,
+        device="cpu",
+        threads=2,
+        compile=True,
+        track=("wandb", "trackio"),
+        checkpoint_minutes=1,
+        keep_every=3,
     )
     assert folder == Path("run")
 

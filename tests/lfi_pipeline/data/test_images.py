@@ -423,3 +423,22 @@ def test_links_out_of_the_root_are_refused_by_default(tmp_path: Path, monkeypatc
     assert read_image(tmp_path / "root", "alias.png")[0].size == (6, 4)
     monkeypatch.setenv("LFI_LINKS", "follow")
     assert read_image(tmp_path / "data", "link.png")[0].size == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("least", "size"),
+    [(0, (640, 480)), (481, (640, 480)), (240, (320, 240)), (121, (320, 240)), (60, (80, 60)), (1, (80, 60))],
+)
+def test_a_draft_keeps_the_pixels_that_it_must(least: int, size: tuple[int, int]) -> None:
+    across, down = np.meshgrid(np.linspace(0, 255, 640), np.linspace(0, 255, 480))
+    photo = Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for options, expected in (({}, size), ({"exif": turned}, size[::-1])):
+        draft = decode_image(_bytes(photo, "JPEG", quality=95, **options), "test", least)
+        whole = decode_image(_bytes(photo, "JPEG", quality=95, **options), "test")
+        assert draft.size == expected
+        difference = np.asarray(draft.resize((32, 32)), int) - np.asarray(whole.resize((32, 32)), int)
+        assert np.abs(difference).max() <= 4
+    assert decode_image(_bytes(photo.convert("CMYK"), "JPEG"), "test", least).size == size
+    assert decode_image(_bytes(photo), "test", least).size == (640, 480)  # of other formats there is none

@@ -18,8 +18,9 @@ from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.augment import DIRECTION_WORDS
 from lfi_pipeline.data.config import Augmentation
+from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training import TrainConfig
+from lfi_pipeline.training import TrainConfig, data
 from lfi_pipeline.training.data import (
     IMAGE_EMBEDDING,
     MAPS,
@@ -342,3 +343,19 @@ def test_an_image_for_scoring_that_is_broken_is_black_and_said_so(scenes_root: P
     assert read is False
     assert not pixels[32, 48].any()
     assert labels.any()
+
+
+def test_drafts_keep_twice_the_pixels_that_are_seen(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def read(root: Path, path: str, least: int = 0) -> tuple[Image.Image, int, int]:
+        asked.append(least)
+        return read_image(root, path, least)
+
+    monkeypatch.setattr(data, "read_image", read)
+    for draft in (False, True):
+        images_of(make_config(draft=draft, scale=[0.2, 0.5])).__getitems__([(0, 0), (1, 3)])
+    plain, drafts = asked[:2], asked[2:]
+    assert plain == [0, 0]
+    side = images_of(make_config()).sizes[0][0]
+    assert all(2 * side / 0.71 <= least <= 2 * side / 0.38 for least in drafts)  # of windows of 20 to 50 % of the area

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lfi_pipeline.core.errors import OutputExistsError
+from lfi_pipeline.core.errors import ConfigError, OutputExistsError
 from lfi_pipeline.core.io import temporary
 from lfi_pipeline.core.options import flatten
+from lfi_pipeline.students import Student
 from lfi_pipeline.training import RuntimeConfig, TrainConfig, train
 from lfi_pipeline.training.monitor import EpochClock
 from lfi_pipeline.training.trainer import MicroBatch, Trainer
@@ -107,6 +109,44 @@ def test_stopped_before_a_step_a_run_ends_the_same(
     assert (tmp_path / "cut" / "checkpoints" / "state.safetensors").is_file()
     train_one(config, tmp_path / "cut", replace(OFTEN, workers=1))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that torch.compile makes of students, run as they are: a compiler takes half a minute."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(Student, "compile_parts", partialmethod(Student.compile_parts, backend=backend))
+    return graphs
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the tracer itself
+@pytest.mark.parametrize("name", ["everything", "sgd"])
+def test_a_run_may_be_compiled_and_go_on_without(
+    make_config: MakeConfig, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, traced: list[Any]
+) -> None:
+    config = config_for(make_config, name)
+    train_one(config, tmp_path / "whole")
+    assert traced == []
+    with monkeypatch.context() as patch:
+        stop_before(patch, "cut", 3)
+        with pytest.raises(Stopped):
+            train_one(config, tmp_path / "cut", replace(OFTEN, compile=True))
+    assert traced
+    train_one(config, tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_compiling_without_a_compiler_is_refused(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"compile needs a C\+\+ compiler .* none is on the PATH"):
+        train_one(make_config(), tmp_path / "run", replace(OFTEN, compile=True))
 
 
 def test_a_resume_takes_only_the_steps_that_are_left(
