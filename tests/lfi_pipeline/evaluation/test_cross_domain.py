@@ -53,9 +53,9 @@ def test_no_image_of_the_domain_is_read_in_training(
     read: set[str] = set()
     inner = TargetImages._image
 
-    def spied(images: TargetImages, position: int) -> object:
+    def spied(images: TargetImages, position: int, least: int) -> object:
         read.add(images.paths[position])
-        return inner(images, position)
+        return inner(images, position, least)
 
     monkeypatch.setattr(TargetImages, "_image", spied)
     train([(recorded_config(left_out_run), tmp_path / "again")], RuntimeConfig(device="cpu", track=()))

@@ -202,11 +202,17 @@ def test_maps_are_those_of_the_definition(
     assert compared == len(layers) * sum(len(text.words) for text in texts)
 
 
-# Random weights as open_clip draws them. All keep their widths, heads, pooling and grids, and lose layers. The text tower
+# Random weights as open_clip draws them. All keep their widths, heads and pooling, and lose layers, the largest one patches
+# too. The text tower
 # of coca_roberta and its tokenizer are made here: theirs are on the hub.
 CONFIGS: dict[str, dict[str, Any]] = {
     "coca_ViT-B-32": {"vision_cfg.layers": 3, "text_cfg.layers": 1, "multimodal_cfg.layers": 3},
-    "coca_ViT-L-14": {"vision_cfg.layers": 1, "text_cfg.layers": 1, "multimodal_cfg.layers": 2},
+    "coca_ViT-L-14": {
+        "vision_cfg.layers": 1,
+        "vision_cfg.image_size": 98,
+        "text_cfg.layers": 1,
+        "multimodal_cfg.layers": 2,
+    },
     "coca_base": {"vision_cfg.layers": 1, "text_cfg.layers": 1, "multimodal_cfg.layers": 2},
     "coca_roberta-ViT-B-32": {"vision_cfg.layers": 1, "multimodal_cfg.layers": 2},
 }
