@@ -31,6 +31,7 @@ from lfi_pipeline.targets import (
     TextSpec,
     Vocabulary,
 )
+from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.targets.writer import Committer
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
@@ -263,6 +264,8 @@ def _shown(teacher: Teacher, dataset: Dataset, source: TextSource, kind: str) ->
 def _vocabulary(teacher: Teacher, source: TextSource, dataset: Dataset, limit: int) -> Vocabulary:
     """Every word that gets a row, with the teacher's embedding of it."""
     words = set(source.vocabulary)  # all of them, so that a student can be asked for each
+    if not teacher.compares:  # there is no classifier to seed the queries of classes by
+        words.update(readable_names(dataset.classes))
     for sample in progress_bar(dataset.samples, desc="words", unit="text", delay=2):
         words.update(sample_words(teacher.encode_text, source(sample), limit))
     names = tuple(sorted(words))

@@ -131,6 +131,7 @@ def test_a_cache_of_it_has_maps_and_no_classifier(folder: Path, scenes_root: Pat
     assert (store.spec.kind, store.spec.teacher.family, store.zero_shot) == ("gradcam", "blip", None)
     assert [layer.name for layer in store.spec.layers] == [f"text_decoder.bert.encoder.layer.{i}" for i in (1, 2)]
     assert (store.read_many(range(len(store))).scale > 0).any()
+    assert set(store.vocabulary.words) >= set(store.spec.dataset.classes)  # by which a student's classes are seeded
     with pytest.raises(ConfigError, match="vocabulary needs a teacher that compares"):
         extract(
             ExtractConfig(
