@@ -99,8 +99,8 @@ class MapsConfig:
 
     teacher: Annotated[str, Option(TEACHER)] = "coca_ViT-B-32:random"
     kinds: Annotated[
-        tuple[str, ...], Option("Kinds of map, or all of the teacher's.", separator=",", at_least_one=True)
-    ] = ("contrastive", "relevance")
+        tuple[str, ...], Option("Kinds of map, or all of the teacher's. Left out: the teacher's own.", separator=",")
+    ] = ()
     batch_size: Annotated[int, Option("Images per forward pass.", ge=1)] = 8
     words: Annotated[
         int,

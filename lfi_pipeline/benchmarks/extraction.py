@@ -42,7 +42,7 @@ def bench_maps(config: MapsConfig) -> Outcome:
     """
     device = resolve_device(config.device)
     teacher = load_teacher(config.teacher, device=device)
-    kinds = teacher.kinds if config.kinds == ("all",) else config.kinds
+    kinds = teacher.kinds if config.kinds == ("all",) else config.kinds or (teacher.default_kind,)
     for kind in kinds:
         if kind not in teacher.kinds:
             raise UnknownNameError("map kind", kind, teacher.kinds)
