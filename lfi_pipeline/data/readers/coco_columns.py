@@ -94,16 +94,12 @@ class Objects:
     def add(self, records: Sequence[Object]) -> None:
         count = len(records)
         texts = [bytes(each.segmentation) for each in records]
-        extents = _extents([None if text in _NO_MASK else text for text in texts])
-        segments, limits = np.full(count, -1, np.int64), np.full((count, 5), np.nan, np.float32)
-        kept: list[bytes] = []
-        for place, extent in enumerate(extents):
-            if isinstance(extent, str):
-                self._faults.add(_MALFORMED, f"id {records[place].id}: it {extent}")
-            elif extent is not None:
-                segments[place] = self._segments + len(kept)
-                limits[place] = extent
-                kept.append(texts[place])
+        limits, wrong = _extents([None if text in _NO_MASK else text for text in texts])
+        for place, why in wrong.items():
+            self._faults.add(_MALFORMED, f"id {records[place].id}: it {why}")
+        has_mask = ~np.isnan(limits[:, 0])
+        segments = np.where(has_mask, self._segments + np.cumsum(has_mask) - 1, -1)
+        kept = [texts[place] for place in np.flatnonzero(has_mask).tolist()]
         self._writer.write_batch(pa.record_batch([pa.array(kept, pa.large_binary())], schema=SEGMENTS))
         self._segments += len(kept)
         for name, source in _NUMBERS.items():
@@ -198,24 +194,32 @@ def places_of(
 _decode_outlines = msgspec.json.Decoder(list[list[list[float]]]).decode
 
 
-def _extents(texts: Sequence[bytes | None]) -> list[Extent | str | None]:
-    """Return `extent_of` each segmentation; polygons of numbers, which nearly all are, all at once."""
-    extents: list[Extent | str | None] = [None] * len(texts)
+def _extents(texts: Sequence[bytes | None]) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
+    """Return what `extent_of` says of segmentations; polygons of numbers, which nearly all are, all at once.
+
+    Returns:
+        limits: fp32 [R, 5], the fields of `Extent`; NaN where there is no segmentation, or one that is malformed.
+        wrong: place -> what is wrong with a malformed one.
+    """
+    limits, wrong = np.full((len(texts), 5), np.nan, np.float32), dict[int, str]()
     plain = [place for place, text in enumerate(texts) if text is not None and text.startswith(b"[[")]
     outlines = _outlines([text for place in plain if (text := texts[place]) is not None])
-    if outlines is None:
-        plain = []
-    elif plain:
-        for place, extent in zip(plain, _extents_of_polygons(outlines), strict=True):
-            extents[place] = extent
-    done = set(plain)
-    for place, text in enumerate(texts):
-        if text is not None and place not in done:
-            try:
-                extents[place] = extent_of(json.loads(text))
-            except (ValueError, RecursionError):
-                extents[place] = "must be JSON"
-    return extents
+    done = _polygons(outlines) if outlines else None
+    if done is not None:
+        limits[plain] = done
+    for place in np.flatnonzero(np.isnan(limits[:, 0])).tolist():
+        text = texts[place]
+        if text is None:
+            continue
+        try:
+            extent = extent_of(json.loads(text))
+        except (ValueError, RecursionError):
+            extent = "must be JSON"
+        if isinstance(extent, str):
+            wrong[place] = extent
+        else:
+            limits[place] = extent
+    return limits, wrong
 
 
 def _outlines(texts: Sequence[bytes]) -> list[list[list[float]]] | None:
@@ -225,16 +229,16 @@ def _outlines(texts: Sequence[bytes]) -> list[list[list[float]]] | None:
         return None
 
 
-def _extents_of_polygons(outlines: Sequence[list[list[float]]]) -> Iterator[Extent | str]:
+def _polygons(outlines: Sequence[list[list[float]]]) -> npt.NDArray[np.float64] | None:
+    """Return [R, 5], the fields of `Extent`, NaN where one is far off; None where one of them is no outline."""
     polygons = list(itertools.chain.from_iterable(outlines))
     lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
-    if not lengths.all() or (lengths % 2).any() or (lengths < 6).any():
-        yield from map(extent_of, outlines)
-        return
-    numbers = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum())).reshape(-1, 2)
     counts = np.fromiter(map(len, outlines), np.int64, len(outlines))
+    if not counts.all() or (lengths % 2).any() or (lengths < 6).any():
+        return None
+    numbers = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum())).reshape(-1, 2)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[np.concatenate([[0], np.cumsum(counts)[:-1]])] // 2
     low, high = np.minimum.reduceat(numbers, starts), np.maximum.reduceat(numbers, starts)
-    far: list[bool] = np.any(np.maximum(np.abs(low), np.abs(high)) >= FAR, axis=1).tolist()
-    for outline, (left, top), (right, bottom), wrong in zip(outlines, low.tolist(), high.tolist(), far, strict=True):
-        yield extent_of(outline) if wrong else Extent(left, top, right, bottom, False)
+    limits = np.concatenate([low, high, np.zeros((len(low), 1))], axis=1)
+    limits[(np.maximum(np.abs(low), np.abs(high)) >= FAR).any(1)] = np.nan
+    return limits

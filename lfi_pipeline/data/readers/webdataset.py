@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from lfi_pipeline.core.errors import DatasetError, OutputWriteError
 from lfi_pipeline.core.io import tar_path, write_atomic
@@ -104,6 +103,8 @@ def _members(item: Any, number: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _as_image(image: Any, where: str) -> Image.Image:
+    from torch import Tensor  # a second, and 400 MB that listing a data set has no use for
+
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     pixels: Any = image

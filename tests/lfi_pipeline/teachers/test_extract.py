@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,13 @@ def test_the_cache_holds_what_the_teacher_says(
         assert store.index.captions[position] == sample.captions[0]
         assert tuple(store.index.labels[position]) == sample.labels
         assert store.index.keys[position] == sample.key
+
+
+def test_the_spec_knows_the_listing_by_every_field_of_every_sample(tiny_targets: Path, scenes_root: Path) -> None:
+    dataset = read_dataset("scenes", scenes_root, "train")
+    lines = [json.dumps(asdict(sample), sort_keys=True).encode() for sample in dataset.samples]
+    expected = hashlib.sha256(b"".join(lines)).hexdigest()
+    assert TargetStore.open(tiny_targets).spec.dataset.listing_sha256 == expected
 
 
 def test_words_of_direction_lose_their_row_in_the_mirrored_view_only(tiny_targets: Path) -> None:

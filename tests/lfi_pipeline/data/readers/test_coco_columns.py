@@ -88,8 +88,14 @@ def test_captions_come_by_image_in_order_of_their_ids_and_else_of_the_file(fault
 def test_extents_of_many_are_those_of_each(odd: object) -> None:
     several = [SQUARE, [[0.5, 1.25, 4, 9, 2, 3], [-1, 2, 3, 4, 5, 6]], odd, [[0, 0, 0, 7, 7, 7]]]
     texts = [json.dumps(each).encode() for each in several]
-    assert _extents([texts[0], None, *texts[1:]]) == [extent_of(SQUARE), None, *map(extent_of, several[1:])]
-    assert _extents([b"[[1, 2", texts[0]]) == ["must be JSON", extent_of(SQUARE)]
+    limits, wrong = _extents([texts[0], None, *texts[1:]])
+    expected = [extent_of(SQUARE), None, *map(extent_of, several[1:])]
+    assert wrong == {place: each for place, each in enumerate(expected) if isinstance(each, str)}
+    rows = [each if isinstance(each, tuple) else (np.nan,) * 5 for each in expected]
+    np.testing.assert_array_equal(limits, np.array(rows, np.float32))
+    limits, wrong = _extents([b"[[1, 2", texts[0]])
+    assert wrong == {0: "must be JSON"}
+    np.testing.assert_array_equal(limits[1], np.array(extent_of(SQUARE), np.float32))
 
 
 def test_objects_become_rows_by_image_and_keep_only_outlines_that_fit(faults: Faults) -> None:
