@@ -193,6 +193,33 @@ def test_a_folder_of_a_teacher(tmp_path: Path, bomb: Path, marker: Path, monkeyp
     load_teacher(f"local-dir:{teacher_folder(tmp_path / 'harmless')}")
 
 
+def test_a_folder_of_transformers(tmp_path: Path, bomb: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    sides = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**sides, "vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        vision_config={**sides, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )
+    code = f"import os\nos.system('touch {marker}')\nclass Evil:\n    pass\n"
+    for name in ("code", "pickle", "tokens"):
+        folder = tmp_path / name
+        transformers.CLIPModel(config).save_pretrained(folder)
+        (folder / "evil.py").write_text(code, encoding="utf-8")
+        auto = {"AutoTokenizer": ["evil.Evil", None], "AutoModel": "evil.Evil"}
+        (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto, "tokenizer_class": "Evil"}))
+        plain = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(plain | {"auto_map": auto, "custom_pipelines": auto}))
+    (tmp_path / "pickle" / "model.safetensors").unlink()
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(bomb.read_bytes())
+    (tmp_path / "tokens" / "tokenizer.json").write_bytes(bomb.read_bytes())
+    for name in ("code", "pickle", "tokens"):
+        with pytest.raises(LFIError):
+            load_teacher(f"local-dir:{tmp_path / name}")
+    assert not marker.exists()
+
+
 def test_a_manifest_of_a_cache_and_of_a_data_set(tiny_targets: Path, tmp_path: Path, bomb: Path, marker: Path) -> None:
     import shutil
 
