@@ -203,8 +203,20 @@ class ConvergenceConfig:
         ),
     ] = None
 
+    smooth: Annotated[
+        int,
+        Option(
+            "Validations that each point of a curve is averaged over, an odd number: noise crosses a score early. 1 takes "
+            "curves as they are.",
+            panel=CONVERGENCE,
+            ge=1,
+        ),
+    ] = 3
+
     def __post_init__(self) -> None:
         check(self)
+        if self.smooth % 2 == 0:
+            raise ConfigError(f"smooth must be an odd number, got {self.smooth}.", argument="smooth")
         if not self.references:
             raise ConfigError(
                 "The protocol convergence needs a finished run to compare with, got none. Give `reference=RUN`."

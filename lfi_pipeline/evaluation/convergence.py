@@ -2,8 +2,8 @@
 
 The measure is `step_ratio = steps / reference steps`: `steps` is where the validation curve of the run, as training
 logged it, first reaches the final validation score of the reference (linear between validations), `reference steps` is
-how many the reference took in all. A run that never reaches the score has no steps: a mean over seeds must say how many
-of how many seeds it is of.
+how many the reference took in all. Curves are smoothed first: a noisy one crosses a score before it has it. A run that
+never reaches the score has no steps: a mean over seeds must say how many of how many seeds it is of.
 
 Seconds are steps times the run's own median step time, loading and validation left out: the clock in the metrics is
 that of the process, which several runs may have shared. They compare runs of one machine at equal load only.
@@ -20,7 +20,7 @@ from typing import Any
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
-from lfi_pipeline.evaluation.metrics import Curve, score_at, steps_to_reach
+from lfi_pipeline.evaluation.metrics import Curve, score_at, smoothed, steps_to_reach
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.training.run_dir import METRICS, SUMMARY, config_fields, read_metrics, summary_fields
 from lfi_pipeline.training.validate import main_score
@@ -28,7 +28,7 @@ from lfi_pipeline.training.validate import main_score
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A run's `config.json`, validation curve and `summary.json`; the summary is empty where the run was stopped."""
+    """A run's `config.json`, smoothed validation curve and `summary.json`; the summary is empty where the run was stopped."""
 
     path: Path
     record: Mapping[str, Any]
@@ -65,8 +65,8 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
     score = config.score or main_score(str(own.get("task")))
     if score is None:
         raise ConfigError(f"{run} has no task and so no validation score to compare: it cannot converge to one.")
-    trained = _read(run, score)
-    references = [_read(Path(path), score) for path in config.references]
+    trained = _read(run, score, config.smooth)
+    references = [_read(Path(path), score, config.smooth) for path in config.references]
     for reference in references:
         _require_comparable(trained, reference)
     same = [each for each in references if each.record.get("seed") == own.get("seed")]
@@ -85,6 +85,7 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
             "dataset": own["dataset"]["name"],
             "split": _split(own),
             "score": score,
+            "smooth": config.smooth,
             "references": sorted(_name(each) for each in references),
         },
         scores={
@@ -113,14 +114,14 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
     )
 
 
-def _read(run: Path, score: str) -> _Trained:
+def _read(run: Path, score: str, smooth: int) -> _Trained:
     curve = read_metrics(run).curve(score)
     if not curve:
         raise ConfigError(
             f"{run} must have logged {score} in validation, found none in {METRICS}. Name another `score`, or wait for "
             "the run's first epoch to end."
         )
-    return _Trained(run, config_fields(run), curve, summary_fields(run) or {})
+    return _Trained(run, config_fields(run), smoothed(curve, smooth), summary_fields(run) or {})
 
 
 def _require_comparable(trained: _Trained, reference: _Trained) -> None:

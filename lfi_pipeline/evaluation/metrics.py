@@ -43,6 +43,13 @@ def steps_to_reach(curve: Curve, score: float) -> float | None:
     return None
 
 
+def smoothed(curve: Curve, window: int) -> Curve:
+    """Return the curve with each score averaged with its neighbours, `window` of them in all, fewer at its ends."""
+    reach, values = window // 2, [value for _, value in curve]
+    parts = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [(step, math.fsum(part) / len(part)) for (step, _), part in zip(curve, parts, strict=True)]
+
+
 def score_at(curve: Curve, step: float) -> float | None:
     """The score at `step`, linear between evaluations; None before the first and after the last."""
     for (first, low), (second, high) in itertools.pairwise(curve):

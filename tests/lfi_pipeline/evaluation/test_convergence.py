@@ -50,8 +50,8 @@ def written(
     return run
 
 
-def scored(run: Path, *references: Path, score: str | None = None) -> ProtocolResult:
-    return convergence(run, EvaluationConfig(), ConvergenceConfig(references=references, score=score))
+def scored(run: Path, *references: Path, score: str | None = None, smooth: int = 1) -> ProtocolResult:
+    return convergence(run, EvaluationConfig(), ConvergenceConfig(references=references, score=score, smooth=smooth))
 
 
 def test_steps_and_seconds_to_the_references_final_score(tmp_path: Path) -> None:
@@ -65,6 +65,7 @@ def test_steps_and_seconds_to_the_references_final_score(tmp_path: Path) -> None
         "dataset": "scenes",
         "split": "val",
         "score": "map_seen",
+        "smooth": 1,
         "references": ["none (seed 0)"],
     }
     own = found.details["reference"]
@@ -73,6 +74,18 @@ def test_steps_and_seconds_to_the_references_final_score(tmp_path: Path) -> None
     assert found.details["score_at_third"] == pytest.approx(0.3)  # at step 200
     assert own["own_steps"] == pytest.approx(200 + 100 * 0.2 / 0.25)  # long before its end
     assert (own["steps"], own["seconds"], own["same_seed"]) == (600, pytest.approx(60), True)
+
+
+def test_one_lucky_validation_reaches_nothing(tmp_path: Path) -> None:
+    run = written(tmp_path, "lfi", [0.1, 0.6, 0.1, 0.4, 0.5, 0.6])
+    reference = written(tmp_path, "none", [0.2, 0.3, 0.4, 0.5])
+    assert scored(run, reference).scores["steps"] == pytest.approx(180)
+    smooth = scored(run, reference, smooth=3)  # [.35, .267, .367, .333, .5, .55] to (.4 + .5) / 2
+    assert smooth.details["goal"] == pytest.approx(0.45)
+    assert smooth.scores["steps"] == pytest.approx(400 + 100 * (0.45 - 1 / 3) / (0.5 - 1 / 3))
+    assert smooth.settings["smooth"] == ConvergenceConfig(references=(reference,)).smooth == 3
+    with pytest.raises(ConfigError, match="smooth must be an odd number, got 2"):
+        scored(run, reference, smooth=2)
 
 
 def test_a_run_that_never_reaches_has_no_steps_and_says_so(tmp_path: Path) -> None:
