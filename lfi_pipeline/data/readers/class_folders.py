@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.core.io import why_unsafe
 from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable
 from lfi_pipeline.data.manifest import Manifest
+from lfi_pipeline.data.readers.exports import folder_captions
 from lfi_pipeline.data.readers.sniff import is_image
 from lfi_pipeline.data.readers.walk import (
     WHOLE_ROOT,
@@ -68,19 +70,27 @@ def read_imagefolder(manifest: Manifest, root: Path, split: str) -> Dataset:
 
 
 def read_images(manifest: Manifest, root: Path, split: str) -> Dataset:
-    """Read one split: every image below its folder, however deep, without classes.
+    """Read one split: every image below its folder, however deep, without classes, with captions where there are any.
 
     Raises:
-        DatasetError: no such folder, or no image in it.
+        DatasetError: no such folder, or no image in it; or as `folder_captions`.
     """
     require_directory(manifest, root)
     folder = manifest.files(split)["folder"]
     if not (root / folder).is_dir():
         raise layout_error(manifest, root, f"{folder}/")
-    samples = SampleTable(_unlabelled(root / folder, prefix_of(folder)))
-    if not samples:
+    paths = image_paths(root / folder)
+    if not paths:
         raise layout_error(manifest, root / folder, "images")
-    return Dataset(name=manifest.name, root=root, split=split, classes=(), samples=samples, prompts=manifest.prompts)
+    captions, notes = folder_captions(root / folder, paths)
+    prefix = prefix_of(folder)
+    samples = SampleTable(
+        replace(image_sample(prefix + path, key), captions=captions.get(path, ()))
+        for path, key in zip(paths, keys_of(paths), strict=True)
+    )
+    return Dataset(
+        name=manifest.name, root=root, split=split, classes=(), samples=samples, prompts=manifest.prompts, notes=notes
+    )
 
 
 def labelled(

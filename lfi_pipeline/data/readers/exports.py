@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfi_pipeline.core.errors import DatasetError
-from lfi_pipeline.core.parse import MAX_TOML_BYTES, read_limited
+from lfi_pipeline.core.parse import MAX_TOML_BYTES, parse_json, read_limited
 from lfi_pipeline.data.dataset import Dataset, Sample, SampleTable, named_in_order, renumbered
 from lfi_pipeline.data.images import parquet_path
 from lfi_pipeline.data.manifest import Manifest
@@ -22,6 +24,7 @@ from lfi_pipeline.data.readers.sniff import is_hidden
 from lfi_pipeline.data.readers.walk import (
     MOST_CLASSES,
     begins_with,
+    file_paths,
     image_paths,
     keys_of,
     layout_error,
@@ -251,3 +254,69 @@ def _named(schema: Any, label: str | None) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Files in which Hugging Face's folders of images keep their captions, by `file_name`."""
+_TEXTS = (".txt", ".caption")
+_LARGEST_CAPTION = 1 << 16  # bytes
+_NUMBERS_ALONE = re.compile(r"[\d\s.,eE+-]*")
+
+
+def folder_captions(folder: Path, paths: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return the captions of images in a folder, and notes on what was passed over.
+
+    They are in `metadata.jsonl` or `metadata.csv` (`file_name` beside `text` or `caption`), or else in a text file beside
+    each image, `a.txt` beside `a.jpg`, a caption a line. Text files that hold numbers alone are labels of another tool.
+
+    Args:
+        folder: of the images.
+        paths: of the images, below it.
+
+    Raises:
+        DatasetError: a file that cannot be read, or is not of its form; names file and line.
+    """
+    faults = Faults(folder)
+    file = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if file is not None:
+        known, captions = frozenset(paths), dict[str, tuple[str, ...]]()
+        for name, texts in _metadata(file):
+            if name in known:
+                captions[name] = texts
+            else:
+                faults.add(f"captions of {file.name} left out, of an image that is not there", name)
+        return captions, faults.lines()
+    beside = {path.rpartition(".")[0]: path for path in file_paths(folder, lambda name: name.endswith(_TEXTS))}
+    captions = {}
+    for path in paths:
+        text = beside.get(path.rpartition(".")[0])
+        if text is None:
+            continue
+        content = read_limited(folder / text, error=DatasetError, max_bytes=_LARGEST_CAPTION)
+        lines = tuple(filter(None, map(str.strip, content.decode("utf-8-sig", errors="replace").splitlines())))
+        if all(map(_NUMBERS_ALONE.fullmatch, lines)):
+            faults.add("text files left out, that hold numbers and no caption", text)
+        else:
+            captions[path] = lines
+    return captions, faults.lines()
+
+
+def _metadata(file: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the file name and the captions of each record."""
+    content = read_limited(file, error=DatasetError).decode("utf-8-sig", errors="replace")
+    if file.suffix == ".csv":
+        rows: Any = enumerate(csv.DictReader(io.StringIO(content)), start=2)
+    else:
+        lines = enumerate(content.splitlines(), start=1)
+        rows = ((n, parse_json(line, f"{file}, line {n}", error=DatasetError)) for n, line in lines if line.strip())
+    try:
+        for number, row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                raise DatasetError(f"{file}, line {number}: a record must have file_name, got {str(row)[:80]}.")
+            text = next((row[name] for name in _CAPTIONS if row.get(name)), ())
+            texts = [text] if isinstance(text, str) else text
+            if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
+                raise DatasetError(f"{file}, line {number}: captions must be text, got {str(text)[:80]}.")
+            yield row["file_name"].replace("\\", "/").removeprefix("./"), tuple(filter(None, map(str.strip, texts)))
+    except csv.Error as error:
+        raise DatasetError(f"{file} must be CSV with a line of names: {error}.") from error

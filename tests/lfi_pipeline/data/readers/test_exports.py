@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lfi_pipeline.core.errors import DatasetError, UnknownNameError
-from lfi_pipeline.data import Manifest
+from lfi_pipeline.data import Manifest, read_dataset
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.readers.exports import read_parquet, read_yolo
 from tests.lfi_pipeline.data.layouts import image_bytes, write
@@ -158,3 +159,61 @@ def test_parquet_of_another_form_is_refused(tmp_path: Path, columns: dict[str, A
     write_table(tmp_path / "data/train.parquet", columns, ["cup", "face"])
     with pytest.raises(DatasetError, match=rf"data/train\.parquet.* {told}$"):
         read_parquet(parquet(), tmp_path, "train")
+
+
+def photos(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"not decoded here")
+
+
+def captions_of(root: Path) -> dict[str, tuple[str, ...]]:
+    return {sample.path: sample.captions for sample in read_dataset(root, split="all").samples}
+
+
+def test_captions_lie_beside_images_as_text(tmp_path: Path) -> None:
+    photos(tmp_path, "a.jpg", "trip/b.final.png", "c.jpg", "d.jpg")
+    (tmp_path / "a.txt").write_text("\ufeffa dog\n\n two cats \n", encoding="utf-8")
+    (tmp_path / "trip/b.final.caption").write_text("an owl")
+    (tmp_path / "c.txt").write_text("0 0.5 0.5 0.2 0.2\n1 .1 .1 .3 .3\n")  # labels of another tool
+    (tmp_path / "readme.txt").write_text("of no image")
+    assert captions_of(tmp_path) == {
+        "a.jpg": ("a dog", "two cats"), "c.jpg": (), "d.jpg": (), "trip/b.final.png": ("an owl",),
+    }  # fmt: skip
+    notes = read_dataset(tmp_path, split="all").notes
+    assert "1 text files left out, that hold numbers and no caption (c.txt)" in notes[0]
+    assert "2 of 4 images" in notes[1]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_captions_lie_in_the_metadata_of_a_folder(tmp_path: Path, form: str) -> None:
+    photos(tmp_path, "a.jpg", "trip/b.jpg")
+    (tmp_path / "a.txt").write_text("not read where there is metadata")
+    rows = [("a.jpg", 'a "small", dog'), ("./trip\\b.jpg", "two cats"), ("gone.jpg", "an owl")]
+    if form == "csv":
+        with (tmp_path / "metadata.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file_name", "text"), *rows])
+    else:
+        lines = [json.dumps({"file_name": name, "caption": [text]}) for name, text in rows]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n\n")
+    assert captions_of(tmp_path) == {"a.jpg": ('a "small", dog',), "trip/b.jpg": ("two cats",)}
+    (note,) = read_dataset(tmp_path, split="all").notes
+    assert f"1 captions of metadata.{form} left out, of an image that is not there (gone.jpg)" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "a dog"}\n{"file_name": 3}', r"line 2: a record must have"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "a dog"', r"metadata\.jsonl, line 1 must be JSON"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": {"a": 1}}', r"line 1: captions must be text, got"),
+        ("metadata.csv", "name,text\na.jpg,a dog\n", r"line 2: a record must have file_name"),
+        ("metadata.csv", 'file_name,text\na.jpg,"' + "x" * 200_000 + '"\n', r"must be CSV .* field larger than"),
+        ("a.txt", "x" * (1 << 17), r"a\.txt"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    photos(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(tmp_path, split="all")
