@@ -23,6 +23,7 @@ from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
+from lfi_pipeline.teachers.teacher import normalised_images
 from lfi_pipeline.teachers.text import EncodedText
 
 VISION = "vision forward"
@@ -198,9 +199,7 @@ class _Memory:
     def __init__(self, teacher: Teacher, root: Path, config: ExtractionConfig) -> None:
         self.teacher, self.config = teacher, config
         self.files = sorted((root / "train2017").iterdir())
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
-        pixels = [torch.from_numpy(read(path, teacher)) for path in self.files]
-        self.images = ((torch.stack(pixels).float() - mean) / std).to(teacher.device)
+        self.images = normalised_images(teacher, [read(path, teacher) for path in self.files])
         self.texts = [teacher.encode_text(CAPTIONS[i % len(CAPTIONS)]) for i in range(len(self.files))]
         self.layers = teacher.layers(config.kind, 1)
 

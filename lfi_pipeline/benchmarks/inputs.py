@@ -49,6 +49,7 @@ from lfi_pipeline.targets import (
     Vocabulary,
 )
 from lfi_pipeline.teachers import load_teacher
+from lfi_pipeline.teachers.teacher import normalised_images
 
 VOCABULARY = 1000
 CLASSES = 80
@@ -297,12 +298,11 @@ def _rows(root: Path, count: int, seed: int, batch_size: int) -> list[Tensor]:
     write_scenes(root, ScenesConfig(train=count, val=1, seed=seed), workers=1)
     dataset = read_dataset("scenes", root, "train")
     teacher = load_teacher("scenes-coca")
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (teacher.mean, teacher.std))
     parts = []
     for first in range(0, count, batch_size):
         samples = dataset.samples[first : first + batch_size]
         pixels = [view_image(read_image(root, s.path)[0], WHOLE, teacher.image_size) for s in samples]
-        images = (torch.from_numpy(np.stack(pixels)).float() - mean) / std
+        images = normalised_images(teacher, pixels)
         texts = [teacher.encode_text(sample.captions[0]) for sample in samples]
         words = [text.words for text in texts]
         kinds = [

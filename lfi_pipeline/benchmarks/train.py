@@ -26,6 +26,7 @@ from lfi_pipeline.data.config import Augmentation
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps, encode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
+from lfi_pipeline.teachers.teacher import normalised_images
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.data import Batch, MapResampler, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
@@ -110,9 +111,7 @@ class _Teacher:
 
     def of_files(self, paths: list[Path]) -> npt.NDArray[np.float32]:
         """Keep the images of these files, normalised; return their maps."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (self.teacher.mean, self.teacher.std))
-        pixels = torch.stack([torch.from_numpy(read(path, self.teacher)) for path in paths])
-        self.images = ((pixels.float() - mean) / std).to(self.teacher.device)
+        self.images = normalised_images(self.teacher, [read(path, self.teacher) for path in paths])
         return self.maps()
 
     def maps(self) -> npt.NDArray[np.float32]:

@@ -42,6 +42,7 @@ from lfi_pipeline.evaluation.protocols import ProtocolResult, load, validation_s
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.run_dir import write_run_json
 
 _LARGEST_SIDE = 320
@@ -263,8 +264,7 @@ def _gallery_positions(words: Sequence[GroundedWord], maps: Sequence[Tensor], co
         hit = bool(peaks_in_mask(maps[i][None], word.mask[None])) if maps else True
         hits.setdefault(word.position, []).append(hit)
     ranked = sorted(hits, key=lambda position: (float(np.mean(hits[position])), position))
-    spread = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
-    return [ranked[i] for i in spread]
+    return [ranked[i] for i in evenly_spaced(np.arange(len(ranked)), count).tolist()]
 
 
 def _require_same_teacher(trained: TargetStore, validation: TargetStore) -> None:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_pipeline.core.errors import TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import autocast
 from lfi_pipeline.students.pretrained import bounded_build
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
@@ -33,14 +32,16 @@ from lfi_pipeline.teachers.captioner import BEAMS, LONGEST, SHORTEST
 from lfi_pipeline.teachers.config import require_row
 from lfi_pipeline.teachers.contrastive import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.settings import COMMON_WORDS, settings_of_kind
-from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images
-from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
+from lfi_pipeline.teachers.teacher import BaseTeacher, InteractionMaps, choose_layers, normalised, require_images
+from lfi_pipeline.teachers.text import EncodedText, Word
 from lfi_pipeline.teachers.transformers_folder import (
+    BLIP,
     Depth,
     Eps,
     Side,
     Words,
     checked_config,
+    load_weights,
     pixels_of,
     read_weights,
     tokenizer_of,
@@ -99,22 +100,13 @@ def load_blip(folder: Path) -> tuple[nn.Module, Any]:
     with bounded_build(str(folder)), torch.random.fork_rng(devices=[]):
         model: Any = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text))
     weights = {name: value.float() for name, value in read_weights(folder).items()}
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes
-        raise TeacherError(f"{folder}: the weights do not fit config.json: {str(error).splitlines()[-1]}") from error
+    load_weights(model, weights, folder, BLIP, tied="text_decoder.cls.predictions.decoder.")
     model.tie_weights()
-    missing = [name for name in missing if not name.startswith("text_decoder.cls.predictions.decoder.")]  # tied
-    if missing or unexpected:
-        raise TeacherError(
-            f"{folder}: the weights must be those of a blip as config.json says, but {len(missing)} are missing and "
-            f"{len(unexpected)} are too many, such as {[*missing, *unexpected][0]}."
-        )
     model.pixels = pixels_of(folder)
     return model, tokenizer_of(folder, config.text_config.max_position_embeddings, "lower")
 
 
-class BlipTeacher:
+class BlipTeacher(BaseTeacher):
     """BLIP's captioner with its tokenizer; a `Teacher`.
 
     Args:
@@ -140,20 +132,9 @@ class BlipTeacher:
         self.std: tuple[float, float, float] = model.pixels["std"]
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks of the vision trunk."""
         return list(self.model.vision_model.encoder.layers)
-
-    @property
-    def precision(self) -> str:
-        """What the trunk computes in; the decoder and the maps are fp32."""
-        return self.identity.precision
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -187,12 +168,8 @@ class BlipTeacher:
 
     def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
         """Tokenise `text`, begun as the decoder's texts begin, and find its content words or `phrases`."""
-        encoded = encode_text(self.tokenizer, text, phrases)
+        encoded = super().encode_text(text, phrases)
         return EncodedText((self._text.bos_token_id, *encoded.ids[1:]), encoded.words)
-
-    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the mean of each word's rows in the decoder's table of tokens, fp32 unit vectors [V, E]."""
-        return self.embed_texts(words, batch_size)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -238,10 +215,6 @@ class BlipTeacher:
         lengths = {"num_beams": BEAMS, "min_length": SHORTEST, "max_length": LONGEST, "do_sample": False}
         ids = self.model.generate(pixel_values=images, **lengths)
         return [text.strip() for text in self.tokenizer.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    def _require_kind(self, kind: str) -> None:
-        if kind not in KINDS:
-            raise UnknownNameError("map kind", kind, KINDS)
 
     @torch.no_grad()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

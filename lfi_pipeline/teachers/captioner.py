@@ -38,7 +38,7 @@ from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
 from lfi_pipeline.teachers.shards import ShardAssignment
-from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.teacher import Teacher, normalised_images
 from lfi_pipeline.teachers.text import Word, listed
 
 BEAMS, SHORTEST, LONGEST = 4, 5, 30  # tokens, start and end included; this project's choice
@@ -307,8 +307,6 @@ def _captioned(
     batch_size: int,
     bar: Any,
 ) -> list[tuple[str, str]]:
-    mean = torch.tensor(teacher.mean, device=teacher.device).view(3, 1, 1) * 255
-    std = torch.tensor(teacher.std, device=teacher.device).view(3, 1, 1) * 255
     captions = []
     for first in range(0, len(samples), batch_size):
         batch = samples[first : first + batch_size]
@@ -319,9 +317,9 @@ def _captioned(
             except ImageReadError:
                 continue
             readable.append(sample)
-            images.append(torch.from_numpy(view_image(image, WHOLE, teacher.image_size, teacher.interpolation)))
+            images.append(view_image(image, WHOLE, teacher.image_size, teacher.interpolation))
         if images:
-            pixels = (torch.stack(images).to(teacher.device).float() - mean) / std
+            pixels = normalised_images(teacher, images)
             captions += [(sample.key, caption) for sample, caption in zip(readable, write(pixels), strict=True)]
         bar.update(len(batch))
     return captions

@@ -33,10 +33,11 @@ from lfi_pipeline.report.overlay import MapColumn, contact_sheet
 from lfi_pipeline.targets import MapSpec, TargetStore
 from lfi_pipeline.targets.commits import MANIFEST
 from lfi_pipeline.targets.manifest import KindChoice, KindScore
+from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.settings import AskedWords, data_centre
 from lfi_pipeline.teachers.shards import maps_of_texts
-from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.teacher import Teacher, normalised_images
 from lfi_pipeline.teachers.text import TextSource, ViewWords, sample_words, view_words
 
 AUTO = "auto"
@@ -90,7 +91,7 @@ def choose_kind(
     for kind in kinds:
         if kind not in teacher.kinds:
             raise UnknownNameError("map kind", kind, teacher.kinds)
-    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    places = evenly_spaced(np.arange(len(dataset)), images).tolist()
     samples = [dataset.samples[place] for place in places]
     batches = [
         _batch(teacher, dataset, source, samples[first : first + batch_size], words)
@@ -176,7 +177,7 @@ def kind_pictures(
         images: how many, spread evenly.
         words: of an image, at most.
     """
-    places = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    places = evenly_spaced(np.arange(len(dataset)), images).tolist()
     samples = [dataset.samples[place] for place in places]
     batch = _batch(teacher, dataset, source, samples, words)
     centre = data_centre(teacher.encode_text, dataset, source)
@@ -242,7 +243,6 @@ def choice_text(choice: KindChoice) -> str:
 
 
 def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequence[Sample], limit: int) -> _Batch:
-    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
     pixels = [
         view_image(read_image(dataset.root, sample.path)[0], WHOLE, teacher.image_size, teacher.interpolation)
         for sample in samples
@@ -254,8 +254,7 @@ def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequ
         words = sample_words(teacher.encode_text, texts, limit)
         view_texts.append(view_words(teacher.encode_text, texts, words, "full"))
         masks.append([_mask(dataset, sample, label_of.get(word)) for word in words])
-    images = (torch.from_numpy(np.stack(pixels)).to(teacher.device).float() - mean) / std
-    return _Batch(images, view_texts, masks)
+    return _Batch(normalised_images(teacher, pixels), view_texts, masks)
 
 
 def _mask(dataset: Dataset, sample: Sample, label: int | None) -> Tensor | None:

@@ -22,7 +22,6 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from lfi_pipeline.core.errors import UnknownNameError
 from lfi_pipeline.core.runtime import autocast
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
 from lfi_pipeline.teachers.attention import outputs_of, probe_attention
@@ -40,6 +39,7 @@ from lfi_pipeline.teachers.contrastive import (
 from lfi_pipeline.teachers.kinds import BLOCKS, KINDS, POOLER, Reading, coca_kinds
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
+    BaseTeacher,
     InteractionMaps,
     choose_layers,
     logit_scale_of,
@@ -47,12 +47,12 @@ from lfi_pipeline.teachers.teacher import (
     require_images,
     supported,
 )
-from lfi_pipeline.teachers.text import EncodedText, Word, encode_text, pad_id
+from lfi_pipeline.teachers.text import EncodedText, Word, pad_id
 
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 
 
-class CocaTeacher:
+class CocaTeacher(BaseTeacher):
     """A CoCa model of open_clip with its tokenizer; a `Teacher`.
 
     Args:
@@ -81,20 +81,9 @@ class CocaTeacher:
         self._asked = AskedWords(self.embed_texts)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks of the vision trunk."""
         return list(self.model.visual.transformer.resblocks)
-
-    @property
-    def precision(self) -> str:
-        """What trunk and text tower compute in; pooler, decoder and maps are fp32."""
-        return self.identity.precision
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -117,8 +106,7 @@ class CocaTeacher:
             UnknownNameError: `kind` is not one of `kinds`.
             ConfigError: more layers than there are, or indices of none.
         """
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         if kind == CONTRASTIVE:
             return choose_layers(self.identity.name, BLOCKS, len(self.model.visual.transformer.resblocks), chosen)
         if KINDS[kind].place:
@@ -126,30 +114,16 @@ class CocaTeacher:
         total = len(self.model.text_decoder.cross_attn)
         return choose_layers(self.identity.name, "text_decoder.cross_attn", total, chosen)
 
-    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
-        """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
-        return encode_text(self.tokenizer, text, phrases)
-
     @property
     def logit_scale(self) -> float:
         """What the cosine of an image and a text embedding is multiplied by to give a logit."""
         return logit_scale_of(self.model)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Return embeddings [B, E] of normalised images [B, 3, H, W]."""
-        embeddings: Tensor = self.model.encode_image(images)
-        return embeddings
-
-    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
-        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
-
     def map_settings(
         self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
     ) -> MapSpec:
         """Return how a map of `kind` is made; see `Teacher`."""
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         return settings_of_kind(
             kind,
             own_steps=KINDS[kind].steps,
@@ -201,8 +175,7 @@ class CocaTeacher:
             ConfigError: `reading` rows of a gradient kind (the gradient of a word's logit at a later row is zero), or
                 captions that do not fit the images.
         """
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         require_row(row, kind)
         chosen = require_images(len(texts), len(images), image_of)
         settings = settings or self.map_settings(kind)

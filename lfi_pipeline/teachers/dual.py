@@ -44,6 +44,7 @@ from lfi_pipeline.teachers.contrastive import artefact_patches, without_artefact
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
+    BaseTeacher,
     InteractionMaps,
     choose_layers,
     logit_scale_of,
@@ -51,7 +52,7 @@ from lfi_pipeline.teachers.teacher import (
     require_images,
     supported,
 )
-from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
+from lfi_pipeline.teachers.text import EncodedText, Word
 
 # Numbers that the gradients of a group of words may hold in one place of the trunk (words * B * T * 4 D)
 GROUP_NUMBERS = 1 << 25
@@ -191,7 +192,7 @@ def dual_kinds(*, own_blocks: bool) -> tuple[str, ...]:
     return tuple(name for name, kind in DUAL_KINDS.items() if own_blocks or not kind.own_blocks)
 
 
-class DualTeacher:
+class DualTeacher(BaseTeacher):
     """A dual encoder of open_clip with its tokenizer; a `Teacher`.
 
     Args:
@@ -224,20 +225,9 @@ class DualTeacher:
             self.embedding_dim = int(self.trunk.embed_alone(token).shape[-1])
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks of the vision trunk."""
         return list(self.trunk.blocks)
-
-    @property
-    def precision(self) -> str:
-        """What the towers compute in; what is differentiated and the maps are fp32."""
-        return self.identity.precision
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -256,8 +246,7 @@ class DualTeacher:
             UnknownNameError: `kind` is not one of `kinds`.
             ConfigError: more blocks than the trunk has, or indices of none.
         """
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         if kind == "gradcam" and self.trunk.pooling == "attention":
             return (LayerSpec(name=POOL, depth=1.0),)
         if not DUAL_KINDS[kind].layered:
@@ -270,8 +259,7 @@ class DualTeacher:
         self, kind: str, *, centre: Sequence[str] = COMMON_WORDS, steps: int = 0, artefacts: str = "fill"
     ) -> MapSpec:
         """Return how a map of `kind` is made; see `Teacher`."""
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         template = self.word_template
         return settings_of_kind(
             kind,
@@ -283,23 +271,10 @@ class DualTeacher:
             support=DUAL_KINDS[kind].support,
         )
 
-    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
-        """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
-        return encode_text(self.tokenizer, text, phrases)
-
     @property
     def logit_scale(self) -> float:
         """What the cosine of an image and a text embedding is multiplied by to give a logit."""
         return logit_scale_of(self.model)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Return embeddings [B, E] of normalised images [B, 3, H, W]."""
-        embeddings: Tensor = self.model.encode_image(images)
-        return embeddings
-
-    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
-        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -340,8 +315,7 @@ class DualTeacher:
             UnknownNameError: unknown kind or row.
             ConfigError: `reading` rows, or captions that do not fit the images.
         """
-        if kind not in self.kinds:
-            raise UnknownNameError("map kind", kind, self.kinds)
+        self._require_kind(kind)
         if row not in ROWS:
             raise UnknownNameError("row", row, ROWS)
         if row != "emitting":

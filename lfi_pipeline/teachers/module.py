@@ -19,13 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
+from lfi_pipeline.core.errors import ConfigError, TeacherError
 from lfi_pipeline.core.runtime import autocast, resolve_precision
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
 from lfi_pipeline.teachers.registry import state_sha256
-from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE
-from lfi_pipeline.teachers.teacher import InteractionMaps, choose_layers, normalised, require_images, require_row
-from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
+from lfi_pipeline.teachers.settings import COMMON_WORDS
+from lfi_pipeline.teachers.teacher import (
+    BaseTeacher,
+    InteractionMaps,
+    choose_layers,
+    normalised,
+    require_images,
+    require_row,
+)
+from lfi_pipeline.teachers.text import EncodedText, Word
 
 KIND, PREFIX = "own", "module"
 _LOGIT_SCALE = 100.0  # that CLIP's training is bounded by, and ends at (Radford et al., ICML 2021, section 2.5)
@@ -62,7 +69,7 @@ class TeacherModule(Protocol):
         ...
 
 
-class ModuleTeacher:
+class ModuleTeacher(BaseTeacher):
     """A `Teacher` made of a `TeacherModule`. Its maps have the one kind `own`.
 
     Args:
@@ -79,7 +86,6 @@ class ModuleTeacher:
     can_generate = False
     compares = True
     interpolation = "bicubic"
-    word_template = WORD_TEMPLATE
 
     def __init__(self, module: nn.Module, *, device: str | torch.device = "cpu", precision: str = "fp32") -> None:
         _require_protocol(module)
@@ -106,11 +112,6 @@ class ModuleTeacher:
     def device(self) -> torch.device:
         """Where the module was put."""
         return self._device
-
-    @property
-    def precision(self) -> str:
-        """What autocast computes in."""
-        return self.identity.precision
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -141,17 +142,9 @@ class ModuleTeacher:
             raise ConfigError(f"steps must be 0 for maps of a module of your own, got {steps}.", argument="steps")
         return MapSpec(steps=1, word_template=self.word_template, centre=(), artefacts="keep", support=0.0)
 
-    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
-        """Find the content words of `text`; where `phrases` are given, their occurrences. There are no token ids."""
-        return encode_text(None, text, phrases)
-
     def encode_image(self, images: Tensor) -> Tensor:
         """Return unit embeddings [B, E] of normalised images [B, 3, H, W]."""
         return self._embeddings("embed_images", images, len(images))
-
-    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
-        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each text, fp32 unit vectors [N, E]."""
@@ -200,10 +193,6 @@ class ModuleTeacher:
             TeacherError: always.
         """
         raise TeacherError(f"{self.identity.name} cannot write captions. Give captions, prompts, or a vocabulary.")
-
-    def _require_kind(self, kind: str) -> None:
-        if kind != KIND:
-            raise UnknownNameError("map kind", kind, self.kinds)
 
     def _embeddings(self, method: str, inputs: Any, count: int) -> Tensor:
         with torch.no_grad(), autocast(self._device, self.precision):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
@@ -24,13 +23,14 @@ from lfi_pipeline.evaluation.grounding import (
 )
 from lfi_pipeline.targets import LayerSpec, MapSpec, TargetSpec, TargetStore
 from lfi_pipeline.targets.store import sample_image
+from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.teachers.config import ROWS, PointingConfig
 from lfi_pipeline.teachers.contrastive import ArtefactCount, artefacts_by_block, merged_counts
 from lfi_pipeline.teachers.recompute import samples_of_cache, teacher_of_cache, texts_of_cache
 from lfi_pipeline.teachers.settings import centre_of
 from lfi_pipeline.teachers.shards import maps_of_texts
-from lfi_pipeline.teachers.teacher import Teacher
+from lfi_pipeline.teachers.teacher import Teacher, normalised_images
 from lfi_pipeline.teachers.text import view_words
 
 MOST_LAYERS = 4
@@ -94,9 +94,7 @@ def pointing_by_kind(store: TargetStore, dataset: Dataset, config: PointingConfi
 
 def _some_images(words: list[GroundedWord], images: int) -> list[GroundedWord]:
     """Words of at most `images` images, evenly spaced."""
-    positions = sorted({word.position for word in words})
-    places = np.linspace(0, len(positions) - 1, min(images, len(positions))).round().astype(int)
-    chosen = {positions[place] for place in places}
+    chosen = set(evenly_spaced(np.unique([word.position for word in words]), images).tolist())
     return [word for word in words if word.position in chosen]
 
 
@@ -163,8 +161,7 @@ def _live(
 def _normalised_images(store: TargetStore, teacher: Teacher, positions: Sequence[int]) -> Tensor:
     """Images [B, 3, H, W] of a cache's samples, as the teacher takes them."""
     views = [view_image(sample_image(store, i), WHOLE, teacher.image_size, teacher.interpolation) for i in positions]
-    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
-    return (torch.from_numpy(np.stack(views)).to(teacher.device).float() - mean) / std
+    return normalised_images(teacher, views)
 
 
 def artefacts_of_cache(store: TargetStore, images: int, config: PointingConfig) -> tuple[ArtefactCount, ...]:
@@ -183,8 +180,7 @@ def artefacts_of_cache(store: TargetStore, images: int, config: PointingConfig) 
     teacher = teacher_of_cache(store.spec, config.teacher, config.device)
     if not teacher.blocks:
         raise TeacherError(f"Nothing is known of the blocks of {teacher.identity.name}, so no artefact can be counted.")
-    usable = store.usable
-    positions = usable[np.linspace(0, len(usable) - 1, min(images, len(usable))).round().astype(int)].tolist()
+    positions = evenly_spaced(store.usable, images).tolist()
     parts = []
     with progress_bar(total=len(positions), desc=f"artefacts of {teacher.identity.name}", unit="image") as bar:
         for first in range(0, len(positions), config.batch_size):

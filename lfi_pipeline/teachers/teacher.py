@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,8 +18,8 @@ from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
 from lfi_pipeline.targets.vocabulary import SCALE_TOLERANCE, readable_names
-from lfi_pipeline.teachers.settings import COMMON_WORDS
-from lfi_pipeline.teachers.text import EncodedText, Word
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE
+from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
 
 ROWS = ("emitting", "reading")
 READING_KINDS = ("attention",)
@@ -167,6 +169,65 @@ class Teacher(Protocol):
             TeacherError: this teacher cannot, or a package it needs is not installed.
         """
         ...
+
+
+class BaseTeacher(ABC):
+    """What teachers of all families do alike; a family adds the rest of `Teacher`.
+
+    Attributes:
+        model: its network.
+        tokenizer: open_clip's tokenizer for it; None where it shows none.
+        identity: name, tag, weights digest, family and precision.
+        word_template: what a word is put into before it is embedded.
+    """
+
+    model: Any
+    tokenizer: Any = None
+    identity: TeacherSpec
+    word_template: str = WORD_TEMPLATE
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def precision(self) -> str:
+        """What the trunk and the text tower compute in; what is differentiated and the maps are fp32."""
+        return self.identity.precision
+
+    @property
+    @abstractmethod
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of map this teacher can give, the default first."""
+
+    def _require_kind(self, kind: str) -> None:
+        if kind not in self.kinds:
+            raise UnknownNameError("map kind", kind, self.kinds)
+
+    def encode_text(self, text: str, phrases: Sequence[str] = ()) -> EncodedText:
+        """Tokenise `text` and find its content words; where `phrases` are given, their occurrences instead."""
+        return encode_text(self.tokenizer, text, phrases)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return embeddings [B, E] of normalised images [B, 3, H, W]."""
+        embeddings: Tensor = self.model.encode_image(images)
+        return embeddings
+
+    def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
+        return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
+
+    @abstractmethod
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text embedding of each text, fp32 unit vectors [N, E] in main memory."""
+
+
+def normalised_images(teacher: Teacher, pixels: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+    """Return images [3, H, W] of uint8 as `teacher` takes them: fp32 [B, 3, H, W] on its device."""
+    mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
+    return (torch.from_numpy(np.stack(pixels)).to(teacher.device).float() - mean) / std
 
 
 def require_row(row: str, kind: str) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer, VisionTransformer
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
@@ -106,8 +107,6 @@ _CONFIGS: Mapping[str, Any] = {"clip": _Clip, "siglip": _Siglip}
 BLIP = "blip"
 MODEL_TYPES = (BLIP, *_CONFIGS)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow's filters
-
-
 Channels = tuple[float, float, float]
 
 
@@ -171,20 +170,25 @@ def load_folder(folder: Path) -> tuple[TwoTowers, Any]:
     _require_heads(config, folder)
     with bounded_build(str(folder)), torch.random.fork_rng(devices=[]):
         model = _build_clip(config) if kind == "clip" else _build_siglip(config)
-    renamed = _renamed(read_weights(folder), kind)
+    load_weights(model, _renamed(read_weights(folder), kind), folder, kind)
+    siglip, half = kind == "siglip", (0.5, 0.5, 0.5)
+    model.visual.preprocess_cfg = pixels_of(folder, half, half) if siglip else pixels_of(folder)  # type: ignore[assignment]
+    return model, tokenizer_of(
+        folder, config.text_config.max_position_embeddings, "canonicalize" if siglip else "lower"
+    )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], folder: Path, kind: str, tied: str = "\0") -> None:
+    """Load all weights of a model of type `kind`; raises TeacherError. What begins with `tied` may be missing."""
     try:
-        missing, unexpected = model.load_state_dict(renamed, strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes
         raise TeacherError(f"{folder}: the weights do not fit {CONFIG}: {_last_line(error)}") from error
+    missing = [name for name in missing if not name.startswith(tied)]
     if missing or unexpected:
         names = [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
         names += [f"{len(unexpected)} are too many, such as {unexpected[0]}"] if unexpected else []
         raise TeacherError(f"{folder}: the weights must be those of a {kind} as {CONFIG} says, but {'; '.join(names)}.")
-    half = (0.5, 0.5, 0.5)
-    own = {"mean": half, "std": half} if kind == "siglip" else {}
-    model.visual.preprocess_cfg = pixels_of(folder, **own)  # type: ignore[assignment]
-    clean = "canonicalize" if kind == "siglip" else "lower"
-    return model, tokenizer_of(folder, config.text_config.max_position_embeddings, clean)
 
 
 def pixels_of(folder: Path, mean: Channels = OPENAI_DATASET_MEAN, std: Channels = OPENAI_DATASET_STD) -> dict[str, Any]:
@@ -382,19 +386,14 @@ def _renamed(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 def _name(name: str, siglip: bool) -> str:
     """The name that a weight, or the beginning of one, has in the modules built here."""
-    vision = name.startswith("vision_model.")
-    pairs = (*(_SIGLIP_VISION if siglip else _CLIP_VISION), *_TEXT) + (
-        _SIGLIP_BLOCK if siglip and vision else _CLIP_BLOCK
-    )
-    for old, new in pairs:
+    block = _SIGLIP_BLOCK if siglip and name.startswith("vision_model.") else _CLIP_BLOCK
+    for old, new in (*(_SIGLIP_VISION if siglip else _CLIP_VISION), *_TEXT, *block):
         name = name.replace(old, new)
     return name
 
 
 def tokenizer_of(folder: Path, context_length: int, clean: str) -> Any:
     """Return open_clip's wrapper of the tokenizer in a folder; raises TeacherError where there is none."""
-    from open_clip.tokenizer import HFTokenizer
-
     if not any((folder / name).is_file() for name in TOKENIZER):
         raise TeacherError(f"{folder} must hold a tokenizer ({' or '.join(TOKENIZER)}); none is there.")
     return HFTokenizer(str(folder), context_length=context_length, clean=clean)
