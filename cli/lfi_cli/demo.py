@@ -167,9 +167,12 @@ class MakeScenes:
 def make_scenes(config: MakeScenes) -> Shown:
     """Render the embedded data set: captioned emoji scenes with exact masks, in COCO's layout.
 
-    Pictures are drawn from the OpenMoji font (all emojis designed by OpenMoji, CC BY-SA 4.0).
+    Pictures are drawn from the OpenMoji font (all emojis designed by OpenMoji, CC BY-SA 4.0), those of the domains icon and
+    emblem from three sets of icons. `emblem`, and any font of your own, is drawn as the embedded teacher has never seen.
 
     Example: lfi make-scenes --out data/scenes --train 2000 --val 400
+
+    Example: lfi make-scenes --out data/noto --font NotoColorEmoji.ttf --held-out font
     """
     from lfi_pipeline.data.scenes import write_scenes
 
@@ -179,13 +182,15 @@ def make_scenes(config: MakeScenes) -> Shown:
     rows: list[tuple[str, object]] = [
         ("train", scenes.train),
         ("val", scenes.val),
+        *([("test", scenes.test)] if scenes.test is not None else []),
         ("domains", ",".join(scenes.domains)),
         ("held out", ",".join(scenes.held_out) or "none"),
         ("in", config.out),
     ]
     if scenes.spurious is not None:
-        rows[2:4] = [
-            ("spurious", f"{percent(scenes.spurious)} of the training scenes stand before their category's background")
+        spurious = f"{percent(scenes.spurious)} of the training scenes stand before their category's background"
+        rows = [
+            ("spurious", spurious) if name == "domains" else (name, value) for name, value in rows if name != "held out"
         ]
 
     def render(console: Console) -> None:

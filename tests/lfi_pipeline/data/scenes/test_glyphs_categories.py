@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from lfi_pipeline.data.scenes import NAMES
-from lfi_pipeline.data.scenes.domains import GLYPHS
+from lfi_pipeline.data.scenes.glyphs import GLYPHS
 from lfi_pipeline.data.scenes.write import with_article
 from lfi_pipeline.teachers.text import stop_words
 
