@@ -28,8 +28,9 @@ from lfi_pipeline.targets import TargetStore, codec_kl, decode_maps, encode_maps
 from lfi_pipeline.teachers import Teacher, load_teacher
 from lfi_pipeline.teachers.teacher import normalised_images
 from lfi_pipeline.training.config import DataConfig
-from lfi_pipeline.training.data import Batch, MapResampler, TargetImages, whole_batch
+from lfi_pipeline.training.data import Batch, TargetImages, whole_batch
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.monitor import EpochClock
 from lfi_pipeline.training.sampler import ResumableBatchSampler
 from lfi_pipeline.training.trainer import Trainer

@@ -20,8 +20,9 @@ from lfi_pipeline.exporting.check import plain_model
 from lfi_pipeline.students import QueryConfig, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import DataConfig, TrainConfig
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, MapResampler, TargetImages
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, TargetImages
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.monitor import BACKWARD, FORWARD, OPTIMIZER, EpochClock
 from lfi_pipeline.training.surroundings import make_accelerator
 from lfi_pipeline.training.trainer import MicroBatch, Trainer

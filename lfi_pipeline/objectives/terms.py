@@ -16,7 +16,8 @@ from lfi_pipeline.data.mixing import mixed_loss
 from lfi_pipeline.students import Features, Student, TextQueries, pair_layers
 from lfi_pipeline.targets import TargetStore, ZeroShot
 from lfi_pipeline.targets.vocabulary import class_weights, classes_of_words, image_logits
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, MapResampler
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch
+from lfi_pipeline.training.maps import MapResampler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

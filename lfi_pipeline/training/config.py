@@ -93,7 +93,7 @@ class Weight:
 DEFAULT_WEIGHT = Weight(DEFAULT_SHARE, relative=True)
 
 
-MAPS = ("teacher", "shuffled", "uniform")
+MAPS = ("teacher", "shuffled", "moved", "uniform", "masks")
 NONE = "none"
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -118,7 +118,8 @@ class DataConfig:
     maps: Annotated[
         str,
         Option(
-            "The teacher's maps, or a control: shuffled gives each image the maps of another, uniform flat ones.",
+            "The teacher's maps, or a control: shuffled gives each image the maps of another, moved its own in the wrong "
+            "place, uniform flat ones, and masks the true masks of the objects that words name (a ceiling).",
             panel=OBJECTIVE,
             choices=MAPS,
         ),

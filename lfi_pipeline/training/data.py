@@ -28,64 +28,12 @@ from lfi_pipeline.data.augment import (
     view_maps,
 )
 from lfi_pipeline.data.images import read_image
-from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, mix_maps, shown_by_maps, visible_labels
+from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, shown_by_maps, visible_labels
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.config import DataConfig
+from lfi_pipeline.training.maps import MapSource, StoredMaps
 from lfi_pipeline.training.sampler import Ticket, training_positions
-
-Grid = tuple[int, int]  # (rows, columns)
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Target maps of a batch on one grid, cut to the part of each image that is seen.
-
-    Attributes:
-        maps: fp32 [B, L, M, N]; a row sums to 1, or to 0 where nothing of it is seen.
-        kept: fp32 [B, L, M], share of the word's mass that is seen: the w of the loss (objectives/interaction.py); 0 for padding.
-        words: int64 [B, M], -1 for padding.
-    """
-
-    maps: Tensor
-    kept: Tensor
-    words: Tensor
-
-
-class MapResampler:
-    """Maps of a batch on any student's grid; each grid is cut once, whichever students share it.
-
-    Args:
-        batch: with maps.
-        codec: of the stored maps.
-        uniform: replace every present map by the uniform one (a control).
-    """
-
-    def __init__(self, batch: Batch, codec: str, *, uniform: bool = False) -> None:
-        assert batch.maps is not None
-        assert batch.scale is not None
-        assert batch.words is not None
-        self._batch, self._words = batch, batch.words
-        self._stored = decode_maps(batch.maps, batch.scale, codec)  # [B, L, M, gh, gw]
-        if uniform:
-            cells = self._stored.shape[-1] * self._stored.shape[-2]
-            self._stored = (self._stored.sum((-2, -1), keepdim=True) > 0).float().expand_as(self._stored) / cells
-        self._cuts: dict[Grid, Cut] = {}
-
-    def on(self, grid: Grid) -> Cut:
-        """Return the maps on `grid`."""
-        if grid not in self._cuts:
-            self._cuts[grid] = self._cut(grid)
-        return self._cuts[grid]
-
-    def _cut(self, grid: Grid) -> Cut:
-        mass, words = view_maps(self._stored, self._batch.windows, grid), self._words
-        if self._batch.mix is not None:
-            mass, words = mix_maps(mass, words, self._batch.mix)
-        mass = mass.flatten(-2)  # [B, L, M, N]
-        kept = mass.sum(-1)
-        return Cut(mass / kept.clamp_min(1e-12)[..., None], kept * (words >= 0)[:, None], words)
-
 
 Size = tuple[int, int]  # (height, width) in pixels
 MAPS, IMAGE_EMBEDDING = "maps", "image_embedding"
@@ -153,7 +101,7 @@ class TargetImages(TorchDataset[Batch]):
         self.store, self.data, self.sizes, self.reads = store, data, tuple(dict.fromkeys(sizes)), reads
         self.index = store.index
         self.mirror_stored = "hflip" not in store.spec.views
-        self.donor = _donors(training_positions(store, data.hold_out), data.seed)
+        self.source = MapSource(store, data, training_positions(store, data.hold_out))
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
@@ -227,28 +175,24 @@ class TargetImages(TorchDataset[Batch]):
     def _targets(self, positions: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
         """Return the stored targets of the view each image is seen in (`full` or `hflip`), shapes as in `Batch`."""
         mirrored = flips & (not self.mirror_stored)
-        parts: dict[str, npt.NDArray[np.generic]] = {}
+        with_maps, read = MAPS in self.reads or self.data.mix.cuts, self.data.words
+        parts: dict[str, Tensor] = {}
         for view, rows in (("full", np.flatnonzero(~mirrored)), ("hflip", np.flatnonzero(mirrored))):
             if not len(rows):
                 continue
             own = self.store.read_many(positions[rows], view)
-            maps_of = own if self.data.maps != "shuffled" else self.store.read_many(self.donor[positions[rows]], view)
-            for name, values in (
-                ("maps", maps_of.maps),
-                ("scale", maps_of.scale),
-                ("words", own.words),
-                ("image_embedding", own.image_embedding),
-            ):
-                parts.setdefault(name, np.zeros((len(positions), *values.shape[1:]), values.dtype))[rows] = values
-        embedding = torch.from_numpy(parts["image_embedding"]).float()
-        chosen = {IMAGE_EMBEDDING: embedding} if IMAGE_EMBEDDING in self.reads else {}
-        if MAPS not in self.reads and not self.data.mix.cuts:
+            values = {IMAGE_EMBEDDING: torch.from_numpy(own.image_embedding)}
+            if with_maps:
+                words = torch.from_numpy(own.words)[:, :read].long()
+                stored = StoredMaps(torch.from_numpy(own.maps)[:, :, :read], torch.from_numpy(own.scale)[:, :, :read])
+                stored = self.source.of(positions[rows], view, words, stored)
+                values |= {"maps": stored.codes, "scale": stored.scale, "words": words}
+            for name, value in values.items():
+                parts.setdefault(name, value.new_zeros(len(positions), *value.shape[1:]))[rows] = value
+        chosen = {IMAGE_EMBEDDING: parts[IMAGE_EMBEDDING].float()} if IMAGE_EMBEDDING in self.reads else {}
+        if not with_maps:
             return chosen
-        maps, scale, words = (torch.from_numpy(parts[name]) for name in ("maps", "scale", "words"))
-        read = self.data.words
-        maps, scale, words = maps[:, :, :read], scale[:, :, :read], words[:, :read].long()
-        if self.data.maps == "shuffled":
-            scale, maps = _cycled(maps, scale, words)
+        maps, scale, words = (parts[name] for name in ("maps", "scale", "words"))
         if self.mirror_stored and flips.any():
             seen_mirrored = torch.from_numpy(flips)
             maps = torch.where(seen_mirrored.view(-1, 1, 1, 1, 1), maps.flip(-1), maps)
@@ -371,21 +315,3 @@ class PlainImages(TorchDataset[tuple[dict[Size, Tensor], Tensor, bool]]):
         except ImageReadError:
             return {size: torch.zeros(3, *size, dtype=torch.uint8) for size in self.sizes}, labels, False
         return {size: torch.from_numpy(view_image(image, WHOLE, size)) for size in self.sizes}, labels, True
-
-
-def _donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    """Return, for the `shuffled` control, position -> position whose maps it gets: a cyclic permutation by seed."""
-    donor = np.zeros(int(positions.max(initial=0)) + 1, dtype=np.int64)
-    order = np.random.default_rng([seed, 1]).permutation(positions)
-    donor[order] = np.roll(order, 1)
-    return donor
-
-
-def _cycled(maps: Tensor, scale: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Spread a donor's present rows over the receiver's words; return scale [B, L, M] and maps [B, L, M, gh, gw]."""
-    present = (scale > 0).all(1)  # [B, M]; a word of direction leaves a gap in the mirrored view
-    first = present.int().argsort(dim=1, descending=True, stable=True)  # rows with a map, then those without
-    rows = first.gather(1, torch.arange(words.shape[1]) % present.sum(1).clamp_min(1)[:, None])  # [B, M]
-    scale = scale.gather(2, rows[:, None].expand_as(scale))
-    maps = maps.gather(2, rows[:, None, :, None, None].expand_as(maps))
-    return scale, maps

@@ -17,7 +17,8 @@ from lfi_pipeline.data.augment import WHOLE, view_image, view_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.store import sample_image
 from lfi_pipeline.training.config import DataConfig
-from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, Grid, TargetImages, batch_loader, unwrapped
+from lfi_pipeline.training.data import IMAGE_EMBEDDING, MAPS, Batch, TargetImages, batch_loader, unwrapped
+from lfi_pipeline.training.maps import Grid
 from lfi_pipeline.training.sampler import ResumableBatchSampler, require_samples, require_views
 
 PIXELS_A_CELL = 16

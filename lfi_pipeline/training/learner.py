@@ -21,7 +21,8 @@ from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
-from lfi_pipeline.training.data import MAPS, Batch, MapResampler
+from lfi_pipeline.training.data import MAPS, Batch
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE, task_loss

@@ -17,15 +17,9 @@ from lfi_pipeline.core.errors import LFIError, RunError
 from lfi_pipeline.core.runtime import cpu_threads, progress_bar, resolve_device, tell
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import RuntimeConfig, TrainConfig
-from lfi_pipeline.training.data import (
-    MAPS,
-    Batch,
-    MapResampler,
-    TargetImages,
-    batch_loader,
-    unwrapped,
-)
+from lfi_pipeline.training.data import MAPS, Batch, TargetImages, batch_loader, unwrapped
 from lfi_pipeline.training.learner import TOTAL
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.monitor import CHECKPOINT, FORWARD, VALIDATION, WAITING, EpochClock, advice
 from lfi_pipeline.training.run_dir import STATE, RunLock, read_summary, require_place, write_json
 from lfi_pipeline.training.run_writer import RunRecord

@@ -25,8 +25,9 @@ from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.checkpoint import Retention, load_state, save_state
 from lfi_pipeline.training.config import OptimizerConfig, TrainConfig
-from lfi_pipeline.training.data import Batch, MapResampler
+from lfi_pipeline.training.data import Batch
 from lfi_pipeline.training.learner import SQUARE, TOTAL, Learner
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.monitor import BACKWARD, FORWARD, OPTIMIZER, EpochClock, LossGuard, StepTimes
 from lfi_pipeline.training.run_dir import CHECKPOINTS, STATE
 

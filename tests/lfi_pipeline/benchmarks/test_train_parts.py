@@ -20,7 +20,7 @@ from lfi_pipeline.exporting.check import PlainModel
 from lfi_pipeline.students import Features, Student, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
-from lfi_pipeline.training.data import Cut, MapResampler
+from lfi_pipeline.training.maps import Cut, MapResampler
 from lfi_pipeline.training.trainer import Trainer
 
 TINY = TrainBenchConfig(device="cpu").tiny()

@@ -13,8 +13,9 @@ from lfi_pipeline.objectives import StepContext
 from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training import TrainConfig
-from lfi_pipeline.training.data import Batch, MapResampler, TargetImages
+from lfi_pipeline.training.data import Batch, TargetImages
 from lfi_pipeline.training.learner import Learner
+from lfi_pipeline.training.maps import MapResampler
 from tests.lfi_pipeline.training.conftest import make_config
 
 __all__ = ["make_config"]  # the fixture

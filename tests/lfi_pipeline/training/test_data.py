@@ -181,10 +181,10 @@ def test_the_stored_flipped_view_has_no_words_of_direction(make_config: MakeConf
 
 def test_shuffled_maps_are_those_of_another_image_and_each_serves_once(make_config: MakeConfig) -> None:
     images = images_of(make_config(maps="shuffled", augmentation=NEVER))
-    donors = images.donor.tolist()
+    donors = images.source.donor.tolist()
     assert sorted(donors) == list(range(24))
     assert all(donor != position for position, donor in enumerate(donors))
-    other = images_of(make_config(maps="shuffled", seed=1)).donor.tolist()
+    other = images_of(make_config(maps="shuffled", seed=1)).source.donor.tolist()
     assert donors != other
 
     batch = images.__getitems__([(0, position) for position in range(24)])
@@ -205,7 +205,7 @@ def test_shuffled_maps_leave_no_word_without_one_where_the_donor_has_a_gap(make_
     """A mirrored donor has no map for its words of direction; the receiver's words must not lose theirs."""
     images = images_of(make_config(maps="shuffled", augmentation=ALWAYS))
     gaps = {position for position, _ in words_of_direction(images.store)}
-    receivers = [position for position, donor in enumerate(images.donor.tolist()) if donor in gaps]
+    receivers = [position for position, donor in enumerate(images.source.donor.tolist()) if donor in gaps]
     assert receivers
     batch = images.__getitems__([(0, position) for position in receivers])
     assert batch.scale is not None
@@ -215,7 +215,7 @@ def test_shuffled_maps_leave_no_word_without_one_where_the_donor_has_a_gap(make_
 def test_shuffled_donors_stay_inside_the_training_domains(make_config: MakeConfig) -> None:
     images = images_of(make_config(maps="shuffled", hold_out=("grey",)))
     kept = training_positions(images.store, ("grey",)).tolist()
-    assert {int(images.donor[position]) for position in kept} == set(kept)
+    assert {int(images.source.donor[position]) for position in kept} == set(kept)
 
 
 def copy_of_the_data(scenes_root: Path, place: Path) -> tuple[Path, Path]:

@@ -16,8 +16,9 @@ from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
-from lfi_pipeline.training.data import MapResampler, TargetImages
+from lfi_pipeline.training.data import TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
+from lfi_pipeline.training.maps import MapResampler
 from tests.lfi_pipeline.training.running import train_one
 
 MakeConfig = Callable[..., TrainConfig]

@@ -1,0 +1,219 @@
+"""Target maps of a batch: whose they are (the teacher's, or a control's), and how they are cut to what a student sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lfi_pipeline.core.errors import ConfigError, DatasetError
+from lfi_pipeline.data import Dataset, read_dataset
+from lfi_pipeline.data.augment import WHOLE, view_maps
+from lfi_pipeline.data.dataset import relabelled
+from lfi_pipeline.data.mixing import mix_maps
+from lfi_pipeline.data.objects import count_masks
+from lfi_pipeline.targets import TargetStore, decode_maps, encode_maps
+from lfi_pipeline.targets.vocabulary import classes_of_words
+from lfi_pipeline.training.config import DataConfig
+
+if TYPE_CHECKING:
+    from lfi_pipeline.training.data import Batch
+
+Grid = tuple[int, int]  # (rows, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Target maps of a batch on one grid, cut to the part of each image that is seen.
+
+    Attributes:
+        maps: fp32 [B, L, M, N]; a row sums to 1, or to 0 where nothing of it is seen.
+        kept: fp32 [B, L, M], share of the word's mass that is seen: the w of the loss (objectives/terms.py); 0 for padding.
+        words: int64 [B, M], -1 for padding.
+    """
+
+    maps: Tensor
+    kept: Tensor
+    words: Tensor
+
+
+class MapResampler:
+    """Maps of a batch on any student's grid; each grid is cut once, whichever students share it.
+
+    Args:
+        batch: with maps.
+        codec: of the stored maps.
+        uniform: replace every present map by the uniform one (a control).
+    """
+
+    def __init__(self, batch: Batch, codec: str, *, uniform: bool = False) -> None:
+        assert batch.maps is not None
+        assert batch.scale is not None
+        assert batch.words is not None
+        self._batch, self._words = batch, batch.words
+        self._stored = decode_maps(batch.maps, batch.scale, codec)  # [B, L, M, gh, gw]
+        if uniform:
+            cells = self._stored.shape[-1] * self._stored.shape[-2]
+            self._stored = (self._stored.sum((-2, -1), keepdim=True) > 0).float().expand_as(self._stored) / cells
+        self._cuts: dict[Grid, Cut] = {}
+
+    def on(self, grid: Grid) -> Cut:
+        """Return the maps on `grid`."""
+        if grid not in self._cuts:
+            self._cuts[grid] = self._cut(grid)
+        return self._cuts[grid]
+
+    def _cut(self, grid: Grid) -> Cut:
+        mass, words = view_maps(self._stored, self._batch.windows, grid), self._words
+        if self._batch.mix is not None:
+            mass, words = mix_maps(mass, words, self._batch.mix)
+        mass = mass.flatten(-2)  # [B, L, M, N]
+        kept = mass.sum(-1)
+        return Cut(mass / kept.clamp_min(1e-12)[..., None], kept * (words >= 0)[:, None], words)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMaps:
+    """Maps of R images as a cache stores them: codes, uint8 [R, L, M, gh, gw], and scale, fp16 [R, L, M]."""
+
+    codes: Tensor
+    scale: Tensor
+
+
+_MOVED = 4  # a stream of random numbers beside those of `training.data`
+
+
+class MapSource:
+    """The maps that images are trained with, by the setting `maps`.
+
+    `teacher` takes those of the cache. The others are controls: `shuffled` gives an image the maps of another, `moved` its
+    own maps shifted around the edges by a quarter to three quarters of each side (as peaked, as many, in the wrong place),
+    and `masks` the true masks of the objects that a word names: a ceiling for what maps can give. Words that name no
+    object with a mask have no map there. `uniform` is made on the device, by `MapResampler`.
+
+    Args:
+        store: the cache.
+        data: what is read of it.
+        positions: of the images that are trained on; maps are shuffled among these.
+
+    Raises:
+        ConfigError: `masks` of a data set that has none.
+        DatasetError: the data set is not there.
+    """
+
+    def __init__(self, store: TargetStore, data: DataConfig, positions: npt.NDArray[np.int64]) -> None:
+        self.store, self.maps, self.seed = store, data.maps, data.seed
+        self.donor = donors(positions, data.seed)
+        self._masks = TrueMasks(store) if data.maps == "masks" else None
+
+    def of(self, positions: npt.NDArray[np.int64], view: str, words: Tensor, own: StoredMaps) -> StoredMaps:
+        """Return the maps of images seen in `view`.
+
+        Args:
+            positions: [R].
+            view: `full` or `hflip`.
+            words: int64 [R, M], those of the images themselves; -1 for padding.
+            own: the images' own maps.
+        """
+        if self._masks is not None:
+            return self._masks.of(positions, view, words, own)
+        if self.maps == "moved":
+            return StoredMaps(self._moved(positions, own.codes), own.scale)
+        if self.maps != "shuffled":
+            return own
+        given = self.store.read_many(self.donor[positions], view)
+        read = words.shape[1]
+        codes, scale = torch.from_numpy(given.maps)[:, :, :read], torch.from_numpy(given.scale)[:, :, :read]
+        return _cycled(codes, scale, words)
+
+    def _moved(self, positions: npt.NDArray[np.int64], codes: Tensor) -> Tensor:
+        rows, columns = codes.shape[-2:]
+        moved = []
+        for position, maps in zip(positions.tolist(), codes, strict=True):
+            rng = np.random.default_rng([self.seed, _MOVED, position])
+            shift = [int(rng.integers(max(1, side // 4), max(2, 3 * side // 4 + 1))) for side in (rows, columns)]
+            moved.append(torch.roll(maps, shift, (-2, -1)))
+        return torch.stack(moved)
+
+
+class TrueMasks:
+    """Masks of objects as target maps: a map is the share of each cell that the objects of a word's class cover.
+
+    Args:
+        store: a cache of a data set with masks.
+
+    Raises:
+        ConfigError: its data set has none.
+        DatasetError: its data set is not there, or has a class that the cache has not.
+    """
+
+    def __init__(self, store: TargetStore) -> None:
+        spec = store.spec.dataset
+        dataset = read_dataset(store.source, store.source_root, spec.split)
+        self._dataset: Dataset = relabelled(dataset, spec.classes, f"the cache {store.path}")
+        if not count_masks(self._dataset.instances):
+            raise ConfigError(
+                f"maps 'masks' needs a data set with masks, and {spec.name} in {store.source_root} has none.",
+                argument="maps",
+            )
+        self._codec = store.spec.codec.name
+        self._class_of_word = classes_of_words(store.vocabulary.words, spec.classes)
+        self._keys = store.index.keys
+        self._sizes = {sample.key: (sample.height, sample.width) for sample in self._dataset.samples}
+
+    def of(self, positions: npt.NDArray[np.int64], view: str, words: Tensor, like: StoredMaps) -> StoredMaps:
+        """Return the masks of words [R, M] as maps of the shape of `like`, each layer alike.
+
+        Raises:
+            DatasetError: a mask that does not fit its image, or an image that is no longer in the data set.
+        """
+        _, layers, _, rows, columns = like.codes.shape
+        classes = torch.where(words >= 0, self._class_of_word[words.clamp_min(0)], -1)
+        maps = torch.zeros(*words.shape, rows, columns)
+        for row, position in enumerate(positions.tolist()):
+            maps[row] = self._of_image(self._keys[position], classes[row].tolist(), (rows, columns))
+        if view == "hflip":
+            maps = maps.flip(-1)
+        mass = maps.sum((-2, -1), keepdim=True)
+        codes, scale = encode_maps((maps / mass.clamp_min(1e-12)).numpy(), self._codec)
+        each = (torch.from_numpy(codes)[:, None], torch.from_numpy(scale)[:, None])
+        return StoredMaps(*(part.expand(-1, layers, *part.shape[2:]).contiguous() for part in each))
+
+    def _of_image(self, key: str, classes: list[int], grid: Grid) -> Tensor:
+        """Return fp32 [M, rows, columns], the share of each cell that a word's objects cover; 0 for words without any."""
+        if key not in self._sizes:
+            raise DatasetError(f"{self._dataset.root} must hold the image {key} of the cache, found no such record.")
+        height, width = self._sizes[key]
+        objects = self._dataset.instances.get(key, ())
+        covered = torch.zeros(len(classes), *grid)
+        whole = torch.tensor([WHOLE.window])
+        for place, label in enumerate(classes):
+            masks = [
+                each.mask(height, width) for each in objects if each.label == label and each.segmentation is not None
+            ]
+            if masks:
+                union = torch.from_numpy(np.logical_or.reduce(masks)).float()
+                covered[place] = view_maps(union[None, None], whole, grid)[0, 0]
+        return covered
+
+
+def donors(positions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return, for the `shuffled` control, position -> position whose maps it gets: a cyclic permutation by seed."""
+    donor = np.zeros(int(positions.max(initial=0)) + 1, dtype=np.int64)
+    order = np.random.default_rng([seed, 1]).permutation(positions)
+    donor[order] = np.roll(order, 1)
+    return donor
+
+
+def _cycled(codes: Tensor, scale: Tensor, words: Tensor) -> StoredMaps:
+    """Spread a donor's present rows over the receiver's words."""
+    present = (scale > 0).all(1)  # [R, M]; a word of direction leaves a gap in the mirrored view
+    first = present.int().argsort(dim=1, descending=True, stable=True)  # rows with a map, then those without
+    rows = first.gather(1, torch.arange(words.shape[1]) % present.sum(1).clamp_min(1)[:, None])  # [R, M]
+    scale = scale.gather(2, rows[:, None].expand_as(scale))
+    codes = codes.gather(2, rows[:, None, :, None, None].expand_as(codes))
+    return StoredMaps(codes, scale)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lfi_pipeline.core.errors import ConfigError
+from lfi_pipeline.data import read_dataset
+from lfi_pipeline.targets import TargetStore, decode_maps
+from lfi_pipeline.training.data import MAPS, TargetImages
+from lfi_pipeline.training.maps import TrueMasks
+
+from .test_data import ALWAYS, NEVER, MakeConfig, images_of
+
+EVERY = [(0, position) for position in range(24)]
+
+
+def test_moved_maps_are_ones_own_around_the_edges_and_in_another_place(make_config: MakeConfig) -> None:
+    own = images_of(make_config(augmentation=NEVER)).__getitems__(EVERY)
+    images = images_of(make_config(maps="moved", augmentation=NEVER))
+    moved, again = images.__getitems__(EVERY), images.__getitems__(EVERY[::-1])
+    assert own.maps is not None
+    assert moved.maps is not None
+    assert again.maps is not None
+    assert torch.equal(moved.maps, again.maps.flip(0))  # by image and seed, whatever else is in the batch
+    assert torch.equal(moved.scale, own.scale)
+    assert torch.equal(moved.words, own.words)
+    rows, columns = own.maps.shape[-2:]
+    for mine, theirs in zip(own.maps, moved.maps, strict=True):
+        shifts = [
+            (down, across)
+            for down in range(1, rows)
+            for across in range(1, columns)
+            if torch.equal(torch.roll(mine, (down, across), (-2, -1)), theirs)
+        ]
+        assert shifts
+        assert all(rows // 4 <= down <= rows - rows // 4 for down, _ in shifts)
+    other = images_of(make_config(maps="moved", augmentation=NEVER, seed=1)).__getitems__(EVERY)
+    assert not torch.equal(other.maps, moved.maps)
+
+
+@pytest.mark.parametrize("augmentation", [NEVER, ALWAYS])
+def test_true_masks_are_the_share_of_each_cell_that_a_words_objects_cover(
+    make_config: MakeConfig, augmentation: object
+) -> None:
+    images = images_of(make_config(maps="masks", augmentation=augmentation))
+    batch, store = images.__getitems__(EVERY), images.store
+    assert batch.maps is not None
+    assert batch.scale is not None
+    assert batch.words is not None
+    dataset = read_dataset(store.source, store.source_root, store.spec.dataset.split)
+    maps = decode_maps(batch.maps, batch.scale, store.spec.codec.name).numpy()
+    words = np.array(store.vocabulary.words)
+    checked = 0
+    for position, sample in enumerate(dataset.samples):
+        named = {dataset.classes[each.label]: each for each in dataset.instances[sample.key]}
+        for place, word in enumerate(batch.words[position].tolist()):
+            if word < 0 or words[word] not in named:
+                assert not maps[position, :, place].any()
+                continue
+            mask = named[words[word]].mask(sample.height, sample.width).astype(np.float64)
+            mask = mask[:, ::-1] if augmentation is ALWAYS else mask
+            rows, columns = maps.shape[-2:]
+            height, width = mask.shape
+            cells = mask.reshape(rows, height // rows, columns, width // columns).sum((1, 3)) / mask.sum()
+            for layer in maps[position, :, place]:
+                np.testing.assert_allclose(layer, cells, atol=0.01)  # the codec rounds
+            checked += 1
+    assert checked > 20
+
+
+def test_masks_of_data_without_any_are_refused(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(maps="masks")
+    store = TargetStore.open(config.data.targets)
+    monkeypatch.setattr("lfi_pipeline.training.maps.count_masks", lambda instances: 0)
+    with pytest.raises(ConfigError, match="needs a data set with masks"):
+        TargetImages(store, config.data, [(64, 64)], frozenset({MAPS}))
+
+
+def test_masks_of_an_image_that_is_gone_are_refused(make_config: MakeConfig) -> None:
+    images = images_of(make_config(maps="masks"))
+    masks = images.source._masks
+    assert isinstance(masks, TrueMasks)
+    masks._sizes.pop(images.index.keys[3])
+    with pytest.raises(ValueError, match="must hold the image 000000000004 of the cache"):
+        images.__getitems__([(0, 3)])
