@@ -269,7 +269,7 @@ def part_of(dataset: Dataset, split: str, share: float) -> Dataset:
             f"{dataset.root} must hold 2 images or more to validate on a part of them, got {len(dataset)}. Read split "
             f"{WHOLE!r}, or give a validation split."
         )
-    numbers = [_number(sample.key) for sample in dataset.samples]
+    numbers = [uniform_number(sample.key) for sample in dataset.samples]
     smallest, wanted = min(numbers), split == VAL
     pairs = zip(dataset.samples, numbers, strict=True)
     table = SampleTable(sample for sample, number in pairs if (number < share or number == smallest) == wanted)
@@ -278,8 +278,8 @@ def part_of(dataset: Dataset, split: str, share: float) -> Dataset:
     return replace(dataset, samples=table)
 
 
-def _number(key: str) -> float:
-    """A number from 0 to below 1, uniform over keys."""
+def uniform_number(key: str) -> float:
+    """Return a number from 0 to below 1 that is always the same for a key, and uniform over keys."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / (1 << 48)
 
 

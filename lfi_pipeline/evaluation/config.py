@@ -187,8 +187,8 @@ class ConvergenceConfig:
     references: Annotated[
         tuple[Path, ...],
         Option(
-            "A finished run whose final score is to be reached, such as a seed of the best control; a run is held "
-            "against those of its own seed, else against the mean of all.",
+            "A finished run whose final score is to be reached. Of several kinds of control the one with the best mean is "
+            "taken; a run is held against its run of the same seed, else against the mean of all.",
             name="reference",
             aliases=("references",),
             panel=CONVERGENCE,

@@ -5,12 +5,16 @@ logged it, first reaches the final validation score of the reference (linear bet
 how many the reference took in all. Curves are smoothed first: a noisy one crosses a score before it has it. A run that
 never reaches the score has no steps: a mean over seeds must say how many of how many seeds it is of.
 
+References of several kinds (settings other than the seed) are controls, and the run is held against the best of them: the
+kind whose final scores have the highest mean.
+
 Seconds are steps times the run's own median step time, loading and validation left out: the clock in the metrics is
 that of the process, which several runs may have shared. They compare runs of one machine at equal load only.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -69,8 +73,9 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
     references = [_read(Path(path), score, config.smooth) for path in config.references]
     for reference in references:
         _require_comparable(trained, reference)
-    same = [each for each in references if each.record.get("seed") == own.get("seed")]
-    held = same or references
+    best = _best_kind(references)
+    same = [each for each in best if each.record.get("seed") == own.get("seed")]
+    held = same or best
     goal, total = _mean([each.final for each in held]), _mean([each.steps for each in held])
     steps = steps_to_reach(trained.curve, goal)
     pace, paces = trained.step_seconds, [each.step_seconds for each in held]
@@ -104,6 +109,7 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
             "step_ms": None if pace is None else pace * 1e3,
             "reference": {
                 "runs": [_name(each) for each in held],
+                "kinds": len({_kind(each) for each in references}),
                 "same_seed": bool(same),
                 "steps": total,
                 "own_steps": _mean(first),
@@ -112,6 +118,19 @@ def convergence(run: Path, common: EvaluationConfig, config: ConvergenceConfig) 
         },
         seconds=time.monotonic() - began,
     )
+
+
+def _best_kind(references: Sequence[_Trained]) -> list[_Trained]:
+    """Return the runs of the kind whose final scores have the highest mean."""
+    kinds: dict[str, list[_Trained]] = {}
+    for each in references:
+        kinds.setdefault(_kind(each), []).append(each)
+    return max(kinds.values(), key=lambda runs: _mean([run.final for run in runs]))
+
+
+def _kind(run: _Trained) -> str:
+    """Return what runs that differ in their seed alone have in common."""
+    return json.dumps({name: value for name, value in run.record["settings"].items() if name != "seed"}, sort_keys=True)
 
 
 def _read(run: Path, score: str, smooth: int) -> _Trained:

@@ -75,6 +75,11 @@ class Place:
         """Cache of the split that is scored on."""
         return self.shards if splits.val == splits.train else self.out / "shards-val"
 
+    @property
+    def test_shards(self) -> Path:
+        """Cache of the test split."""
+        return self.out / "shards-test"
+
 
 def sweep_table(recipe: Recipe, place: Place, splits: Splits, train: Dataset) -> dict[str, Any]:
     """Return the sweep of a recipe, as `lfi sweep` reads it; its targets are those of `place`.
@@ -141,12 +146,21 @@ def commands_of(
         commands.append(
             _extract(recipe, place, recipe.dataset, place.data_root, splits.val, val, sizes[splits.val], views="full")
         )
+    if splits.test:
+        commands.append(
+            _extract(
+                recipe,
+                place,
+                *(recipe.dataset, place.data_root, splits.test, place.test_shards, sizes[splits.test]),
+                views="full",
+            )
+        )
     for name, root in place.zero_shot.items():
         commands.append(
             _extract(recipe, place, name, root, "all", place.out / f"shards-{name}", sizes[name], views="full")
         )
     grounded = any(each.protocol == "grounding" for each in recipe.evaluate)
-    seen = command_words("inspect", val, pointing=grounded or None)
+    seen = command_words("inspect", place.test_shards if splits.test else val, pointing=grounded or None)
     commands.append(Command(title="what the teacher sees", words=seen))
     sweep = command_words(
         "sweep", place.out / SWEEP, together=place.together, workers=place.workers, device=place.device
@@ -185,8 +199,8 @@ def _evaluations(
     scored = [run for run in runs if not evaluation.objectives or run.config.objective in evaluation.objectives]
     scored = [run for run in scored if run.config.objective != evaluation.references]
     caches: list[Path | None] = [None]
-    if evaluation.targets == "val":
-        caches = [val]
+    if evaluation.targets in ("val", "test"):
+        caches = [val if evaluation.targets == "val" else place.test_shards]
     elif evaluation.targets == "zero-shot":
         caches = [place.out / f"shards-{name}" for name in place.zero_shot]
     options = {name.replace("-", "_"): value for name, value in evaluation.options.items()}
@@ -194,8 +208,8 @@ def _evaluations(
     if evaluation.one_by_one:
         groups = [[run] for run in scored]
     elif evaluation.references:
-        choices = dict.fromkeys(run.config.data.hold_out for run in scored)
-        groups = [[run for run in scored if run.config.data.hold_out == left_out] for left_out in choices]
+        choices = dict.fromkeys(_comparable(run) for run in scored)
+        groups = [[run for run in scored if _comparable(run) == alike] for alike in choices]
     return [
         Command(
             title=evaluation.protocol + (f" of {group[0].name}" if len(groups) > 1 else ""),
@@ -217,11 +231,14 @@ def _evaluations(
 
 def _references(evaluation: Evaluation, runs: list[PlannedRun], group: list[PlannedRun]) -> tuple[Path, ...]:
     """Return the folders of the reference runs that the runs of `group` are compared with."""
-    left_out = {run.config.data.hold_out for run in group}
-    fit = [
-        run for run in runs if run.config.objective == evaluation.references and run.config.data.hold_out in left_out
-    ]
+    alike = {_comparable(run) for run in group}
+    fit = [run for run in runs if run.config.objective == evaluation.references and _comparable(run) in alike]
     return tuple(run.folder for run in fit)
+
+
+def _comparable(run: PlannedRun) -> tuple[tuple[str, ...], str]:
+    """Return what a run and its reference must share: the domains that are left out, and the student."""
+    return run.config.data.hold_out, run.config.student.name
 
 
 def require_place(place: Place, recipe: Recipe) -> None:
@@ -314,7 +331,10 @@ def prepare(recipe: Recipe, place: Place) -> Prepared:
     splits, train, val = read_splits(recipe, place.data_root)
     others = {name: read_dataset(name, root, "all") for name, root in place.zero_shot.items()}
     require_place(place, recipe)
-    counts = {splits.val: len(val), splits.train: len(train)} | {name: len(other) for name, other in others.items()}
+    counts = {splits.val: len(val), splits.train: len(train)}
+    if splits.test:
+        counts[splits.test] = len(read_dataset(recipe.dataset, place.data_root, splits.test))
+    counts |= {name: len(other) for name, other in others.items()}
     sweep = sweep_table(recipe, place, splits, train)
     runs = tuple(planned_runs(sweep, place.out))
     asks_zero_shot = any(each.targets == "zero-shot" for each in recipe.evaluate)

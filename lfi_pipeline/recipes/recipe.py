@@ -26,7 +26,7 @@ EXTRACT = (
     *("words", "samples_per_shard", "batch_size"),
 )
 """Options of `lfi extract-teacher` that a recipe may set."""
-TARGETS = ("", "val", "zero-shot")
+TARGETS = ("", "val", "test", "zero-shot")
 WEIGHTS = ("last", "best")
 _OPTIONS = (str, int, float, bool)
 
@@ -37,6 +37,9 @@ class Splits:
 
     train: Annotated[str, Option("Split to extract and to train on.")]
     val: Annotated[str, Option("Split to score on after every epoch.")]
+    test: Annotated[
+        str, Option("Split that protocols score where they say so, on which nothing was chosen; empty: there is none.")
+    ] = ""
     weights: Annotated[
         str,
         Option("That the protocols score; best needs a val that is not trained on.", choices=WEIGHTS, noun="weights"),
@@ -62,8 +65,8 @@ class Evaluation:
     targets: Annotated[
         str,
         Option(
-            "The cache that goes with it: none, that of the validation split, or those of the data sets that the user "
-            "gives for zero-shot scores, one call each.",
+            "The cache that goes with it: none, that of the validation or of the test split, or those of the data sets "
+            "that the user gives for zero-shot scores, one call each.",
             choices=TARGETS,
         ),
     ] = ""
@@ -123,6 +126,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        if any(each.targets == "test" for each in self.evaluate) and not all(each.test for each in self.splits):
+            raise ConfigError("A protocol with targets 'test' needs a test split in each of [[splits]].")
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -128,6 +128,19 @@ class DataConfig:
         int | None,
         Option("Words of an image to read, the first ones; left out: all of the cache.", panel=QUERIES, ge=1),
     ] = None
+    label_share: Annotated[
+        float,
+        Option(
+            "Share of the training images whose labels are used, chosen by their keys: a larger share holds a smaller one. "
+            "The others teach by what the teacher says of them alone.",
+            panel=DATA,
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    map_share: Annotated[
+        float, Option("Share of the training images whose maps are used, chosen alike.", panel=OBJECTIVE, gt=0, le=1)
+    ] = 1.0
     mirror_maps: Annotated[
         bool,
         Option("Mirror stored maps where the cache has no hflip view (an approximation).", panel=AUGMENTATION),
@@ -149,6 +162,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.label_share < 1 and self.mix.active:
+            raise ConfigError(
+                "A label_share below 1 leaves images without a label to mix; train without mixup, cutmix and mix.",
+                argument="label_share",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError, LFIError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, ImageReadError, LFIError
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import (
     DIRECTION_WORDS,
@@ -27,6 +27,7 @@ from lfi_pipeline.data.augment import (
     view_image,
     view_maps,
 )
+from lfi_pipeline.data.dataset import uniform_number
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, shown_by_maps, visible_labels
 from lfi_pipeline.targets import TargetStore, decode_maps
@@ -53,6 +54,8 @@ class Batch:
         maps, scale, words: stored targets of the seen view, uint8 [B, L, M, gh, gw], fp16 [B, L, M], int64 [B, M];
             None where no student reads maps.
         image_embedding: fp32 [B, E]; None where no student reads it.
+        label_weight: fp32 [B], what the task's loss of an image counts: 0 where its labels are not used, the others so much
+            that their mean over all images is 1; None where all labels are used.
     """
 
     images: dict[Size, Tensor]
@@ -64,6 +67,7 @@ class Batch:
     scale: Tensor | None = None
     words: Tensor | None = None
     image_embedding: Tensor | None = None
+    label_weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -101,11 +105,15 @@ class TargetImages(TorchDataset[Batch]):
         self.store, self.data, self.sizes, self.reads = store, data, tuple(dict.fromkeys(sizes)), reads
         self.index = store.index
         self.mirror_stored = "hflip" not in store.spec.views
-        self.source = MapSource(store, data, training_positions(store, data.hold_out))
+        trained = training_positions(store, data.hold_out)
+        self.source = MapSource(store, data, trained)
         self.direction_ids = [i for i, word in enumerate(store.vocabulary.words) if word in DIRECTION_WORDS]
         # Columns are read once here, before workers are forked.
         self.paths, self.labels, self.checksums = self.index.paths, self.index.labels, self.index.image_crc32c
         self.class_of_word = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)
+        labelled = _chosen(self.index.keys, trained, "labels", data.label_share)
+        self.label_weight = None if labelled is None else labelled / labelled[trained].mean()
+        self.mapped = _chosen(self.index.keys, trained, "maps", data.map_share)
         self.one_label = all(len(self.labels[position]) == 1 for position in store.usable.tolist())
 
     def __getitems__(self, tickets: Sequence[Ticket]) -> Batch:
@@ -136,6 +144,7 @@ class TargetImages(TorchDataset[Batch]):
             windows=torch.tensor(windows),
             positions=torch.from_numpy(positions),
             mix=mix,
+            label_weight=None if self.label_weight is None else self.label_weight[positions],
             **{name: each for name, each in targets.items() if name == IMAGE_EMBEDDING or MAPS in self.reads},
         )
 
@@ -161,6 +170,7 @@ class TargetImages(TorchDataset[Batch]):
         seeds = [[self.data.seed, _CUTTING, *ticket] for ticket in tickets]
         drawn = torch.tensor([np.random.default_rng(seed).random() < self.data.mix.maps_probability for seed in seeds])
         drawn &= mix.partner != torch.arange(len(tickets))
+        drawn &= (targets["scale"] > 0).flatten(1).any(1)  # without a map there is nothing to cut by
         if self.data.maps == "uniform":
             drawn[:] = False  # a flat map leaves nothing out
         stored = decode_maps(targets["maps"][:, -1:], targets["scale"][:, -1:], self.store.spec.codec.name)
@@ -198,7 +208,25 @@ class TargetImages(TorchDataset[Batch]):
             maps = torch.where(seen_mirrored.view(-1, 1, 1, 1, 1), maps.flip(-1), maps)
             direction = torch.isin(words, torch.tensor(self.direction_ids, dtype=torch.long))
             words = torch.where(seen_mirrored[:, None] & direction, -1, words)
+        if self.mapped is not None:  # a scale of 0 is how an absent map is stored
+            scale = scale * self.mapped[positions][:, None, None]
         return chosen | {"maps": maps, "scale": scale, "words": words}
+
+
+def _chosen(keys: Sequence[str], trained: npt.NDArray[np.int64], of: str, share: float) -> Tensor | None:
+    """Return 1 for the images of a share, chosen by their keys, and 0 for the others, fp32 [S]; None for all of them.
+
+    Raises:
+        ConfigError: none is chosen of those that are trained on.
+    """
+    if share == 1:
+        return None
+    chosen = torch.tensor([float(uniform_number(f"{of} {key}") < share) for key in keys])
+    if not chosen[trained].any():
+        raise ConfigError(
+            f"A share of {share:g} of {len(trained)} images must hold one whose {of} are used, found none."
+        )
+    return chosen
 
 
 _DRAFT = 2

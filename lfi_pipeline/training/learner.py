@@ -169,6 +169,8 @@ class Learner(nn.Module):
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             each = task_loss(self.task, features.logits, batch.labels, self._multi_label_loss)
+            if batch.label_weight is not None:
+                each = each * batch.label_weight
             losses[TASK] = each.mean() * context.share
         for name, term in self.terms.items():
             losses[name] = term(self.student, features, context)

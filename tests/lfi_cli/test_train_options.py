@@ -74,6 +74,12 @@ def test_nothing_but_targets_gives_the_defaults(lfi: Lfi, calls: Calls) -> None:
     assert command.startswith("lfi")
 
 
+def test_a_share_of_the_labels_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
+    assert lfi("train", "--targets", "shards", "--label-share", "0.1").code == 0
+    [([(config, _)], _, _)] = calls
+    assert config.data.label_share == 0.1
+
+
 def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
     words = """--targets shards --data-root images --hold-out grey --hold-out outline --val-split dev --epochs 3
         --batch-size 12 --seed 4 --student resnet18 --image-size 64 --patch-size 8 --student-arg depth=6
@@ -84,14 +90,14 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
         --clip 2 --schedule linear --warmup-epochs 2 --ema 0.99 --accumulate 2 --precision bf16 --least-area 0.3
         --aspect 1.5 --flip 0.2 --mirror-maps --draft --randaugment 2 --randaugment-pool hue --magnitude 5
         --magnitude-spread 1 --mixup 0.2 --cutmix 0.9 --mix-probability 0.8
-        --multi-label-loss asl --head linear --query-lr 0.5 --mix maps --mix-maps-prob 0.5"""
+        --multi-label-loss asl --head linear --query-lr 0.5 --mix maps --mix-maps-prob 0.5 --map-share 0.3"""
     machine = "--workers 2 --device cpu --track wandb --track trackio --checkpoint-minutes 1 --keep-every 3 --threads 2"
     machine += " --compile"
     assert lfi("train", *words.split(), *machine.split(), "--out", "run").code == 0
     [([(config, folder)], on, _)] = calls
     flat = flatten(config)
     same = [name for name, default in defaults(TrainConfig).items() if flat[name] == default]
-    assert same == []  # so that no option is left out above
+    assert same == ["label_share"]  # which goes with no mixing; so that no other option is left out above
     assert flat["student_arg"] == {"depth": 6, "act": "gelu"}
     assert (flat["hold_out"], flat["taps"], flat["pretrained"]) == (["grey", "outline"], [1, 3], True)
     assert config.weights == {"lfi": Weight(0.3, "cosine"), "embedding": Weight(2.0)}

@@ -163,3 +163,25 @@ def test_it_is_a_protocol_and_reads_what_training_wrote(run_of: dict[str, Path])
     assert read_results(run_of["lfi"], "convergence") == [found]
     assert found.details["goal"] == json.loads((run_of["none"] / "summary.json").read_text())["map_seen"]
     assert found.details["step_ms"] > 0
+
+
+def test_of_several_kinds_of_control_the_best_is_the_reference(tmp_path: Path) -> None:
+    """Kinds differ in settings, seeds do not; the best is by the mean over its seeds, not by its luckiest one."""
+    run = written(tmp_path, "lfi", [0.2, 0.4, 0.6, 0.8])
+    kinds = {"linear": (0.7, 0.1), "queries": (0.5, 0.6)}
+    references = [
+        written(
+            tmp_path,
+            f"{head}-{seed}",
+            [0.0, final],
+            seed=seed,
+            settings={"val_split": "val", "head": head, "seed": seed},
+        )
+        for head, finals in kinds.items()
+        for seed, final in enumerate(finals)
+    ]
+    result = scored(run, *references)
+    assert result.details["reference"]["runs"] == ["queries-0 (seed 0)"]
+    assert result.details["reference"]["kinds"] == 2
+    assert result.details["goal"] == 0.5
+    assert result.scores["step_ratio"] == pytest.approx(250 / 200)

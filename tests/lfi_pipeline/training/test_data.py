@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfi_pipeline.core.errors import CorruptTargetsError, ImageReadError
+from lfi_pipeline.core.errors import ConfigError, CorruptTargetsError, ImageReadError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.data.augment import DIRECTION_WORDS
 from lfi_pipeline.data.config import Augmentation
@@ -29,6 +29,7 @@ from lfi_pipeline.training.data import (
     PlainImages,
     TargetImages,
 )
+from lfi_pipeline.training.maps import MapResampler
 from lfi_pipeline.training.sampler import ResumableBatchSampler, training_positions
 
 SIZE = (64, 64)
@@ -359,3 +360,49 @@ def test_drafts_keep_twice_the_pixels_that_are_seen(make_config: MakeConfig, mon
     assert plain == [0, 0]
     side = images_of(make_config()).sizes[0][0]
     assert all(2 * side / 0.71 <= least <= 2 * side / 0.38 for least in drafts)  # of windows of 20 to 50 % of the area
+
+
+def test_a_share_of_the_labels_is_chosen_by_key_and_weighs_as_much_as_all(make_config: MakeConfig) -> None:
+    weights = {}
+    for share in (0.2, 0.5, 1.0):
+        config = make_config(label_share=share, augmentation=NEVER)
+        batch = images_of(config).__getitems__([(0, position) for position in range(24)])
+        again = images_of(make_config(label_share=share, seed=7)).__getitems__([(3, 5), (4, 2)])
+        if share == 1:
+            assert batch.label_weight is None
+            continue
+        assert batch.label_weight is not None
+        assert again.label_weight is not None
+        weights[share] = batch.label_weight
+        assert batch.label_weight.mean().item() == pytest.approx(1)
+        assert torch.equal(again.label_weight, batch.label_weight[[5, 2]])  # whatever the seed and the epoch
+        assert len(set(batch.label_weight.tolist())) == 2
+    assert (weights[0.2] > 0).sum() < (weights[0.5] > 0).sum() < 24
+    assert ((weights[0.5] > 0) | (weights[0.2] == 0)).all()  # the larger share holds the smaller
+
+
+def test_a_share_of_the_maps_leaves_the_others_without_any(make_config: MakeConfig) -> None:
+    every = [(0, position) for position in range(24)]
+    whole = images_of(make_config(augmentation=NEVER)).__getitems__(every)
+    part = images_of(make_config(map_share=0.5, augmentation=NEVER)).__getitems__(every)
+    assert whole.scale is not None
+    assert part.scale is not None
+    kept = (part.scale > 0).flatten(1).any(1)
+    assert 0 < kept.sum() < 24
+    assert torch.equal(part.scale[kept], whole.scale[kept])
+    assert not part.scale[~kept].any()
+    assert torch.equal(part.labels, whole.labels)
+    cut = MapResampler(part, "uint8_sqrt").on((8, 8))
+    assert not cut.kept[~kept].any()
+    assert not cut.maps[~kept].any()
+
+
+@pytest.mark.parametrize("of", ["label_share", "map_share"])
+def test_a_share_that_holds_no_image_is_refused(make_config: MakeConfig, of: str) -> None:
+    with pytest.raises(ConfigError, match="must hold one whose"):
+        images_of(make_config(**{of: 1e-6}))
+
+
+def test_labels_of_a_share_cannot_be_mixed(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="without a label to mix"):
+        make_config(label_share=0.5, cutmix=1.0)

@@ -19,6 +19,7 @@ from lfi_pipeline.training import DataConfig, TrainConfig
 from lfi_pipeline.training.data import TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
 from lfi_pipeline.training.maps import MapResampler
+from lfi_pipeline.training.validate import task_loss
 from tests.lfi_pipeline.training.running import train_one
 
 MakeConfig = Callable[..., TrainConfig]
@@ -111,3 +112,25 @@ def test_words_that_name_no_class_do_not_teach_a_query_head(make_config: MakeCon
     assert torch.equal(taught, every * names)
     assert ((every > 0) & ~names).any()
     assert torch.equal(told["queries", "none"], every)
+
+
+def test_images_without_labels_teach_by_their_maps_alone(make_config: MakeConfig) -> None:
+    """The task's loss is the mean over the labelled images, scaled by how many of a batch they are; lfi is untouched."""
+    every = [(0, position) for position in range(8)]
+    plain, part = (make_config(head="queries", batch_size=8, label_share=share) for share in (1.0, 0.5))
+    store = TargetStore.open(plain.data.targets)
+    learner = Learner(plain, store, "multi-label").eval()
+    images = {
+        share: TargetImages(store, config.data, [learner.student.size], learner.reads)
+        for share, config in (("all", plain), ("half", part))
+    }
+    batches = {share: each.__getitems__(every) for share, each in images.items()}
+    weight = batches["half"].label_weight
+    assert weight is not None
+    assert 0 < (weight > 0).sum() < 8
+    losses = {share: learner.loss(batch, step=1) for share, batch in batches.items()}
+    torch.testing.assert_close(losses["half"]["lfi"], losses["all"]["lfi"])
+    logits = learner.student(batches["all"].images[learner.student.size]).logits
+    each = task_loss("multi-label", logits, batches["all"].labels)
+    torch.testing.assert_close(losses["half"][TASK], (each * weight).mean())
+    assert not torch.isclose(losses["half"][TASK], losses["all"][TASK])
