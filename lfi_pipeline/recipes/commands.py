@@ -90,7 +90,8 @@ def sweep_table(recipe: Recipe, place: Place, splits: Splits, train: Dataset) ->
     base = {"targets": str(place.shards.resolve()), "val_split": splits.val, **recipe.base}
     grid = {name: list(values) for name, values in recipe.grid.items()}
     where = [*recipe.where, *_budgets(recipe, train)]
-    return {"out": str((place.out / "runs").resolve()), "base": base, "grid": grid, "where": where}
+    table = {"out": str((place.out / "runs").resolve()), "base": base, "grid": grid, "where": where}
+    return table | ({"variant": [dict(each) for each in recipe.variant]} if recipe.variant else {})
 
 
 def _budgets(recipe: Recipe, train: Dataset) -> list[dict[str, Any]]:

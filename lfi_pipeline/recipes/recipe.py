@@ -121,6 +121,7 @@ class Recipe:
     grid: Annotated[Mapping[str, Any], Option("Settings that vary, each with its values.")] = field(
         default_factory=dict
     )
+    variant: Annotated[tuple[Mapping[str, Any], ...], Option("As [[variant]] of a sweep.")] = ()
     where: Annotated[tuple[Mapping[str, Any], ...], Option("As [[where]] of a sweep.")] = ()
     evaluate: Annotated[tuple[Evaluation, ...], Option("Calls of the evaluation.")] = ()
 

@@ -15,6 +15,16 @@
     match = {objective = "none"}    # a list matches any of its values
     set = {lr = 1e-3}
 
+Settings that go together are variants: each of them is run with every combination of the grid.
+
+    [[variant]]
+    name = "control"                # of its runs' directories, before the values of the grid
+    set = {objective = "none", lr = 1e-3}
+
+    [[variant]]
+    name = "maps"
+    set = {objective = "lfi", lr = 3e-3}
+
 Combinations that come out as the same run are one. A run keeps its directory when the file changes: it is known by its
 settings, not by its name.
 """
@@ -34,7 +44,7 @@ from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.training.config import RUN_FILE, TrainConfig
 from lfi_pipeline.training.run_dir import recorded_config
 
-_TABLES = ("out", "base", "grid", "where")
+_TABLES = ("out", "base", "variant", "grid", "where")
 _SELF_EXPLAINING = ("student", "objective", "maps", "queries", "state", "opt", "student_arg", "weight", "seed")
 
 
@@ -54,12 +64,21 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """Settings that go together, and what runs with them are called."""
+
+    name: str
+    set: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFile:
     """Content of a sweep's file; names are flat names of settings, paths are absolute."""
 
     path: Path
     out: Path | None
     base: Mapping[str, Any]
+    variants: tuple[Variant, ...]
     grid: Mapping[str, Sequence[Any]]
     where: tuple[Condition, ...]
 
@@ -93,9 +112,10 @@ def read_sweep(path: Path) -> SweepFile:
         raise ConfigError(f"{path}: out must be a path, got {out!r}.")
     base = RUN_FILE.table(_table(content.get("base", {}), path, "base"), path, "base")
     grid = _grid(_table(content.get("grid", {}), path, "grid"), path)
-    twice = sorted(base.keys() & grid.keys())
-    if twice:
-        raise ConfigError(f"{path}: a setting must stand in [base] or in [grid], found {', '.join(twice)} in both.")
+    variants = _variants(content.get("variant", []), path)
+    for name, settings in (("[base]", base), *(("[[variant]]", each.set) for each in variants)):
+        if twice := sorted(settings.keys() & grid.keys()):
+            raise ConfigError(f"{path}: a setting must stand in {name} or in [grid], found {', '.join(twice)} in both.")
     where = content.get("where", [])
     if not isinstance(where, list):
         raise ConfigError(f"{path}: where must be written [[where]], a list of tables.")
@@ -103,6 +123,7 @@ def read_sweep(path: Path) -> SweepFile:
         path=path,
         out=None if out is None else (path.resolve().parent / Path(out).expanduser()).resolve(),
         base=base,
+        variants=variants,
         grid=grid,
         where=tuple(_condition(table, path, number) for number, table in enumerate(where, start=1)),
     )
@@ -120,20 +141,22 @@ def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
     varying = sorted((name for name, values in sweep.grid.items() if len(values) > 1), key=lambda n: n == "seed")
     wrong: list[str] = []
     chosen: list[tuple[str, TrainConfig]] = []
-    for values in itertools.product(*sweep.grid.values()):
+    variants = sweep.variants or (Variant(name="", set={}),)
+    for *values, variant in itertools.product(*sweep.grid.values(), variants):
         picked = dict(zip(sweep.grid, values, strict=True))
-        flat = {**defaults(TrainConfig), **sweep.base, **picked}
+        flat = {**defaults(TrainConfig), **sweep.base, **variant.set, **picked}
         for condition in sweep.where:
             if condition.holds(flat):
                 flat.update(condition.set)
         try:
             config = build(TrainConfig, flat)
         except LFIError as error:
-            combination = ", ".join(f"{name} = {value!r}" for name, value in picked.items())
+            parts = [f"{name} = {value!r}" for name, value in picked.items()]
+            combination = ", ".join(([f"variant {variant.name!r}"] if variant.name else []) + parts)
             wrong.append(f"{combination or '[base]'}: {error}")
             continue
         if all(config != other for _, other in chosen):
-            chosen.append((_name(flat, varying), config))
+            chosen.append((_name(flat, varying, variant.name), config))
     if wrong:
         raise combinations_error(sweep.path, wrong)
     return _with_folders(chosen, out)
@@ -178,8 +201,8 @@ def _config_in(folder: Path) -> TrainConfig | None:
         return None
 
 
-def _name(flat: Mapping[str, Any], varying: Sequence[str]) -> str:
-    parts: list[str] = []
+def _name(flat: Mapping[str, Any], varying: Sequence[str], variant: str) -> str:
+    parts = [variant] if variant else []
     for name in varying:
         value = Path(flat[name]).name if name in ("targets", "data_root") else shown(flat[name])
         bare = name in _SELF_EXPLAINING and (name != "seed" or parts)
@@ -220,6 +243,26 @@ def _grid(table: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
             raise ConfigError(f"{location}: {name} must be given once, found it under two spellings.")
         grid[name] = [RUN_FILE.entry(key, value, path, location)[1] for value in values]
     return grid
+
+
+def _variants(tables: Any, path: Path) -> tuple[Variant, ...]:
+    if not isinstance(tables, list):
+        raise ConfigError(f"{path}: variant must be written [[variant]], a list of tables.")
+    variants = []
+    for number, table in enumerate(tables, start=1):
+        section = f"variant {number}"
+        for name in _table(table, path, section):
+            if name not in ("name", "set"):
+                raise UnknownNameError(f"entry of {path}, [[{section}]]:", name, ("name", "set"))
+        name = table.get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+            raise ConfigError(f"{path}, [[{section}]] must have a name of letters, digits and .+-, got {name!r}.")
+        changes = RUN_FILE.table(_table(table.get("set", {}), path, f"set of {section}"), path, section)
+        variants.append(Variant(name=name, set=changes))
+    names = [each.name for each in variants]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: each [[variant]] must have a name of its own, found {', '.join(twice)} twice.")
+    return tuple(variants)
 
 
 def _condition(table: Any, path: Path, number: int) -> Condition:

@@ -228,3 +228,56 @@ def test_what_a_file_may_not_say(tmp_path: Path, content: str, error: type[Excep
     (tmp_path / "sweep.toml").write_text(content)
     with pytest.raises(error, match=words):
         read_sweep(tmp_path / "sweep.toml")
+
+
+VARIANTS = """
+[base]
+targets = "shards"
+lr = 1e-3
+[[variant]]
+name = "control"
+set = {objective = "none"}
+[[variant]]
+name = "maps"
+set = {objective = "lfi", lr = 3e-3, weight = {lfi = "100%"}}
+[grid]
+seed = [0, 1]
+"""
+
+
+def test_each_variant_is_run_with_every_combination(plan: Plan) -> None:
+    runs = plan(VARIANTS)
+    assert names(runs) == ["control-0", "maps-0", "control-1", "maps-1"]  # of every variant one seed first
+    assert [(r.config.objective, r.config.optimizer.lr, r.config.data.seed) for r in runs] == [
+        ("none", 1e-3, 0),
+        ("lfi", 3e-3, 0),
+        ("none", 1e-3, 1),
+        ("lfi", 3e-3, 1),
+    ]
+    assert runs[1].config.weight("lfi").value == 1
+
+
+def test_conditions_see_what_a_variant_sets(plan: Plan) -> None:
+    runs = plan(VARIANTS + '[[where]]\nmatch = {objective = "lfi", seed = 1}\nset = {lr = 5e-3}\n')
+    assert [run.config.optimizer.lr for run in runs] == [1e-3, 3e-3, 1e-3, 5e-3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('set = {objective = "none"}', 'set = {objective = "none", seed = 3}'),
+            r"\[\[variant\]\] or in \[grid\], found seed",
+        ),
+        (('name = "maps"', 'name = "control"'), "name of its own, found control twice"),
+        (('name = "maps"', 'name = "a b/c"'), "must have a name of letters"),
+        (('name = "maps"\n', ""), "must have a name of letters"),
+        (('set = {objective = "none"}', "sets = {}"), "Unknown entry"),
+        (('[[variant]]\nname = "control"', '[variant]\nname = "control"'), "line|list of tables"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused(plan: Plan, change: tuple[str, str], message: str) -> None:
+    content = VARIANTS.replace(*change)
+    assert content != VARIANTS
+    with pytest.raises((ConfigError, UnknownNameError), match=message):
+        plan(content)
