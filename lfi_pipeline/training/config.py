@@ -95,6 +95,7 @@ DEFAULT_WEIGHT = Weight(DEFAULT_SHARE, relative=True)
 
 MAPS = ("teacher", "shuffled", "moved", "uniform", "masks")
 NONE = "none"
+WORD_WEIGHTS = ("mass", "peaked")
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("cosine", "linear", "constant")
 TASKS = ("auto", "classification", "multi-label", "none")
@@ -237,6 +238,15 @@ class TrainConfig:
             metavar="TERM=VALUE[:SCHEDULE]",
         ),
     ] = field(default_factory=dict)
+    word_weight: Annotated[
+        str,
+        Option(
+            "How much a word counts in the terms of maps: mass, the share of its map that is seen; peaked, that times how far "
+            "the map is from flat, since the teacher points worse where it is.",
+            panel=OBJECTIVE,
+            choices=WORD_WEIGHTS,
+        ),
+    ] = "mass"
     task: Annotated[
         str,
         Option(

@@ -22,7 +22,7 @@ from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch
-from lfi_pipeline.training.maps import MapResampler
+from lfi_pipeline.training.maps import MapResampler, peakedness
 from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE, task_loss
@@ -70,7 +70,7 @@ class Learner(nn.Module):
         super().__init__()
         self.task, self._weights_of = task, {term: config.weight(term) for term in config.terms}
         self._codec, self._uniform = store.spec.codec.name, config.data.maps == "uniform"
-        self._multi_label_loss = config.multi_label_loss
+        self._multi_label_loss, self._peaked = config.multi_label_loss, config.word_weight == "peaked"
         relative = [term for term, weight in self._weights_of.items() if weight.relative]
         self.balance = GradientBalance(relative, TASK if task != NONE else config.terms[0])
         self.student = build_student(config, store, task, backbone)
@@ -131,7 +131,8 @@ class Learner(nn.Module):
         for tap, layer in zip(self.student.taps, self.layers, strict=True):
             on_grid = cut.on(tap.grid)
             targets.append(on_grid.maps[:, layer])
-            weights.append(on_grid.kept[:, layer])
+            kept = on_grid.kept[:, layer]
+            weights.append(kept * peakedness(on_grid.maps[:, layer]) if self._peaked else kept)
         words = on_grid.words
         seen = torch.stack(weights).sum(0) > 0
         if self.student.query_head is not None:

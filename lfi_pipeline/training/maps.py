@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,15 @@ class MapResampler:
         mass = mass.flatten(-2)  # [B, L, M, N]
         kept = mass.sum(-1)
         return Cut(mass / kept.clamp_min(1e-12)[..., None], kept * (words >= 0)[:, None], words)
+
+
+def peakedness(maps: Tensor) -> Tensor:
+    """Return 1 - H(map) / log N of maps [..., N], fp32 [...]: 1 for all mass in one cell, 0 for a flat or an absent map."""
+    cells = maps.shape[-1]
+    if cells == 1:
+        return (maps.sum(-1) > 0).float()
+    spread = torch.special.entr(maps.float()).sum(-1) / math.log(cells)
+    return (1 - spread).clamp(0, 1) * (maps.sum(-1) > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
         --clip 2 --schedule linear --warmup-epochs 2 --ema 0.99 --accumulate 2 --precision bf16 --least-area 0.3
         --aspect 1.5 --flip 0.2 --mirror-maps --draft --randaugment 2 --randaugment-pool hue --magnitude 5
         --magnitude-spread 1 --mixup 0.2 --cutmix 0.9 --mix-probability 0.8
-        --multi-label-loss asl --head linear --query-lr 0.5 --mix maps --mix-maps-prob 0.5 --map-share 0.3"""
+        --multi-label-loss asl --head linear --query-lr 0.5 --mix maps --mix-maps-prob 0.5 --map-share 0.3 --word-weight peaked"""
     machine = "--workers 2 --device cpu --track wandb --track trackio --checkpoint-minutes 1 --keep-every 3 --threads 2"
     machine += " --compile"
     assert lfi("train", *words.split(), *machine.split(), "--out", "run").code == 0

@@ -8,7 +8,8 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import read_dataset
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.data import MAPS, TargetImages
-from lfi_pipeline.training.maps import TrueMasks
+from lfi_pipeline.training.learner import Learner
+from lfi_pipeline.training.maps import MapResampler, TrueMasks, peakedness
 
 from .test_data import ALWAYS, NEVER, MakeConfig, images_of
 
@@ -84,3 +85,24 @@ def test_masks_of_an_image_that_is_gone_are_refused(make_config: MakeConfig) -> 
     masks._sizes.pop(images.index.keys[3])
     with pytest.raises(ValueError, match="must hold the image 000000000004 of the cache"):
         images.__getitems__([(0, 3)])
+
+
+def test_peakedness_is_one_less_the_share_of_the_largest_entropy() -> None:
+    maps = torch.tensor([[1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0, 0, 0, 0]], dtype=torch.float32)
+    torch.testing.assert_close(peakedness(maps), torch.tensor([1, 0, 0.5, 0.0]))
+    assert peakedness(torch.ones(2, 1)).tolist() == [1, 1]
+
+
+def test_peaked_words_count_for_more(make_config: MakeConfig) -> None:
+    config = make_config(word_weight="peaked", augmentation=NEVER)
+    store = TargetStore.open(config.data.targets)
+    learner, plain = Learner(config, store, "multi-label"), Learner(make_config(), store, "multi-label")
+    batch = TargetImages(store, config.data, [learner.student.size], learner.reads).__getitems__(EVERY)
+    cut = MapResampler(batch, store.spec.codec.name)
+    peaked, _ = learner.supervise(cut)
+    mass, _ = plain.supervise(cut)
+    assert peaked is not None
+    assert mass is not None
+    for weight, kept, target in zip(peaked.weights, mass.weights, peaked.targets, strict=True):
+        torch.testing.assert_close(weight, kept * peakedness(target))
+    assert not torch.equal(peaked.weights[0], mass.weights[0])
