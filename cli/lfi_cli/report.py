@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _LEAST_WIDTH = 100
 RUNS = "Run directories, or directories that hold runs; those that differ in seed are one line."
+PRIMARY = Option(
+    "Measures that you named before scoring, such as map_seen,grounding:pointing; they alone are tested. Left out: all.",
+    separator=",",
+    metavar="NAME,...",
+)
 EXPORTED = {
     "config.json": "what timm builds the model from",
     "model.safetensors": "its weights",
@@ -97,6 +102,7 @@ class Compare:
         Option("Label of the runs to compare with. Left out: objective none, same student and data."),
     ] = None
     protocol: Annotated[tuple[str, ...], Option("Only this protocol's results. Left out: all there are.")] = ()
+    primary: Annotated[tuple[str, ...], PRIMARY] = ()
     markdown: Annotated[Path | None, Option("Write the tables to this Markdown file.")] = None
     csv: Annotated[Path | None, Option("Write one line a group and measure to this CSV file.")] = None
 
@@ -115,7 +121,7 @@ def compare(config: Compare) -> Shown:
     from lfi_pipeline.report.text import comparison_csv, comparison_markdown, tidy, write_text
 
     runs, notes = find_runs(config.runs)
-    comparison = compare_runs(runs, control=config.control, protocols=config.protocol)
+    comparison = compare_runs(runs, control=config.control, protocols=config.protocol, primary=config.primary)
     written = [
         (path, text) for path, text in ((config.markdown, comparison_markdown), (config.csv, comparison_csv)) if path
     ]
@@ -126,6 +132,7 @@ def compare(config: Compare) -> Shown:
         "results": tidy(comparison),
         "costs": [asdict(cost) for cost in comparison.costs],
         "tests": comparison.tests,
+        "primary": comparison.primary,
         "notes": [*notes, *comparison.notes],
         "missing": [asdict(missing) for missing in comparison.missing],
         "written": [str(path) for path, _ in written],
@@ -173,6 +180,7 @@ class Report:
     runs: Annotated[tuple[Path, ...], Option(RUNS, positional=True, at_least_one=True)]
     out: Annotated[Path, Option("The HTML file to write.")] = Path("report.html")
     title: Annotated[str | None, Option("Heading of the page.")] = None
+    primary: Annotated[tuple[str, ...], PRIMARY] = ()
 
     def __post_init__(self) -> None:
         check(self)
@@ -188,7 +196,7 @@ def report(config: Report) -> Shown:
     from lfi_pipeline.report.runs import find_runs
 
     runs, notes = find_runs(config.runs)
-    path = write_report(runs, config.out, title=config.title)
+    path = write_report(runs, config.out, title=config.title, primary=config.primary)
 
     def render(console: Console) -> None:
         say(console, *(f"Note: {note}" for note in notes), f"Report: {path.resolve()}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from lfi_pipeline.core.errors import UnknownNameError
 
 _DOMAINS = {"seen": "seen domains", "heldout": "held-out domains"}
 
@@ -70,12 +72,14 @@ class Measure:
         heading: what people read over a column.
         unit: `share` is in [0, 1] and shown in per cent; `ratio` is a plain factor.
         higher_is_better: False for steps, times and their ratios; None where neither end is good.
+        part_of: name of the measure that this is a part of, as the mAP of one held-out domain; empty for the others.
     """
 
     name: str
     heading: str
     unit: Unit = "share"
     higher_is_better: bool | None = True
+    part_of: str = ""
 
 
 def _named(headings: Mapping[str, str]) -> tuple[Measure, ...]:
@@ -135,3 +139,37 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
 }
 """Protocol -> its measures, main ones first. A score that a data set or a run does not have is missing."""
 PROTOCOLS = tuple(MEASURES)
+
+TEACHER = "teacher_"
+"""Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
+PARTS: Mapping[str, str] = {"map_heldout": "mAP, held-out domain", "top1_heldout": "top-1, held-out domain"}
+"""Measure of `classification` that is also told of each held-out domain -> heading, which the domain's name follows."""
+_OF_ONE_DOMAIN = {"classification": tuple(f"{name}_" for name in PARTS), "cross-domain": ("top1_", "map_")}
+
+
+def check_primary(names: Iterable[str], at_hand: Mapping[str, Collection[str]] | None = None) -> None:
+    """Check names of primary measures: `map_seen` of whatever protocol has it, `cross-domain:map` of that one alone.
+
+    Args:
+        names: of measures.
+        at_hand: protocol -> further names that results have, of single domains; None: there are no results yet, and
+            whatever may become the name of a domain is taken for one.
+
+    Raises:
+        UnknownNameError: there is no such protocol or measure.
+    """
+    for name in names:
+        protocol, colon, measure = name.partition(":")
+        if colon and protocol not in PROTOCOLS:
+            raise UnknownNameError("protocol", protocol, PROTOCOLS, argument="primary")
+        measure, owners = (measure, (protocol,)) if colon else (name, PROTOCOLS)
+        known = {each.name for owner in owners for each in MEASURES[owner] if not each.name.startswith(TEACHER)}
+        known |= {each for owner in owners for each in (at_hand or {}).get(owner, ())}
+        prefixes = _OF_ONE_DOMAIN.get(protocol if colon else "classification", ())
+        if measure not in known and not (at_hand is None and measure.startswith(prefixes)):
+            raise UnknownNameError("measure", measure, known, argument="primary")
+
+
+def is_primary(measure: str, protocol: str, names: Collection[str]) -> bool:
+    """Whether the measure of that protocol is among `names`, as `check_primary` takes them."""
+    return measure in names or f"{protocol}:{measure}" in names

@@ -170,9 +170,13 @@ def commands_of(
     for each in recipe.evaluate:
         commands += _evaluations(each, place, splits, runs, val)
     folders = [run.folder for run in runs]
-    table = command_words("compare", *folders, markdown=place.out / "results.md", csv=place.out / "results.csv")
+    primary = list(recipe.primary) or None
+    written = {"markdown": place.out / "results.md", "csv": place.out / "results.csv"}
+    table = command_words("compare", *folders, primary=primary, **written)
     commands.append(Command(title="the table", words=table))
-    page = command_words("report", *folders, out=place.out / "report.html", title=f"Recipe {recipe.name}")
+    page = command_words(
+        "report", *folders, primary=primary, out=place.out / "report.html", title=f"Recipe {recipe.name}"
+    )
     commands.append(Command(title="the page", words=page))
     return commands
 
@@ -194,11 +198,16 @@ def _extract(
     return Command(title=f"maps of {dataset}, {split}", words=words)
 
 
+def scored_by(evaluation: Evaluation, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs that an evaluation of a recipe scores."""
+    scored = [run for run in runs if not evaluation.objectives or run.config.objective in evaluation.objectives]
+    return [run for run in scored if run.config.objective != evaluation.references]
+
+
 def _evaluations(
     evaluation: Evaluation, place: Place, splits: Splits, runs: list[PlannedRun], val: Path
 ) -> list[Command]:
-    scored = [run for run in runs if not evaluation.objectives or run.config.objective in evaluation.objectives]
-    scored = [run for run in scored if run.config.objective != evaluation.references]
+    scored = scored_by(evaluation, runs)
     caches: list[Path | None] = [None]
     if evaluation.targets in ("val", "test"):
         caches = [val if evaluation.targets == "val" else place.test_shards]

@@ -17,7 +17,7 @@ from lfi_pipeline.core.errors import ConfigError, LFIError, UnknownNameError
 from lfi_pipeline.core.options import Option, build, check, declared, plain, typed
 from lfi_pipeline.core.settings_file import read_toml
 from lfi_pipeline.data import load_manifest
-from lfi_pipeline.evaluation.metrics import PROTOCOLS
+from lfi_pipeline.evaluation.metrics import PROTOCOLS, check_primary
 from lfi_pipeline.teachers.config import VIEWS, ExtractConfig
 from lfi_pipeline.training.config import RUN_FILE
 
@@ -124,6 +124,10 @@ class Recipe:
     variant: Annotated[tuple[Mapping[str, Any], ...], Option("As [[variant]] of a sweep.")] = ()
     where: Annotated[tuple[Mapping[str, Any], ...], Option("As [[where]] of a sweep.")] = ()
     evaluate: Annotated[tuple[Evaluation, ...], Option("Calls of the evaluation.")] = ()
+    primary: Annotated[
+        tuple[str, ...],
+        Option("Measures by which runs are judged, named before they are scored: they alone are tested; empty: all."),
+    ] = ()
 
     def __post_init__(self) -> None:
         check(self)
@@ -198,6 +202,7 @@ def parse_recipe(table: Mapping[str, Any], path: Path) -> Recipe:
     try:
         recipe = build(Recipe, table)
         recipe = replace(recipe, extract=dict(_extract_option(*entry) for entry in recipe.extract.items()))
+        check_primary(recipe.primary)
     except LFIError as error:
         raise error.within(str(path)) from error
     load_manifest(recipe.dataset)

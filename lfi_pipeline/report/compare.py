@@ -2,77 +2,25 @@
 
 Runs that differ in their seed alone are one row. A difference is paired by seed where both sides have the same seeds,
 else it is Welch's; its p value is of a two-sided t test, and is also corrected for the number of all tests of the
-comparison by Holm's method.
+comparison by Holm's method. Where primary measures are named, they alone are tested, and the rest is exploratory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
-from lfi_pipeline.core.options import command_line
-from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure
+from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure, check_primary, is_primary
 from lfi_pipeline.evaluation.protocols import read_results
-from lfi_pipeline.report.groups import Group, choose_controls, gather, rivals, shown
-from lfi_pipeline.report.runs import RunConfig, load_run
+from lfi_pipeline.report.groups import Group, Missing, applies, choose_controls, gather, missing_results, rivals, shown
+from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import LEVEL, Difference, Estimate, difference, estimate, holm
-from lfi_pipeline.report.table import BySeed, Panel, Results, aggregate, panels, training_table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What one group cost.
-
-    Attributes:
-        seeds: how many runs the times are means of.
-        control: label of the group that `ratio` refers to, None for a control.
-        backbone, head, kept: parameters of the student and of queries that stay after training.
-        added: parameters that training needs and that are dropped after it.
-        step_ms: median milliseconds of a step.
-        ratio: mean step time over the control's.
-        seconds: of the whole training.
-    """
-
-    label: str
-    slot: int
-    seeds: int
-    control: str | None
-    backbone: int | None
-    head: int | None
-    kept: int | None
-    added: int | None
-    step_ms: Estimate | None
-    ratio: float | None
-    seconds: Estimate | None
-
-
-def costs_of(groups: Sequence[Group], controls: Mapping[str, str]) -> list[Cost]:
-    """Return the costs of the groups, in their order; `controls` is label -> label of the control."""
-    means = aggregate(training_table(groups), "label", "measure")
-    costs = []
-    for group in groups:
-        summary = next((run.summary for run in group.runs if run.summary is not None), None)
-        control = controls.get(group.label)
-        own, other = means.get((group.label, "step_ms")), means.get((control, "step_ms"))
-        costs.append(
-            Cost(
-                label=group.label,
-                slot=group.slot,
-                seeds=len(group.runs),
-                control=control,
-                backbone=summary.backbone if summary else None,
-                head=summary.head if summary else None,
-                kept=summary.kept_queries if summary else None,
-                added=summary.queries - summary.kept_queries + summary.terms if summary else None,
-                step_ms=own,
-                ratio=own.mean / other.mean if own and other else None,
-                seconds=means.get((group.label, "seconds")),
-            )
-        )
-    return costs
+from lfi_pipeline.report.table import Panel, panels
+from lfi_pipeline.report.views import Cost, costs_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +76,7 @@ class Block:
         columns: what was measured.
         rows: the groups.
         teacher: for each column the teacher's own value, for reference; None where there is none.
+        tested: for each column whether its differences are tested.
     """
 
     protocol: str
@@ -136,14 +85,7 @@ class Block:
     columns: tuple[Measure, ...]
     rows: tuple[Row, ...]
     teacher: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Missing:
-    """A result that a comparison could have and has not, and the command that makes it."""
-
-    what: str
-    command: str
+    tested: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +95,7 @@ class Comparison:
     Attributes:
         tests: how many p values there are; Holm's correction is for this number.
         missing: results that are not there, each with the command that makes them.
+        primary: the measures that were named beforehand, as they were named; None: none were, and all are tested.
     """
 
     blocks: tuple[Block, ...]
@@ -160,9 +103,31 @@ class Comparison:
     tests: int
     notes: tuple[str, ...]
     missing: tuple[Missing, ...]
+    primary: tuple[str, ...] | None = None
+
+    @property
+    def caption(self) -> str:
+        """Which differences are tested, and what the others are."""
+        if self.primary:
+            return (
+                f"Primary, named beforehand: {', '.join(self.primary)}. All else is exploratory: its differences have "
+                "their interval alone, no p value and no mark."
+            )
+        parts = any(column.part_of for block in self.blocks for column in block.columns)
+        single = ", those of single held-out domains aside, which are parts of others" if parts else ""
+        return (
+            f"No primary measures were named, so all are tested alike{single}. The fair way is to name a few before anything "
+            "is scored (option primary): they alone are tested then, and the rest is exploratory."
+        )
 
 
-def compare(runs: Sequence[Path], *, control: str | None = None, protocols: Sequence[str] = ()) -> Comparison:
+def compare(
+    runs: Sequence[Path],
+    *,
+    control: str | None = None,
+    protocols: Sequence[str] = (),
+    primary: Sequence[str] = (),
+) -> Comparison:
     """Compare `runs`.
 
     Args:
@@ -170,32 +135,43 @@ def compare(runs: Sequence[Path], *, control: str | None = None, protocols: Sequ
         control: label of the group that the others are compared with; by default the runs of objective `none` with the
             same student and data.
         protocols: those to compare; empty: all that have results.
+        primary: measures that were named beforehand, as `check_primary` takes them: they alone are tested and count in
+            the correction. Empty: all are but parts, such as the scores of single held-out domains.
 
     Raises:
         RunError: no run, or one that cannot be read.
-        UnknownNameError: no such control or protocol.
+        UnknownNameError: no such control, protocol or measure.
     """
     if not runs:
         raise RunError("A comparison needs at least one run directory, got none.")
     groups, notes = gather([load_run(run) for run in runs])
-    return compare_groups(groups, notes=notes, control=control, protocols=protocols)
+    return compare_groups(groups, notes=notes, control=control, protocols=protocols, primary=primary)
 
 
 def compare_groups(
-    groups: Sequence[Group], *, notes: Sequence[str] = (), control: str | None = None, protocols: Sequence[str] = ()
+    groups: Sequence[Group],
+    *,
+    notes: Sequence[str] = (),
+    control: str | None = None,
+    protocols: Sequence[str] = (),
+    primary: Sequence[str] = (),
 ) -> Comparison:
     """Compare groups that are loaded. Arguments and errors as `compare`."""
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise UnknownNameError("protocol", protocol, PROTOCOLS)
     results = {run.path: read_results(run.path) for group in groups for run in group.runs}
-    kept, repeated = _without_repeats(panels(groups, results, protocols))
+    every = panels(groups, results)
+    at_hand = {name: {c.name for panel in every if panel.protocol == name for c in panel.columns} for name in PROTOCOLS}
+    check_primary(primary, at_hand)
+    asked_for = [panel for panel in every if not protocols or panel.protocol in protocols]
+    kept, repeated = without_repeats(asked_for, primary)
     configs = {group.label: group.config for group in groups}
     # A panel that joins groups has labels of its own; a control that is named must be a label of one or the other.
     known = configs | {row.label: row.config for panel in kept for row in panel.rows}
     controls = choose_controls(configs if control in (None, *configs) else known, control)
     tests: dict[_Test, Difference] = {}
-    drafts = [_Draft(panel, number, control, tests) for number, panel in enumerate(kept)]
+    drafts = [_Draft(panel, number, control, primary, tests) for number, panel in enumerate(kept)]
     tested = {test: gap.p for test, gap in tests.items() if gap.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     blocks = [draft.block(corrected) for draft in drafts]
@@ -206,54 +182,109 @@ def compare_groups(
         if all(row.control is None for row in block.rows)
         and (control or any(applies(block.protocol, c) for c in configs.values() if c.objective == "none"))
     ]
+    scored = [(column.name, panel.protocol) for panel in asked_for for column in panel.columns]
+    absent = [each for each in primary if not any(is_primary(*one, [each]) for one in scored)]
+    if absent:
+        alone.append(f"Primary measures without a result here: {', '.join(absent)}.")
     return Comparison(
         blocks=tuple(blocks),
         costs=tuple(costs_of(groups, controls)),
         tests=len(tested),
-        notes=(*notes, *repeated, *alone),
+        notes=(*notes, *(note for panel in asked_for for note in panel.notes), *repeated, *alone),
         missing=tuple(missing_results(groups, results, protocols)),
+        primary=tuple(primary) or None,
     )
 
 
 REPEATS: Mapping[str, str] = {"map": "map_heldout", "top1": "top1_heldout"}
 """Measure of `cross-domain` -> measure of `classification` that is the same number where the images are the same."""
+_PROBES = ("knn_", "linear_")
 
 
-def _without_repeats(every: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
-    """Leave out columns of `cross-domain` that repeat one of `classification`, and say so.
+def without_repeats(every: Sequence[Panel], primary: Collection[str] = ()) -> tuple[list[Panel], list[str]]:
+    """Leave out columns that repeat others, and say so.
 
-    A run that left one domain out has one score there. Shown twice it would be tested twice, and every other test would
-    pay for it in the correction.
+    Shown twice a measurement would be tested twice, and every other test would pay for it in the correction. Columns
+    repeat one another where they are of the same data set and weights and every run has the same value in both: the
+    held-out scores of `classification` are those of `cross-domain` where it scored the same images, and without its
+    probes `classification` is the same at whatever settings these have.
+
+    Args:
+        every: panels.
+        primary: names of measures; a column that is among them stays, and what repeats it goes.
     """
-    values: dict[str, list[dict[str, BySeed]]] = {}
-    for panel in every:
-        for place, column in enumerate(panel.columns) if panel.protocol == "classification" else ():
-            values.setdefault(column.name, []).append(_rounded(panel, place))
-    kept, notes = [], []
-    for panel in every:
-        repeated = [
+    gone: dict[int, set[int]] = {number: set() for number in range(len(every))}
+    notes: list[str] = []
+    classified = [number for number, panel in enumerate(every) if panel.protocol == "classification"]
+    for first, second in itertools.combinations(sorted(classified, key=lambda n: -len(every[n].columns)), 2):
+        if repeated := _same_heads(every[first], every[second]) - gone[second]:
+            gone[second] |= repeated
+            notes.append(
+                "classification: scores without probes do not depend on the probes' settings: they are shown and "
+                "tested once."
+            )
+    for one, other in itertools.product(range(len(every)), classified):
+        crossed, panel = every[one], every[other]
+        for several, single in _same_images(crossed, panel) if crossed.protocol == "cross-domain" else ():
+            if single in gone[other]:
+                continue
+            merged = {run for place in several for run in crossed.scored[place]}
+            inside = {place for place in several if crossed.scored[place].keys() <= panel.scored[single].keys()}
+            whole = panel.scored[single].keys() <= merged
+            named = is_primary(panel.columns[single].name, panel.protocol, primary)
+            rival = any(is_primary(crossed.columns[place].name, crossed.protocol, primary) for place in several)
+            by_domain = rival if named != rival else len(several) > 1
+            if whole and (by_domain or not inside):
+                gone[other].add(single)
+                heading = panel.columns[single].heading
+                notes.append(
+                    f"{heading}, of classification is told by cross-domain: it is shown and tested there, once."
+                )
+            else:
+                gone[one] |= inside
+                notes += [
+                    f"{crossed.protocol}: {crossed.columns[place].heading} is the held-out score of classification: it "
+                    "is shown and tested there, once."
+                    for place in sorted(inside)
+                ]
+    kept = [panel.without(gone[number]) for number, panel in enumerate(every)]
+    return [panel for panel in kept if panel.columns], list(dict.fromkeys(notes))
+
+
+def _scored_alike(first: Panel, second: Panel, *names: str) -> bool:
+    return all(first.settings.get(name) == second.settings.get(name) for name in ("dataset", "weights", *names))
+
+
+def _same_heads(first: Panel, second: Panel) -> set[int]:
+    """Return the places in `second` of scores of the head that `first` has as well."""
+    if not _scored_alike(first, second, "split"):
+        return set()
+    scores = {column.name: scored for column, scored in zip(first.columns, first.scored, strict=True)}
+    columns = [(place, each.name) for place, each in enumerate(second.columns) if not each.name.startswith(_PROBES)]
+    return {place for place, name in columns if second.scored[place].items() <= scores.get(name, {}).items()}
+
+
+def _same_images(crossed: Panel, panel: Panel) -> list[tuple[list[int], int]]:
+    """Return (columns of `cross-domain`, column of `classification`) that are the same scores of the same images.
+
+    Every measure that both have must agree: with few images a single accuracy may well do so by chance.
+    """
+    pairs = []
+    places = {column.name: place for place, column in enumerate(panel.columns)}
+    for measure, name in REPEATS.items() if _scored_alike(crossed, panel) else ():
+        several = [
             place
-            for place, column in enumerate(panel.columns)
-            if panel.protocol == "cross-domain"
-            and _rounded(panel, place) in values.get(REPEATS.get(column.name, ""), [])
+            for place, column in enumerate(crossed.columns)
+            if crossed.scored[place] and (column.name == measure or column.name.startswith(f"{measure}_"))
         ]
-        notes += [
-            f"{panel.protocol}: {panel.columns[place].heading} is the held-out score of classification: it is shown "
-            "and tested there, once."
-            for place in repeated
-        ]
-        places = [place for place in range(len(panel.columns)) if place not in repeated]
-        rows = tuple(replace(row, cells=tuple(row.cells[place] for place in places)) for row in panel.rows)
-        columns = tuple(panel.columns[place] for place in places)
-        if columns:
-            teacher = tuple(panel.teacher[place] for place in places)
-            kept.append(replace(panel, columns=columns, rows=rows, teacher=teacher))
-    return kept, notes
-
-
-def _rounded(panel: Panel, place: int) -> dict[str, BySeed]:
-    """Label -> values by seed of a column, rounded: two ways to one score differ in their last bits."""
-    return {row.label: {seed: round(v, 6) for seed, v in row.cells[place].items()} for row in panel.rows}
+        if not several or name not in places:
+            continue
+        scored, merged = panel.scored[places[name]], [pair for s in several for pair in crossed.scored[s].items()]
+        both = [scored[run] == value for run, value in merged if run in scored]
+        if not both or not all(both):
+            return []
+        pairs.append((several, places[name]))
+    return pairs
 
 
 _Test = tuple[int, str, int, str]
@@ -267,10 +298,22 @@ class _Draft:
         panel: values by seed.
         number: of the panel.
         control: label that the user named, if any.
-        tests: the differences of all blocks; its own are added.
+        primary: names of the measures that are tested; empty: all but parts.
+        tests: the differences of all blocks; its own are added, without a p value where they are not tested.
     """
 
-    def __init__(self, panel: Panel, number: int, control: str | None, tests: dict[_Test, Difference]) -> None:
+    def __init__(
+        self,
+        panel: Panel,
+        number: int,
+        control: str | None,
+        primary: Collection[str],
+        tests: dict[_Test, Difference],
+    ) -> None:
+        self._tested = tuple(
+            is_primary(column.name, panel.protocol, primary) if primary else not column.part_of
+            for column in panel.columns
+        )
         self._panel, self._number, self._tests = panel, number, tests
         self._configs = {row.label: row.config for row in panel.rows}
         self._cells = {row.label: row.cells for row in panel.rows}
@@ -286,6 +329,7 @@ class _Draft:
                     assert other is not None
                     gap = difference(row.cells[column], self._cells[other][column])
                     if gap is not None:
+                        gap = gap if self._tested[column] else replace(gap, p=None)
                         tests[number, row.label, column, other] = gap
 
     def _best_of(self, labels: Iterable[str], column: int) -> str | None:
@@ -330,51 +374,5 @@ class _Draft:
             columns=panel.columns,
             rows=tuple(rows),
             teacher=panel.teacher,
+            tested=self._tested,
         )
-
-
-_NEEDS = {
-    "grounding": {"targets": "TARGETS"},
-    "zero-shot": {"targets": "TARGETS"},
-    "convergence": {"reference": "RUN"},
-}
-"""Options without which the protocol does not run."""
-
-
-def missing_results(groups: Sequence[Group], results: Results, only: Sequence[str] = ()) -> list[Missing]:
-    """Return what is missing: a protocol that other runs have, and, where no run has any result, classification.
-
-    Args:
-        groups: of runs.
-        results: path of a run -> its results.
-        only: protocols to look at; empty: all.
-    """
-    there = {result.protocol for of_run in results.values() for result in of_run}
-    wanted = [protocol for protocol in PROTOCOLS if protocol in (only or there or ("classification",))]
-    missing = []
-    for protocol in wanted:
-        lacking = [
-            (group, run)
-            for group in groups
-            for run in group.runs
-            if applies(protocol, run.config) and all(result.protocol != protocol for result in results[run.path])
-        ]
-        if not lacking:
-            continue
-        seeds: dict[str, list[str]] = {}
-        for group, run in lacking:
-            seeds.setdefault(group.label, []).append(str(run.config.seed))
-        listed = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
-        needed = _NEEDS.get(protocol, {})
-        command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
-        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=command))
-    return missing
-
-
-def applies(protocol: str, config: RunConfig) -> bool:
-    """Whether the protocol can score such a run at all; in doubt, it can."""
-    if protocol == "zero-shot":
-        return "presence" in config.objective.split("+")
-    if protocol == "convergence":  # its reference is the control
-        return config.objective != "none"
-    return True

@@ -11,10 +11,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.core.options import current_names, declared
+from lfi_pipeline.core.options import command_line, current_names, declared
+from lfi_pipeline.evaluation.metrics import PROTOCOLS
+from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import mean_curve
 from lfi_pipeline.training.config import TrainConfig
@@ -269,3 +272,60 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
         return value[:8]
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """A result that a comparison could have and has not, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+_NEEDS = {
+    "grounding": {"targets": "TARGETS"},
+    "zero-shot": {"targets": "TARGETS"},
+    "convergence": {"reference": "RUN"},
+}
+"""Options without which the protocol does not run."""
+
+
+def missing_results(
+    groups: Sequence[Group], results: Mapping[Path, Sequence[ProtocolResult]], only: Sequence[str] = ()
+) -> list[Missing]:
+    """Return what is missing: a protocol that other runs have, and, where no run has any result, classification.
+
+    Args:
+        groups: of runs.
+        results: path of a run -> its results.
+        only: protocols to look at; empty: all.
+    """
+    there = {result.protocol for of_run in results.values() for result in of_run}
+    wanted = [protocol for protocol in PROTOCOLS if protocol in (only or there or ("classification",))]
+    missing = []
+    for protocol in wanted:
+        lacking = [
+            (group, run)
+            for group in groups
+            for run in group.runs
+            if applies(protocol, run.config) and all(result.protocol != protocol for result in results[run.path])
+        ]
+        if not lacking:
+            continue
+        seeds: dict[str, list[str]] = {}
+        for group, run in lacking:
+            seeds.setdefault(group.label, []).append(str(run.config.seed))
+        listed = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
+        needed = _NEEDS.get(protocol, {})
+        command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
+        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=command))
+    return missing
+
+
+def applies(protocol: str, config: RunConfig) -> bool:
+    """Whether the protocol can score such a run at all; in doubt, it can."""
+    if protocol == "zero-shot":
+        return "presence" in config.objective.split("+")
+    if protocol == "convergence":  # its reference is the control
+        return config.objective != "none"
+    return True

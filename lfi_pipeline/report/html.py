@@ -45,26 +45,28 @@ _DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
 _VERSIONED = ("torch", "timm", "numpy")
 
 
-def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -> Path:
+def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None, primary: Sequence[str] = ()) -> Path:
     """Write the report of `runs` to the one file `out`, replacing an older report there.
 
     Args:
         runs: run directories; those that differ only in their seed are averaged.
         out: the HTML file; missing parents are made.
         title: the small line above the headline; names the data set where None.
+        primary: measures that were named beforehand, and alone are tested; as of `compare.compare`.
 
     Returns:
         `out`.
 
     Raises:
         RunError: no runs, or a directory that is not a readable run.
+        UnknownNameError: no such measure.
         OutputExistsError: `out` is a directory.
         OutputWriteError: `out` cannot be written.
     """
     if not runs:
         raise RunError("A report needs at least one run directory, got none.")
     out = _file_to_write(out)
-    write_text(out, render([load_run(Path(run)) for run in runs], title=title))
+    write_text(out, render([load_run(Path(run)) for run in runs], title=title, primary=primary))
     return out
 
 
@@ -118,13 +120,13 @@ def _page_assets() -> dict[str, str]:
     return {"style": Markup(_stylesheet()), "script": Markup(script), "script_digest": digest}
 
 
-def render(runs: Sequence[Run], *, title: str | None = None) -> str:
-    """Return the report of `runs` as a string."""
+def render(runs: Sequence[Run], *, title: str | None = None, primary: Sequence[str] = ()) -> str:
+    """Return the report of `runs` as a string; arguments and errors as `write_report`."""
     groups, notes = gather(runs)
     table = training_table(groups)
     verdict = conclude(groups, table)
     gallery = build_gallery(groups)
-    comparison = compare_groups(groups)
+    comparison = compare_groups(groups, primary=primary)
     return (
         _environment()
         .get_template("page.html.jinja")

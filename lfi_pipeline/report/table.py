@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS, Measure, without_domains
-from lfi_pipeline.evaluation.protocols import ProtocolResult
+from lfi_pipeline.core.schema import Share, read_as
+from lfi_pipeline.evaluation.metrics import MEASURES, PARTS, PROTOCOLS, TEACHER, Measure, without_domains
+from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult
 from lfi_pipeline.report.groups import Group, label_runs
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import Estimate, estimate
 
 TRAINING = "training"
 """Stands for a protocol in rows of what a run says without an evaluation protocol of its own."""
-TEACHER = "teacher_"
-"""Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
 ACROSS_DOMAINS = ("hold out", "train samples")
 """Settings in which runs of one row of a cross-domain table differ: the domain left out, and so the images left."""
+MOST_PARTS = 8
+"""Columns of single held-out domains that one panel has at most; what would be more is left to the results' details."""
 _OF_A_RUN = {"seed": PROTOCOLS, "domains": ("cross-domain",)}
 """Setting of a result -> the protocols in which it tells values within one table apart, not tables."""
 
@@ -170,15 +171,30 @@ def result_table(groups: Sequence[Group], results: Results) -> Table:
                 seed=run.config.seed,
                 run=run.path,
                 protocol=protocol,
-                measure=measure.name,
-                value=result.scores.get(measure.name),
+                measure=measure,
+                value=value,
                 settings=settings,
-                domain=left_out(result) if protocol == "cross-domain" else "",
+                domain=domain,
             )
             for label, run, result in members
-            for measure in MEASURES[protocol]
+            for measure, domain, value in _values(run, result)
         ]
     return Table(tuple(rows))
+
+
+def _values(run: Run, result: ProtocolResult) -> list[tuple[str, str, float | None]]:
+    """Return (measure, domain, value) of a result, the parts of its held-out scores last."""
+    whole = left_out(result) if result.protocol == "cross-domain" else ""
+    values = [(each.name, whole, result.scores.get(each.name)) for each in MEASURES[result.protocol]]
+    for measure in PARTS if result.protocol == "classification" else ():
+        name = f"{measure.removesuffix('_heldout')}_per_domain"
+        origin = str(run.path / EVALUATION / result.file_name)
+        scores = read_as(dict[str, Share | None], result.details.get(name) or {}, origin, f"details.{name}")
+        seen = run.config.raw.get("seen_domains", set(scores) - set(run.config.hold_out))
+        held_out = [domain for domain in scores if domain not in seen]
+        if len(held_out) > 1:  # of a single one the merged score is the same
+            values += [(f"{measure}_{domain}", domain, scores[domain]) for domain in held_out]
+    return values
 
 
 def left_out(result: ProtocolResult) -> str:
@@ -235,6 +251,9 @@ class Panel:
         columns: what was measured, main ones first.
         rows: labels with at least one run that was scored, be it without a value: it may never have got there.
         teacher: for each column the teacher's own value, None where there is none.
+        scored: for each column run -> its value, rounded, since two ways to one score differ in their last bits; empty
+            for a mean over runs.
+        notes: what a reader should know of the columns.
     """
 
     protocol: str
@@ -243,6 +262,18 @@ class Panel:
     columns: tuple[Measure, ...]
     rows: tuple[PanelRow, ...]
     teacher: tuple[float | None, ...]
+    scored: tuple[Mapping[Path, float], ...]
+    notes: tuple[str, ...] = ()
+
+    def without(self, places: Collection[int]) -> Panel:
+        """Return the panel without the columns at these places."""
+
+        def kept(of_columns: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(each for place, each in enumerate(of_columns) if place not in places)
+
+        rows = tuple(replace(row, cells=kept(row.cells)) for row in self.rows)
+        columns, teacher, scored = kept(self.columns), kept(self.teacher), kept(self.scored)
+        return replace(self, columns=columns, rows=rows, teacher=teacher, scored=scored)
 
 
 def panels(groups: Sequence[Group], results: Results, only: Sequence[str] = ()) -> list[Panel]:
@@ -277,41 +308,66 @@ def _panel(
     table: Table,
     known: Mapping[Path, tuple[int, Run]],
 ) -> Panel:
+    columns, notes = _columns(protocol, table)
     domains = sorted(table.distinct("domain"))
-    columns = _columns(protocol, domains)
-    parts = table.split("label", "measure", "domain")
+    values, empty = table.split("label", "measure", "domain"), Table(())
     rows = []
     for (label,), of_label in table.split("label").items():
-        by_domain = {
-            measure.name: [
-                parts[label, measure.name, d].by_seed() if (label, measure.name, d) in parts else {} for d in domains
-            ]
-            for measure in MEASURES[protocol]
-        }
         cells = [
-            over_domains(by_domain[measure]) if domain is None else by_domain[measure][domains.index(domain)]
+            over_domains([values.get((label, measure, d), empty).by_seed() for d in domains])
+            if domain is None
+            else values.get((label, measure, domain), empty).by_seed()
             for measure, domain, _ in columns
         ]
         slot, first = min((known[path] for path in of_label.distinct("run")), key=lambda each: each[1].config.hold_out)
         seeds = tuple(sorted(of_label.distinct("seed")))
         rows.append(PanelRow(label=label, slot=slot, config=first.config, seeds=seeds, cells=tuple(cells)))
-    kept = [i for i in range(len(columns)) if any(row.cells[i] for row in rows)]
-    return Panel(
+    by_run = {key: part.split("run") for key, part in table.split("measure", "domain").items()}
+    scored = [
+        {run: round(value, 6) for (run,), part in by_run.get(key, {}).items() if (value := part.mean()) is not None}
+        for key in ((measure, domain) for measure, domain, _ in columns)
+    ]
+    panel = Panel(
         protocol=protocol,
         settings=settings,
         differing=differing,
-        columns=without_domains([columns[i][2] for i in kept]),
-        rows=tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows),
-        teacher=tuple(table.where(measure=TEACHER + columns[i][2].name).mean() for i in kept),
+        columns=tuple(column for _, _, column in columns),
+        rows=tuple(rows),
+        teacher=tuple(table.where(measure=TEACHER + column.name).mean() for _, _, column in columns),
+        scored=tuple(scored),
+        notes=notes,
     )
+    panel = panel.without({place for place in range(len(columns)) if not any(row.cells[place] for row in rows)})
+    return replace(panel, columns=without_domains(panel.columns))
 
 
-def _columns(protocol: str, domains: Sequence[str]) -> list[tuple[str, str | None, Measure]]:
-    """Return (measure, domain, shown as) of the columns; domain None is the mean over several."""
+_Column = tuple[str, str | None, Measure]
+"""Measure, domain and what is shown; domain None is the mean over several."""
+
+
+def _columns(protocol: str, table: Table) -> tuple[list[_Column], tuple[str, ...]]:
+    """Return the columns of a panel, and notes on those that it does not have."""
     measures = [measure for measure in MEASURES[protocol] if not measure.name.startswith(TEACHER)]
+    domains = sorted(table.distinct("domain"))
+    columns: list[_Column] = []
     if protocol != "cross-domain":
-        return [(measure.name, domains[0], measure) for measure in measures]
-    columns: list[tuple[str, str | None, Measure]] = []
+        held_out = [domain for domain in domains if domain]
+        shown = [name for name in PARTS if any(row.value is not None for row in table.rows if _is_part(row, name))]
+        all_shown = len(shown)
+        while len(shown) * len(held_out) > MOST_PARTS:
+            shown.pop()
+        for measure in measures:
+            columns.append((measure.name, "", measure))
+            for domain in held_out if measure.name in shown else ():
+                name, heading = f"{measure.name}_{domain}", f"{PARTS[measure.name]} {domain}"
+                columns.append((name, domain, replace(measure, name=name, heading=heading, part_of=measure.name)))
+        if len(shown) == all_shown:
+            return columns, ()
+        kept = f"only {PARTS[shown[0]].split(',')[0]} is" if shown else "none is"
+        note = (
+            f"{protocol}: of {len(held_out)} held-out domains {kept} shown one by one; the details of results have it."
+        )
+        return columns, (note,)
     for measure in measures:
         name, heading = measure.name, measure.heading
         if len(domains) == 1:
@@ -319,4 +375,8 @@ def _columns(protocol: str, domains: Sequence[str]) -> list[tuple[str, str | Non
             continue
         columns.append((name, None, replace(measure, heading=f"{heading}: mean of {len(domains)}")))
         columns += [(name, d, replace(measure, name=f"{name}_{d}", heading=f"{heading}: {d}")) for d in domains]
-    return columns
+    return columns, ()
+
+
+def _is_part(row: Row, measure: str) -> bool:
+    return bool(row.domain) and row.measure == f"{measure}_{row.domain}"

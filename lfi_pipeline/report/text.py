@@ -17,8 +17,8 @@ from lfi_pipeline.report.statistics import LEVEL, Estimate
 from lfi_pipeline.training.sweep import shown as shown_setting
 
 if TYPE_CHECKING:
-    from lfi_pipeline.report.compare import Block, Cell, Comparison, Cost, Gap, Row
-    from lfi_pipeline.report.views import DomainScore, DomainTable, Standing
+    from lfi_pipeline.report.compare import Block, Cell, Comparison, Gap, Row
+    from lfi_pipeline.report.views import Cost, DomainScore, DomainTable, Standing
 
 MISSING = "–"
 TEACHER = "(teacher)"
@@ -118,13 +118,15 @@ def legend(comparison: Comparison) -> list[str]:
     rows = [row for block in comparison.blocks for row in block.rows]
     if any(cell.value is None or cell.value.count < len(row.seeds) for row in rows for cell in row.cells):
         lines.append(f"{MISSING} and n: no seed, or n of them, have a value; a run may never reach a score, say.")
-    if comparison.tests:
+    if comparison.tests or comparison.primary:
+        of, which = (" of a primary measure", "primary measures") if comparison.primary else ("", "this comparison")
         lines += [
             "Under it the difference to the control ± half of its 95 % interval, paired by seed where both have the "
-            "same seeds, else Welch's; then p of a two-sided t test, alone / after Holm's correction for all "
-            f"{comparison.tests} tests of this comparison.",
+            f"same seeds, else Welch's; then{of} p of a two-sided t test, alone / after Holm's correction for all "
+            f"{comparison.tests} tests of {which}.",
             f"* p < {LEVEL} alone, which chance alone gives about once in {1 / LEVEL:.0f} tests; "
             f"** p < {LEVEL} after correction. No mark does not show that there is no difference.",
+            comparison.caption,
         ]
     if any(cell.best for block in comparison.blocks for row in block.rows for cell in row.cells):
         lines.append(
@@ -274,7 +276,10 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def tidy(comparison: Comparison) -> list[dict[str, Any]]:
-    """One entry for each block, group and measure; values in the measure's unit, None where there is none."""
+    """One entry for each block, group and measure; values in the measure's unit, None where there is none.
+
+    `tested` says whether differences in this measure are tested at all, be it that there are seeds to test them with.
+    """
     return [
         {
             "protocol": block.protocol,
@@ -291,10 +296,11 @@ def tidy(comparison: Comparison) -> list[dict[str, Any]]:
             "best_control": cell.best.control if cell.best else None,
             **_numbers(cell.best, "best_"),
             "teacher": teacher,
+            "tested": tested,
         }
         for block in comparison.blocks
         for row in block.rows
-        for cell, measure, teacher in zip(row.cells, block.columns, block.teacher, strict=True)
+        for cell, measure, teacher, tested in zip(row.cells, block.columns, block.teacher, block.tested, strict=True)
         if cell.value is not None
     ]
 

@@ -1,4 +1,4 @@
-"""Tables over seeds that commands show: scores of a protocol, a sweep's leaderboard, and left-out domains.
+"""Tables over seeds that commands show: scores of a protocol, a sweep's leaderboard, costs, and left-out domains.
 
 The cross-domain table is DomainBed's (Gulrajani & Lopez-Paz, ICLR 2021, section 4; its collect_results.py): mean over
 seeds, and their standard deviation (divided by n, not n - 1) over the root of n as standard error. The 95 % interval
@@ -22,7 +22,7 @@ from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
-from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table
+from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table, training_table
 from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, config_fields, recorded_config, summary_fields
 
 CROSS_DOMAIN = "cross-domain"
@@ -140,6 +140,59 @@ def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
 
 def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one group cost.
+
+    Attributes:
+        seeds: how many runs the times are means of.
+        control: label of the group that `ratio` refers to, None for a control.
+        backbone, head, kept: parameters of the student and of queries that stay after training.
+        added: parameters that training needs and that are dropped after it.
+        step_ms: median milliseconds of a step.
+        ratio: mean step time over the control's.
+        seconds: of the whole training.
+    """
+
+    label: str
+    slot: int
+    seeds: int
+    control: str | None
+    backbone: int | None
+    head: int | None
+    kept: int | None
+    added: int | None
+    step_ms: Estimate | None
+    ratio: float | None
+    seconds: Estimate | None
+
+
+def costs_of(groups: Sequence[Group], controls: Mapping[str, str]) -> list[Cost]:
+    """Return the costs of the groups, in their order; `controls` is label -> label of the control."""
+    means = aggregate(training_table(groups), "label", "measure")
+    costs = []
+    for group in groups:
+        summary = next((run.summary for run in group.runs if run.summary is not None), None)
+        control = controls.get(group.label)
+        own, other = means.get((group.label, "step_ms")), means.get((control, "step_ms"))
+        costs.append(
+            Cost(
+                label=group.label,
+                slot=group.slot,
+                seeds=len(group.runs),
+                control=control,
+                backbone=summary.backbone if summary else None,
+                head=summary.head if summary else None,
+                kept=summary.kept_queries if summary else None,
+                added=summary.queries - summary.kept_queries + summary.terms if summary else None,
+                step_ms=own,
+                ratio=own.mean / other.mean if own and other else None,
+                seconds=means.get((group.label, "seconds")),
+            )
+        )
+    return costs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

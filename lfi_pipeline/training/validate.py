@@ -230,7 +230,8 @@ def score_domains(
     """Return the scores of a split; one that is undefined, as that of no image or of no label, is None.
 
     `map_seen` and `map_heldout` (mean average precision in [0, 1]) and `map_per_domain`; for classification also
-    `top1_seen`, `top1_heldout`, `top5_seen`, `top5_heldout` (accuracy in [0, 1]); `unreadable`, how many images.
+    `top1_seen`, `top1_heldout`, `top5_seen`, `top5_heldout` (accuracy in [0, 1]) and `top1_per_domain`; `unreadable`,
+    how many images.
 
     Args:
         predictions: as `predict` returns them.
@@ -255,10 +256,10 @@ def score_domains(
     scores: dict[str, float | int | dict[str, float | None] | None] = {
         f"map_{name}": mean_precision(chosen) for name, chosen in parts.items()
     }
-    scores["map_per_domain"] = {
-        name: mean_precision([domain == name for domain in domains]) for name in sorted(set(domains))
-    }
+    alone = {name: [domain == name for domain in domains] for name in sorted(set(domains))}
+    scores["map_per_domain"] = {name: mean_precision(chosen) for name, chosen in alone.items()}
     if task == CLASSIFICATION:
+        scores["top1_per_domain"] = {name: accuracy(chosen, 1) for name, chosen in alone.items()}
         for k in ranks(predictions.labels.shape[1]):
             scores |= {f"top{k}_{name}": accuracy(chosen, k) for name, chosen in parts.items()}
     return scores | {"unreadable": int((~predictions.read).sum())}

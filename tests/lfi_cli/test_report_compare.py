@@ -48,9 +48,23 @@ def test_json_and_options(lfi: Callable[..., Any], runs: Path) -> None:
     assert {cost["label"] for cost in told["costs"]} == {"none", "embedding", "lfi"}
 
 
+def test_primary_measures(lfi: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
+    words = ("compare", runs, "--primary", "map_seen,grounding:pointing")
+    made = lfi(*words, "--json").json
+    assert made["primary"] == ["map_seen", "grounding:pointing"]
+    tested = {row["measure"] for row in made["results"] if row["p"] is not None}
+    assert tested == {"map_seen"}  # the control has no maps, so it does not point
+    assert "Primary, named beforehand: map_seen, grounding:pointing." in lfi(*words).out
+    assert lfi("compare", runs, "--json").json["primary"] is None
+    assert lfi("report", runs, "--primary", "map_seen", "--out", tmp_path / "page.html").code == 0
+    assert "Primary, named beforehand: map_seen." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_compared(fails: Fails, runs: Path, tmp_path: Path) -> None:
     assert "Choices: embedding, lfi, none" in fails("UnknownNameError", "compare", runs, "--control", "nothing")
     assert "Unknown protocol" in fails("UnknownNameError", "compare", runs, "--protocol", "detections")
+    assert "Did you mean 'map_seen'" in fails("UnknownNameError", "compare", runs, "--primary", "map_seem")
+    assert "Did you mean 'map_seen'" in fails("UnknownNameError", "report", runs, "--primary", "map_seem")
     assert "is not there" in fails("RunError", "compare", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "lfi train" in fails("RunError", "compare", tmp_path / "empty")

@@ -122,6 +122,13 @@ def test_the_commands_of_a_recipe_in_order(tmp_path: Path) -> None:
     assert len([word for word in found[7] if word.startswith("OUT/runs/")]) == 2
 
 
+def test_primary_measures_go_to_the_table_and_the_page(tmp_path: Path) -> None:
+    place = Place(data_root=tmp_path / "data", out=tmp_path / "out")
+    named = lines(recipe(primary=("map_seen", "grounding:pointing")), place)
+    assert [value(words, "--primary") for words in named[-2:]] == ["map_seen,grounding:pointing"] * 2
+    assert [value(words, "--primary") for words in lines(recipe(), place)[-2:]] == [None, None]
+
+
 def test_only_evaluations_are_noted_as_done_once(tmp_path: Path) -> None:
     place = Place(data_root=tmp_path / "data", out=tmp_path / "out")
     made = recipe(evaluate=(Evaluation(protocol="classification", one_by_one=True),))

@@ -204,6 +204,8 @@ def test_a_missing_root_is_the_data_sets_own_error(name: str, tmp_path: Path) ->
         ('protocol = "cross-domain"', 'objectives = ["lfi"]', ConfigError, "protocol"),
         ('weights = "last"', 'weights = "first"', UnknownNameError, "'first'"),
         ('title = "', 'titel = "', UnknownNameError, "'titel'"),
+        ('primary = ["cross-domain:top1"]', 'primary = ["cross-domain:top2"]', UnknownNameError, "'top2'.*'top1'"),
+        ('primary = ["cross-domain:top1"]', 'primary = "cross-domain:top1"', ConfigError, "primary must be a list"),
         ("steps = 1 #", 'steps = "few" #', ConfigError, "steps must be"),  # of [small], though it is not asked for
         ('student = "resnet50"', "student = 50", ConfigError, "student must be a text"),
     ],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -258,5 +259,39 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     def build(name: str, objective: str = "lfi", **options: Any) -> Path:
         return write_run(tmp_path / "runs", name, objective, **options)
+
+    return build
+
+
+SETTINGS = {"dataset": "scenes", "split": "val", "weights": "last"}
+
+
+@pytest.fixture
+def scored(make_run: MakeRun) -> Callable[..., Path]:
+    """Make a run with results: protocol -> scores, or a list of (settings, scores); details of protocols by keyword."""
+    numbers = itertools.count()
+
+    def build(
+        objective: str,
+        seed: int,
+        results: Mapping[str, Any],
+        details: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Path:
+        run = make_run(f"run-{next(numbers)}", objective, seed=seed, scores=False, **options)
+        known = {"grounding": {"taps": [], "teacher": None, "area": None}, **(details or {})}
+        for protocol, scored_as in results.items():
+            for settings, scores in scored_as if isinstance(scored_as, list) else [({}, scored_as)]:
+                write_result(
+                    run,
+                    ProtocolResult(
+                        protocol=protocol,
+                        settings=SETTINGS | settings,
+                        scores=scores,
+                        details=known.get(protocol, {}),
+                        seconds=1.0,
+                    ),
+                )
+        return run
 
     return build

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from scipy import stats
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
-from lfi_pipeline.evaluation.protocols import ProtocolResult, write_result
 from lfi_pipeline.report.compare import Block, Comparison, Row, compare
 from lfi_pipeline.report.text import (
     FRAME,
@@ -25,34 +24,6 @@ from lfi_pipeline.report.text import (
     legend,
     tidy,
 )
-
-SETTINGS = {"dataset": "scenes", "split": "val", "weights": "last"}
-Scores = Mapping[str, float | None]
-
-
-@pytest.fixture
-def scored(make_run: Any) -> Callable[..., Path]:
-    """Make a run with results: protocol -> scores, or a list of (settings, scores)."""
-    details = {"grounding": {"taps": [], "teacher": None, "area": None}}
-    numbers = itertools.count()
-
-    def build(objective: str, seed: int, results: Mapping[str, Any], **options: Any) -> Path:
-        run: Path = make_run(f"run-{next(numbers)}", objective, seed=seed, scores=False, **options)
-        for protocol, given in results.items():
-            for settings, scores in given if isinstance(given, list) else [({}, given)]:
-                write_result(
-                    run,
-                    ProtocolResult(
-                        protocol=protocol,
-                        settings=SETTINGS | settings,
-                        scores=scores,
-                        details=details.get(protocol, {}),
-                        seconds=1.0,
-                    ),
-                )
-        return run
-
-    return build
 
 
 def several(
@@ -338,34 +309,6 @@ def test_csv_is_tidy(many: Comparison) -> None:
     none = next(r for r in rows if r["objective"] == "none")
     assert (none["diff"], none["p"], none["control"]) == ("", "", "")
     assert float(none["low"]) <= float(none["mean"]) <= float(none["high"])
-
-
-def test_a_held_out_score_is_shown_and_tested_once(scored: Any) -> None:
-    """One domain is left out: its score is that of `classification` on the same images."""
-    values = {"none": (0.2, 0.24, 0.22), "lfi": (0.3, 0.29, 0.33)}
-
-    def runs(shift: float) -> list[Path]:
-        return [
-            scored(
-                objective,
-                seed,
-                {
-                    "classification": {"map_seen": 2 * value, "map_heldout": value},
-                    "cross-domain": [({"domains": ["photo"]}, {"map": value + 1e-9 + shift})],
-                },
-                hold_out=["photo"],
-            )
-            for objective, of_seeds in values.items()
-            for seed, value in enumerate(of_seeds)
-        ]
-
-    made = compare(runs(0.0))
-    assert [block.protocol for block in made.blocks] == ["classification"]
-    assert made.tests == 2
-    assert any("left-out domain, mAP: photo is the held-out score of classification" in note for note in made.notes)
-    other = compare(runs(0.01))  # of other images
-    assert [block.protocol for block in other.blocks] == ["classification", "cross-domain"]
-    assert other.tests == 3
 
 
 def test_headings_do_not_speak_of_seen_domains_where_none_is_held_out(scored: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lfi_pipeline.core.errors import OutputWriteError
 from lfi_pipeline.evaluation.metrics import Measure, Unit
-from lfi_pipeline.report.compare import Block, Cell, Comparison, Cost, Gap, Row
+from lfi_pipeline.report.compare import Block, Cell, Comparison, Gap, Row
 from lfi_pipeline.report.statistics import Difference, Estimate
 from lfi_pipeline.report.text import (
     TextTable,
@@ -30,6 +30,7 @@ from lfi_pipeline.report.text import (
     value_text,
     write_text,
 )
+from lfi_pipeline.report.views import Cost
 
 
 def gap(mean: float, p: float | None = 0.01, p_holm: float | None = 0.02, half: float | None = 0.02) -> Gap:
@@ -39,7 +40,13 @@ def gap(mean: float, p: float | None = 0.01, p_holm: float | None = 0.02, half: 
 def block(*measures: Measure, rows: tuple[Row, ...] = (), teacher: tuple[float | None, ...] = ()) -> Block:
     settings = {"dataset": "scenes", "left_out": ["art", "tv"], "weights": None}
     return Block(
-        protocol="grounding", title="Grounding", settings=settings, columns=measures, rows=rows, teacher=teacher
+        protocol="grounding",
+        title="Grounding",
+        settings=settings,
+        columns=measures,
+        rows=rows,
+        teacher=teacher,
+        tested=(True,) * len(measures),
     )
 
 
@@ -127,6 +134,7 @@ def test_a_block_becomes_lines_under_one_another_and_the_teacher_comes_last() ->
         "– and n: no ",
         "Under it the",
         "* p < 0.05 a",
+        "No primary m",
         "Best control",
     ]
 

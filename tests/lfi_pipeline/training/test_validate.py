@@ -108,6 +108,7 @@ def test_accuracy_is_counted_by_hand_and_by_domain() -> None:
     result = score_domains(Predictions(scores, labels, read), "classification", domains, frozenset({"seen"}))
     assert result["top1_seen"] == pytest.approx(1 / 3)  # of the three that could be read
     assert result["top1_heldout"] == 1
+    assert result["top1_per_domain"] == {"other": result["top1_heldout"], "seen": result["top1_seen"]}
     assert "top5_seen" not in result  # of three classes it says nothing
     assert result["unreadable"] == 1
 
