@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lfi_pipeline.recipes.commands import Prepared
-    from lfi_pipeline.recipes.hours import Hours, RecipePlan
+    from lfi_pipeline.recipes.hours import FineTuning, Hours, RecipePlan
     from lfi_pipeline.teachers.estimate import Estimate
 
 TRAINING = "Training"
@@ -313,17 +313,46 @@ def _hours(plan: RecipePlan) -> list[tuple[str, object]]:
         )
         for step in plan.steps
     ]
+    rows += [("detection", _detector(each, plan)) for each in plan.detectors]
     device = "this CPU" if plan.on_cpu else trial.device
-    rows.append((f"hours of {device}", _both(plan.here) + "; measured on few images; protocols not counted"))
+    rows.append((f"hours of {device}", _parts(plan.here) + "; measured on few images"))
     assumed = (
         f"if an {plan.gpu.name} sustains {plan.gpu.sustained:.0%} of {plan.gpu.peak / 1e12:,.0f} TFLOPS; not measured"
     )
     if plan.estimated is not None:
-        rows.append(("estimate", f"{_both(plan.estimated)}, {assumed}"))
+        rows.append(("estimate", f"{_parts(plan.estimated)}, {assumed}"))
     if plan.published is not None:
-        rows.append(("as published", f"{_both(plan.published)} for the data set's published size, {assumed}"))
+        rows.append(("as published", f"{_parts(plan.published)} for the data set's published size, {assumed}"))
+    if plan.detectors:
+        rows.append(
+            ("counted", "maps, students, and the fine-tuning of detectors with as many objects as it ever takes")
+        )
+    if plan.uncounted:
+        rows.append(("not counted", f"the protocols {', '.join(plan.uncounted)}" + _SCORING * bool(plan.detectors)))
     return rows
 
 
-def _both(hours: Hours) -> str:
-    return f"maps {hours_text(hours.extraction)} + students {hours_text(hours.training)}"
+_SCORING = "; the scoring of detectors"
+
+
+def _detector(tuning: FineTuning, plan: RecipePlan) -> str:
+    """One fine-tuning of the protocol detection: what it is, and hours here and of the GPU that is assumed."""
+    trial = tuning.trial
+    step = (
+        f"{tuning.runs} x {tuning.iterations:,} steps of {tuning.batch_size} images, Mask R-CNN on {trial.student} at "
+        f"{trial.size[1]}x{trial.size[0]}, {1 / trial.seconds:,.2g} images/s here ({trial.device}, {trial.precision}); "
+        f"{trial.operations / 1e9:,.1f} G operations"
+    )
+    here = hours_text(tuning.images * trial.seconds / 3600)
+    if plan.estimated is None:
+        return f"{step}: {here} here"
+    rate = plan.gpu.peak * plan.gpu.sustained
+    there = hours_text(tuning.images * trial.operations / rate / 3600)
+    return f"{step}: {here} here, {there} of an {plan.gpu.name}"
+
+
+def _parts(hours: Hours) -> str:
+    text = f"maps {hours_text(hours.extraction)} + students {hours_text(hours.training)}"
+    if not hours.detection:
+        return text
+    return f"{text} + detectors {hours_text(hours.detection)} = {hours_text(hours.total)}"

@@ -264,12 +264,12 @@ def _cache(root: Path) -> TargetStore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTrial:
-    """Result of `time_training`.
+    """Result of `time_training`, or of `recipes.hours.time_detection`.
 
     Attributes:
         student: name of the model.
         size: pixels of its input, (height, width).
-        objective: of the run.
+        objective: of the run; of a detector's fine-tuning, `detection`.
         precision: of the run.
         device: where it ran.
         batch_size: images of a step.
@@ -322,13 +322,7 @@ def time_training(
             step(run, batch, cut_for(run, batch, store.spec.codec.name), clock)
             clock.report()  # waits for a CUDA device
 
-        with OperationCounter() as counter:
-            once()
-        seconds = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - began)
+        operations, seconds = counted_and_timed(once, steps)
     return StepTrial(
         student=config.student.name,
         size=run.learner.student.size,
@@ -336,7 +330,19 @@ def time_training(
         precision=config.precision,
         device=str(device),
         batch_size=batch_size,
-        seconds=statistics.median(seconds) / batch_size,
-        operations=counter.total / batch_size,
+        seconds=seconds / batch_size,
+        operations=operations / batch_size,
         parameters=sum(each.numel() for each in run.learner.parameters() if each.requires_grad),
     )
+
+
+def counted_and_timed(once: Callable[[], None], steps: int) -> tuple[int, float]:
+    """Return operations of a step, and the median seconds of `steps` more; `once` waits for a CUDA device."""
+    with OperationCounter() as counter:
+        once()
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - began)
+    return counter.total, statistics.median(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -57,11 +58,21 @@ def test_a_dry_run_only_writes_the_files_and_tells_the_plan(lfi: Callable[..., A
     shown = lfi(*words)
     assert shown.code == 0
     assert "hours of this CPU" in shown.out
+    assert re.search("\nnot counted +the protocols cross-domain, classification, convergence\n", shown.out)
+    assert "detectors" not in shown.out
     assert "scenes-coca" in shown.out
     assert "not the paper's settings" in shown.out
     assert "NVIDIA" not in shown.out  # nothing is estimated of a trial
     for line in found["commands"]:
         assert f"\n{line}\n" in shown.out
+
+
+def test_the_plan_tells_what_detection_takes(lfi: Callable[..., Any], tmp_path: Path) -> None:
+    data, out = data_of("coco", tmp_path / "data"), tmp_path / "out"
+    shown = lfi("reproduce", "coco", "--data-root", data, "--out", out, "--small", "--dry-run", "--device", "cpu").out
+    assert "3 x 2 steps of 2 images, Mask R-CNN on vit_tiny_patch16_224 at 64x64" in shown
+    assert " + detectors " in shown
+    assert "the protocols classification, grounding, zero-shot, convergence; the scoring of detectors" in shown
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -88,7 +88,7 @@ def finetune(
         KeyboardInterrupt: `tell` first gets a line that says whether a checkpoint was kept.
     """
     device = next(detector.parameters()).device
-    optimizer = torch.optim.AdamW(_groups(detector), lr=schedule.learning_rate)
+    optimizer = make_optimizer(detector, schedule.learning_rate)
     pace = CosineLRScheduler(
         optimizer,
         t_initial=schedule.iterations,
@@ -96,7 +96,6 @@ def finetune(
         warmup_lr_init=_WARMUP_START * schedule.learning_rate,
         t_in_epochs=False,
     )
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     losses: list[float] = []
     detector.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -114,14 +113,10 @@ def finetune(
             ) as steps:
                 for number, batch in enumerate(batches, start=len(losses)):
                     pace.step_update(number)
-                    with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-                        parts = detector(*_on(device, batch))
-                        loss: Tensor = sum(parts.values())
+                    parts = losses_of(detector, *_on(device, batch))
+                    loss: Tensor = sum(parts.values())  # type: ignore[assignment]
                     value = _finite(loss, parts, number, schedule)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    nn.utils.clip_grad_norm_(detector.parameters(), _CLIP)
-                    optimizer.step()
+                    descend(detector, optimizer, loss)
                     losses.append(value)
                     steps.update()
                     steps.set_postfix_str(f"loss {sum(losses[-_SHOWN:]) / len(losses[-_SHOWN:]):.3f}", refresh=False)
@@ -137,6 +132,27 @@ def finetune(
             )
             raise
     return losses
+
+
+def make_optimizer(detector: Any, learning_rate: float) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters of `detector`, whose biases, norms and position embeddings do not decay."""
+    return torch.optim.AdamW(_groups(detector), lr=learning_rate)
+
+
+def losses_of(detector: Any, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the losses of a detector in training, scalars by name; on CUDA in bf16 where the device has it."""
+    half = images[0].is_cuda and torch.cuda.is_bf16_supported()
+    with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
+        losses: dict[str, Tensor] = detector(images, targets)
+    return losses
+
+
+def descend(detector: Any, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take a step down a scalar loss, the gradient clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(detector.parameters(), _CLIP)
+    optimizer.step()
 
 
 def _take_up(kept: Kept | None, detector: Any, optimizer: torch.optim.Optimizer, losses: list[float]) -> list[Tensor]:

@@ -215,7 +215,7 @@ def build_detector(backbone: Any, *, classes: int, size: int, width: int) -> Any
         ConfigError: as `build_pyramid`.
     """
     pyramid = build_pyramid(backbone, size, width)
-    regions = min(512, max(32, size))
+    regions = regions_of(size)
     proposals = {"train": 4 * regions, "test": 2 * regions}
     mask_cells = min(_MASK_CELLS[1], max(_MASK_CELLS[0], size // 16))
     hidden = 4 * width
@@ -242,6 +242,11 @@ def build_detector(backbone: Any, *, classes: int, size: int, width: int) -> Any
         mask_head=MaskRCNNHeads(width, (width,) * _MASK_LAYERS, 1),
         mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
     )
+
+
+def regions_of(size: int) -> int:
+    """Return how many regions of an image of `size` pixels a side the heads are trained on; a quarter may be objects."""
+    return min(512, max(32, size))
 
 
 def anchor_sides(strides: tuple[int, ...], size: int) -> list[int]:
