@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 import typer
 
-from lfi_cli.commands import PANELS, entries
+from lfi_cli.main import PANELS, entries
 from lfi_cli.output import Result, Shown, conclude, fail
 from lfi_cli.signature import (
     flag,

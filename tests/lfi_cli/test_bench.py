@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfi_cli.commands import entries
+from lfi_cli.main import entries
 
 OTHERS = ["plot-kernel", "gpu"]  # the one draws, the other is a session: without options of every benchmark
 BENCHMARKS = {name.removeprefix("bench ") for name, _ in entries() if name.startswith("bench ")}

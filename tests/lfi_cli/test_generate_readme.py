@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lfi_cli.commands import entries
 from lfi_cli.generate import README, readme
+from lfi_cli.main import entries
 
 
 def test_the_file_is_what_the_declarations_say() -> None:

@@ -14,8 +14,7 @@ import pytest
 import typer.core
 import typer.main
 
-from lfi_cli.commands import PANELS
-from lfi_cli.main import app_for, main
+from lfi_cli.main import PANELS, app_for, main
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import pytest
 
-from lfi_cli.commands import Entry, entries
+from lfi_cli.main import Entry, entries
 from lfi_cli.signature import older_names, plain_text, sections, signature, spelling
 from lfi_pipeline.core.options import Alias, Option, declared
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lfi_cli.commands import GROUPS, PANELS, Entry, entries
 from lfi_cli.generate import Command
+from lfi_cli.main import GROUPS, PANELS, Entry, entries
 
 
 def test_the_headings_are_in_the_order_of_the_work() -> None:
