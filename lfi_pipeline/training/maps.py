@@ -83,7 +83,8 @@ def peakedness(maps: Tensor) -> Tensor:
     if cells == 1:
         return (maps.sum(-1) > 0).float()
     spread = torch.special.entr(maps.float()).sum(-1) / math.log(cells)
-    return (1 - spread).clamp(0, 1) * (maps.sum(-1) > 0)
+    share: Tensor = (1 - spread).clamp(0, 1) * (maps.sum(-1) > 0)
+    return share
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,10 +141,10 @@ def _font(font_file: Path, size: int) -> ImageFont.FreeTypeFont:
 @cache
 def _icon_font(prefix: str) -> tuple[Path, Mapping[str, str]]:
     """Return the file of a set of icons, and name -> character."""
-    found = find_spec("qtawesome")
-    if found is None or found.origin is None:
+    package = find_spec("qtawesome")
+    if package is None or package.origin is None:
         raise MissingExtraError("Icons of scenes need the package qtawesome: pip install 'lfi-pipeline[demo]'.")
-    folder = Path(found.origin).parent / "fonts"
+    folder = Path(package.origin).parent / "fonts"
     stem = _ICON_FONTS[prefix]
     font_file = next(iter(sorted(folder.glob(f"{stem}-[0-9]*.ttf"))))
     table = next(iter(sorted(folder.glob(f"{stem.removesuffix('-webfont')}*charmap*.json"))))

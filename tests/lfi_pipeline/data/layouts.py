@@ -109,9 +109,9 @@ def make_coco(root: Path, *, train: int = 12, val: int = 6) -> Path:
     return root
 
 
-def make_scenes(root: Path, *, train: int = 12, val: int = 6) -> Path:
+def make_scenes(root: Path, *, train: int = 12, val: int = 6, **settings: Any) -> Path:
     """Render scenes as `lfi make-scenes` does."""
-    write_scenes(root, ScenesConfig(train=train, val=val))
+    write_scenes(root, ScenesConfig(train=train, val=val, **settings))
     return root
 
 

@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError, LFIError, OutputExistsError, UnknownNameError
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.recipes import Place, load_recipe, recipe_names
 from lfi_pipeline.recipes.commands import Prepared, planned_runs, prepare, sweep_table, write_files
 from tests.lfi_pipeline.data import layouts
 
-NAMES = ("coco", "pacs", "scenes", "scenes-heads", "tiny-imagenet", "vlcs")
-OF_OBJECTIVES = tuple(name for name in NAMES if name != "scenes-heads")
+OF_SCENES = ("scenes", "scenes-ablations", "scenes-groups", "scenes-heads", "scenes-tune")
+NAMES = ("coco", "pacs", *OF_SCENES, "tiny-imagenet", "vlcs")
+OF_OBJECTIVES = tuple(name for name in NAMES if name not in OF_SCENES)
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda root: layouts.make_coco(root, train=4, val=2),
     "pacs": layouts.make_pacs,
-    "scenes": lambda root: layouts.make_scenes(root, train=4, val=2),
-    "scenes-heads": lambda root: layouts.make_scenes(root, train=4, val=2),
+    **dict.fromkeys(OF_SCENES, lambda root: layouts.make_scenes(root, train=4, val=2, test=2)),
     "tiny-imagenet": layouts.make_tiny_imagenet,
     "vlcs": lambda root: layouts.make_vlcs(root, official=True),
 }
@@ -71,11 +73,64 @@ def test_full_scale_compares_every_objective_over_three_seeds(name: str, tmp_pat
         "vlcs": [(domain,) for domain in layouts.VLCS_DOMAINS],
     }.get(name, [()])
     wanted = [(each, "teacher") for each in ("none", "embedding", "logits", "lfi")] + [("lfi", "shuffled")]
-    if name in ("coco", "scenes"):
+    if name == "coco":
         wanted.append(("lfi+presence", "teacher"))
     assert set(kinds) == {(*each, seed, domain) for each in wanted for seed in SEEDS for domain in domains}
-    small = [run.config.student.name == "vit_tiny_patch16_224" for run in found.runs]
-    assert all(small) if name == "scenes" else not any(small)
+    assert not any(run.config.student.name == "vit_tiny_patch16_224" for run in found.runs)
+
+
+STUDENTS = ("resnet10t", "vit_tiny_patch16_224")
+CONTROLS = ("linear", "linear-cutmix", "linear-embedding", "linear-logits", "queries", "queries-cutmix")
+
+
+def test_the_evidence_has_every_control_over_five_seeds_for_two_families_of_students(tmp_path: Path) -> None:
+    runs = prepared("scenes", tmp_path).runs
+    maps = ("", "-shuffled", "-moved", "-uniform", "-masks")
+    variants = (*CONTROLS, "queries-embedding", "queries-logits", *(f"queries-lfi{each}" for each in maps))
+    assert {run.name for run in runs} == {
+        f"{variant}-{student}-{seed}" for variant in variants for student in STUDENTS for seed in range(5)
+    }
+    assert len({repr(replace(run.config, data=replace(run.config.data, seed=0))) for run in runs}) == 2 * len(variants)
+    for command in prepared("scenes", tmp_path).commands:
+        if "classification" in command.words:
+            assert command.words[command.words.index("--split") + 1] == "test"
+
+
+def test_trials_are_as_many_for_every_objective_and_head_and_share_no_seed_with_the_evidence(tmp_path: Path) -> None:
+    runs = prepared("scenes-tune", tmp_path).runs
+    trials = Counter(
+        (r.config.student.name, r.config.head, r.config.objective, r.config.data.maps, r.config.data.mix.cutmix)
+        for r in runs
+    )
+    assert set(trials.values()) == {8}
+    assert len(trials) == 2 * 10
+    assert not {r.config.data.seed for r in runs} & set(load_recipe("scenes").grid["seed"])
+    assert {r.config.data.epochs * 2 for r in runs} == {load_recipe("scenes").base["epochs"]}
+
+
+def test_groups_are_scored_on_the_test_split_with_controls_of_the_maps(tmp_path: Path) -> None:
+    found = prepared("scenes-groups", tmp_path)
+    variants = {run.name.partition("-resnet10t")[0].partition("-vit")[0] for run in found.runs}
+    assert variants == {
+        *CONTROLS,
+        "queries-lfi",
+        *(f"queries-lfi-mix{m}" for m in ("", "-shuffled", "-moved", "-masks")),
+    }
+    (line,) = (each.line for each in found.commands if each.line.startswith("lfi evaluate"))
+    assert "--protocol worst-group" in line
+    assert "--split test" in line
+
+
+def test_ablations_change_one_thing_at_a_time(tmp_path: Path) -> None:
+    plain, *others = {
+        run.name: run for run in prepared("scenes-ablations", tmp_path).runs if run.name.endswith("-0")
+    }.values()
+    assert plain.name == "as-it-is-0"
+    same = flatten(plain.config)
+    for run in others:
+        changed = {name for name, value in flatten(run.config).items() if value != same[name]}
+        if run.config.head == "queries" and run.config.objective == "lfi":
+            assert len(changed) == 1, run.name
 
 
 def test_a_budget_of_steps_is_kept_whatever_is_left_out(tmp_path: Path) -> None:
@@ -224,5 +279,5 @@ def test_small_needs_its_table(tmp_path: Path) -> None:
     path.write_text(content().partition("[small]")[0])
     with pytest.raises(ConfigError, match=r"\[small\]"):
         load_recipe(str(path), small=True)
-    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, scenes, scenes-heads, tiny-imagenet, vlcs"):
+    with pytest.raises(UnknownNameError, match=r"Choices: coco, pacs, scenes, scenes-ablations, scenes-groups, "):
         load_recipe("cocoo")
