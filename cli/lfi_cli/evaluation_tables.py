@@ -130,6 +130,20 @@ def _cross_domain(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [*rows, ("trained on", ", ".join(details["trained_on"]))]
 
 
+def _worst_group(details: Mapping[str, Any]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("worst group", _group(details["worst"]))]
+    for group in details["groups"]:
+        seen = f"{percent(group['training_share'])} of training"
+        rows.append((_group(group), f"top-1 {percent(group['accuracy'])} ({group['images']} images; {seen})"))
+    if left_out := details["left_out"]:
+        rows.append(("left out", "; ".join(f"{_group(each)} ({each['images']} images)" for each in left_out)))
+    return rows
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    return ", ".join(group[part] for part in ("class", "field") if part in group)
+
+
 def _zero_shot(details: Mapping[str, Any]) -> list[tuple[str, object]]:
     names, seen, queries = ("top1", "top5", "map"), details["trained_on"], details["class_queries"]
     rows: list[tuple[str, object]] = [("chance", _named(details["chance"], names))]
@@ -150,6 +164,7 @@ def _named(scores: Mapping[str, Any], names: Sequence[str]) -> str:
 
 _DETAILS = {
     "classification": _classification,
+    "worst-group": _worst_group,
     "cross-domain": _cross_domain,
     "zero-shot": _zero_shot,
     "grounding": _grounding,

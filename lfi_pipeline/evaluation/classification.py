@@ -26,7 +26,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, validation_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, scored_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
@@ -114,7 +114,7 @@ def probe_scores(
 
     Args:
         loaded: the run.
-        dataset: its validation split.
+        dataset: the split that is scored.
         validation: features of that split.
         task: `classification` or `multi-label`.
         common: of the evaluation.
@@ -176,14 +176,15 @@ def _metric(scores: Tensor, labels: Tensor, task: str) -> float:
 
 
 def classification(run: Path, common: EvaluationConfig, config: ClassificationConfig) -> ProtocolResult:
-    """Score `run` on its validation split; a run that was trained without a task has no head's scores.
+    """Score `run` on its validation split or the split that is named; one trained without a task has no head's scores.
 
     Raises:
         ConfigError: the images have no labels, or there are too few training images for the probes.
     """
     began = time.monotonic()
+    of_probes = {name: value for name, value in asdict(config).items() if name != "split"}
     loaded = load(run, common)
-    dataset = validation_split(loaded)
+    dataset = scored_split(loaded, config.split)
     task = _task(loaded, dataset)
     validation = frozen_features(loaded.student, dataset, workers=common.workers)
     scores, details = _head_scores(loaded, dataset, validation) if loaded.task != NONE else ({}, {})
@@ -196,7 +197,7 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
             "dataset": dataset.name,
             "split": dataset.split,
             "weights": common.weights,
-            **(asdict(config) if config.probes else {"probes": False}),
+            **(of_probes if config.probes else {"probes": False}),
         },
         scores=scores,
         details=details,

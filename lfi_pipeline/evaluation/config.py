@@ -14,9 +14,12 @@ from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 
 WEIGHTS = ("last", "best")
 SOURCES = ("run", "scratch")
+CLASS_AND_FIELD, FIELD = "class-and-field", "field"
+GROUPS = (CLASS_AND_FIELD, FIELD)
 MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 CLASSIFICATION, CONVERGENCE = "Protocol classification", "Protocol convergence"
+SPLIT, WORST_GROUP = "Protocols classification and worst-group", "Protocol worst-group"
 """Headings of the help."""
 
 
@@ -35,10 +38,14 @@ class EvaluationConfig:
         check(self)
 
 
+_SPLIT = "Split to score; left out: the run's validation split."
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassificationConfig:
     """Options of the protocol classification."""
 
+    split: Annotated[str | None, Option(_SPLIT, panel=SPLIT)] = None
     probes: Annotated[
         bool,
         Option("k-NN and linear probe on frozen features: a pass over the training images.", panel=CLASSIFICATION),
@@ -49,6 +56,28 @@ class ClassificationConfig:
     ] = None
     knn_k: Annotated[int, Option("Neighbours that vote.", panel=CLASSIFICATION, ge=1)] = 20
     knn_temperature: Annotated[float, Option("Of a neighbour's vote.", panel=CLASSIFICATION, gt=0)] = 0.07
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorstGroupConfig:
+    """Options of the protocol worst-group."""
+
+    split: Annotated[str | None, Option(_SPLIT, panel=SPLIT)] = None
+    groups: Annotated[
+        str,
+        Option(
+            "What a group is: the images of one class and one value of the group field, or of one value alone.",
+            panel=WORST_GROUP,
+            choices=GROUPS,
+            noun="kind of groups",
+        ),
+    ] = CLASS_AND_FIELD
+    least_images: Annotated[
+        int, Option("Groups of fewer images are left out, and counted.", panel=WORST_GROUP, ge=1)
+    ] = 1
 
     def __post_init__(self) -> None:
         check(self)
@@ -225,6 +254,7 @@ class ConvergenceConfig:
 
 PROTOCOL_CONFIGS: Mapping[str, type[Any]] = {
     "classification": ClassificationConfig,
+    "worst-group": WorstGroupConfig,
     "cross-domain": CrossDomainConfig,
     "zero-shot": ZeroShotConfig,
     "grounding": GroundingConfig,

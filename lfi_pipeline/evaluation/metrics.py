@@ -101,6 +101,11 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
         *_named(over_domains("linear_top1", "linear probe top-1")),
         *_named(over_domains("linear_map", "linear probe mAP")),
     ),
+    "worst-group": (
+        Measure(name="worst_group", heading="worst group, top-1"),
+        Measure(name="mean", heading="all images, top-1"),
+        Measure(name="adjusted", heading="groups as frequent as in training, top-1"),
+    ),
     "cross-domain": (
         Measure(name="top1", heading="left-out domain, top-1"),
         Measure(name="map", heading="left-out domain, mAP"),

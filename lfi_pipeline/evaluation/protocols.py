@@ -48,6 +48,13 @@ def validation_split(loaded: LoadedRun) -> Dataset:
     return read_split(loaded, counterpart(split, loaded.store.spec.dataset.split))
 
 
+def scored_split(loaded: LoadedRun, split: str | None) -> Dataset:
+    """Return the split that is named, `val` of a part as in training; of None `validation_split`, and raises as it."""
+    if split is None:
+        return validation_split(loaded)
+    return read_split(loaded, counterpart(split, loaded.store.spec.dataset.split))
+
+
 def read_split(loaded: LoadedRun, split: str) -> Dataset:
     """Return a split of the run's data set, with labels that index the classes of its cache.
 
@@ -130,6 +137,13 @@ def latest_results(run: Path) -> dict[str, ProtocolResult]:
     return {result.protocol: result for result in read_results(run)}
 
 
+def is_of_validation(result: ProtocolResult, record: Mapping[str, Any]) -> bool:
+    """Whether a result is of the split that a run was validated on, by its `config.json`; one that names none is."""
+    dataset, settings = (record[part] if isinstance(record.get(part), dict) else {} for part in ("dataset", "settings"))
+    trained, named, scored = dataset.get("split"), settings.get("val_split"), result.settings.get("split")
+    return None in (trained, named, scored) or scored == counterpart(str(named), str(trained))
+
+
 def _parse(path: Path) -> ProtocolResult:
     try:
         return ProtocolResult(**read_json(path))
@@ -144,7 +158,8 @@ ProtocolFunction = Callable[[Path, EvaluationConfig, Any], ProtocolResult]
 
 _PLACES: Mapping[str, str] = {
     "classification": "classification.classification",
-    "cross-domain": "cross_domain.cross_domain",
+    "worst-group": "domains.worst_group",
+    "cross-domain": "domains.cross_domain",
     "zero-shot": "zero_shot.zero_shot",
     "grounding": "grounding_protocol.grounding",
     "detection": "detection.protocol.detection",

@@ -9,13 +9,13 @@ from typing import Any
 
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.data.manifest import load_manifest
-from lfi_pipeline.evaluation.protocols import read_results
+from lfi_pipeline.evaluation.protocols import is_of_validation, read_results
 from lfi_pipeline.exporting.check import APART, HEAD, INSIDE, NONE, QUERIES, Check, PlainModel
 from lfi_pipeline.exporting.whole import HeadCost, WholeCheck
 from lfi_pipeline.targets import DatasetSpec, TargetSpec, TargetStore
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.learner import LoadedRun
-from lfi_pipeline.training.run_dir import SUMMARY, read_json
+from lfi_pipeline.training.run_dir import SUMMARY, config_fields, read_json
 
 _SCORE_NAMES = ("map_", "top")
 _TOLD = ("objective", "maps", "queries", "state", "task", "hold_out", "epochs", "batch_size", "lr", "seed")
@@ -126,7 +126,8 @@ def _license(dataset: DatasetSpec, store: TargetStore) -> str:
 
 def _scores(run: Path, weights: str) -> tuple[str, dict[str, float | None]]:
     """Return which weights were scored, and the scores: the latest of `weights`, of others, or of training's end."""
-    results = read_results(run, "classification")
+    record = config_fields(run)
+    results = [each for each in read_results(run, "classification") if is_of_validation(each, record)]
     result = next(iter([r for r in reversed(results) if r.settings.get("weights") == weights] or results[-1:]), None)
     if result is not None:
         return str(result.settings.get("weights", "last")), _flat({**result.scores, **result.details})

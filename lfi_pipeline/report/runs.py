@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Count, Share, read_as, wrong
-from lfi_pipeline.evaluation.protocols import EVALUATION, latest_results
+from lfi_pipeline.evaluation.protocols import EVALUATION, is_of_validation, read_results
 from lfi_pipeline.training.run_dir import (
     CONFIG,
     SUMMARY,
@@ -149,7 +149,9 @@ class Tap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """The latest evaluation of a run: protocols `classification` and `grounding`, each empty where it was not scored.
+    """The latest evaluation of a run: protocols `classification`, on the validation split, and `grounding`.
+
+    Each is empty where it was not scored.
 
     Attributes:
         map_seen, map_heldout: mAP over the domains trained on and over the others; None where there are no such images.
@@ -255,7 +257,7 @@ def load_run(path: Path) -> Run:
         train=tuple(read_as(TrainPoint, event.values, event.origin) for event in metrics.train),
         validation=tuple(read_as(ValPoint, event.values, event.origin) for event in metrics.validation),
         summary=None if summary is None else read_as(Summary, _dotted(summary), str(path / SUMMARY)),
-        scores=_scores(path),
+        scores=_scores(path, config_fields(path)),
         gallery=load_samples(path) if (path / "gallery.json").is_file() else (),
     )
 
@@ -295,8 +297,9 @@ class _Localisation(msgspec.Struct):
     area: Share | None = None
 
 
-def _scores(run: Path) -> Scores | None:
-    latest = latest_results(run)
+def _scores(run: Path, record: Mapping[str, Any]) -> Scores | None:
+    results = read_results(run)
+    latest = {each.protocol: each for each in results if each.protocol == "grounding" or is_of_validation(each, record)}
     classified, grounded = latest.get("classification"), latest.get("grounding")
     if classified is None and grounded is None:
         return None

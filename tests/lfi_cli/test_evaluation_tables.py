@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +39,26 @@ def test_a_run_is_told_with_units_and_without_what_it_lacks() -> None:
     assert "none-0: 50.0 %, at the end of 1,200 steps (of the same seed)" in text
     assert "never; best 25.0 %" in text
     assert "third" not in text
+
+
+def test_groups_are_listed_and_the_worst_is_named() -> None:
+    on = console()
+    water = {"class": "landbird", "field": "water", "images": 40, "accuracy": 0.25, "training_share": 0.05}
+    land = {"class": "landbird", "field": "land", "images": 60, "accuracy": 0.9, "training_share": 0.95}
+    small = {"class": "waterbird", "field": "land", "images": 2, "accuracy": 0.0, "training_share": 0.0}
+    details = {"groups": [water, land], "worst": {"class": "landbird", "field": "water"}, "left_out": [small]}
+    scores = {"worst_group": 0.25, "mean": 0.64, "adjusted": None}
+    result = ProtocolResult(protocol="worst-group", settings={}, scores=scores, details=details, seconds=2.0)
+    show_run(on, Path("runs/lfi-0"), {"worst-group": result})
+    text = shown(on)
+    assert "worst group, top-1" in text
+    assert "top-1 25.0 % (40 images; 5.0 % of training)" in text
+    assert "waterbird, land (2 images)" in text
+    assert "as frequent as in training" not in text  # it is not defined
+    by_field = {"groups": [{**water, "class": ...}], "worst": {"field": "water"}, "left_out": []}
+    del by_field["groups"][0]["class"]  # type: ignore[attr-defined]
+    show_run(on, Path("runs/lfi-0"), {"worst-group": replace(result, details=by_field)})
+    assert "landbird" not in shown(on).removeprefix(text)
 
 
 def test_seeds_without_a_score_do_not_vanish_in_the_mean() -> None:

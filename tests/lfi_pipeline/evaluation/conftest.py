@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def _trained(targets: Path, out: Path, objective: str, **settings: Any) -> Path:
     )
     train([(config, out)], RuntimeConfig(device="cpu", track=()))
     return out
+
+
+@pytest.fixture(scope="session")
+def train_small() -> Callable[..., Path]:
+    """Train on a cache, into a folder, by an objective; further settings by name."""
+    return _trained
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,17 @@ def test_the_head_scores_as_at_the_end_of_training(run_of: dict[str, Path]) -> N
     assert read_run(run_of["lfi"]).map_seen == found.scores["map_seen"]
 
 
+def test_a_split_that_is_named_is_scored_and_stands_in_the_settings(run_of: dict[str, Path]) -> None:
+    result = classification_of(run_of["none"], split="train")
+    assert result.settings == {"dataset": "scenes", "split": "train", "weights": "last", "probes": False}
+    assert set(result.details["map_per_domain"]) == {"colour", "grey", "outline"}
+    assert result.file_name != classification_of(run_of["none"]).file_name
+    assert classification_of(run_of["none"], split="val").file_name == classification_of(run_of["none"]).file_name
+    reported = read_run(run_of["none"]).map_seen  # of validation, whatever was scored last
+    classification_of(run_of["none"], split="train")
+    assert read_run(run_of["none"]).map_seen == reported == classification_of(run_of["none"]).scores["map_seen"]
+
+
 def test_held_out_training_domains_are_scored_apart(run_of: dict[str, Path]) -> None:
     path = run_of["none"] / "config.json"
     record = json.loads(path.read_text())

@@ -52,6 +52,12 @@ def test_older_names_are_options_of_their_protocol() -> None:
         (("zero-shot",), {"targets": None}, "Protocol zero-shot needs `targets`"),
         (("convergence",), {}, "convergence needs a finished run to compare with, got none"),
         (("detection",), {"lr": 0}, "lr must be positive"),
+        (
+            ("grounding",),
+            {"targets": "c", "split": "test"},
+            "split is an option of protocol classification or worst-gr",
+        ),
+        (("classification",), {"least_images": 3}, "least_images is an option of protocol worst-group"),
     ],
 )
 def test_an_option_that_would_have_no_effect_or_is_missing_is_told(

@@ -130,6 +130,10 @@ def test_the_card_of_a_run(run: Path, tmp_path: Path) -> None:
     card = (tmp_path / "second" / "README.md").read_text()
     assert "| map seen | 50.00 % |" in card
     assert "| map per domain: grey | 12.50 % |" in card
+    elsewhere = {"weights": "last", "split": "test"}
+    write_result(run, replace(result, settings=elsewhere, scores={"map_seen": 0.75}))
+    export_run(run, tmp_path / "other", weights="last")  # not of another split than that of validation
+    assert "| map seen | 50.00 % |" in (tmp_path / "other" / "README.md").read_text()
     export_run(run, tmp_path / "best", weights="best")  # not the scores of other weights
     assert "| map seen | 62.50 % |" in (tmp_path / "best" / "README.md").read_text()
     shutil.rmtree(run / EVALUATION)

@@ -219,12 +219,14 @@ def test_impossible_settings_are_refused(wrong: dict[str, object], message: str)
 
 
 def test_tied_scenes_are_a_data_set_whose_conflicting_part_is_a_domain_of_its_own(tmp_path: Path) -> None:
-    config = replace(SMALL, train=8, val=96, spurious=0.95)
+    config = replace(SMALL, train=8, val=96, test=96, spurious=0.95)
     write_scenes(tmp_path / "spurious", config, workers=1)
-    train, val = (read_dataset("scenes", tmp_path / "spurious", split) for split in ("train", "val"))
+    train, *others = (read_dataset("scenes", tmp_path / "spurious", split) for split in ("train", "val", "test"))
     assert {sample.domain for sample in train.samples} == {"aligned"}
-    assert {sample.domain for sample in val.samples} == {"aligned", "conflicting"}
-    assert {len(sample.labels) for sample in val.samples} == {1}
+    for split in others:
+        domains = [sample.domain for sample in split.samples]
+        assert (domains.count("aligned"), domains.count("conflicting")) == (24, 72)
+        assert {len(sample.labels) for sample in split.samples} == {1}
     with pytest.raises(OutputExistsError, match=r"spurious 0\.95 != None"):
         write_scenes(tmp_path / "spurious", replace(config, spurious=None), workers=1)
 

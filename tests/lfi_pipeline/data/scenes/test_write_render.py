@@ -167,12 +167,16 @@ def _background(scene: Scene) -> int:
     return int((hues @ colour).argmax())
 
 
+_EACH = 4 * len(SPURIOUS_CATEGORIES)
+"""Scenes of a split in which each category stands before each background once."""
+
+
 def test_backgrounds_are_tied_in_training_and_broken_apart_in_validation() -> None:
     found: dict[str, list[tuple[Scene, str]]] = {
         split: [
             render_spurious(seed=3, split=split, index=i, size=48, spurious=0.9, object_scale=0.9) for i in range(count)
         ]
-        for split, count in (("train", 300), ("val", 4 * len(SPURIOUS_CATEGORIES)))
+        for split, count in (("train", 300), ("val", _EACH), ("test", _EACH))
     }
     family: dict[int, Counter[int]] = {}
     for scene, domain in found["train"]:
@@ -180,13 +184,12 @@ def test_backgrounds_are_tied_in_training_and_broken_apart_in_validation() -> No
         family.setdefault(scene.objects[0].label, Counter())[_background(scene)] += 1
     shares = [counts.most_common(1)[0][1] / counts.total() for counts in family.values() if counts.total() > 5]
     assert 0.85 < np.mean(shares) <= 1  # 0.9 by the tie, and a quarter of the others by chance
-    assert Counter(domain for _, domain in found["val"]) == {
-        ALIGNED: len(SPURIOUS_CATEGORIES),
-        CONFLICTING: 3 * len(SPURIOUS_CATEGORIES),
-    }
-    assert {scene.objects[0].label for scene, _ in found["val"]} == set(SPURIOUS_CATEGORIES)
-    for scene, domain in found["val"]:
-        own = family[scene.objects[0].label].most_common(1)[0][0]
-        assert (_background(scene) == own) == (domain == ALIGNED)
+    for split in ("val", "test"):
+        assert Counter(domain for _, domain in found[split]) == {ALIGNED: _EACH // 4, CONFLICTING: 3 * _EACH // 4}
+        assert {scene.objects[0].label for scene, _ in found[split]} == set(SPURIOUS_CATEGORIES)
+        for scene, domain in found[split]:
+            own = family[scene.objects[0].label].most_common(1)[0][0]
+            assert (_background(scene) == own) == (domain == ALIGNED)
+    assert not any(_same(one, other) for (one, _), (other, _) in zip(found["val"], found["test"], strict=True))
     same = render_spurious(seed=3, split="train", index=0, size=48, spurious=0.9, object_scale=0.9)
     assert _same(same[0], found["train"][0][0])

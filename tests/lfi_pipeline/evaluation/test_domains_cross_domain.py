@@ -13,10 +13,9 @@ import torch
 from lfi_pipeline.core.errors import ConfigError, DatasetError, UnknownNameError
 from lfi_pipeline.core.parse import unseal_folder
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.evaluation import EvaluationConfig
-from lfi_pipeline.evaluation import cross_domain as cross
+from lfi_pipeline.evaluation import EvaluationConfig, domains
 from lfi_pipeline.evaluation.config import CrossDomainConfig
-from lfi_pipeline.evaluation.cross_domain import cross_domain
+from lfi_pipeline.evaluation.domains import cross_domain
 from lfi_pipeline.training import RuntimeConfig, train
 from lfi_pipeline.training.data import PlainImages, TargetImages
 from lfi_pipeline.training.learner import load_run
@@ -104,6 +103,6 @@ def test_one_label_an_image_and_splits_that_overlap(pacs_run: Path, splits: tupl
 
 def test_a_run_without_a_task_has_no_class_scores(left_out_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = replace(load_run(left_out_run, device="cpu"), task="none")
-    monkeypatch.setattr(cross, "load", lambda run, common: loaded)
+    monkeypatch.setattr(domains, "load", lambda run, common: loaded)
     with pytest.raises(ConfigError, match="trained without a task"):
         cross_domain(left_out_run, CPU, CrossDomainConfig())
