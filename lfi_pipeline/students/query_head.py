@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lfi_kernels import InteractionQueryBlock
+from lfi_kernels.interaction_attention import Companding
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students.config import QueryConfig
 from lfi_pipeline.targets import TargetStore
@@ -29,12 +30,17 @@ class Supervision:
     Attributes:
         words: text embeddings [B, M, E].
         targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero. None: words without maps, to be scored.
+            Or maps as a cache stores them, uint8 codes, where `scales` has a value for the tap.
         weights: per tap, w [B, M]; 0 for padding and for a word without a map. None as `targets` is.
+        scales: per tap, fp32 [B, M], what code 255 stands for, or None where the target is no codes. None: none is.
+        companding: the curve of the codes.
     """
 
     words: Tensor
     targets: Sequence[Tensor] | None = None
     weights: Sequence[Tensor] | None = None
+    scales: Sequence[Tensor | None] | None = None
+    companding: Companding = "sqrt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class TextQueries(nn.Module):
         features: Sequence[Tensor],
         targets: Sequence[Tensor] | None = None,
         weights: Sequence[Tensor] | None = None,
+        scales: Sequence[Tensor | None] | None = None,
+        companding: Companding = "sqrt",
     ) -> QueryOutput:
         """Run the words' queries through the taps, and compare their attention maps with the targets, if there are any.
 
@@ -89,6 +97,7 @@ class TextQueries(nn.Module):
             features: per tap, patch tokens [B, N_t, D_t].
             targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero.
             weights: per tap, w [B, M]; 0 for padding and for a word without a map.
+            scales, companding: of targets that are uint8 codes, as in `Supervision`.
 
         Raises:
             ValueError: not one target and one weight per tap, or a shape that does not fit.
@@ -96,8 +105,9 @@ class TextQueries(nn.Module):
         seeds = self.seed(words)
         state, divergences = seeds, []
         nothing = [None] * len(self.blocks)
-        for block, x, target, weight in zip(self.blocks, features, targets or nothing, weights or nothing, strict=True):
-            state, kl = block(self.state_at_tap(seeds, state), x, target, weight)
+        per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, scales or nothing, strict=True)
+        for block, x, target, weight, scale in per_tap:
+            state, kl = block(self.state_at_tap(seeds, state), x, target, weight, scale, companding)
             if target is not None:
                 divergences.append(kl.mean(1))
         return QueryOutput(state, seeds, divergences)

@@ -171,7 +171,10 @@ class Student(nn.Module):
         pooled = self._pool(final)
         interaction: QueryOutput | None = None
         if self.queries is not None and supervision is not None:
-            interaction = self.queries(supervision.words, tokens, supervision.targets, supervision.weights)
+            interaction = self.queries(
+                *(supervision.words, tokens, supervision.targets, supervision.weights),
+                *(supervision.scales, supervision.companding),
+            )
         logits: Tensor | None = self.head(pooled) if self.head is not None else None
         if self.query_head is not None:
             logits = self.query_head.logits(tokens)

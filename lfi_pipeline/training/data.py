@@ -56,6 +56,7 @@ class Batch:
         image_embedding: fp32 [B, E]; None where no student reads it.
         label_weight: fp32 [B], what the task's loss of an image counts: 0 where its labels are not used, the others so much
             that their mean over all images is 1; None where all labels are used.
+        whole: whether every image is seen whole and unmixed, so that stored maps are targets as they are.
     """
 
     images: dict[Size, Tensor]
@@ -68,6 +69,7 @@ class Batch:
     words: Tensor | None = None
     image_embedding: Tensor | None = None
     label_weight: Tensor | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -144,6 +146,7 @@ class TargetImages(TorchDataset[Batch]):
             windows=torch.tensor(windows),
             positions=torch.from_numpy(positions),
             mix=mix,
+            whole=mix is None and all(window == WHOLE.window for window in windows),
             label_weight=None if self.label_weight is None else self.label_weight[positions],
             **{name: each for name, each in targets.items() if name == IMAGE_EMBEDDING or MAPS in self.reads},
         )

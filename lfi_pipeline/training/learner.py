@@ -127,26 +127,31 @@ class Learner(nn.Module):
         """
         if cut is None or MAPS not in self.reads:
             return None, None
-        targets, weights = [], []
+        targets: list[Tensor] = []
+        weights: list[Tensor] = []
+        scales: list[Tensor | None] = []
         for tap, layer in zip(self.student.taps, self.layers, strict=True):
-            on_grid = cut.on(tap.grid)
+            codes = None if self._peaked else cut.codes_on(tap.grid)
+            on_grid = codes or cut.on(tap.grid)
             targets.append(on_grid.maps[:, layer])
             kept = on_grid.kept[:, layer]
             weights.append(kept * peakedness(on_grid.maps[:, layer]) if self._peaked else kept)
+            scales.append(None if codes is None else codes.scale[:, layer])
         words = on_grid.words
         seen = torch.stack(weights).sum(0) > 0
         if self.student.query_head is not None:
             of_class = (words >= 0) & self.names_class[words.clamp_min(0)]
             weights = [each * of_class for each in weights]
         if not self._draws_words:
-            return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), None
+            return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), None
         drawn = torch.randint(len(self.vocabulary), words.shape, device=words.device)
         absent = (drawn[:, :, None] != words[:, None, :]).all(-1)
         present = torch.cat([torch.where(seen, 1.0, torch.nan), torch.where(absent, 0.0, torch.nan)], 1)
         words = torch.cat([words, drawn], 1)
         targets = [torch.cat([each, torch.zeros_like(each)], 1) for each in targets]
         weights = [torch.cat([each, torch.zeros_like(each)], 1) for each in weights]
-        return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights), present
+        scales = [None if each is None else torch.cat([each, torch.zeros_like(each)], 1) for each in scales]
+        return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), present
 
     def forward(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lfi_kernels.interaction_attention import Companding
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
@@ -42,6 +44,27 @@ class Cut:
     words: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Target maps of a batch as they are stored, on the grid they are stored on.
+
+    Attributes:
+        maps: uint8 [B, L, M, N].
+        scale: fp32 [B, L, M], what the largest code stands for.
+        kept: fp32 [B, L, M], 1 for a word with a map, 0 without.
+        words: int64 [B, M], -1 for padding.
+    """
+
+    maps: Tensor
+    scale: Tensor
+    kept: Tensor
+    words: Tensor
+
+
+COMPANDINGS: dict[str, Companding] = {"uint8_sqrt": "sqrt", "uint8_linear": "linear"}
+"""Codec -> its curve, of those that the kernel decodes itself."""
+
+
 class MapResampler:
     """Maps of a batch on any student's grid; each grid is cut once, whichever students share it.
 
@@ -56,11 +79,40 @@ class MapResampler:
         assert batch.scale is not None
         assert batch.words is not None
         self._batch, self._words = batch, batch.words
-        self._stored = decode_maps(batch.maps, batch.scale, codec)  # [B, L, M, gh, gw]
-        if uniform:
-            cells = self._stored.shape[-1] * self._stored.shape[-2]
-            self._stored = (self._stored.sum((-2, -1), keepdim=True) > 0).float().expand_as(self._stored) / cells
+        self._codec, self._uniform = codec, uniform
+        # on a CPU the decoded maps are as fast, and their rows sum to 1 exactly
+        self.hands_codes = batch.maps.is_cuda and batch.whole and not uniform and codec in COMPANDINGS
         self._cuts: dict[Grid, Cut] = {}
+
+    @cached_property
+    def _stored(self) -> Tensor:
+        """The maps decoded, fp32 [B, L, M, gh, gw]."""
+        batch = self._batch
+        assert batch.maps is not None
+        assert batch.scale is not None
+        stored = decode_maps(batch.maps, batch.scale, self._codec)
+        if not self._uniform:
+            return stored
+        cells = stored.shape[-1] * stored.shape[-2]
+        return (stored.sum((-2, -1), keepdim=True) > 0).float().expand_as(stored) / cells
+
+    @property
+    def companding(self) -> Companding:
+        """The curve of the codes that `codes_on` returns."""
+        return COMPANDINGS.get(self._codec, "sqrt")
+
+    def codes_on(self, grid: Grid) -> Codes | None:
+        """Return the stored codes where they are the maps on `grid`; None where maps must be cut, mixed or made flat.
+
+        On a GPU the fused kernel reads a quarter of the bytes of the decoded maps then.
+        """
+        batch = self._batch
+        assert batch.maps is not None
+        assert batch.scale is not None
+        if not self.hands_codes or batch.maps.shape[-2:] != grid:
+            return None
+        present = (batch.scale > 0) & (self._words >= 0)[:, None]
+        return Codes(batch.maps.flatten(-2), batch.scale.float(), present.float(), self._words)
 
     def on(self, grid: Grid) -> Cut:
         """Return the maps on `grid`."""

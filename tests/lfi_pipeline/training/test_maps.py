@@ -6,6 +6,9 @@ import torch
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import read_dataset
+from lfi_pipeline.data.config import Augmentation
+from lfi_pipeline.objectives import StepContext
+from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.data import MAPS, TargetImages
 from lfi_pipeline.training.learner import Learner
@@ -106,3 +109,46 @@ def test_peaked_words_count_for_more(make_config: MakeConfig) -> None:
     for weight, kept, target in zip(peaked.weights, mass.weights, peaked.targets, strict=True):
         torch.testing.assert_close(weight, kept * peakedness(target))
     assert not torch.equal(peaked.weights[0], mass.weights[0])
+
+
+@pytest.mark.parametrize("objective", ["lfi", "lfi+presence"])
+def test_stored_codes_teach_as_decoded_maps_do(make_config: MakeConfig, objective: str) -> None:
+    """Where the image is seen whole on the grid of the maps; the rounding of the codec's scale is all that differs."""
+    student = StudentConfig(image_size=64, patch_size=8, kwargs={"depth": 2, "embed_dim": 16, "num_heads": 2})
+    config = make_config(augmentation=NEVER, objective=objective, student_config=student)
+    store = TargetStore.open(config.data.targets)
+    learner = Learner(config, store, "multi-label").eval()
+    batch = TargetImages(store, config.data, [learner.student.size], learner.reads).__getitems__(EVERY[:8])
+    assert batch.whole
+    losses, dtypes = {}, {}
+    for hands in (False, True):
+        cut = MapResampler(batch, store.spec.codec.name)
+        cut.hands_codes = hands
+        torch.manual_seed(0)
+        supervision, present = learner.supervise(cut)
+        assert supervision is not None
+        assert supervision.targets is not None
+        assert supervision.weights is not None
+        dtypes[hands] = {each.dtype for each in supervision.targets}
+        mass = torch.stack([weight.sum() for weight in supervision.weights])
+        context = StepContext(batch=batch, share=1.0, mass=mass, present=present, cut=cut)
+        losses[hands] = learner(context, supervision, learner.weights(0.0))
+    assert dtypes == {False: {torch.float32}, True: {torch.uint8}}
+    torch.testing.assert_close(losses[True]["lfi"], losses[False]["lfi"], rtol=2e-3, atol=0)
+    assert losses[True]["lfi"] != losses[False]["lfi"]  # another path was taken
+
+
+def test_codes_are_handed_on_only_where_they_are_the_maps(make_config: MakeConfig) -> None:
+    whole = images_of(make_config(augmentation=NEVER)).__getitems__(EVERY)
+    cropped = images_of(make_config(augmentation=Augmentation(scale=(0.2, 0.5)))).__getitems__(EVERY)
+    mixed = images_of(make_config(augmentation=NEVER, cutmix=1.0)).__getitems__(EVERY)
+    assert whole.whole
+    assert not cropped.whole
+    assert not mixed.whole
+    assert whole.maps is not None
+    grid = (whole.maps.shape[-2], whole.maps.shape[-1])
+    cut = MapResampler(whole, "uint8_sqrt")
+    assert cut.codes_on(grid) is None  # on a CPU
+    cut.hands_codes = True
+    assert cut.codes_on(grid) is not None
+    assert cut.codes_on((grid[0] + 1, grid[1])) is None
