@@ -23,6 +23,7 @@ they report for Waterbirds, whose validation and test splits are balanced and wh
 
 from __future__ import annotations
 
+import glob
 import math
 import time
 from collections import Counter
@@ -99,14 +100,20 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
 def _every_image(loaded: LoadedRun, requested: Sequence[str]) -> tuple[Dataset, list[str]]:
     """Return the images of the splits as one data set, each image once, and the names of the splits."""
     spec, root = loaded.store.spec.dataset, loaded.store.source_root
-    there = load_manifest(loaded.store.source, root).splits
-    names = list(dict.fromkeys(requested)) or ([WHOLE] if WHOLE in there else list(there))
+    splits = load_manifest(loaded.store.source, root).splits
+    there = [name for name, files in splits.items() if any(_is_there(root / path) for path in files.values())]
+    names = list(dict.fromkeys(requested)) or ([WHOLE] if WHOLE in splits else there or list(splits))
     samples: dict[str, Sample] = {}
     for name in names:
         dataset = relabelled(read_dataset(loaded.store.source, root, name), spec.classes, f"the run {loaded.path}")
         for sample in dataset.samples:
             samples.setdefault(sample.path, sample)
     return replace(dataset, split="+".join(names), samples=list(samples.values())), names
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file or folder of this name, or one whose name begins with it, as shards of a split have it."""
+    return path.exists() or any(path.parent.glob(f"{glob.escape(path.name)}*"))
 
 
 def _left_out(loaded: LoadedRun, dataset: Dataset, trained: frozenset[str]) -> frozenset[str]:

@@ -73,7 +73,9 @@ def test_splits_that_are_asked_for(left_out_run: Path, run_of: dict[str, Path]) 
     result = cross_domain(left_out_run, CPU, CrossDomainConfig(splits=["val", "val"]))
     assert result.settings["split"] == "val"
     assert result.details["domains"]["grey"]["images"] == 4
-    with pytest.raises(UnknownNameError, match="'test'"):
+    with pytest.raises(UnknownNameError, match="'tset'"):
+        cross_domain(left_out_run, CPU, CrossDomainConfig(splits=["tset"]))
+    with pytest.raises(DatasetError, match=r"missing: test, annotations/captions_test\.json"):  # scenes may have one
         cross_domain(left_out_run, CPU, CrossDomainConfig(splits=["test"]))
     with pytest.raises(ConfigError, match=r"trained on all there are: colour, grey, outline.*`hold_out`"):
         cross_domain(run_of["none"], CPU, CrossDomainConfig(splits=["train"]))
