@@ -22,7 +22,8 @@ class LayoutRules:
     Attributes:
         roles: names that every split must give a path to.
         optional_roles: names that a split may give a path to.
-        options: option name -> `text`, `path`, `names` or `paths`; all but `text` are required.
+        options: option name -> `text`, `path`, `names`, `paths`, `column` (a name), `separator` (a character) or `mapping`
+            (from values to names); all but `text` are required.
         one_role: of `optional_roles`, a split must say one at least.
         optional_options: names of options that may be left out whatever their kind.
     """
@@ -54,6 +55,14 @@ class LayoutRules:
 
 
 def _fault_of_option(value: object, kind: str) -> str | None:
+    if kind in ("column", "separator"):
+        fits = isinstance(value, str) and (bool(value.strip()) if kind == "column" else value in _SEPARATORS)
+        required = "the name of a column" if kind == "column" else f"one of {', '.join(map(repr, _SEPARATORS))}"
+        return None if fits else f"must be {required}, got {value!r}"
+    if kind == "mapping":
+        names = list(value.values()) if isinstance(value, dict) else []
+        fits = bool(names) and all(isinstance(name, str) and name.strip() and name.isprintable() for name in names)
+        return None if fits else f"must be a table of values and their names, got {value!r}"
     if kind in ("text", "path"):
         if not isinstance(value, str):
             return f"must be text, got {value!r}"
@@ -63,6 +72,9 @@ def _fault_of_option(value: object, kind: str) -> str | None:
     if len(set(value)) != len(value):
         return f"must not repeat an entry, got {value!r}"
     return next(filter(None, map(_fault_of_path, value)), None)
+
+
+_SEPARATORS = (",", ";", "|", "\t", " ")
 
 
 def _fault_of_path(path: str) -> str | None:
@@ -89,6 +101,18 @@ LAYOUTS: Mapping[str, LayoutRules] = {
             "list_folders": "paths",
             "may_be_absent": "paths",
         },
+    ),
+    "table": LayoutRules(
+        roles=frozenset({"table"}),
+        optional_roles=frozenset({"value"}),
+        options={
+            **{"path": "column", "label": "column", "domain": "column", "split": "column"},
+            **{"classes": "mapping", "domains": "mapping", "separator": "separator"},
+            **{"partition": "path", "folders": "paths", "images": "paths"},
+        },
+        optional_options=frozenset(
+            {"domain", "split", "classes", "domains", "separator", "partition", "folders", "images"}
+        ),
     ),
     "tiny-imagenet": LayoutRules(
         roles=frozenset({"images"}),

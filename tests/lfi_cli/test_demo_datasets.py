@@ -78,7 +78,7 @@ def test_a_folder_is_said_to_be_what_it_is(lfi: Callable[..., Any], fails: Fails
 
 
 def test_errors_are_clear(fails: Fails, tmp_path: Path) -> None:
-    assert "Choices: coco" in fails("UnknownNameError", "datasets", "cocoo")
+    assert "Choices: celeba, coco" in fails("UnknownNameError", "datasets", "cocoo")
     assert "must hold train2017" in fails("DatasetError", "datasets", "coco", "--data-root", tmp_path)
     assert "needs the name" in fails("ConfigError", "datasets", "--data-root", tmp_path)
     assert "No such file" in fails("DatasetError", "datasets", tmp_path / "mine.toml")

@@ -37,6 +37,7 @@ from lfi_pipeline.data.readers.class_folders import (
 from lfi_pipeline.data.readers.coco_listing import read_coco
 from lfi_pipeline.data.readers.exports import read_parquet, read_yolo
 from lfi_pipeline.data.readers.sniff import sniff_layout
+from lfi_pipeline.data.readers.table import read_table, table_names
 from lfi_pipeline.data.readers.webdataset import read_webdataset
 
 
@@ -143,6 +144,16 @@ def _pacs(manifest: Manifest) -> list[str]:
     return [*trees, *(name.replace("{domain}", "<domain>") for name in lists)]
 
 
+def _table(manifest: Manifest) -> list[str]:
+    options = manifest.options
+    files = [*(split["table"] for split in manifest.splits.values()), *filter(None, [options.get("partition")])]
+    image = f"<{options['path']}>"
+    return [
+        *(" or ".join(table_names(file)) for file in files),
+        *(image if folder == "." else f"{folder}/{image}" for folder in options.get("images", ["."])),
+    ]
+
+
 def _tiny_imagenet(manifest: Manifest) -> list[str]:
     lines = [manifest.options["wnids"], manifest.options["words"]]
     for split in manifest.splits.values():
@@ -186,6 +197,7 @@ _TREES: Mapping[str, Callable[[Manifest], list[str]]] = {
     "images": _images,
     "pacs": _pacs,
     "parquet": _parquet,
+    "table": _table,
     "tiny-imagenet": _tiny_imagenet,
     "vlcs": _vlcs,
     "webdataset": _webdataset,
@@ -202,6 +214,7 @@ _READERS: dict[str, Callable[[Manifest, Path, str], Dataset]] = {
     "images": read_images,
     "pacs": read_pacs,
     "parquet": read_parquet,
+    "table": read_table,
     "tiny-imagenet": read_tiny_imagenet,
     "vlcs": read_vlcs,
     "webdataset": read_webdataset,

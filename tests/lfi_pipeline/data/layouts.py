@@ -93,6 +93,50 @@ def make_vlcs(root: Path, *, official: bool = False, folder: str = "VLCS") -> Pa
     return root
 
 
+def make_waterbirds(root: Path, *, folder: str = "waterbird_complete95_forest2water2", per_group: int = 2) -> Path:
+    """Copy Waterbirds as its tar unpacks: one folder of images by species, all told of in `metadata.csv`."""
+    rows = ["img_id,img_filename,y,place,split,place_filename"]
+    for split in range(3):
+        for y, place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            for number in range(per_group):
+                name = f"{y:03d}.{('Sparrow', 'Gull')[y]}/{split}_{place}_{number}.jpg"
+                write(root / folder / name)
+                rows.append(f"{len(rows)},{name},{y},{place},{split},/{('b', 'o')[place]}/{number:08d}.jpg")
+    write(root / folder / "metadata.csv", "\n".join(rows) + "\n")
+    return root
+
+
+CELEBA_ATTRIBUTES = ("5_o_Clock_Shadow", "Blond_Hair", "Male", "Young")  # four of forty
+
+
+def make_celeba(root: Path, *, published: bool, images: int = 12) -> Path:
+    """Copy CelebA: its lists as published, in the folders Anno, Eval and Img, or as CSV, as the copy on Kaggle has them.
+
+    Image i is blond where i % 2 is 0 and male where i % 4 is 0 or 1; the last two are of val and of test.
+    """
+    names = [f"{number + 1:06d}.jpg" for number in range(images)]
+    values = [(1, 1 - 2 * (i % 2), 1 if i % 4 < 2 else -1, -1) for i in range(images)]
+    parts = [0] * (images - 2) + [1, 2]
+    folder = "Img/img_align_celeba" if published else "img_align_celeba/img_align_celeba"
+    for name in names:
+        write(root / folder / name)
+    if published:
+        lines = [
+            f"{name} {' '.join(f'{value:2d}' for value in of_image)}"
+            for name, of_image in zip(names, values, strict=True)
+        ]
+        write(
+            root / "Anno/list_attr_celeba.txt", "\n".join([str(images), f"{' '.join(CELEBA_ATTRIBUTES)} ", *lines, ""])
+        )
+        write(root / "Eval/list_eval_partition.txt", "".join(f"{n} {p}\n" for n, p in zip(names, parts, strict=True)))
+        return root
+    rows = [",".join(map(str, (name, *of_image))) for name, of_image in zip(names, values, strict=True)]
+    write(root / "list_attr_celeba.csv", "\n".join([",".join(("image_id", *CELEBA_ATTRIBUTES)), *rows, ""]))
+    of_parts = [f"{name},{part}" for name, part in zip(names, parts, strict=True)]
+    write(root / "list_eval_partition.csv", "\n".join(["image_id,partition", *reversed(of_parts), ""]))
+    return root
+
+
 def make_coco(root: Path, *, train: int = 12, val: int = 6) -> Path:
     """Copy COCO 2017: scenes under its names of folders and files, with captions, boxes and masks, without domains."""
     write_scenes(root, ScenesConfig(train=train, val=val))

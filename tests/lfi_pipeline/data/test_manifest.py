@@ -65,7 +65,7 @@ def test_what_describes_may_be_left_out_and_all_that_is_missing_is_said_at_once(
 
 
 def test_every_layout_has_a_shipped_manifest_or_is_that_of_a_folder_without_one() -> None:
-    names = {"coco", "scenes", "tiny-imagenet", "pacs", "vlcs", "imagefolder", "webdataset"}
+    names = {"coco", "scenes", "tiny-imagenet", "pacs", "vlcs", "imagefolder", "waterbirds", "celeba", "webdataset"}
     assert names <= set(manifest_names())
     assert {load_manifest(name).layout for name in names} | {"images", "parquet", "yolo"} == set(LAYOUTS)
 
@@ -100,13 +100,13 @@ def test_names_are_those_of_the_toml_files_sorted(folder: Path) -> None:
 
 
 def test_unknown_data_set_lists_choices_and_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"'cocoo'.*Did you mean 'coco'.*Choices: coco.*scenes"):
+    with pytest.raises(UnknownNameError, match=r"'cocoo'.*Did you mean 'coco'.*Choices: celeba, coco.*scenes"):
         read_dataset("cocoo", tmp_path, "train")
 
 
 def test_unknown_split_lists_choices(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"split of scenes 'test'.*Choices: train, val"):
-        read_dataset("scenes", tmp_path, "test")
+    with pytest.raises(UnknownNameError, match=r"split of scenes 'tset'.*Choices: test, train, val"):
+        read_dataset("scenes", tmp_path, "tset")
 
 
 def test_a_manifest_of_ones_own_by_its_path_or_beside_the_data(tmp_path: Path) -> None:
@@ -195,6 +195,25 @@ def test_options_of_pacs_are_checked(old: str, new: str, named: str) -> None:
     assert text.count(old) == 1
     with pytest.raises(DatasetError, match=named):
         parse_manifest(text.replace(old, new).encode(), "pacs.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('path = "img_filename"\n', "", r"needs option 'path' \(column\)"),
+        ('label = "y"', 'label = " "', "'label' must be the name of a column, got ' '"),
+        ('"0" = "land", ', '"0" = 3, ', "'domains' must be a table of values and their names"),
+        ('"0" = "landbird"', '"0" = "\\u001b[2J"', "'classes' must be a table of values"),
+        ('split = "split"\n', 'separator = "::"\n', r"'separator' must be one of ',', .*got '::'"),
+        ('value = "0"', "value = 0", "value must be text, got 0"),
+        ('folders = ["."', 'folders = ["../x"', "has '..' in it"),
+    ],
+)
+def test_options_of_tables_are_checked(old: str, new: str, named: str) -> None:
+    text = (manifest._folder() / "waterbirds.toml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    with pytest.raises(DatasetError, match=named):
+        parse_manifest(text.replace(old, new).encode(), "waterbirds.toml")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_every_layout_has_a_reader_and_a_tree() -> None:
             ("i/**/*.jpg", "l/**/*.txt", "data.yaml"),
         ),
         (
+            "table",
+            {"path": "file", "label": "y", "partition": "parts.csv", "images": ["a", "."]},
+            {"train": {"table": "list", "value": "0"}, "val": {"table": "list", "value": "1"}},
+            ("list.csv or list.tsv or list.txt", "parts.csv", "a/<file>", "<file>"),
+        ),
+        (
             "pacs",
             {"domains": ["photo", "sketch"]},
             {"train": {"list": "{domain}_train.txt"}, "all": {}},
