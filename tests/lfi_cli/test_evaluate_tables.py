@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lfi_cli.evaluation_tables import show_run, show_tables
+from lfi_cli.evaluate import show_run, show_tables
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.statistics import Estimate
 from lfi_pipeline.report.views import SeedRow
