@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,11 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.data.dataset import relabelled
-from lfi_pipeline.data.mixing import mix_maps
+from lfi_pipeline.data.mixing import Mix, mix_maps
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.targets import TargetStore, decode_maps, encode_maps
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.config import DataConfig
-
-if TYPE_CHECKING:
-    from lfi_pipeline.training.data import Batch
 
 Grid = tuple[int, int]  # (rows, columns)
 
@@ -42,6 +39,23 @@ class Cut:
     maps: Tensor
     kept: Tensor
     words: Tensor
+
+
+class BatchOfMaps(Protocol):
+    """What of a `training.data.Batch` the maps are made of; attributes as there."""
+
+    @property
+    def maps(self) -> Tensor | None: ...
+    @property
+    def scale(self) -> Tensor | None: ...
+    @property
+    def words(self) -> Tensor | None: ...
+    @property
+    def windows(self) -> Tensor: ...
+    @property
+    def mix(self) -> Mix | None: ...
+    @property
+    def whole(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,7 @@ class MapResampler:
         uniform: replace every present map by the uniform one (a control).
     """
 
-    def __init__(self, batch: Batch, codec: str, *, uniform: bool = False) -> None:
+    def __init__(self, batch: BatchOfMaps, codec: str, *, uniform: bool = False) -> None:
         assert batch.maps is not None
         assert batch.scale is not None
         assert batch.words is not None
