@@ -101,7 +101,7 @@ class CrossDomainConfig:
 
 
 _SCORED = (
-    "Cache by the run's teacher: of the validation split (grounding: its words, and where it looks), or of any data "
+    "Cache by the run's teacher: of the split that is scored (grounding: its words, and where it looks), or of any data "
     "set with classes (zero-shot)."
 )
 
@@ -128,6 +128,7 @@ class GroundingConfig:
     """Options of the protocol grounding."""
 
     targets: Annotated[Path, Option(_SCORED, panel=TARGETS)]
+    split: Annotated[str | None, Option(_SPLIT, panel=SPLIT)] = None
     gallery: Annotated[
         int, Option("Samples to keep in the run with their maps, for the report; 0: none.", panel=GROUNDING, ge=0)
     ] = 12

@@ -281,7 +281,7 @@ def class_words(store: TargetStore, dataset: Dataset) -> Iterator[tuple[int, int
     if recorded != (dataset.name, dataset.split):
         raise DatasetError(
             f"{store.path} must hold targets of {dataset.name}, split {dataset.split}; it holds {recorded[0]}, split "
-            f"{recorded[1]}. Give the targets of this split."
+            f"{recorded[1]}. Give the targets of this split, or name the `split` to score."
         )
     places = {sample.key: place for place, sample in enumerate(dataset.samples)}
     class_of = word_classes(store, dataset)

@@ -38,7 +38,7 @@ from lfi_pipeline.evaluation.grounding import (
     word_classes,
 )
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load, validation_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
@@ -151,7 +151,7 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     """
     began = time.monotonic()
     loaded = load(run, common)
-    student, dataset = loaded.student, validation_split(loaded)
+    student, dataset = loaded.student, scored_split(loaded, config.split)
     store = TargetStore.open(config.targets, data_root=loaded.store.source_root)
     _require_same_teacher(loaded.store, store)
     words = grounded_words(store, dataset)
