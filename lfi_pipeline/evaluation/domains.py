@@ -1,19 +1,9 @@
 """Protocols `cross-domain`, of the domain that was left out of training, and `worst-group`, of the group served worst.
 
 `cross-domain` is DomainBed's (Gulrajani & Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021, section 4):
-one run for every domain left out; a model is chosen by its score on the training domains (weights `best`), never on the
-one left out. DomainBed scores the four fifths of the left-out domain that its own random split gives; here every image
-of it counts, of all splits, since none was trained on. `report.views` makes the table over runs and seeds.
-
-The runs are a sweep over `hold_out`, each value a list, on a cache whose training split has all domains:
-
-    out = "runs/left-out"
-    [base]
-    targets = "shards"
-    [grid]
-    objective = ["none", "lfi"]
-    hold_out = [["photo"], ["art_painting"], ["cartoon"], ["sketch"]]
-    seed = [0, 1, 2]
+one run for every domain left out (a sweep over `hold_out`); a model is chosen by its score on the training domains
+(weights `best`), never on the one left out. DomainBed scores the four fifths of the left-out domain that its own random
+split gives; here every image of it counts, of all splits, since none was trained on.
 
 `worst-group` is of Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, section 3: a
 group is a class together with a field that says little of the class by rights, such as the background (the domain of an
@@ -73,9 +63,7 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
     trained = frozenset(loaded.record["seen_domains"])
     left_out = _left_out(loaded, dataset, trained)
     chosen = [sample for sample in dataset.samples if sample.domain in left_out]
-    dataset = replace(dataset, samples=chosen, instances={})
-    device = next(loaded.student.parameters()).device
-    (predictions,) = predict([loaded.student], dataset, loaded.task, device, workers=common.workers)
+    predictions = _predicted(loaded, replace(dataset, samples=chosen, instances={}), common)
     return ProtocolResult(
         protocol="cross-domain",
         settings={
@@ -134,6 +122,11 @@ def _left_out(loaded: LoadedRun, dataset: Dataset, trained: frozenset[str]) -> f
     return left_out
 
 
+def _predicted(loaded: LoadedRun, dataset: Dataset, common: EvaluationConfig) -> Predictions:
+    device = next(loaded.student.parameters()).device
+    return predict([loaded.student], dataset, loaded.task, device, workers=common.workers)[0]
+
+
 def _of_domain(predictions: Predictions, task: str, here: Sequence[bool]) -> Mapping[str, float | int | None]:
     rows = torch.tensor(here) & predictions.read
     return {"images": int(rows.sum())} | _scores(predictions, task, rows)
@@ -175,8 +168,7 @@ def worst_group(run: Path, common: EvaluationConfig, config: WorstGroupConfig) -
     dataset = scored_split(loaded, config.split)
     _require_groups(dataset)
     groups = [_group(dataset.classes, s.labels, s.domain, config.groups) for s in dataset.samples]
-    device = next(loaded.student.parameters()).device
-    (predictions,) = predict([loaded.student], dataset, loaded.task, device, workers=common.workers)
+    predictions = _predicted(loaded, dataset, common)
     trained = _training_groups(loaded, config.groups)
     number_of = {group: number for number, group in enumerate(sorted({*groups, *trained}))}
     numbers = torch.tensor([number_of[group] for group in groups])

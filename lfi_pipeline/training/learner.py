@@ -109,10 +109,8 @@ class Learner(nn.Module):
         supervision, present = self.supervise(cut)
         weights = supervision.weights if supervision is not None else None
         mass = torch.stack([weight.sum() for weight in weights]) if weights else None
-        context, measure = (
-            StepContext(batch=batch, share=1.0, mass=mass, present=present, cut=cut),
-            self.balance.due(step),
-        )
+        context = StepContext(batch=batch, share=1.0, mass=mass, present=present, cut=cut)
+        measure = self.balance.due(step)
         losses: dict[str, Tensor] = self(context, supervision, self.weights(progress), measure=measure)
         squares = {name: float(losses.pop(name)) for name in list(losses) if name.startswith(SQUARE)}
         if measure:
@@ -127,15 +125,13 @@ class Learner(nn.Module):
         """
         if cut is None or MAPS not in self.reads:
             return None, None
-        targets: list[Tensor] = []
-        weights: list[Tensor] = []
-        scales: list[Tensor | None] = []
+        targets, weights, scales = [], [], []
         for tap, layer in zip(self.student.taps, self.layers, strict=True):
             codes = None if self._peaked else cut.codes_on(tap.grid)
             on_grid = codes or cut.on(tap.grid)
-            targets.append(on_grid.maps[:, layer])
-            kept = on_grid.kept[:, layer]
-            weights.append(kept * peakedness(on_grid.maps[:, layer]) if self._peaked else kept)
+            target, kept = on_grid.maps[:, layer], on_grid.kept[:, layer]
+            targets.append(target)
+            weights.append(kept * peakedness(target) if self._peaked else kept)
             scales.append(None if codes is None else codes.scale[:, layer])
         words = on_grid.words
         seen = torch.stack(weights).sum(0) > 0
@@ -225,8 +221,7 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     """Load a checkpoint of `run`: its last one, or its best one.
 
     Args:
-        run: its directory.
-        device: `auto` takes CUDA where there is one.
+        run, device: its directory; `auto` takes CUDA where there is one.
         weights: `last` or `best`.
         data_root: where the data set lies, if not where the run or its cache recorded.
 

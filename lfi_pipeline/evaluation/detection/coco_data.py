@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -214,22 +213,6 @@ class DetectionImages(TorchDataset[tuple[Tensor, Target]]):
             boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
         labels = torch.tensor([each.label + 1 for each in objects], dtype=torch.int64)
         return pixels, {"boxes": boxes, "labels": labels, "masks": masks}
-
-
-def training_draws(split: CocoSplit, count: int, seed: int) -> list[tuple[int, bool]]:
-    """Return `count` draws from the images that have objects: permutation after permutation, half of them mirrored.
-
-    Raises:
-        DatasetError: no image has objects.
-    """
-    positions = [number for number, record in enumerate(split.images) if record["id"] in split.usable]
-    if not positions:
-        left_out = f" Left out: {'; '.join(split.notes)}." if split.notes else ""
-        raise DatasetError(f"{split.file} must have objects with boxes and masks to train on; it has none.{left_out}")
-    generator = np.random.default_rng(seed)
-    rounds = -(-count // len(positions))
-    order: npt.NDArray[np.int64] = np.concatenate([generator.permutation(positions) for _ in range(rounds)])[:count]
-    return list(zip(order.tolist(), (generator.random(count) < 0.5).tolist(), strict=True))
 
 
 def _inside(box: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lfi_pipeline.core.errors import ConfigError, RunError
+from lfi_pipeline.core.errors import ConfigError, DatasetError, RunError
 from lfi_pipeline.core.runtime import progress_bar
-from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, Target
+from lfi_pipeline.evaluation.detection.coco_data import CocoSplit, DetectionImages, Target
 from lfi_pipeline.training.checkpoint import load_state, save_state
 
 _WARMUP = 0.1  # of the iterations
@@ -25,6 +27,22 @@ _WARMUP_START = 0.01  # of the learning rate
 _WEIGHT_DECAY = 0.05
 _CLIP = 1.0  # largest norm of the gradient
 _SHOWN = 20  # iterations that the loss beside the progress bar is the mean of
+
+
+def training_draws(split: CocoSplit, count: int, seed: int) -> list[tuple[int, bool]]:
+    """Return `count` draws from the images that have objects: permutation after permutation, half of them mirrored.
+
+    Raises:
+        DatasetError: no image has objects.
+    """
+    positions = [number for number, record in enumerate(split.images) if record["id"] in split.usable]
+    if not positions:
+        left_out = f" Left out: {'; '.join(split.notes)}." if split.notes else ""
+        raise DatasetError(f"{split.file} must have objects with boxes and masks to train on; it has none.{left_out}")
+    generator = np.random.default_rng(seed)
+    rounds = -(-count // len(positions))
+    order: npt.NDArray[np.int64] = np.concatenate([generator.permutation(positions) for _ in range(rounds)])[:count]
+    return list(zip(order.tolist(), (generator.random(count) < 0.5).tolist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

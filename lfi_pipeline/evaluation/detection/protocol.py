@@ -42,9 +42,8 @@ from lfi_pipeline.evaluation.detection.coco_data import (
     find_instances,
     one_category,
     read_split,
-    training_draws,
 )
-from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune
+from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune, training_draws
 from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.protocols import EVALUATION, ProtocolResult, load, write_result
 from lfi_pipeline.students.backbone import build_backbone

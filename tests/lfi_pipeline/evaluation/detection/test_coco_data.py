@@ -15,8 +15,8 @@ from lfi_pipeline.evaluation.detection.coco_data import (
     find_instances,
     one_category,
     read_split,
-    training_draws,
 )
+from lfi_pipeline.evaluation.detection.finetuning import training_draws
 from lfi_pipeline.evaluation.detection.protocol import coco_truth
 
 
@@ -60,16 +60,6 @@ def test_an_image_without_objects_is_there_for_scoring(coco_root: Path) -> None:
     pixels, target = DetectionImages(split, [(3, False)], objects=False)[0]
     assert pixels.shape == (3, 50, 50)
     assert (target["boxes"].shape, target["masks"].shape) == ((0, 4), (0, 50, 50))
-
-
-def test_draws_go_round_the_images_with_objects_by_the_seed(coco_root: Path) -> None:
-    split = read_split(find_instances(coco_root, "val"))
-    draws = training_draws(split, 30, seed=1)
-    assert draws == training_draws(split, 30, seed=1)
-    assert draws != training_draws(split, 30, seed=2)
-    positions = [position for position, _ in draws]
-    assert all(sorted(positions[first : first + 3]) == [0, 1, 2] for first in range(0, 30, 3))
-    assert 5 < sum(mirrored for _, mirrored in draws) < 25
 
 
 @pytest.mark.parametrize("place", ["images/val", "images", "."])

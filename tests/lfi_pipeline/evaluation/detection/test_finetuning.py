@@ -13,8 +13,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from lfi_pipeline.core.errors import ConfigError, RunError
-from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split, training_draws
-from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune
+from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split
+from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune, training_draws
 from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.detection.protocol import detect
 from lfi_pipeline.training.checkpoint import save_state
@@ -137,3 +137,13 @@ def test_stopped_at_any_iteration_it_goes_on_to_the_same_detector(
     save_state(kept.path, {"losses": []}, fingerprint="a")
     with pytest.raises(RunError, match="is not of this fine-tuning"):
         tuned(detector_of(), coco_root, schedule(4), kept=kept)
+
+
+def test_draws_go_round_the_images_with_objects_by_the_seed(coco_root: Path) -> None:
+    split = read_split(find_instances(coco_root, "val"))
+    draws = training_draws(split, 30, seed=1)
+    assert draws == training_draws(split, 30, seed=1)
+    assert draws != training_draws(split, 30, seed=2)
+    positions = [position for position, _ in draws]
+    assert all(sorted(positions[first : first + 3]) == [0, 1, 2] for first in range(0, 30, 3))
+    assert 5 < sum(mirrored for _, mirrored in draws) < 25
