@@ -239,6 +239,7 @@ class AttentionTerm(Term):
         super().__init__()
         self.tokens, self.layer = tokens, layer
         self.register_buffer("classes", classes, persistent=False)
+        self._names_classes = bool((classes >= 0).any())  # looked at here: in a step it would wait for the device
         self._entered: Tensor | None = None
         if tokens:
             block = student.backbone.blocks[-1].attn
@@ -272,7 +273,7 @@ class AttentionTerm(Term):
         cut = context.cut.on(features.grids[-1])
         maps, weights, words = cut.maps[:, self.layer], cut.kept[:, self.layer], cut.words
         named = torch.where(words >= 0, self.classes[words.clamp_min(0)], -1)
-        if (self.classes >= 0).any():
+        if self._names_classes:
             weights = weights * (named >= 0)
         total = weights.sum(1)
         shares = weights / total.clamp_min(1e-6)[:, None]

@@ -211,11 +211,14 @@ def predict(
     seen = torch.zeros(len(dataset), dtype=torch.bool)
     results = [Predictions(torch.zeros_like(truth), truth, seen) for _ in students]
     first = 0
-    for views, labels, read in DataLoader(Subset(images, mine), batch_size=batch_size, num_workers=workers):
+    loader = DataLoader(
+        Subset(images, mine), batch_size=batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+    )
+    for views, labels, read in loader:
         rows = torch.tensor(mine[first : first + len(labels)])
         first += len(labels)
         truth[rows], seen[rows] = labels, read
-        on_device = {size: view.to(device) for size, view in views.items()}
+        on_device = {size: view.to(device, non_blocking=True) for size, view in views.items()}
         for student, result in zip(students, results, strict=True):
             logits = student(on_device[student.size]).logits
             result.scores[rows] = probabilities(task, logits).cpu() * read[:, None]
