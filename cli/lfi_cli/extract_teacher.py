@@ -79,8 +79,8 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
     """
     from lfi_pipeline.evaluation import teacher_zero_shot
     from lfi_pipeline.targets import TargetStore
+    from lfi_pipeline.teachers.config import assign_shards
     from lfi_pipeline.teachers.extract import extract
-    from lfi_pipeline.teachers.shards import assign_shards
 
     share = assign_shards(config.shards)
     options: dict[str, Any] = {"extend": config.extend, "retry_quarantined": config.retry_quarantined}

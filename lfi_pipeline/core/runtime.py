@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -160,6 +162,21 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         first = str(error).split("\n")[0]
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, and be there, got {name!r} ({first})") from error
     return device
+
+
+def require_compiler() -> None:
+    """Check that torch can compile: it and Triton build with a C++ compiler.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
+    if not any(map(shutil.which, compilers)):
+        raise ConfigError(
+            f"compile needs a C++ compiler ({' or '.join(compilers)}), and none is on the PATH. Install one, or leave "
+            "it out.",
+            argument="compile",
+        )
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
+from lfi_pipeline.core.runtime import require_compiler
 from lfi_pipeline.students.backbone import Tap, TapBackbone, as_backbone, build_backbone, choose_taps, input_size
 from lfi_pipeline.students.config import HEADS, QueryConfig, StudentConfig
 from lfi_pipeline.students.query_head import QueryHead, QueryOutput, Supervision, TextQueries
@@ -139,13 +138,7 @@ class Student(nn.Module):
         Raises:
             ConfigError: the machine has no C++ compiler, which torch and Triton build with.
         """
-        compilers = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
-        if not any(map(shutil.which, compilers)):
-            raise ConfigError(
-                f"compile needs a C++ compiler ({' or '.join(compilers)}), and none is on the PATH. Install one, or train "
-                "without it.",
-                argument="compile",
-            )
+        require_compiler()
         for name in ("_tapped", "_untapped"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=False, **options))
         for block in self.queries.blocks if self.queries is not None else ():

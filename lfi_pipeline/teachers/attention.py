@@ -4,13 +4,17 @@ open_clip calls its attention layers with `need_weights=False`, and even the wei
 beside the path of the output, so their gradient is None. While a probe is open, the output of each probed layer is
 recomputed from the layer's own projections through an explicit softmax; the probabilities then lie on the path and
 autograd sees them. Arithmetic of the probabilities is fp32 whatever the layer computes in.
+
+`CompiledBlocks` runs a trunk as torch compiles it wherever nobody looks inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,3 +160,98 @@ def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+SMALL = 100_000_000
+"""Parameters of a trunk below which a GPU waits for its kernels to be launched, so that CUDA graphs pay."""
+
+
+def compiled_function(function: Callable[..., Tensor], *, graphs: bool, **options: Any) -> Callable[..., Tensor]:
+    """Return `function` as torch compiles it for inputs of fixed shapes.
+
+    Args:
+        function: of tensors, to a tensor.
+        graphs: replay it as CUDA graphs. A result is copied out of the graph's memory, so it may be kept.
+        options: of `torch.compile`.
+    """
+    if graphs:
+        options = {"mode": "reduce-overhead", **options}
+    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False, **options)
+    return (lambda *inputs, **named: compiled(*inputs, **named).clone()) if graphs else compiled
+
+
+def graphs_pay(modules: Sequence[nn.Module]) -> bool:
+    """Whether to replay modules as CUDA graphs: small ones, on a GPU. In other threads than the main one torch cannot."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    on_gpu = any(parameter.device.type == "cuda" for parameter in parameters)
+    in_main = threading.current_thread() is threading.main_thread()
+    return on_gpu and in_main and sum(parameter.numel() for parameter in parameters) < SMALL
+
+
+class CompiledBlocks:
+    """The blocks of a trunk, run as torch compiles them while this is entered; weights keep their names.
+
+    They run in pieces that end where somebody looks: a hook on a block is called with its output as ever. A block whose
+    own parts have hooks runs as it is, and so does all behind a place to differentiate at: a compiled piece has no
+    gradients for many words at a time. So do batches of another size, for which nothing is compiled anew.
+
+    Args:
+        blocks: of the trunk, each called once in a pass, in order, with tokens [B, T, D].
+        batch_size: B for which they are compiled.
+        graphs: replay the pieces as CUDA graphs.
+        options: of `torch.compile`.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], batch_size: int, *, graphs: bool, **options: Any) -> None:
+        self._blocks, self._batch_size, self._graphs = list(blocks), batch_size, graphs
+        self._parts = [[part for part in block.modules() if part is not block] for block in blocks]
+        self._compiled = compiled_function(_through, graphs=graphs, **options)
+        self._ends: list[int] = []
+
+    def __enter__(self) -> CompiledBlocks:
+        for number, block in enumerate(self._blocks):
+            setattr(block, "forward", partial(self._forward, number))  # noqa: B010 - in place, for one object
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for block in self._blocks:
+            del block.forward
+
+    def _forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Stands in for a block's: runs the piece that begins here, or hands on what came out of the piece it is in."""
+        if number == 0:
+            self._ends = self._pieces(len(x))
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        end = self._ends[number]
+        if end < number:
+            return x
+        blocks = self._blocks[number : max(end, number + 1)]
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        return (_through if end == number or differentiated else self._compiled)(blocks, x, *args, **kwargs)
+
+    def _pieces(self, batch: int) -> list[int]:
+        """For each block the end of the piece that it begins; its own number where it runs as it is, -1 within a piece."""
+        total, ends = len(self._blocks), [-1] * len(self._blocks)
+        first = 0
+        while first < total:
+            end = first
+            if batch == self._batch_size and not self._looked_into(first):
+                end += 1
+                while end < total and not (self._seen_between(end) or self._looked_into(end)):
+                    end += 1
+            ends[first] = end
+            first = max(end, first + 1)
+        return ends
+
+    def _looked_into(self, number: int) -> bool:
+        return any(part._forward_hooks or part._forward_pre_hooks for part in self._parts[number])
+
+    def _seen_between(self, number: int) -> bool:
+        return bool(self._blocks[number - 1]._forward_hooks or self._blocks[number]._forward_pre_hooks)
+
+
+def _through(blocks: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    for block in blocks:
+        x = type(block).forward(block, x, *args, **kwargs)
+    return x

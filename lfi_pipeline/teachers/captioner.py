@@ -37,7 +37,7 @@ from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.targets.writer import claimed, clear_staging, staging_file
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request, Seen
-from lfi_pipeline.teachers.shards import ShardAssignment
+from lfi_pipeline.teachers.config import ShardAssignment
 from lfi_pipeline.teachers.teacher import Teacher, normalised_images
 from lfi_pipeline.teachers.text import Word, listed
 

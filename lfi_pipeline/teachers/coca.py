@@ -15,7 +15,9 @@ The decoder reads the caption while looking at the image through its cross-atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import open_clip
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.runtime import autocast
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
-from lfi_pipeline.teachers.attention import outputs_of, probe_attention
+from lfi_pipeline.teachers.attention import compiled_function, graphs_pay, outputs_of, probe_attention
 from lfi_pipeline.teachers.caption_reader import CaptionReader, Request
 from lfi_pipeline.teachers.captioner import write_captions
 from lfi_pipeline.teachers.config import require_row
@@ -32,7 +34,7 @@ from lfi_pipeline.teachers.contrastive import (
     CONTRASTIVE,
     STEPS,
     artefact_patches,
-    contrastive_mass,
+    contrastive_masses,
     first_query,
     without_artefacts,
 )
@@ -52,6 +54,15 @@ from lfi_pipeline.teachers.text import EncodedText, Word, pad_id
 SEEN_NUMBERS = 1 << 26  # keys and values of all decoder layers that are held at a time
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """`contrastive_masses` compiled for as many captions and words; fewer words are padded."""
+
+    masses: Callable[..., Tensor]
+    captions: int
+    words: int
+
+
 class CocaTeacher(BaseTeacher):
     """A CoCa model of open_clip with its tokenizer; a `Teacher`.
 
@@ -63,6 +74,7 @@ class CocaTeacher(BaseTeacher):
     """
 
     compares = True
+    _compiled: _Compiled | None = None
 
     def __init__(self, model: Any, tokenizer: Any, identity: TeacherSpec, word_template: str = WORD_TEMPLATE) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -203,10 +215,24 @@ class CocaTeacher(BaseTeacher):
         self, layers: Sequence[Tensor], words: Sequence[Sequence[Word | None]], settings: MapSpec, steps: int
     ) -> Tensor:
         """Mass [C, L, M, 1+N] of `contrastive` over the tokens of each layer [C, 1+N, D]."""
-        query = first_query(self.model.visual)
-        assert query is not None
         directions = self._asked.directions(words, settings, self.device)
-        return torch.stack([contrastive_mass(query, tokens, directions, steps) for tokens in layers], dim=1)
+        slots, captions, _ = directions.shape
+        if self._compiled is None or captions != self._compiled.captions or slots > self._compiled.words:
+            return contrastive_masses(self.model.visual, layers, directions, steps)
+        # words that nobody asked for have no mass, and the same number of them always needs no other program
+        directions = nn.functional.pad(directions, (0, 0, 0, 0, 0, self._compiled.words - slots))
+        return self._compiled.masses(self.model.visual, layers, directions, steps)[:, :, :slots]
+
+    @contextmanager
+    def compiled(self, batch_size: int, words: int, **options: Any) -> Iterator[None]:
+        """Have torch compile the blocks of the vision trunk, and `contrastive` from the pooler on."""
+        masses = compiled_function(contrastive_masses, graphs=graphs_pay(self.blocks), **options)
+        with super().compiled(batch_size, words, **options):
+            self._compiled = _Compiled(masses, batch_size, words)
+            try:
+                yield
+            finally:
+                self._compiled = None
 
     def _read(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -141,6 +144,13 @@ class ExtractConfig:
     workers: Annotated[int, Option("Threads that read images; 0 chooses.", ge=0)] = 0
     device: Annotated[str, Option(DEVICE)] = "auto"
     threads: Annotated[int, Option(THREADS, ge=0)] = 0
+    compile: Annotated[
+        bool,
+        Option(
+            "Let torch compile the teacher's vision blocks, and of a CoCa its contrastive maps: the first batch waits for "
+            "it. On CUDA, blocks of less than 100 M parameters together run as CUDA graphs. Maps change by rounding."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -243,3 +253,62 @@ class RecomputeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardAssignment:
+    """A process's share of the work.
+
+    Attributes:
+        first: the first shard that it may make.
+        end: the shard after the last one; None for the end of the cache.
+        rank: its number among `world` processes of one launch.
+        world: processes of that launch.
+        local_rank: its number among those of its machine; chooses its GPU.
+    """
+
+    first: int = 0
+    end: int | None = None
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.end is not None and self.end <= self.first):
+            raise ConfigError(f"shards must be A:B with 0 <= A < B, got {self.first}:{self.end}.")
+        if not 0 <= self.rank < self.world:
+            raise ConfigError(f"RANK must be in 0..WORLD_SIZE - 1, got {self.rank} of {self.world}.")
+
+    def order(self, pending: Sequence[int]) -> list[int]:
+        """Return the shards of `pending` that this process may make: its own first, then those of other ranks.
+
+        Another rank's shards come from the end, where that rank arrives last.
+        """
+        mine = [shard for shard in pending if shard >= self.first and (self.end is None or shard < self.end)]
+        own = [shard for shard in mine if shard % self.world == self.rank]
+        return own + [shard for shard in reversed(mine) if shard % self.world != self.rank]
+
+
+def assign_shards(shards: str = "", environment: Mapping[str, str] = os.environ) -> ShardAssignment:
+    """Return the share of this process.
+
+    Args:
+        shards: `A:B`, `A:` or `:B`, shards A to B-1; empty for all.
+        environment: RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
+
+    Raises:
+        ConfigError: not such a range; ranks that are not numbers.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", shards) if shards else None
+    if shards and (match is None or shards == ":"):
+        raise ConfigError(f"shards must be A:B (shards A to B-1, either may be left out), got {shards!r}.")
+    first, end = (match[1], match[2]) if match else ("", "")
+    try:
+        rank, world, local = (
+            int(environment.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
+    return ShardAssignment(
+        first=int(first or 0), end=int(end) if end else None, rank=rank, world=world, local_rank=local
+    )

@@ -235,6 +235,13 @@ def contrastive_mass(query: FirstQuery, tokens: Tensor, directions: Tensor, step
     return attribution.relu() * cam
 
 
+def contrastive_masses(visual: Any, layers: Sequence[Tensor], directions: Tensor, steps: int) -> Tensor:
+    """Return `contrastive_mass` over the tokens of each layer, by the pooler of `visual`: [B, L, M, T]."""
+    query = first_query(visual)
+    assert query is not None
+    return torch.stack([contrastive_mass(query, tokens, directions, steps) for tokens in layers], dim=1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
     entering: Tensor  # u [B, T, D]

@@ -17,9 +17,8 @@ from lfi_pipeline.core.runtime import OperationCounter, cpu_threads, progress_ba
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.commits import summarise
-from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
+from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig, ShardAssignment
 from lfi_pipeline.teachers.extract import open_job, read_split
-from lfi_pipeline.teachers.shards import ShardAssignment
 from lfi_pipeline.teachers.text import resolve_mode, telling_sample
 
 MARGIN = 0.1
@@ -128,13 +127,15 @@ def estimate(config: PlanConfig) -> Estimate:
 def run_trial(config: ExtractConfig, dataset: Dataset, batches: int) -> Trial:
     """Extract `batches` batches of `dataset`, after one untimed batch, into a temporary cache; raises as `estimate`.
 
-    Fewer images are timed where the split holds fewer.
+    Fewer images are timed where the split holds fewer. Nothing is compiled, whatever `config` says.
     """
     total = min(len(dataset), (batches + 1) * config.batch_size)
     warm_up = min(config.batch_size, total // (batches + 1))
     timed = total - warm_up  # the first shard; what warms up is the second
     mode = resolve_mode(config.text, telling_sample(dataset.samples))
-    config = replace(config, text=mode, prompts=config.prompts if mode == "prompts" else (), samples_per_shard=timed)
+    # compiling would take longer than the trial, and its programs' operations cannot be counted
+    config = replace(config, text=mode, prompts=config.prompts if mode == "prompts" else (), compile=False)
+    config = replace(config, samples_per_shard=timed)
     few = replace(dataset, samples=[dataset.samples[i] for i in _spread(len(dataset), total, timed)])
     with tempfile.TemporaryDirectory(prefix="lfi-plan-") as folder:
         job = open_job(config, Path(folder) / "trial", share=ShardAssignment(), dataset=few)

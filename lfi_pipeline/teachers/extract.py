@@ -35,12 +35,12 @@ from lfi_pipeline.targets.vocabulary import readable_names
 from lfi_pipeline.targets.writer import Committer
 from lfi_pipeline.teachers.captioner import generated_captions
 from lfi_pipeline.teachers.choice import AUTO, cost_beside_default, resolve_kind
-from lfi_pipeline.teachers.config import ExtractConfig, require_row
+from lfi_pipeline.teachers.config import ExtractConfig, ShardAssignment, assign_shards, require_row
 from lfi_pipeline.teachers.module import ModuleTeacher
-from lfi_pipeline.teachers.registry import load_teacher
+from lfi_pipeline.teachers.registry import load_teacher, require_able
 from lfi_pipeline.teachers.reuse import Extension, recorded_centre, require_same_templates
 from lfi_pipeline.teachers.settings import data_centre
-from lfi_pipeline.teachers.shards import Plan, ShardAssignment, ShardMaker, assign_shards
+from lfi_pipeline.teachers.shards import Plan, ShardMaker
 from lfi_pipeline.teachers.teacher import Teacher, class_embeddings
 from lfi_pipeline.teachers.text import (
     DEFAULT_PROMPTS,
@@ -182,12 +182,7 @@ def open_job(
         teacher = ModuleTeacher(module, device=device, precision=config.precision)
     if config.kind not in ("", AUTO):
         teacher.layers(config.kind, config.layers)  # complains before captions are written
-    if config.vocabulary and not teacher.compares:
-        raise ConfigError(
-            f"vocabulary needs a teacher that compares images with texts; {teacher.identity.name} writes only. Leave it "
-            "out, and it writes captions.",
-            argument="vocabulary",
-        )
+    require_able(teacher, config)
     generated, captioning_seconds = None, 0.0
     if mode == "generate":
         began = time.monotonic()
@@ -245,6 +240,7 @@ def open_job(
         workers=config.workers,
         donor=extension.donor if extension is not None else None,
         images=config.layout == "webdataset",
+        compiled=config.compile,
     )
     shown = partial(_shown, teacher, dataset, source, kind)
     job = Job(writer, maker, f"{teacher.identity.name} {kind}", shown, extension, captioning_seconds)

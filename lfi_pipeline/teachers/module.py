@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lfi_pipeline.core.errors import ConfigError, TeacherError
 from lfi_pipeline.core.runtime import autocast, resolve_precision
 from lfi_pipeline.targets import LayerSpec, MapSpec, TeacherSpec
+from lfi_pipeline.teachers.config import require_row
 from lfi_pipeline.teachers.registry import state_sha256
 from lfi_pipeline.teachers.settings import COMMON_WORDS
 from lfi_pipeline.teachers.teacher import (
@@ -30,7 +31,6 @@ from lfi_pipeline.teachers.teacher import (
     choose_layers,
     normalised,
     require_images,
-    require_row,
 )
 from lfi_pipeline.teachers.text import EncodedText, Word
 

@@ -24,9 +24,8 @@ from lfi_pipeline.core import errors
 from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.core.runtime import cpu_threads
 from lfi_pipeline.targets import Summary
-from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig, ShardAssignment
 from lfi_pipeline.teachers.extract import Job, open_job, run_shards
-from lfi_pipeline.teachers.shards import ShardAssignment
 
 Failure = tuple[str, str]  # name of the class in lfi_pipeline.core.errors, message
 RETRIES = 3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError, LFIError, TeacherError, UnknownNameError
 from lfi_pipeline.core.hub import why_missing
-from lfi_pipeline.core.runtime import resolve_precision
+from lfi_pipeline.core.runtime import require_compiler, resolve_precision
 from lfi_pipeline.targets import TeacherSpec
 from lfi_pipeline.teachers.blip import BlipTeacher, load_blip
 from lfi_pipeline.teachers.catalog import (
@@ -42,6 +42,7 @@ from lfi_pipeline.teachers.catalog import (
     why_not,
 )
 from lfi_pipeline.teachers.coca import CocaTeacher
+from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.dual import DualTeacher
 from lfi_pipeline.teachers.teacher import Teacher
 from lfi_pipeline.teachers.transformers_folder import BLIP, PIXELS, load_folder, model_type
@@ -49,7 +50,7 @@ from lfi_pipeline.teachers.transformers_folder import CONFIG as OF_TRANSFORMERS
 from lfi_pipeline.teachers.transformers_folder import TOKENIZER as TOKENIZER_FILES
 from lfi_pipeline.teachers.transformers_folder import WEIGHTS as WEIGHTS_OF_TRANSFORMERS
 
-__all__ = ["load_coca_folder", "load_teacher", "state_sha256", "teacher_names"]
+__all__ = ["load_coca_folder", "load_teacher", "require_able", "state_sha256", "teacher_names"]
 
 TEXT_CONFIG = ("config.json",)  # tells transformers of the text tower that a repository of the hub holds
 
@@ -346,3 +347,25 @@ def _missing_weights(name: str, tag: str, error: Exception) -> str:
 def _short(error: Exception) -> str:
     text = str(error)
     return text if len(text) <= 500 else text[:497] + "..."
+
+
+def require_able(teacher: Teacher, config: ExtractConfig) -> None:
+    """Check, before anything is made, that a teacher can do what is asked of it beside its kind of map.
+
+    Raises:
+        ConfigError: it does not compare images with texts, or there is nothing of it that can be compiled.
+    """
+    if config.vocabulary and not teacher.compares:
+        raise ConfigError(
+            f"vocabulary needs a teacher that compares images with texts; {teacher.identity.name} writes only. Leave it "
+            "out, and it writes captions.",
+            argument="vocabulary",
+        )
+    if config.compile and not teacher.blocks:
+        raise ConfigError(
+            f"compile is for teachers whose blocks are known; {teacher.identity.name} shows none. Let torch compile "
+            "them inside of your module.",
+            argument="compile",
+        )
+    if config.compile:
+        require_compiler()

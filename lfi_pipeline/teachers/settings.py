@@ -115,10 +115,11 @@ class AskedWords:
         self._learn({word.text for row in words for word in row if word is not None}, template)
         centre = self.centre(settings)
         directions = torch.zeros(max(1, *map(len, words), 1), len(words), len(centre))
-        for c, row in enumerate(words):
-            for slot, word in enumerate(row):
-                if word is not None:
-                    directions[slot, c] = self._known[template, word.text] - centre
+        asked = [(slot, c, word) for c, row in enumerate(words) for slot, word in enumerate(row) if word is not None]
+        if asked:  # all at once: a thousand small tensors take as long as a GPU takes for the maps
+            slots, captions, _ = zip(*asked, strict=True)
+            embeddings = torch.stack([self._known[template, word.text] for _, _, word in asked])
+            directions[list(slots), list(captions)] = embeddings - centre
         return directions.to(device)
 
     def centre(self, settings: MapSpec) -> Tensor:

@@ -1,14 +1,20 @@
-"""Which shards a process makes, and how images and texts become the payload of one."""
+"""How images and texts become the payload of a shard: what is read, made and written at the same time.
+
+Threads read the texts of the next shard and the images of the next batches, and lay those of a batch side by side. The
+teacher's maps of a batch are fetched when the next batch is at work, so that a GPU does not wait for this process; the
+thread of `targets.writer.Committer` encodes and writes the shard before.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, overload
 
 import google_crc32c
@@ -17,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lfi_pipeline.core.errors import ConfigError, ImageReadError
+from lfi_pipeline.core.errors import ImageReadError
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import decode_image, read_bytes
@@ -49,67 +55,8 @@ class Plan(Sequence[PlannedSample]):
         return (planned(sample, self._source) for sample in self._samples)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardAssignment:
-    """A process's share of the work.
-
-    Attributes:
-        first: the first shard that it may make.
-        end: the shard after the last one; None for the end of the cache.
-        rank: its number among `world` processes of one launch.
-        world: processes of that launch.
-        local_rank: its number among those of its machine; chooses its GPU.
-    """
-
-    first: int = 0
-    end: int | None = None
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    def __post_init__(self) -> None:
-        if self.first < 0 or (self.end is not None and self.end <= self.first):
-            raise ConfigError(f"shards must be A:B with 0 <= A < B, got {self.first}:{self.end}.")
-        if not 0 <= self.rank < self.world:
-            raise ConfigError(f"RANK must be in 0..WORLD_SIZE - 1, got {self.rank} of {self.world}.")
-
-    def order(self, pending: Sequence[int]) -> list[int]:
-        """Return the shards of `pending` that this process may make: its own first, then those of other ranks.
-
-        Another rank's shards come from the end, where that rank arrives last.
-        """
-        mine = [shard for shard in pending if shard >= self.first and (self.end is None or shard < self.end)]
-        own = [shard for shard in mine if shard % self.world == self.rank]
-        return own + [shard for shard in reversed(mine) if shard % self.world != self.rank]
-
-
-def assign_shards(shards: str = "", environment: Mapping[str, str] = os.environ) -> ShardAssignment:
-    """Return the share of this process.
-
-    Args:
-        shards: `A:B`, `A:` or `:B`, shards A to B-1; empty for all.
-        environment: RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them.
-
-    Raises:
-        ConfigError: not such a range; ranks that are not numbers.
-    """
-    match = re.fullmatch(r"(\d*):(\d*)", shards) if shards else None
-    if shards and (match is None or shards == ":"):
-        raise ConfigError(f"shards must be A:B (shards A to B-1, either may be left out), got {shards!r}.")
-    first, end = (match[1], match[2]) if match else ("", "")
-    try:
-        rank, world, local = (
-            int(environment.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
-    except ValueError as error:
-        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
-    return ShardAssignment(
-        first=int(first or 0), end=int(end) if end else None, rank=rank, world=world, local_rank=local
-    )
-
-
-AHEAD = 2
-"""Batches read while the teacher works on one; they may belong to the next shard."""
+AHEAD = 4
+"""Batches read while the teacher works on one; the texts of the next shard are read when so many are left of this."""
 
 Read = tuple[npt.NDArray[np.uint8], bytes]  # pixels [3, H, W], content of the file
 Progress = Callable[[int], object]
@@ -130,6 +77,9 @@ class _Shard:
     left: int = 0  # batches that are not done
 
 
+Ready = tuple[list[int], Tensor | None]  # rows whose images can be read, and their pixels [b, 3, H, W]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Rows of one shard that go through the teacher together, their images being read."""
@@ -137,6 +87,17 @@ class _Batch:
     shard: _Shard
     rows: list[int]
     images: list[Future[Read]]
+    ready: Future[Ready]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """Maps of a view of some rows at some layers, on the teacher's device."""
+
+    view: str
+    rows: npt.NDArray[np.int64]
+    layers: npt.NDArray[np.int64]
+    maps: InteractionMaps
 
 
 class ShardMaker:
@@ -152,9 +113,10 @@ class ShardMaker:
         workers: threads that read and decode images; 0 chooses.
         donor: gives rows that another cache holds already.
         images: payloads hold the image files too.
+        compiled: let torch compile what the teacher can have compiled, see `Teacher.compiled`.
 
     Attributes:
-        seconds_waiting: spent so far on waiting for images that were not read yet.
+        seconds_waiting: spent so far on waiting for images and texts that were not read yet.
         seconds_teacher: spent so far in the teacher, from pixels in main memory to maps in main memory.
     """
 
@@ -170,10 +132,11 @@ class ShardMaker:
         workers: int = 0,
         donor: ReusableCache | None = None,
         images: bool = False,
+        compiled: bool = False,
     ) -> None:
         self._teacher, self._spec, self._dataset, self._source = teacher, spec, dataset, source
         self._ids = {word: i for i, word in enumerate(vocabulary)}
-        self._batch_size, self._donor, self._images = batch_size, donor, images
+        self._batch_size, self._donor, self._images, self._compiled = batch_size, donor, images, compiled
         self.seconds_waiting = self.seconds_teacher = 0.0
         self._workers = workers or min(8, max(2, os.cpu_count() or 2))
         self._mean = torch.tensor(spec.preprocessing.mean, device=teacher.device).view(3, 1, 1) * 255
@@ -186,28 +149,62 @@ class ShardMaker:
             shards: numbers of the shards.
             progress: told how many images are done, batch by batch.
         """
-        with ThreadPoolExecutor(max_workers=self._workers, thread_name_prefix="images") as pool:
+        with ExitStack() as stack:
+            if self._compiled:
+                stack.enter_context(self._teacher.compiled(self._batch_size, self._spec.words_per_sample))
+            pool = stack.enter_context(ThreadPoolExecutor(self._workers, thread_name_prefix="images"))
+            texts = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="texts"))
+            batcher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batches"))
             waiting: deque[_Batch] = deque()
-            batches = self._batches(shards, pool)
+            at_work: tuple[_Batch, list[_Made]] | None = None
             try:
-                for batch in batches:
-                    waiting.append(batch)
-                    if len(waiting) > AHEAD:
-                        yield from self._run(waiting.popleft(), progress)
-                while waiting:
-                    yield from self._run(waiting.popleft(), progress)
+                for batch in self._in_turn(self._batches(shards, waiting, pool, texts, batcher), waiting):
+                    last, at_work = at_work, None
+                    waits = not batch.ready.done()  # and the device is idle, so the last batch may be fetched at once
+                    if last is not None and waits:
+                        yield from self._finish(*last, progress)
+                    at_work = batch, self._run(batch)
+                    if last is not None and not waits:
+                        yield from self._finish(*last, progress)
+                if at_work is not None:
+                    yield from self._finish(*at_work, progress)
             finally:
                 for batch in waiting:
+                    batch.ready.cancel()
                     for image in batch.images:
                         image.cancel()
 
-    def _batches(self, shards: Iterable[int], pool: ThreadPoolExecutor) -> Iterator[_Batch]:
+    @staticmethod
+    def _in_turn(batches: Iterator[_Batch | None], waiting: deque[_Batch]) -> Iterator[_Batch]:
+        """Yield batches with `AHEAD` others waiting behind them, fewer while there is none to be had (None)."""
+        for batch in batches:
+            if batch is not None:
+                waiting.append(batch)
+            if waiting and (batch is None or len(waiting) > AHEAD):
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+    def _batches(
+        self,
+        shards: Iterable[int],
+        waiting: deque[_Batch],
+        pool: ThreadPoolExecutor,
+        texts: ThreadPoolExecutor,
+        batcher: ThreadPoolExecutor,
+    ) -> Iterator[_Batch | None]:
         """Batches of a shard's rows that need the teacher; one without rows where none does.
 
-        Rows of like texts go together: a batch costs as much as its wordiest text.
+        Rows of like texts go together: a batch costs as much as its wordiest text. While a shard's texts are read and
+        batches are `waiting`, it yields None.
         """
         for number in shards:
-            shard = self._begin(number)
+            begun = texts.submit(self._begin, number)
+            while waiting and not begun.done():
+                yield None
+            began = time.perf_counter()
+            shard = begun.result()
+            self.seconds_waiting += time.perf_counter() - began
             full = shard.views["full"]
             order = sorted(
                 np.flatnonzero(shard.donation.missing.any(axis=(0, 2))).tolist(),
@@ -217,13 +214,13 @@ class ShardMaker:
             shard.left = len(chunks)
             for rows in chunks:
                 images = [pool.submit(self._read, shard.positions[row]) for row in rows]
-                yield _Batch(shard, rows, images)
+                yield _Batch(shard, rows, images, batcher.submit(self._laid_out, shard, rows, images))
 
     def _begin(self, number: int) -> _Shard:
         spec, positions = self._spec, self._spec.shard_range(number)
         samples = [self._dataset.samples[position] for position in positions]
         texts = [self._source(sample) for sample in samples]
-        encode = self._teacher.encode_text
+        encode = cache(self._teacher.encode_text)  # most texts read the same in every view
         words = [sample_words(encode, each, spec.words_per_sample) for each in texts]
         views = {
             view: [view_words(encode, each, row, view) for each, row in zip(texts, words, strict=True)]
@@ -259,24 +256,40 @@ class ShardMaker:
             payload = replace(payload, donated=~donation.missing, donated_kl=self._donor.mean_kl)
         return _Shard(number, positions, words, views, donation, payload, quarantined, images)
 
-    def _run(self, batch: _Batch, progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
-        shard, rows, pixels = batch.shard, [], []
-        began = time.perf_counter()
-        wait(batch.images)
-        self.seconds_waiting += time.perf_counter() - began
-        for row, image in zip(batch.rows, batch.images, strict=True):
+    def _laid_out(self, shard: _Shard, rows: list[int], images: list[Future[Read]]) -> Ready:
+        """Wait for the images of a batch, and lay their pixels side by side."""
+        wait(images)
+        readable, pixels = [], []
+        for row, image in zip(rows, images, strict=True):
             try:
                 values, content = image.result()
             except ImageReadError as error:
                 shard.quarantined[row] = str(error)
                 continue
             self._keep(shard, row, content)
-            rows.append(row)
+            readable.append(row)
             pixels.append(torch.from_numpy(values))
-        if rows:
-            began = time.perf_counter()
-            self._fill(shard, np.array(rows), torch.stack(pixels))
-            self.seconds_teacher += time.perf_counter() - began
+        together = torch.stack(pixels) if pixels else None
+        if together is not None and self._teacher.device.type == "cuda":
+            together = together.pin_memory()
+        return readable, together
+
+    def _run(self, batch: _Batch) -> list[_Made]:
+        """Have the teacher make the maps of a batch; on a GPU it may be at work still when this returns."""
+        began = time.perf_counter()
+        rows, pixels = batch.ready.result()
+        ready = time.perf_counter()
+        self.seconds_waiting += ready - began
+        made = [] if pixels is None else list(self._made(batch.shard, np.array(rows), pixels))
+        self.seconds_teacher += time.perf_counter() - ready
+        return made
+
+    def _finish(self, batch: _Batch, made: Sequence[_Made], progress: Progress) -> Iterator[tuple[int, ShardPayload]]:
+        """Fetch the maps of a batch; yield its shard where it was the last."""
+        shard, began = batch.shard, time.perf_counter()
+        for each in made:
+            self._fetch(shard, each)
+        self.seconds_teacher += time.perf_counter() - began
         shard.left -= 1
         progress(len(batch.rows))
         if not shard.left:
@@ -304,38 +317,41 @@ class ShardMaker:
         seen = self._spec.preprocessing
         return view_image(decode_image(content, path), WHOLE, seen.image_size, seen.interpolation), content
 
-    def _fill(self, shard: _Shard, rows: npt.NDArray[np.int64], images: Tensor) -> None:
+    def _made(self, shard: _Shard, rows: npt.NDArray[np.int64], images: Tensor) -> Iterator[_Made]:
         pixels = (images.to(self._teacher.device, non_blocking=True).float() - self._mean) / self._std
         for v, view in enumerate(self._spec.views):
             missing = shard.donation.missing[v, rows]  # [b, L]
             for wanted in np.unique(missing, axis=0):
                 if wanted.any():
                     chosen = np.flatnonzero((missing == wanted).all(axis=1))
-                    seen = pixels[torch.from_numpy(chosen).to(pixels.device)]
-                    self._make(shard, view, rows[chosen], seen.flip(-1) if view == "hflip" else seen, wanted)
+                    some = len(chosen) < len(pixels)
+                    seen = pixels[torch.from_numpy(chosen).to(pixels.device)] if some else pixels
+                    yield self._make(shard, view, rows[chosen], seen.flip(-1) if view == "hflip" else seen, wanted)
 
     def _make(
         self, shard: _Shard, view: str, rows: npt.NDArray[np.int64], pixels: Tensor, wanted: npt.NDArray[np.bool_]
-    ) -> None:
+    ) -> _Made:
         """Run the teacher over `rows` for the layers `wanted`; a word's map is the mean over the texts that hold it."""
-        view_texts = [shard.views[view][row] for row in rows]
         layers = np.flatnonzero(wanted)
-        made = maps_of_texts(
+        maps = maps_of_texts(
             self._teacher,
             pixels,
-            view_texts,
+            [shard.views[view][row] for row in rows],
             kind=self._spec.kind,
             layers=[self._spec.layers[i] for i in layers],
             row=self._spec.row,
             settings=self._spec.maps,
         )
-        maps, kept = made.maps.cpu().numpy(), made.kept.cpu().numpy()
-        arrays, slots = shard.payload.views[view], maps.shape[2]
+        return _Made(view, rows, layers, maps)
+
+    def _fetch(self, shard: _Shard, made: _Made) -> None:
+        """Wait for maps, and put them in their rows of the payload."""
+        arrays, maps = shard.payload.views[made.view], made.maps.maps.cpu().numpy()
         assert arrays.kept is not None
-        where: Any = np.ix_(rows, layers, np.arange(slots))
+        where: Any = np.ix_(made.rows, made.layers, np.arange(maps.shape[2]))
         arrays.maps[where] = maps
-        arrays.kept[where] = kept
-        arrays.image_embedding[rows] = made.image_embedding.cpu().numpy()
+        arrays.kept[where] = made.maps.kept.cpu().numpy()
+        arrays.image_embedding[made.rows] = made.maps.image_embedding.cpu().numpy()
 
 
 def maps_of_texts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,11 +19,10 @@ from lfi_pipeline.core.errors import ConfigError, TeacherError, UnknownNameError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
 from lfi_pipeline.targets.vocabulary import SCALE_TOLERANCE, readable_names
+from lfi_pipeline.teachers.attention import CompiledBlocks, graphs_pay
 from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
 
-ROWS = ("emitting", "reading")
-READING_KINDS = ("attention",)
 DEFAULT_LAYERS = 4
 
 
@@ -162,6 +162,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def compiled(self, batch_size: int, words: int) -> AbstractContextManager[None]:
+        """Have torch compile what it can for batches of this size with so many words an image, while entered."""
+        ...
+
     def generate(self, images: Tensor) -> list[str]:
         """Return a caption of each image [B, 3, H, W]; the same for the same image.
 
@@ -199,6 +203,11 @@ class BaseTeacher(ABC):
 
     @property
     @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of the vision trunk."""
+
+    @property
+    @abstractmethod
     def kinds(self) -> tuple[str, ...]:
         """Kinds of map this teacher can give, the default first."""
 
@@ -215,6 +224,12 @@ class BaseTeacher(ABC):
         embeddings: Tensor = self.model.encode_image(images)
         return embeddings
 
+    @contextmanager
+    def compiled(self, batch_size: int, words: int, **options: Any) -> Iterator[None]:
+        """Have torch compile the blocks of the vision trunk, see `CompiledBlocks`; `options` are of `torch.compile`."""
+        with CompiledBlocks(self.blocks, batch_size, graphs=graphs_pay(self.blocks), **options):
+            yield
+
     def embed_words(self, words: Sequence[str], batch_size: int = 256) -> Tensor:
         """Return the text embedding of each word in the template, fp32 unit vectors [V, E]."""
         return self.embed_texts([self.word_template.format(word) for word in words], batch_size)
@@ -228,14 +243,6 @@ def normalised_images(teacher: Teacher, pixels: Sequence[npt.NDArray[np.uint8]])
     """Return images [3, H, W] of uint8 as `teacher` takes them: fp32 [B, 3, H, W] on its device."""
     mean, std = (torch.tensor(v, device=teacher.device).view(3, 1, 1) * 255 for v in (teacher.mean, teacher.std))
     return (torch.from_numpy(np.stack(pixels)).to(teacher.device).float() - mean) / std
-
-
-def require_row(row: str, kind: str) -> None:
-    """Raise UnknownNameError or ConfigError, as `interaction_maps` does, unless `kind` has `row`."""
-    if row not in ROWS:
-        raise UnknownNameError("row", row, ROWS)
-    if row == "reading" and kind not in READING_KINDS:
-        raise ConfigError(f"row 'reading' exists for the kind 'attention' only, got kind {kind!r}.")
 
 
 def require_images(texts: int, images: int, image_of: Sequence[int] | None) -> list[int]:

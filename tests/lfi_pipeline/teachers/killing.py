@@ -23,7 +23,7 @@ import zarr.storage  # noqa: F401
 from lfi_pipeline.targets.commits import LAYOUTS
 from lfi_pipeline.teachers import extract as extraction
 from lfi_pipeline.teachers import registry  # noqa: F401
-from lfi_pipeline.teachers.shards import ShardAssignment
+from lfi_pipeline.teachers.config import ShardAssignment
 
 SHARDS = 6
 

@@ -20,8 +20,7 @@ import ray
 from lfi_cli.main import app_for
 from lfi_pipeline.core.errors import LFIError
 from lfi_pipeline.teachers import ray_engine
-from lfi_pipeline.teachers.config import ExtractConfig
-from lfi_pipeline.teachers.shards import ShardAssignment
+from lfi_pipeline.teachers.config import ExtractConfig, ShardAssignment
 
 make_shard = ray_engine._make_shard  # found in the workers by its name, unlike what this script defines
 

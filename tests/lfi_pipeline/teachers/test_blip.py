@@ -58,6 +58,24 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def test_its_blocks_may_be_compiled(teacher: BlipTeacher, images: torch.Tensor) -> None:
+    text = teacher.encode_text(CAPTIONS[0])
+    arguments = (images, [text, text], [text.words, text.words])
+    options = {"kind": "gradcam", "layers": teacher.layers("gradcam", 2)}
+    plain = teacher.interaction_maps(*arguments, **options)
+    linear: list[int] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        linear.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    torch.compiler.reset()
+    with teacher.compiled(2, 4, backend=backend):
+        made = teacher.interaction_maps(*arguments, **options)
+    assert sum(linear) > 0
+    torch.testing.assert_close(made.maps, plain.maps, atol=1e-5, rtol=1e-4)
+
+
 def test_it_is_what_transformers_loads(folder: Path, teacher: BlipTeacher, images: torch.Tensor) -> None:
     theirs = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
     ids = torch.tensor([[399, 5, 6, 7], [399, 9, 8, 2]])

@@ -26,9 +26,8 @@ from lfi_pipeline.teachers import CocaTeacher, shards
 from lfi_pipeline.teachers import captioner as captioning
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.captioner import generated_captions
-from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig, ShardAssignment
 from lfi_pipeline.teachers.extract import extract
-from lfi_pipeline.teachers.shards import ShardAssignment
 
 
 class Writing:

@@ -410,6 +410,25 @@ def test_towers_without_plain_patches_are_refused(name: str, why: str) -> None:
         trunk_of(visual, name)
 
 
+@pytest.mark.parametrize("kind", ["contrastive", "similarity", "gradcam"])
+def test_blocks_are_compiled_up_to_where_maps_are_made(real: DualTeacher, kind: str) -> None:
+    images, texts, words = _images(real, 2), [EncodedText((), ())] * 2, [_words(WORDS)] * 2
+    options: dict[str, Any] = {"kind": kind, "layers": real.layers(kind, 1)}
+    plain = real.interaction_maps(images, texts, words, **options)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with real.compiled(2, 8, backend=backend):
+        made = real.interaction_maps(images, texts, words, **options)
+    assert graphs
+    torch.testing.assert_close(made.maps, plain.maps, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(made.image_embedding, plain.image_embedding, atol=1e-5, rtol=1e-4)
+
+
 def test_the_pool_of_siglip_is_the_only_place_of_its_gradcam(real: DualTeacher) -> None:
     names = [layer.name for layer in real.layers("gradcam", 2)]
     assert (names == [POOL]) == (real.trunk.pooling == "attention")

@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 
 from lfi_pipeline.targets.commits import LAYOUTS
+from lfi_pipeline.teachers.config import ShardAssignment
 from lfi_pipeline.teachers.extract import extract
-from lfi_pipeline.teachers.shards import ShardAssignment
 
 SCRIPT = Path(__file__).with_name("killing.py")
 

@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.teachers.config import ExtractConfig
+from lfi_pipeline.teachers.config import ExtractConfig, ShardAssignment
 from lfi_pipeline.teachers.extract import extract
 from lfi_pipeline.teachers.ray_engine import extract_on_ray
-from lfi_pipeline.teachers.shards import ShardAssignment
 
 SCRIPT = Path(__file__).with_name("raying.py")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'ray'")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.teachers.shards import ShardAssignment, assign_shards
+from lfi_pipeline.teachers.config import ShardAssignment, assign_shards
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(1, 7), st.integers(0, 50), st.none() | st.integers(1, 30))
