@@ -132,6 +132,7 @@ class ExtractionConfig:
     ] = 128
     batch_size: Annotated[int, Option("Images per forward pass.", ge=1)] = 16
     rounds: Annotated[int, Option("Rounds, in which both take turns.", ge=1)] = 3
+    compile: Annotated[bool, Option("Let torch compile the teacher, as an extraction may.")] = False
     device: Annotated[str, Option(DEVICE)] = "auto"
 
     def __post_init__(self) -> None:
@@ -193,6 +194,8 @@ class TrainBenchConfig:
         Option("Numbers of loader processes for the part students.", separator=",", at_least_one=True, ge=0),
     ] = (0, 2)
     steps: Annotated[int, Option("Steps of one pass of the part students.", ge=1)] = 4
+    precision: Annotated[str, Option("Of the part step.", choices=("fp32", "bf16"))] = "fp32"
+    compile: Annotated[bool, Option("Let torch compile the students of the part step.")] = False
     device: Annotated[str, Option(DEVICE)] = "auto"
 
     def __post_init__(self) -> None:

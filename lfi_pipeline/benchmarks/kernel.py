@@ -142,21 +142,32 @@ def _notes(*, is_cuda: bool, tune: bool) -> Iterator[str]:
     )
 
 
-def _extraction_on_a_gpu(teacher: str) -> Outcome:
+def _step_on_a_gpu(*, compiled: bool) -> Outcome:
+    student = "vit_small_patch16_224"
+    return bench_train(
+        TrainBenchConfig(what=("step",), students=(student,), batch_size=256, precision="bf16", compile=compiled)
+    )
+
+
+def _extraction_on_a_gpu(teacher: str, *, compiled: bool) -> Outcome:
     """Extraction of a teacher's default kind; its weights are random, which costs the same."""
     kind = describe(teacher).kinds[0]
-    return bench_extraction(ExtractionConfig(teacher=f"{teacher}:random", kind=kind, images=512, batch_size=64))
+    return bench_extraction(
+        ExtractionConfig(teacher=f"{teacher}:random", kind=kind, images=512, batch_size=64, compile=compiled)
+    )
 
 
 ON_A_GPU: tuple[tuple[str, Callable[[], Outcome]], ...] = (
-    (
-        "a step of lfi over none and over a bare timm loop",
-        lambda: bench_train(TrainBenchConfig(what=("step",), students=("vit_small_patch16_224",), batch_size=256)),
-    ),
+    ("a compiled step of lfi over none and over a bare timm loop", partial(_step_on_a_gpu, compiled=True)),
     *(
-        (f"extraction over the bare {teacher}", partial(_extraction_on_a_gpu, teacher))
+        (
+            f"extraction over the bare {teacher}{', compiled' * compiled}",
+            partial(_extraction_on_a_gpu, teacher, compiled=compiled),
+        )
         for teacher in ("coca_ViT-L-14", "ViT-B-32")
+        for compiled in (False, True)
     ),
+    ("a step of lfi over none and over a bare timm loop", partial(_step_on_a_gpu, compiled=False)),
 )
 """What is measured beside the kernels: what it is, and how."""
 

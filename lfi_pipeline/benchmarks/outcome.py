@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lfi_kernels.bench.compare import COLUMNS, environment, start_csv
 from lfi_kernels.bench.compare import append_csv as append_record
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError, LFIError
@@ -67,6 +69,18 @@ def seconds_of(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def extra_memory(run: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that CUDA's allocator held at most during one call, above what it held before; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

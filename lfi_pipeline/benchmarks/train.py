@@ -282,6 +282,8 @@ def _train_step(config: TrainBenchConfig) -> Iterator[Outcome]:
             rounds=config.rounds,
             device=resolve_device(config.device),
             maps_shape=config.maps_shape,
+            precision=config.precision,
+            compiled=config.compile,
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +75,29 @@ def test_extraction_says_where_the_time_goes(tiny: CocaTeacher) -> None:
         *("read and decode", "vision", "maps beyond vision", "encode", "write"),
     ]
     assert outcome.asked[0].most == 1.10
+    (rate,) = cases(outcome, "images a second").values()
+    assert rate == pytest.approx(1e3 / times["whole extraction"])
+    (share,) = cases(outcome, "over the bare teacher").values()
+    assert share == pytest.approx(times["vision"] / times["whole extraction"])
     with pytest.raises(ConfigError, match="multiple of batch_size"):
         ExtractionConfig(images=10, batch_size=4)
+
+
+def test_extraction_may_be_compiled(tiny: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[tuple[int, int]] = []
+
+    @contextmanager
+    def compiled(self: CocaTeacher, batch_size: int, words: int) -> Iterator[None]:
+        entered.append((batch_size, words))
+        yield
+
+    monkeypatch.setattr(CocaTeacher, "compiled", compiled)
+    extraction.bench_extraction(EXTRACTION)
+    assert entered == []
+    outcome = extraction.bench_extraction(replace(EXTRACTION, compile=True))
+    assert set(entered) == {(2, extraction.WORDS)}
+    assert len(entered) == 5  # the check, two extractions, and the maps in memory twice
+    assert {each.shape.rpartition(", ")[2] for each in outcome.measurements} == {"compiled"}
 
 
 def test_extraction_finds_maps_that_differ(tiny: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:

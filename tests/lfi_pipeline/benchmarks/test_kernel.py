@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lfi_kernels import bench
 from lfi_pipeline.benchmarks import kernel
-from lfi_pipeline.benchmarks.config import GpuConfig, KernelConfig
+from lfi_pipeline.benchmarks.config import ExtractionConfig, GpuConfig, KernelConfig, TrainBenchConfig
 from lfi_pipeline.benchmarks.kernel import _asked, bench_gpu, bench_kernel
 from lfi_pipeline.benchmarks.outcome import Environment, Measurement, Outcome
 from lfi_pipeline.core.errors import BenchmarkError, ConfigError
@@ -138,10 +139,32 @@ def test_wrong_kernels_are_told_and_no_step_is_begun_without_time(
     right, outcomes = bench_gpu(GpuConfig(csv=tmp_path / "gpu.csv", minutes=1e-9), lines.append)
     assert not right
     assert not outcomes
-    assert [line.endswith(": no time") for line in lines] == [True] * 3
+    assert [line.endswith(": no time") for line in lines] == [True] * len(kernel.ON_A_GPU)
     (tmp_path / "other.csv").write_text("a,b\n")
     with pytest.raises(ConfigError, match="must have the columns"):
         bench_gpu(GpuConfig(csv=tmp_path / "other.csv"), lines.append)
+
+
+def test_a_gpu_is_asked_for_what_the_issue_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bf16 step compiled and not, and both teachers with and without, the most important first."""
+    asked: list[Any] = []
+    monkeypatch.setattr(kernel, "bench_train", lambda config: asked.append(config))
+    monkeypatch.setattr(kernel, "bench_extraction", lambda config: asked.append(config))
+    names = []
+    for what, measure in kernel.ON_A_GPU:
+        measure()
+        names.append(what)
+    steps = [each for each in asked if isinstance(each, TrainBenchConfig)]
+    assert [(each.compile, each.precision, each.batch_size, each.students) for each in steps] == [
+        (compiled, "bf16", 256, ("vit_small_patch16_224",)) for compiled in (True, False)
+    ]
+    assert [(each.teacher, each.kind, each.compile) for each in asked if isinstance(each, ExtractionConfig)] == [
+        (f"{teacher}:random", "contrastive", compiled)
+        for teacher in ("coca_ViT-L-14", "ViT-B-32")
+        for compiled in (False, True)
+    ]
+    assert len(set(names)) == len(names) == 6
+    assert names[0].startswith("a compiled step")
 
 
 def test_without_a_gpu_it_says_what_runs_here() -> None:

@@ -57,15 +57,57 @@ def tiny(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_step_says_where_the_time_of_each_objective_goes() -> None:
     outcome = step()
     whole = values(outcome, "step")
-    assert list(whole) == [f"{NAME}, {case}" for case in ("none", "lfi", "embedding")]
+    assert list(whole) == [f"{NAME}, {case}" for case in ("none", "lfi", "embedding", "bare timm loop")]
     ratios = values(outcome, "over none")
     assert ratios[f"{NAME}, none"] == 1.0
     assert set(values(outcome, "processor time over none")) == set(whole)
+    bare = f"{NAME}, bare timm loop"
+    assert set(values(outcome, "over a bare timm loop")) == set(whole)
+    assert values(outcome, "over a bare timm loop")[bare] == 1.0
     phases = [values(outcome, phase) for phase in ("targets cut", "forward", "backward", "optimizer")]
+    del whole[bare]
     for case, milliseconds in whole.items():
         assert 0 < sum(phase[case] for phase in phases) < 1.5 * milliseconds
     assert phases[0][f"{NAME}, lfi"] > 10 * phases[0][f"{NAME}, none"]
     assert [(each.most, each.value) for each in outcome.asked] == [(1.10, ratios[f"{NAME}, lfi"])]
+
+
+def test_a_step_is_compiled_in_the_precision_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(Student, "compile_parts", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    precise: list[str] = []
+    right = training_step.make_run
+
+    def make_run(*args: Any, **options: Any) -> Trainer:
+        precise.append(options["precision"])
+        return right(*args, **options)
+
+    monkeypatch.setattr(training_step, "make_run", make_run)
+    config = dataclasses.replace(TINY, what=("step",), precision="bf16", compile=True)
+    outcome = bench_train(config)
+    assert precise == ["bf16"] * 3
+    assert [each[1] for each in compiled if isinstance(each, tuple)] == [{"dynamic": False}]
+    assert sum(isinstance(each, Student) for each in compiled) == 3
+    assert all(each.shape.endswith("bf16, compiled") for each in outcome.measurements if each.metric == "step")
+
+
+def test_a_bare_loop_trains_the_same_model_with_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[training_step._Bare] = []
+    right = training_step._Bare.__init__
+
+    def keep(self: training_step._Bare, *args: Any, **options: Any) -> None:
+        right(self, *args, **options)
+        self.before = [each.detach().clone() for each in self.model.parameters()]  # type: ignore[attr-defined]
+        made.append(self)
+
+    monkeypatch.setattr(training_step._Bare, "__init__", keep)
+    step()
+    (bare,) = made
+    after = list(bare.model.parameters())
+    assert sum(each.numel() for each in after) > 0
+    assert not any(torch.equal(one, other) for one, other in zip(bare.before, after, strict=True))  # type: ignore[attr-defined]
+    assert bare.model(torch.zeros(1, 3, 32, 32)).shape == (1, bare.labels.shape[1])
 
 
 def test_step_finds_queries_that_change_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
