@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,9 @@ class Outcome:
         for each in self.measurements:
             key = (each.case, each.shape) if self.by_shape else (each.case,)
             rows.setdefault(key, {})[each.metric, each.unit] = each.value
-        head = [
-            "case",
-            *["shape"] * self.by_shape,
-            *(f"{metric}, {unit}" if unit else metric for metric, unit in metrics),
-        ]
-        return head, [[*key, *_cells(values, metrics)] for key, values in rows.items()]
+        head = ["case", *["shape"] * self.by_shape, *(f"{name}, {unit}" if unit else name for name, unit in metrics)]
+        cells = ([format_number(each[m]) if m in each else "" for m in metrics] for each in rows.values())
+        return head, [[*key, *row] for key, row in zip(rows, cells, strict=True)]
 
 
 def require(holds: bool, message: str) -> None:
@@ -200,16 +197,9 @@ def require(holds: bool, message: str) -> None:
         raise BenchmarkError(f"{message} Nothing was timed: wrong results have no speed.")
 
 
-def _cells(values: dict[tuple[str, str], float], metrics: Sequence[tuple[str, str]]) -> Iterator[str]:
-    for metric in metrics:
-        yield format_number(values[metric]) if metric in values else ""
-
-
 def format_number(value: float) -> str:
     """Four significant digits at most, thousands set apart."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,10 +67,8 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
     return ProtocolResult(
         protocol="cross-domain",
         settings={
-            "dataset": dataset.name,
-            "split": "+".join(splits),
-            "weights": common.weights,
-            "domains": sorted(left_out),
+            **{"dataset": dataset.name, "split": "+".join(splits)},
+            **{"weights": common.weights, "domains": sorted(left_out)},
         },
         scores=_scores(predictions, loaded.task, predictions.read),
         details={

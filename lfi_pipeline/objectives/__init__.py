@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lfi_pipeline.objectives.interaction import InteractionTerm
-from lfi_pipeline.objectives.terms import AttentionTerm, EmbeddingTerm, LogitsTerm, PresenceTerm, StepContext, Term
+from lfi_pipeline.objectives.interaction import AttentionTerm, InteractionTerm
+from lfi_pipeline.objectives.terms import EmbeddingTerm, LogitsTerm, PresenceTerm, StepContext, Term
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.config import TrainConfig

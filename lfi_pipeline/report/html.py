@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -19,11 +20,10 @@ from PIL import Image
 
 from lfi_pipeline import __version__
 from lfi_pipeline.core.errors import OutputExistsError, RunError
-from lfi_pipeline.core.options import command_line
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
 from lfi_pipeline.report.gallery import build_gallery, map_gallery
-from lfi_pipeline.report.groups import Group, gather
+from lfi_pipeline.report.groups import gather
 from lfi_pipeline.report.runs import Run, load_run
 from lfi_pipeline.report.table import training_table
 from lfi_pipeline.report.text import (
@@ -40,6 +40,7 @@ from lfi_pipeline.report.text import (
     write_text,
 )
 from lfi_pipeline.report.verdict import conclude
+from lfi_pipeline.report.views import commands_for_missing
 
 _DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
 _VERSIONED = ("torch", "timm", "numpy")
@@ -145,7 +146,7 @@ def render(runs: Sequence[Run], *, title: str | None = None, primary: Sequence[s
             domains=domain_bars(groups, table),
             maps=map_charts(groups, table),
             gallery=gallery,
-            missing=_missing(groups),
+            missing=commands_for_missing(groups),
             configs=_configs(runs),
             runs=runs,
             versions={"lfi-pipeline": __version__} | _versions(),
@@ -196,10 +197,8 @@ def _stylesheet() -> str:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _VERSIONED:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -228,25 +227,6 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("Targets", _some([c.fingerprint[:12] for c in configs])),
     ]
     return [(name, value) for name, value in kept if value]
-
-
-def _missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """(what is missing, the command that makes it) for everything optional that a run does not have."""
-    lines = []
-    runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
-    for name, run in runs:
-        if run.summary is None:
-            again = run.config.command or command_line("train", out=run.path.name)
-            lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
-        if run.classified is None:
-            text = f"{name} was not evaluated: its mAP here is the last validation in training."
-            lines.append((text, f"lfi evaluate {run.path.name}"))
-    for group in groups:
-        if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
-            lines.append(
-                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
-            )
-    return lines
 
 
 def _configs(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.options import flatten
+from lfi_pipeline.core.options import command_line, flatten
 from lfi_pipeline.core.schema import read_as
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
 from lfi_pipeline.evaluation.protocols import ProtocolResult
@@ -338,3 +338,22 @@ def _unequal(results: Iterable[ProtocolResult]) -> list[str]:
     return [
         f"Runs do not leave one out of the same domains, so columns differ in more than the one left out: {listed}."
     ]
+
+
+def commands_for_missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """(what is missing, the command that makes it) for everything optional that a run does not have."""
+    lines = []
+    runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
+    for name, run in runs:
+        if run.summary is None:
+            again = run.config.command or command_line("train", out=run.path.name)
+            lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
+        if run.classified is None:
+            text = f"{name} was not evaluated: its mAP here is the last validation in training."
+            lines.append((text, f"lfi evaluate {run.path.name}"))
+    for group in groups:
+        if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
+            lines.append(
+                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
+            )
+    return lines

@@ -3,9 +3,8 @@
 open_clip calls its attention layers with `need_weights=False`, and even the weights that PyTorch returns on request lie
 beside the path of the output, so their gradient is None. While a probe is open, the output of each probed layer is
 recomputed from the layer's own projections through an explicit softmax; the probabilities then lie on the path and
-autograd sees them. Arithmetic of the probabilities is fp32 whatever the layer computes in.
-
-`CompiledBlocks` runs a trunk as torch compiles it wherever nobody looks inside.
+autograd sees them. Arithmetic of the probabilities is fp32 whatever the layer computes in. `CompiledBlocks` runs a
+trunk as torch compiles it wherever nobody looks inside.
 """
 
 from __future__ import annotations
@@ -171,11 +170,9 @@ def compiled_function(function: Callable[..., Tensor], *, graphs: bool, **option
 
     Args:
         function: of tensors, to a tensor.
-        graphs: replay it as CUDA graphs. A result is copied out of the graph's memory, so it may be kept.
-        options: of `torch.compile`.
+        graphs, options: replay it as CUDA graphs, whose results are copied out so that they last; of `torch.compile`.
     """
-    if graphs:
-        options = {"mode": "reduce-overhead", **options}
+    options = {"mode": "reduce-overhead"} | options if graphs else options
     compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False, **options)
     return (lambda *inputs, **named: compiled(*inputs, **named).clone()) if graphs else compiled
 
@@ -183,9 +180,8 @@ def compiled_function(function: Callable[..., Tensor], *, graphs: bool, **option
 def graphs_pay(modules: Sequence[nn.Module]) -> bool:
     """Whether to replay modules as CUDA graphs: small ones, on a GPU. In other threads than the main one torch cannot."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    on_gpu = any(parameter.device.type == "cuda" for parameter in parameters)
-    in_main = threading.current_thread() is threading.main_thread()
-    return on_gpu and in_main and sum(parameter.numel() for parameter in parameters) < SMALL
+    able = bool(parameters) and parameters[0].is_cuda and threading.current_thread() is threading.main_thread()
+    return able and sum(parameter.numel() for parameter in parameters) < SMALL
 
 
 class CompiledBlocks:
@@ -198,8 +194,7 @@ class CompiledBlocks:
     Args:
         blocks: of the trunk, each called once in a pass, in order, with tokens [B, T, D].
         batch_size: B for which they are compiled.
-        graphs: replay the pieces as CUDA graphs.
-        options: of `torch.compile`.
+        graphs, options: as of `compiled_function`.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], batch_size: int, *, graphs: bool, **options: Any) -> None:
@@ -219,10 +214,9 @@ class CompiledBlocks:
 
     def _forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Stands in for a block's: runs the piece that begins here, or hands on what came out of the piece it is in."""
-        if number == 0:
-            self._ends = self._pieces(len(x))
-            if self._graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        self._ends = self._pieces(len(x)) if number == 0 else self._ends
+        if number == 0 and self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         end = self._ends[number]
         if end < number:
             return x
@@ -232,8 +226,7 @@ class CompiledBlocks:
 
     def _pieces(self, batch: int) -> list[int]:
         """For each block the end of the piece that it begins; its own number where it runs as it is, -1 within a piece."""
-        total, ends = len(self._blocks), [-1] * len(self._blocks)
-        first = 0
+        total, ends, first = len(self._blocks), [-1] * len(self._blocks), 0
         while first < total:
             end = first
             if batch == self._batch_size and not self._looked_into(first):

@@ -41,8 +41,7 @@ from lfi_pipeline.teachers.attention import (
 )
 from lfi_pipeline.teachers.text import Word
 
-# Numbers that a group of words may keep: gradients at the decoder's view of the image (words * B * Q * D), of which
-# a handful are alive at a time.
+# Numbers that a group of words may keep: gradients at the decoder's view of the image (words * B * Q * D), some at a time.
 GROUP_NUMBERS = 1 << 26
 
 
@@ -86,15 +85,12 @@ class Request:
         weights = torch.zeros(self.slots, len(self.words), self.length)
         for b, words in enumerate(self.words):
             for slot, word in enumerate(words):
-                rows = self._rows(word)
-                if rows:
+                if rows := self._rows(word):
                     weights[slot, b, rows] = 1 / len(rows)
         return weights.to(self.ids.device)
 
     def _rows(self, word: Word | None) -> list[int]:
-        if word is None:
-            return []
-        return [position - 1 if self.row == "emitting" else position for position in word.positions]
+        return [place - (self.row == "emitting") for place in (word.positions if word is not None else ())]
 
     def groups(self, largest: int) -> list[list[int]]:
         """Slots that have words, in groups of those that stand near each other.
@@ -102,9 +98,8 @@ class Request:
         Reading M words in g groups costs about (g + 1) / 2 readings of the text, and their gradients M (g + 1) / 2g:
         g = sqrt(M) is about least.
         """
-        order = sorted(
-            (slot for slot in range(self.slots) if self.last_rows[slot] >= 0), key=self.last_rows.__getitem__
-        )
+        slots = [slot for slot in range(self.slots) if self.last_rows[slot] >= 0]
+        order = sorted(slots, key=self.last_rows.__getitem__)
         size = min(largest, math.ceil(math.sqrt(max(1, len(order)))))
         return [order[i : i + size] for i in range(0, len(order), size)]
 

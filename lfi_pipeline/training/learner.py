@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lfi_pipeline.core.errors import RunError, TooLargeError, UnknownNameError
 from lfi_pipeline.core.runtime import resolve_device
 from lfi_pipeline.objectives import StepContext, build_terms
+from lfi_pipeline.objectives.interaction import task_loss
 from lfi_pipeline.students import Student, Supervision, pair_layers
 from lfi_pipeline.students.pretrained import bounded_build
 from lfi_pipeline.students.query_head import class_embeddings
@@ -25,7 +26,7 @@ from lfi_pipeline.training.data import MAPS, Batch
 from lfi_pipeline.training.maps import MapResampler, peakedness
 from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
-from lfi_pipeline.training.validate import NONE, task_loss
+from lfi_pipeline.training.validate import NONE
 
 TASK, TOTAL, SQUARE = "task", "total", "square of "
 _BACKBONE = "student.backbone."
@@ -171,9 +172,8 @@ class Learner(nn.Module):
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             each = task_loss(self.task, features.logits, batch.labels, self._multi_label_loss)
-            if batch.label_weight is not None:
-                each = each * batch.label_weight
-            losses[TASK] = each.mean() * context.share
+            weight = 1 if batch.label_weight is None else batch.label_weight
+            losses[TASK] = (each * weight).mean() * context.share
         for name, term in self.terms.items():
             losses[name] = term(self.student, features, context)
         weighted = [losses[name] * weights.get(name, 1.0) for name in losses]

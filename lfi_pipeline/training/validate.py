@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.dataset import counterpart, relabelled, require_labels
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.training.config import ASL, BCE, NO_SPLIT
+from lfi_pipeline.training.config import NO_SPLIT
 from lfi_pipeline.training.data import PlainImages
 
 if TYPE_CHECKING:
@@ -75,43 +74,6 @@ def scorable(split: str, store: TargetStore) -> Dataset | None:
             both, len(dataset), dataset.split, store.path,
         )  # fmt: skip
     return relabelled(dataset, trained.classes, f"the cache {store.path}")
-
-
-def task_loss(task: str, logits: Tensor, labels: Tensor, multi_label_loss: str = BCE) -> Tensor:
-    """Loss of each image [B]: cross-entropy, the mean binary cross-entropy of its classes, or their asymmetric loss.
-
-    Args:
-        task: `classification` or `multi-label`.
-        logits: [B, C].
-        labels: fp32 [B, C] in [0, 1]; of `classification`, rows sum to 1.
-        multi_label_loss: `bce` or `asl`, of multi-label data.
-    """
-    logits = logits.float()
-    if task == CLASSIFICATION:
-        return F.cross_entropy(logits, labels, reduction="none")
-    if multi_label_loss == ASL:
-        return asymmetric_loss(logits, labels).sum(1)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-
-
-_MARGIN, _FOCUS = 0.05, 4  # of negatives; positives have neither, as the paper trains COCO
-
-
-def asymmetric_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Asymmetric loss of each class, [B, C] (Ridnik et al., ICCV 2021, equations 5 to 7; arXiv 2009.14119).
-
-    An absent class counts by its probability less a margin, to the power of 4: what is surely absent counts nothing. No
-    gradient goes through that factor, as in the authors' own training.
-
-    Args:
-        logits: fp32 [B, C].
-        labels: fp32 [B, C] in [0, 1].
-    """
-    absent = (1 - logits.sigmoid() + _MARGIN).clamp(max=1)  # 1 - p_m
-    with torch.no_grad():
-        likely = logits.sigmoid() * labels + absent * (1 - labels)
-        factor = (1 - likely) ** (_FOCUS * (1 - labels))
-    return -factor * (labels * F.logsigmoid(logits) + (1 - labels) * absent.log())
 
 
 def probabilities(task: str, logits: Tensor) -> Tensor:

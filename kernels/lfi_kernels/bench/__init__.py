@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from lfi_kernels.bench.cases import ON_CPU, ON_GPU, case_names
 from lfi_kernels.bench.compare import Row, ceiling_rows, compare, gain_bound, in_short, settled
-from lfi_kernels.bench.shapes import WIDTHS, Shape, Sizes, shapes
-from lfi_kernels.bench.timing import Ceilings, measure_ceilings
+from lfi_kernels.bench.shapes import WIDTHS, Ceilings, Shape, Sizes, shapes
+from lfi_kernels.bench.timing import measure_ceilings
 
 __all__ = [
     "ON_CPU",

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from lfi_kernels.bench.cases import Case, make_cases
-from lfi_kernels.bench.shapes import DTYPES, Shape
+from lfi_kernels.bench.shapes import DTYPES, Ceilings, Shape
 from lfi_kernels.bench.timing import (
     COPY_BYTES,
     PASSES,
     PRODUCT_SIZE,
-    Ceilings,
     Replayed,
     Seconds,
     Work,

@@ -36,8 +36,8 @@ from lfi_kernels.bench.compare import (
     settled,
     start_csv,
 )
-from lfi_kernels.bench.shapes import DTYPES, Shape, Sizes, shapes
-from lfi_kernels.bench.timing import Ceilings, between, mark, measure_ceilings, upstream_of, variable
+from lfi_kernels.bench.shapes import DTYPES, Ceilings, Shape, Sizes, shapes
+from lfi_kernels.bench.timing import between, mark, measure_ceilings, upstream_of, variable
 from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE, TOLERANCES, largest_error
 from lfi_kernels.interaction_attention.tiles import Problem, Tile, has_triton, triton_version
 

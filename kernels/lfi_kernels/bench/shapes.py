@@ -1,4 +1,4 @@
-"""What is compared: sizes, and the names they go by."""
+"""What is compared: sizes, the names they go by, and the least time that a GPU could take for them."""
 
 from __future__ import annotations
 
@@ -155,3 +155,39 @@ def batch_beyond(cache: int, dim: int, patches: int) -> int:
     """Return how many samples make TOKENS tokens, and 16-bit features of four times `cache` bytes or more."""
     tokens = max(TOKENS, -(-4 * cache // (2 * dim)))
     return -(-tokens // patches)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """Rates of this GPU, measured in this run.
+
+    Attributes:
+        copied: bytes a second, read and written, of a copy of 1 GiB.
+        products: operations a second of an 8192 x 8192 x 8192 bf16 matrix product of random numbers.
+    """
+
+    copied: float
+    products: float
+
+    def least_seconds(self, shape: Shape) -> dict[str, float]:
+        """The least time of the block by pass: its bytes at `copied`, its operations at `products` if that is longer.
+
+        Forward: x, the codes and the queries are read, the new queries and kl written; keys and values, scores and
+        values, W_q and W_o. Backward: x read and dx written, codes, queries and two gradients read, one written; twice
+        the products. Both: the one after the other. Without a target there is no backward pass.
+        """
+        tokens, rows = shape.batch * shape.patches, shape.batch * shape.words
+        maps = rows if shape.maps is None else shape.batch * shape.maps
+        x, codes, queries, kl = (
+            2 * tokens * shape.dim,
+            maps * shape.patches,
+            2 * rows * shape.query_dim,
+            4 * maps * shape.heads,
+        )
+        products = 2 * tokens * shape.dim * 2 * shape.query_dim
+        products += 4 * rows * shape.patches * shape.query_dim + 4 * rows * shape.query_dim**2
+        forward = max((x + codes + 2 * queries + kl) / self.copied, products / self.products)
+        if shape.maps == 0:
+            return {"forward": forward}
+        backward = max((2 * x + codes + 4 * queries + kl) / self.copied, 2 * products / self.products)
+        return {"forward": forward, "backward": backward, "both": forward + backward}

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lfi_kernels.bench.shapes import Shape
+from lfi_kernels.bench.shapes import Ceilings
 from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE
 
 PER_SAMPLE = 4
@@ -213,42 +213,6 @@ def between(start: Mark, end: Mark) -> float:
 COPY_BYTES = 2**30
 PRODUCT_SIZE = 8192
 _ROUNDS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ceilings:
-    """Rates of this GPU, measured in this run.
-
-    Attributes:
-        copied: bytes a second, read and written, of a copy of 1 GiB.
-        products: operations a second of an 8192 x 8192 x 8192 bf16 matrix product of random numbers.
-    """
-
-    copied: float
-    products: float
-
-    def least_seconds(self, shape: Shape) -> dict[str, float]:
-        """The least time of the block by pass: its bytes at `copied`, its operations at `products` if that is longer.
-
-        Forward: x, the codes and the queries are read, the new queries and kl written; keys and values, scores and
-        values, W_q and W_o. Backward: x read and dx written, codes, queries and two gradients read, one written; twice
-        the products. Both: the one after the other. Without a target there is no backward pass.
-        """
-        tokens, rows = shape.batch * shape.patches, shape.batch * shape.words
-        maps = rows if shape.maps is None else shape.batch * shape.maps
-        x, codes, queries, kl = (
-            2 * tokens * shape.dim,
-            maps * shape.patches,
-            2 * rows * shape.query_dim,
-            4 * maps * shape.heads,
-        )
-        products = 2 * tokens * shape.dim * 2 * shape.query_dim
-        products += 4 * rows * shape.patches * shape.query_dim + 4 * rows * shape.query_dim**2
-        forward = max((x + codes + 2 * queries + kl) / self.copied, products / self.products)
-        if shape.maps == 0:
-            return {"forward": forward}
-        backward = max((2 * x + codes + 4 * queries + kl) / self.copied, 2 * products / self.products)
-        return {"forward": forward, "backward": backward, "both": forward + backward}
 
 
 def measure_ceilings(device: str) -> Ceilings:

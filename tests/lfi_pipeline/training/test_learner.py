@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.core.parse import unseal_folder, write_recorded
+from lfi_pipeline.objectives.interaction import task_loss
 from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
@@ -19,7 +20,6 @@ from lfi_pipeline.training import DataConfig, TrainConfig
 from lfi_pipeline.training.data import TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
 from lfi_pipeline.training.maps import MapResampler
-from lfi_pipeline.training.validate import task_loss
 from tests.lfi_pipeline.training.running import train_one
 
 MakeConfig = Callable[..., TrainConfig]

@@ -17,6 +17,7 @@ from timm.loss import AsymmetricLossMultiLabel
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.data import read_dataset
+from lfi_pipeline.objectives.interaction import task_loss
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
@@ -24,7 +25,7 @@ from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import load_run
-from lfi_pipeline.training.validate import probabilities, resolve_task, task_loss, top_k_accuracy
+from lfi_pipeline.training.validate import probabilities, resolve_task, top_k_accuracy
 from tests.lfi_pipeline.data.layouts import make_pacs
 from tests.lfi_pipeline.training.running import metrics, train_lines, train_one
 
