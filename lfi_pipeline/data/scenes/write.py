@@ -218,11 +218,18 @@ def _to_uint8(canvas: npt.NDArray[np.float32], style: Domain, rng: np.random.Gen
 
 
 _SETTINGS = "scenes.json"
-_LICENSE = {
-    "id": 1,
-    "name": "CC BY-SA 4.0. All emojis designed by OpenMoji, the open-source emoji and icon project",
-    "url": "https://creativecommons.org/licenses/by-sa/4.0/",
-}
+_OPENMOJI = "CC BY-SA 4.0. All emojis designed by OpenMoji, the open-source emoji and icon project"
+_LICENSES = (
+    (_OPENMOJI, "https://creativecommons.org/licenses/by-sa/4.0/"),
+    (
+        f"Apache-2.0 (Material Design Icons of Pictogrammers), MIT (Phosphor), {_OPENMOJI}",
+        "https://creativecommons.org/licenses/by-sa/4.0/",
+    ),
+    ("CC BY 4.0. Icons of Font Awesome Free", "https://creativecommons.org/licenses/by/4.0/"),
+    ("That of the font that the pictures were drawn with", ""),
+)
+_LICENSE_OF = {"icon": 2, "emblem": 3, FONT: 4}
+"""Domain -> number of its license, from 1 on; 1 for all others."""
 
 
 def write_scenes(out: Path, config: ScenesConfig, *, workers: int | None = None) -> None:
@@ -345,14 +352,16 @@ def _write_one(job: tuple[Path, str, int, str, ScenesConfig]) -> dict[str, Any]:
 
 def _write_annotations(out: Path, split: str, records: Sequence[dict[str, Any]], categories: Sequence[int]) -> None:
     images = [
-        {key: record[key] for key in ("id", "file_name", "height", "width", "domain")} | {"license": 1}
+        {key: record[key] for key in ("id", "file_name", "height", "width", "domain")}
+        | {"license": _LICENSE_OF.get(record["domain"], 1)}
         for record in records
     ]
+    used = sorted({image["license"] for image in images})
     captions = [(record["id"], text) for record in records for text in record["captions"]]
     instances = [(record["id"], item) for record in records for item in record["objects"]]
     common = {
         "info": {"description": "scenes, rendered by lfi make-scenes"},
-        "licenses": [_LICENSE],
+        "licenses": [dict(zip(("id", "name", "url"), (n, *_LICENSES[n - 1]), strict=True)) for n in used],
         "images": images,
     }
     contents = {

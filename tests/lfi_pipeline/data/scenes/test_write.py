@@ -100,6 +100,17 @@ def test_every_image_names_its_license(small: Path) -> None:
     assert "OpenMoji" in content["licenses"][0]["name"]
 
 
+def test_icons_and_emblems_carry_licenses_of_their_own(tmp_path: Path) -> None:
+    write_scenes(tmp_path, replace(SMALL, domains=("icon",), held_out=("emblem", "photo"), val=3), workers=1)
+    content = json.loads((tmp_path / "annotations/instances_val.json").read_text(encoding="utf-8"))
+    name_of = {each["id"]: each["name"] for each in content["licenses"]}
+    of_domain = {each["domain"]: name_of[each["license"]] for each in content["images"]}
+    assert "Phosphor" in of_domain["icon"]
+    assert of_domain["emblem"].startswith("CC BY 4.0. Icons of Font Awesome")
+    assert of_domain["photo"].startswith("CC BY-SA 4.0. All emojis")
+    assert set(name_of) == {each["license"] for each in content["images"]}
+
+
 def test_two_renderings_have_the_same_bytes_whatever_the_number_of_workers(small: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "again", SMALL, workers=2)
     assert _tree(tmp_path / "again") == _tree(small)
