@@ -164,7 +164,7 @@ def require(needed: Sequence[Remote], instead: str) -> None:
 
 
 EMBEDDED = "scenes-coca"
-EMBEDDED_TAGS = ("v1",)
+EMBEDDED_TAGS = ("v2",)
 # Written as a tag it builds the real architecture with seeded random weights: for timing and tests, never for targets
 # that a student should learn from.
 RANDOM = "random"

@@ -39,6 +39,7 @@ class Domain:
         finish: (RGB [size, size, 3], rng) -> RGB [size, size, 3] of the whole picture.
         shape: (category, rng) -> RGBA picture of it, cropped to its ink.
         names: categories that the domain can draw.
+        fills: whether a mask covers what lines enclose: an icon of a cat's outline is a cat, not its outline.
     """
 
     background: Callable[[int, np.random.Generator], Array]
@@ -46,6 +47,7 @@ class Domain:
     finish: Callable[[Array, np.random.Generator], Array]
     shape: Callable[[str, np.random.Generator], Image.Image] = lambda name, rng: sprite(name)
     names: tuple[str, ...] = NAMES
+    fills: bool = False
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
@@ -255,8 +257,8 @@ DOMAINS: dict[str, Domain] = {
     "grey": Domain(_grey_background, _grey_sprite, _halftone),
     "photo": Domain(_photo_background, _photo_sprite, _camera),
     "varied": Domain(_any_background, _varied_sprite, _varied_finish, _varied_shape),
-    "icon": Domain(_light_background, _filled, _varied_finish, _icon_shape),
-    "emblem": Domain(_light_background, _filled, _varied_finish, _emblem_shape, tuple(EMBLEMS)),
+    "icon": Domain(_light_background, _filled, _varied_finish, _icon_shape, fills=True),
+    "emblem": Domain(_light_background, _filled, _varied_finish, _emblem_shape, tuple(EMBLEMS), fills=True),
 }
 
 

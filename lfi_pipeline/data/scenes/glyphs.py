@@ -214,3 +214,17 @@ def with_hole(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     result = picture.copy()
     result.putalpha(alpha)
     return result if alpha.getbbox() else picture
+
+
+def without_holes(ink: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return ink [h, w] and all that it encloses: the pixels from which no path by sides leads out of the picture."""
+    free = np.pad(~ink, 1, constant_values=True)
+    outside = np.zeros_like(free)
+    outside[0] = outside[-1] = outside[:, 0] = outside[:, -1] = True
+    count = 0
+    while outside.sum() != count:
+        count = int(outside.sum())
+        for grown, source in ((np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:])):
+            outside[grown] |= outside[source] & free[grown]
+            outside[:, grown] |= outside[:, source] & free[:, grown]
+    return ~outside[1:-1, 1:-1]

@@ -22,7 +22,7 @@ from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.config import FONT, ScenesConfig
 from lfi_pipeline.data.dataset import TRAIN, VAL
 from lfi_pipeline.data.scenes.domains import DOMAINS, FAMILIES, PLAIN, Domain, family_background, font_domain
-from lfi_pipeline.data.scenes.glyphs import NAMES
+from lfi_pipeline.data.scenes.glyphs import NAMES, without_holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,9 @@ def _drawn(
         window = (slice(top, top + height), slice(left, left + width))
         colours = style.sprite(np.asarray(rgba.convert("RGB"), dtype=np.float32) / 255, rng)
         canvas[window] = canvas[window] * (1 - alpha[..., None]) + colours * alpha[..., None]
-        owner[window][alpha > 0.5] = position
-        areas.append(int((alpha > 0.5).sum()))
+        covered = without_holes(alpha > 0.5) if style.fills else alpha > 0.5
+        owner[window][covered] = position
+        areas.append(int(covered.sum()))
         placed.append(Placed(NAMES[label], (left + width / 2) / size, (top + height / 2) / size))
     finished = _to_uint8(canvas, style, rng)
     objects = tuple(SceneObject(int(label), owner == i) for i, label in enumerate(labels))

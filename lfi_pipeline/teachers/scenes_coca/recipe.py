@@ -77,7 +77,7 @@ def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(merged)
 
 
-TAUGHT = ("colour", "varied", "icon", "outline", "varied", "grey", "icon", "photo", "varied", "icon")
+TAUGHT = (*("colour", "outline", "grey", "photo") * 2, *("varied",) * 5, *("icon",) * 7)
 """Domains that scenes take in turns."""
 _SPLIT = "teacher"  # part of the scene's seed: no train or val scene of any data set is ever seen here
 

@@ -79,7 +79,7 @@ def test_unknown_teacher_lists_choices_and_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("teacher", "choices"),
     [
-        ("scenes-coca:v0", "v1"),
+        ("scenes-coca:v0", "v2"),
         ("coca_ViT-B-32:openai", r"laion2b_s13b_b90k, mscoco_finetuned_laion2b_s13b_b90k, rand"),
     ],
 )

@@ -91,3 +91,16 @@ def test_changes_of_shape_keep_ink_and_repeat(change: Any) -> None:
         assert first.getchannel("A").getbbox() is not None
     others = {change(sprite("dog"), np.random.default_rng(seed)).tobytes() for seed in range(12)}
     assert len(others) > 3
+
+
+def test_holes_are_what_ink_encloses() -> None:
+    ring = np.zeros((7, 8), dtype=bool)
+    ring[1:6, 1:6] = True
+    ring[2:5, 2:5] = False
+    filled = ring.copy()
+    filled[2:5, 2:5] = True
+    np.testing.assert_array_equal(glyphs.without_holes(ring), filled)
+    ring[3, 5] = False  # a gap lets the outside in
+    np.testing.assert_array_equal(glyphs.without_holes(ring), ring)
+    spiral = np.array([[1, 1, 1, 1], [0, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], dtype=bool)
+    np.testing.assert_array_equal(glyphs.without_holes(spiral), spiral)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 
@@ -56,13 +57,21 @@ class HeldOut:
         )
 
 
+DRAWN = ("colour", "outline", "grey", "photo")
+
+
 @pytest.fixture(scope="module")
 def held_out(teacher: CocaTeacher) -> HeldOut:
+    return scenes_of(teacher, DRAWN)
+
+
+def scenes_of(teacher: CocaTeacher, domains: Sequence[str]) -> HeldOut:
+    """Scenes of these domains, which take turns."""
     scale = ScenesConfig().object_scale
     mean, std = (torch.tensor(each).view(3, 1, 1) * 255 for each in (teacher.mean, teacher.std))
     images, texts, words, masks, index = [], [], [], [], 0
     while len(images) < SCENES:
-        domain = TAUGHT[index % len(TAUGHT)]
+        domain = domains[index % len(domains)]
         scene = render_scene(seed=5, split="test", index=index, size=64, domain=domain, object_scale=scale)
         index += 1
         if len(scene.objects) < 2:
@@ -98,8 +107,8 @@ def test_it_never_saw_a_scene_of_a_demo_data_set(folder: Traversable) -> None:
 
 def test_it_is_the_teacher_of_scenes_and_says_who_it_is(teacher: CocaTeacher) -> None:
     assert load_manifest("scenes").teacher == "scenes-coca"
-    assert (teacher.identity.name, teacher.identity.tag, teacher.identity.family) == ("scenes-coca", "v1", "coca")
-    assert load_teacher("scenes-coca:v1").identity == teacher.identity
+    assert (teacher.identity.name, teacher.identity.tag, teacher.identity.family) == ("scenes-coca", "v2", "coca")
+    assert load_teacher("scenes-coca:v2").identity == teacher.identity
     assert teacher.grid == (8, 8)
 
 
@@ -117,19 +126,32 @@ def test_zero_shot_it_ranks_a_class_of_the_image_first(teacher: CocaTeacher, hel
     found = held_out.maps(teacher, "attention", slice(None)).image_embedding
     first = [NAMES[winner] for winner in teacher_logits(found, zero_shot).argmax(1).tolist()]
     hits = [name in {word.text for word in words if word} for name, words in zip(first, held_out.words, strict=True)]
-    # Measured 0.64 on 200 other scenes; 0.04 by chance.
-    assert sum(hits) / len(hits) > 0.5
+    # Measured 0.77 on these 100 scenes; 0.04 by chance.
+    assert sum(hits) / len(hits) > 0.6
 
 
 def test_the_default_maps_point_at_the_named_object(teacher: CocaTeacher, held_out: HeldOut) -> None:
+    # Measured 0.848 on these 100 scenes; plain attention points at half of that.
+    assert pointing(teacher, held_out) > 0.8
+
+
+@pytest.mark.parametrize(("domain", "least"), [("varied", 0.75), ("icon", 0.55)])
+def test_the_default_maps_point_in_the_other_styles_it_was_taught(
+    teacher: CocaTeacher, domain: str, least: float
+) -> None:
+    # Measured 0.83 and 0.65 on 200 other scenes of each; 0.11 by chance.
+    assert pointing(teacher, scenes_of(teacher, [domain])) > least
+
+
+def pointing(teacher: CocaTeacher, scenes: HeldOut) -> float:
+    """Share of the words whose map has its peak in the named object."""
     hits = []
     for first in range(0, SCENES, 25):
         part = slice(first, first + 25)
-        found = held_out.maps(teacher, KIND, part)
-        for maps, masks in zip(found.maps, held_out.masks[part], strict=True):
+        found = scenes.maps(teacher, KIND, part)
+        for maps, masks in zip(found.maps, scenes.masks[part], strict=True):
             hits.append(peaks_in_mask(maps[0, : len(masks)], masks))
-    # Measured 0.834 on these 100 scenes, 0.86 on 600 of them; plain attention points at 0.44.
-    assert torch.cat(hits).float().mean() > 0.8
+    return float(torch.cat(hits).float().mean())
 
 
 def test_maps_do_not_depend_on_what_else_is_in_the_batch(teacher: CocaTeacher, held_out: HeldOut) -> None:
