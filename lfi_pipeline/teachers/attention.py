@@ -179,9 +179,9 @@ def compiled_function(function: Callable[..., Tensor], *, graphs: bool, **option
 
 def graphs_pay(modules: Sequence[nn.Module]) -> bool:
     """Whether to replay modules as CUDA graphs: small ones, on a GPU. In other threads than the main one torch cannot."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    able = bool(parameters) and parameters[0].is_cuda and threading.current_thread() is threading.main_thread()
-    return able and sum(parameter.numel() for parameter in parameters) < SMALL
+    weights = [weight for module in modules for weight in module.parameters()]
+    able = any(w.device.type == "cuda" for w in weights) and threading.current_thread() is threading.main_thread()
+    return able and sum(weight.numel() for weight in weights) < SMALL
 
 
 class CompiledBlocks:

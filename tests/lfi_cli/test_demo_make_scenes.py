@@ -49,8 +49,8 @@ def test_a_directory_with_other_files_is_left_alone(fails: Fails, tmp_path: Path
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("UnknownNameError", ("--domains", "sketch"), "colour, grey, outline, photo"),
-        ("UnknownNameError", ("--held-out", "fotos"), "Did you mean 'photo'"),
+        ("UnknownNameError", ("--domains", "sketch"), "colour, emblem, font, grey, icon, outline, photo, varied"),
+        ("UnknownNameError", ("--held-out", "photos"), "Did you mean 'photo'"),
         ("ConfigError", ("--held-out", "grey"), "in both lists: grey"),
         ("ConfigError", ("--domains", ""), "at least one"),
         ("ConfigError", ("--train", 0), "train must be 1 or more, got 0"),

@@ -53,9 +53,9 @@ def test_older_names_are_options_of_their_protocol() -> None:
         (("convergence",), {}, "convergence needs a finished run to compare with, got none"),
         (("detection",), {"lr": 0}, "lr must be positive"),
         (
-            ("grounding",),
+            ("zero-shot",),
             {"targets": "c", "split": "test"},
-            "split is an option of protocol classification or worst-gr",
+            "split is an option of protocol classification or worst-group or grounding",
         ),
         (("classification",), {"least_images": 3}, "least_images is an option of protocol worst-group"),
     ],

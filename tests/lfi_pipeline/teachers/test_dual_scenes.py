@@ -160,4 +160,6 @@ def test_a_word_that_is_not_centred_points_at_less(average: DualTeacher, fresh: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lfi_pipeline.teachers.choice.data_centre", lambda *_: ())
         bare = scores(average, fresh, "similarity")["similarity"]
-    assert pointing(centred) > 2 * pointing(bare)
+    assert (
+        pointing(centred) > pointing(bare) + 0.15
+    )  # measured .746 and .502 of the trunk v2, which points better bare than v1

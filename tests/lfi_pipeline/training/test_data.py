@@ -48,8 +48,8 @@ def images_of(config: TrainConfig) -> TargetImages:
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
     """The tensors of a batch that mixes nothing, images of size `SIZE` among them."""
-    values = {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name) is not None}
-    return values | {"images": batch.images[SIZE]}
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)} | {"images": batch.images[SIZE]}
 
 
 def assert_same(one: Batch, other: Batch) -> None:
