@@ -20,6 +20,7 @@ from lfi_pipeline.targets.vocabulary import canonical
 
 WEIGHTS, CONFIG = "lfi.safetensors", "lfi.json"
 _WORDS = "words"
+_CENTRE = "queries.centre"
 _LARGEST_CONFIG = 1 << 28  # bytes
 
 
@@ -183,6 +184,8 @@ def _require_fit(config: ModelConfig, weights: Path, backbone: nn.Module | None)
         return  # it is in memory already, and loading names what does not fit
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in _student(config, None).state_dict().items()}
+    if _CENTRE in expected:  # earlier exports have none
+        shapes.setdefault(_CENTRE, expected[_CENTRE])
     wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
     if wrong:
         raise ExportError(

@@ -81,6 +81,11 @@ class TextQueries(nn.Module):
         )
         self.presence: nn.Module | None = PresenceScore(config.width) if presence else None
 
+    def seeds_of(self, embeddings: Tensor) -> Tensor:
+        """Return the first states of words, from their embeddings [..., E]: [..., Dq]."""
+        seeds: Tensor = self.seed(embeddings)
+        return seeds
+
     def forward(
         self,
         words: Tensor,
@@ -102,7 +107,7 @@ class TextQueries(nn.Module):
         Raises:
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
-        seeds = self.seed(words)
+        seeds = self.seeds_of(words)
         state, divergences = seeds, []
         nothing = [None] * len(self.blocks)
         per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, scales or nothing, strict=True)
@@ -118,7 +123,7 @@ class TextQueries(nn.Module):
 
     def maps(self, words: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return where each word looks at each tap: head means [B, M, N_t], rows sum to 1."""
-        seeds = self.seed(words)
+        seeds = self.seeds_of(words)
         maps, state = [], seeds
         for block, x in zip(self.blocks, features, strict=True):
             before = self.state_at_tap(seeds, state)
@@ -173,7 +178,7 @@ _BLOCK = 1024
 class QueryHead(TextQueries):
     """Interaction queries that are the classifier: one for each class, in training and at inference.
 
-        Q_0 = W_in e(name of the class),  Q_t = block_t(Q_{t-1}, X_t)
+        Q_0 = W_in c(name of the class),  Q_t = block_t(Q_{t-1}, X_t),  c = (e - mean of the classes' e) at unit length
         `class`:  logit_k = w_k . LN(Q_L,k) + b_k
         `text`:   logit_k = LN(Q_L,k) W . LN(Q_0,k) / sqrt(Dq) + b, where nothing belongs to a class but its name
 
@@ -199,6 +204,7 @@ class QueryHead(TextQueries):
         readout = CLASS if config.readout == "auto" else config.readout
         super().__init__(classes.shape[1], tap_widths, config, presence=presence and readout == CLASS)
         self.register_buffer("classes", classes.detach().float().clone())
+        self.register_buffer("centre", self.classes.mean(0) if len(classes) > 1 else torch.zeros(classes.shape[1]))
         self.readout: ClassReadout | None = None
         if readout == TEXT:
             self.presence = TextReadout(config.width)
@@ -206,6 +212,19 @@ class QueryHead(TextQueries):
             self.readout = ClassReadout(len(classes), config.width)
 
     classes: Tensor
+    centre: Tensor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # of a student that was trained before seeds were centred: nothing is taken off its words
+        state_dict.setdefault(f"{prefix}centre", torch.zeros_like(self.centre))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def seeds_of(self, embeddings: Tensor) -> Tensor:
+        """Return W_in c of embeddings [..., E]: [..., Dq].
+
+        Text embeddings share most of what they are (cosines of .7 and more), which a seed would show before the word.
+        """
+        return super().seeds_of(F.normalize(embeddings - self.centre, dim=-1))
 
     def logits(self, features: Sequence[Tensor]) -> Tensor:
         """Return the logit of every class, fp32 [B, K].
@@ -232,12 +251,12 @@ class QueryHead(TextQueries):
             embeddings: text embeddings [R, E] of names to ask for, only with the readout `text`; None: the classes.
         """
         assert embeddings is None or self.readout is None
-        seeds = self.seed(self.classes if embeddings is None else embeddings)[None]
+        seeds = self.seeds_of(self.classes if embeddings is None else embeddings)[None]
         state, maps = self._gather(seeds, features, with_maps=True)
         return self._read(state, seeds, slice(None)), maps
 
     def _block_logits(self, chosen: slice, *features: Tensor) -> Tensor:
-        seeds = self.seed(self.classes[chosen])[None]
+        seeds = self.seeds_of(self.classes[chosen])[None]
         state, _ = self._gather(seeds, features)
         return self._read(state, seeds, chosen)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.core.errors import ConfigError, ExportError
-from lfi_pipeline.exporting.model import CONFIG, load, save_model
+from lfi_pipeline.exporting.model import CONFIG, WEIGHTS, load, save_model
 from lfi_pipeline.exporting.model_config import ModelConfig
 from tests.lfi_pipeline.exporting.conftest import VIT
 from tests.lfi_pipeline.exporting.test_whole import made
@@ -55,4 +56,17 @@ def test_what_the_description_may_not_say(change: dict[str, Any], words: str, tm
     if change == {"words": ["a", "b"]}:
         return  # names without embeddings are never asked for
     with pytest.raises((ConfigError, ExportError, ValueError), match=words):
+        load(tmp_path)
+
+
+def test_an_export_from_before_seeds_were_centred_keeps_its_seeds(tmp_path: Path) -> None:
+    save_model(tmp_path, made())
+    tensors = load_file(tmp_path / WEIGHTS)
+    assert tensors.pop("queries.centre").any()
+    save_file(tensors, tmp_path / WEIGHTS)
+    queries = load(tmp_path).student.queries
+    assert not queries.centre.any()
+    tensors.pop("queries.seed.weight")  # nothing else may be missing
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ExportError, match="does not fit"):
         load(tmp_path)

@@ -100,6 +100,31 @@ def test_the_classes_travel_with_the_weights() -> None:
     torch.testing.assert_close(other.logits(features()), made.logits(features()))
 
 
+def test_what_all_names_share_is_taken_off_their_seeds() -> None:
+    """Embeddings that a common part makes alike give seeds as different as those of their own parts."""
+    torch.manual_seed(0)
+    own, common = torch.randn(5, 7), 20 * torch.randn(7)
+    plain, shifted = (QueryHead(each, WIDTHS, CONFIG) for each in (own, own + common))
+    shifted.seed.load_state_dict(plain.seed.state_dict())
+    torch.testing.assert_close(shifted.seeds_of(own + common), plain.seeds_of(own), atol=1e-5, rtol=1e-4)
+    unlike = torch.nn.functional.normalize(own - own.mean(0), dim=-1)
+    torch.testing.assert_close(plain.seeds_of(own), plain.seed(unlike))
+    torch.testing.assert_close(shifted.seeds_of(own[:1] + common), shifted.seeds_of(own + common)[:1])  # a word alone
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_of_fewer_than_two_names_nothing_is_taken_off(classes: int) -> None:
+    assert not QueryHead(torch.ones(classes, 7), WIDTHS, replace(CONFIG, readout="text")).centre.any()
+
+
+def test_a_head_that_was_trained_before_seeds_were_centred_keeps_its_seeds() -> None:
+    made, names = head(), torch.nn.functional.normalize(torch.randn(5, 7), dim=-1)
+    old = {name: tensor for name, tensor in QueryHead(names, WIDTHS, CONFIG).state_dict().items() if name != "centre"}
+    made.load_state_dict(old)
+    assert not made.centre.any()
+    torch.testing.assert_close(made.seeds_of(names), made.seed(names))
+
+
 def test_no_classes_no_logits() -> None:
     made = QueryHead(torch.zeros(0, 7), WIDTHS, replace(CONFIG, readout="text"))
     assert made.logits(features()).shape == (3, 0)
@@ -112,7 +137,7 @@ def test_reset_starts_every_tap_from_the_names() -> None:
         nn.init.normal_(block.w_o, std=0.5)
     x = features()
     _, maps = made.logits_and_maps(x)
-    _, last = gather(made.blocks[-1], made.seed(made.classes)[None], x[-1])
+    _, last = gather(made.blocks[-1], made.seeds_of(made.classes)[None], x[-1])
     torch.testing.assert_close(maps[-1], last.mean(1))
 
 

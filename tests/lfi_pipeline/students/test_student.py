@@ -135,7 +135,7 @@ def test_names_in_a_checkpoint_are_stable() -> None:
     seed = {"queries.seed.weight", "queries.seed.bias"}
     own = {
         "linear": {"head.weight", "head.bias"},
-        "queries": {f"queries.{name}" for name in ("classes", "readout.weight", "readout.bias")},
+        "queries": {f"queries.{name}" for name in ("classes", "centre", "readout.weight", "readout.bias")},
     }
     for head, names in own.items():
         student = Student(VIT, classes=4, embedding_dim=8, queries=QueryConfig(width=16, heads=2), head=head)
