@@ -40,6 +40,15 @@ class Instance:
         return checked_mask(self.segmentation, height, width, f"object with box {list(self.bbox_xywh)}")
 
 
+def class_mask(
+    instances: Iterable[Instance], label: int | None, height: int, width: int
+) -> npt.NDArray[np.bool_] | None:
+    """Return the union of the masks of a class's objects, [height, width]; None where none of them has one."""
+    masks = [each.mask(height, width) for each in instances if each.label == label and each.segmentation is not None]
+    union: npt.NDArray[np.bool_] | None = np.logical_or.reduce(masks) if masks else None
+    return union
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One image and what is known of it.

@@ -26,7 +26,7 @@ from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, scored_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, scored_split, settings_of
 from lfi_pipeline.students import Student
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
@@ -193,12 +193,7 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
         scores |= probe_results
     return ProtocolResult(
         protocol="classification",
-        settings={
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "weights": common.weights,
-            **(of_probes if config.probes else {"probes": False}),
-        },
+        settings=settings_of(dataset, common, **(of_probes if config.probes else {"probes": False})),
         scores=scores,
         details=details,
         seconds=time.monotonic() - began,

@@ -19,7 +19,7 @@ GROUPS = (CLASS_AND_FIELD, FIELD)
 MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 CLASSIFICATION, CONVERGENCE = "Protocol classification", "Protocol convergence"
-SPLIT, WORST_GROUP = "Protocols classification and worst-group", "Protocol worst-group"
+SPLIT, WORST_GROUP = "Protocols classification, worst-group and grounding", "Protocol worst-group"
 """Headings of the help."""
 
 

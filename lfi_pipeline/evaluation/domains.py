@@ -28,7 +28,7 @@ from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, Sample, load_manifest, read_dataset
 from lfi_pipeline.data.dataset import relabelled
 from lfi_pipeline.evaluation.config import FIELD, CrossDomainConfig, EvaluationConfig, WorstGroupConfig
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split, settings_of
 from lfi_pipeline.training.learner import LoadedRun
 from lfi_pipeline.training.sampler import training_positions
 from lfi_pipeline.training.validate import (
@@ -59,17 +59,14 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
     loaded = load(run, common)
     if loaded.task == NONE:
         raise ConfigError(f"{run} was trained without a task, so it has no class scores. Train with a task.")
-    dataset, splits = _every_image(loaded, config.splits)
+    dataset = _every_image(loaded, config.splits)
     trained = frozenset(loaded.record["seen_domains"])
     left_out = _left_out(loaded, dataset, trained)
     chosen = [sample for sample in dataset.samples if sample.domain in left_out]
     predictions = _predicted(loaded, replace(dataset, samples=chosen, instances={}), common)
     return ProtocolResult(
         protocol="cross-domain",
-        settings={
-            **{"dataset": dataset.name, "split": "+".join(splits)},
-            **{"weights": common.weights, "domains": sorted(left_out)},
-        },
+        settings=settings_of(dataset, common, domains=sorted(left_out)),
         scores=_scores(predictions, loaded.task, predictions.read),
         details={
             "trained_on": sorted(trained),
@@ -83,8 +80,8 @@ def cross_domain(run: Path, common: EvaluationConfig, config: CrossDomainConfig)
     )
 
 
-def _every_image(loaded: LoadedRun, requested: Sequence[str]) -> tuple[Dataset, list[str]]:
-    """Return the images of the splits as one data set, each image once, and the names of the splits."""
+def _every_image(loaded: LoadedRun, requested: Sequence[str]) -> Dataset:
+    """Return the images of the splits as one data set, each image once; its split names them all."""
     spec, root = loaded.store.spec.dataset, loaded.store.source_root
     splits = load_manifest(loaded.store.source, root).splits
     there = [name for name, files in splits.items() if any(_is_there(root / path) for path in files.values())]
@@ -94,7 +91,7 @@ def _every_image(loaded: LoadedRun, requested: Sequence[str]) -> tuple[Dataset, 
         dataset = relabelled(read_dataset(loaded.store.source, root, name), spec.classes, f"the run {loaded.path}")
         for sample in dataset.samples:
             samples.setdefault(sample.path, sample)
-    return replace(dataset, split="+".join(names), samples=list(samples.values())), names
+    return replace(dataset, split="+".join(names), samples=list(samples.values()))
 
 
 def _is_there(path: Path) -> bool:
@@ -191,13 +188,7 @@ def worst_group(run: Path, common: EvaluationConfig, config: WorstGroupConfig) -
     worst = min(scored, key=lambda record: float(record["accuracy"]))
     return ProtocolResult(
         protocol="worst-group",
-        settings={
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "weights": common.weights,
-            "groups": config.groups,
-            "least_images": config.least_images,
-        },
+        settings=settings_of(dataset, common, groups=config.groups, least_images=config.least_images),
         scores={
             "worst_group": worst["accuracy"],
             "mean": top_k_accuracy(predictions.scores[predictions.read], predictions.labels[predictions.read], 1),

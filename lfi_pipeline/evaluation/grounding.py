@@ -36,6 +36,7 @@ from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
+from lfi_pipeline.data.dataset import class_mask
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.verify import CHUNK
 
@@ -310,13 +311,9 @@ def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 
         sample = dataset.samples[place]
         if len(sample.labels) < least_labels:
             continue
-        masks = [
-            instance.mask(sample.height, sample.width)
-            for instance in dataset.instances[sample.key]
-            if instance.label == label and instance.segmentation is not None
-        ]
-        if masks:
-            words.append(GroundedWord.of(position, row, np.logical_or.reduce(masks), label))
+        mask = class_mask(dataset.instances[sample.key], label, sample.height, sample.width)
+        if mask is not None:
+            words.append(GroundedWord.of(position, row, mask, label))
     if not words:
         raise DatasetError(
             f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "

@@ -38,7 +38,7 @@ from lfi_pipeline.evaluation.grounding import (
     word_classes,
 )
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split, settings_of
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.query_head import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
@@ -172,12 +172,7 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
     teacher, last = layers[-1], answers or (taps[-1] if taps else {})
     return ProtocolResult(
         protocol="grounding",
-        settings={
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "weights": common.weights,
-            "targets": store.spec.fingerprint,
-        },
+        settings=settings_of(dataset, common, targets=store.spec.fingerprint),
         scores={
             **{name: last[name] for name in MAP_SCORES if last},
             **({"tap_divergence": _mean([tap["divergence"] for tap in taps])} if taps else {}),

@@ -22,7 +22,7 @@ from lfi_pipeline.data.dataset import counterpart, relabelled
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
-from lfi_pipeline.targets import TargetStore
+from lfi_pipeline.targets import DatasetSpec, TargetStore
 from lfi_pipeline.training.config import NO_SPLIT
 from lfi_pipeline.training.run_dir import read_json, recorded_config, write_run_json
 
@@ -64,6 +64,11 @@ def read_split(loaded: LoadedRun, split: str) -> Dataset:
     spec = loaded.store.spec.dataset
     dataset = read_dataset(loaded.store.source, loaded.store.source_root, split)
     return relabelled(dataset, spec.classes, f"the cache {loaded.store.path}")
+
+
+def settings_of(dataset: Dataset | DatasetSpec, common: EvaluationConfig, **own: Any) -> dict[str, Any]:
+    """Return the settings of a result on a split: those that every such protocol has, then the protocol's own."""
+    return {"dataset": dataset.name, "split": dataset.split, "weights": common.weights, **own}
 
 
 EVALUATION = "evaluation"
@@ -132,9 +137,11 @@ def read_results(run: Path, protocol: str | None = None) -> list[ProtocolResult]
     return [result for result in results if protocol in (None, result.protocol)]
 
 
-def latest_results(run: Path) -> dict[str, ProtocolResult]:
-    """Return, of each protocol that has any, the result that was written last. Raises as `read_results`."""
-    return {result.protocol: result for result in read_results(run)}
+def latest_results(
+    run: Path, counts: Callable[[ProtocolResult], bool] = lambda result: True
+) -> dict[str, ProtocolResult]:
+    """Return, of each protocol that has any that counts, the result that was written last. Raises as `read_results`."""
+    return {result.protocol: result for result in read_results(run) if counts(result)}
 
 
 def is_of_validation(result: ProtocolResult, record: Mapping[str, Any]) -> bool:

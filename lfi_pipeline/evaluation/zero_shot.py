@@ -28,7 +28,7 @@ from lfi_pipeline.core.errors import ConfigError, LFIError
 from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.evaluation.config import EvaluationConfig, ZeroShotConfig
-from lfi_pipeline.evaluation.protocols import ProtocolResult, load
+from lfi_pipeline.evaluation.protocols import ProtocolResult, load, settings_of
 from lfi_pipeline.students.query_head import TextQueries
 from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
 from lfi_pipeline.targets.verify import CHUNK, evenly_spaced
@@ -294,12 +294,7 @@ def zero_shot(run: Path, common: EvaluationConfig, config: ZeroShotConfig) -> Pr
         details["map_by_softmax"] = mean_average_precision(logits.softmax(1), truth)
     return ProtocolResult(
         protocol="zero-shot",
-        settings={
-            "dataset": store.spec.dataset.name,
-            "split": store.spec.dataset.split,
-            "weights": common.weights,
-            "targets": store.spec.fingerprint,
-        },
+        settings=settings_of(store.spec.dataset, common, targets=store.spec.fingerprint),
         scores=scores,
         details=details,
         seconds=time.monotonic() - began,

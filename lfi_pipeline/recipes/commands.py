@@ -143,23 +143,11 @@ def commands_of(
         _extract(recipe, place, recipe.dataset, place.data_root, splits.train, place.shards, sizes[splits.train])
     ]
     val = place.val_shards(splits)
-    if val != place.shards:
-        commands.append(
-            _extract(recipe, place, recipe.dataset, place.data_root, splits.val, val, sizes[splits.val], views="full")
-        )
-    if splits.test:
-        commands.append(
-            _extract(
-                recipe,
-                place,
-                *(recipe.dataset, place.data_root, splits.test, place.test_shards, sizes[splits.test]),
-                views="full",
-            )
-        )
-    for name, root in place.zero_shot.items():
-        commands.append(
-            _extract(recipe, place, name, root, "all", place.out / f"shards-{name}", sizes[name], views="full")
-        )
+    own = [(splits.val, val)] if val != place.shards else []
+    own += [(splits.test, place.test_shards)] if splits.test else []
+    scored = [(recipe.dataset, place.data_root, split, cache, sizes[split]) for split, cache in own]
+    scored += [(name, root, "all", place.out / f"shards-{name}", sizes[name]) for name, root in place.zero_shot.items()]
+    commands += [_extract(recipe, place, *each, views="full") for each in scored]
     grounded = any(each.protocol == "grounding" for each in recipe.evaluate)
     seen = command_words("inspect", place.test_shards if splits.test else val, pointing=grounded or None)
     commands.append(Command(title="what the teacher sees", words=seen))
@@ -209,8 +197,9 @@ def _evaluations(
 ) -> list[Command]:
     scored = scored_by(evaluation, runs)
     caches: list[Path | None] = [None]
-    if evaluation.targets in ("val", "test"):
-        caches = [val if evaluation.targets == "val" else place.test_shards]
+    own = {"val": val, "test": place.test_shards}
+    if evaluation.targets in own:
+        caches = [own[evaluation.targets]]
     elif evaluation.targets == "zero-shot":
         caches = [place.out / f"shards-{name}" for name in place.zero_shot]
     options = {name.replace("-", "_"): value for name, value in evaluation.options.items()}

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from lfi_pipeline.core.errors import RunError
 from lfi_pipeline.core.schema import Count, Share, read_as, wrong
-from lfi_pipeline.evaluation.protocols import EVALUATION, is_of_validation, read_results
+from lfi_pipeline.evaluation.protocols import EVALUATION, is_of_validation, latest_results
 from lfi_pipeline.training.run_dir import (
     CONFIG,
     SUMMARY,
@@ -298,8 +298,7 @@ class _Localisation(msgspec.Struct):
 
 
 def _scores(run: Path, record: Mapping[str, Any]) -> Scores | None:
-    results = read_results(run)
-    latest = {each.protocol: each for each in results if each.protocol == "grounding" or is_of_validation(each, record)}
+    latest = latest_results(run, lambda result: result.protocol == "grounding" or is_of_validation(result, record))
     classified, grounded = latest.get("classification"), latest.get("grounding")
     if classified is None and grounded is None:
         return None

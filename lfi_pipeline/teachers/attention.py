@@ -161,8 +161,7 @@ def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-SMALL = 100_000_000
-"""Parameters of a trunk below which a GPU waits for its kernels to be launched, so that CUDA graphs pay."""
+SMALL = 100_000_000  # parameters of a trunk: with fewer a GPU waits for its kernels to be launched, and CUDA graphs pay
 
 
 def compiled_function(function: Callable[..., Tensor], *, graphs: bool, **options: Any) -> Callable[..., Tensor]:
@@ -214,9 +213,10 @@ class CompiledBlocks:
 
     def _forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Stands in for a block's: runs the piece that begins here, or hands on what came out of the piece it is in."""
-        self._ends = self._pieces(len(x)) if number == 0 else self._ends
-        if number == 0 and self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        if number == 0:
+            self._ends = self._pieces(len(x))
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         end = self._ends[number]
         if end < number:
             return x

@@ -27,6 +27,7 @@ from lfi_pipeline.core.io import output_errors, seal, write_atomic
 from lfi_pipeline.core.runtime import OperationCounter, progress_bar, tell
 from lfi_pipeline.data import Dataset, Sample
 from lfi_pipeline.data.augment import WHOLE, view_image
+from lfi_pipeline.data.dataset import class_mask
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.evaluation.grounding import mass_in_mask, peaks_in_mask
 from lfi_pipeline.report.overlay import MapColumn, contact_sheet
@@ -259,12 +260,8 @@ def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequ
 
 def _mask(dataset: Dataset, sample: Sample, label: int | None) -> Tensor | None:
     """The union of the masks of a class's objects, bool [H, W]; None for a word that names none."""
-    masks = [
-        instance.mask(sample.height, sample.width)
-        for instance in dataset.instances.get(sample.key, ())
-        if instance.label == label
-    ]
-    return torch.from_numpy(np.logical_or.reduce(masks)) if masks else None
+    mask = class_mask(dataset.instances.get(sample.key, ()), label, sample.height, sample.width)
+    return None if mask is None else torch.from_numpy(mask)
 
 
 def _scored(

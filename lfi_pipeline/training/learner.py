@@ -172,8 +172,8 @@ class Learner(nn.Module):
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             each = task_loss(self.task, features.logits, batch.labels, self._multi_label_loss)
-            weight = 1 if batch.label_weight is None else batch.label_weight
-            losses[TASK] = (each * weight).mean() * context.share
+            each = each if batch.label_weight is None else each * batch.label_weight
+            losses[TASK] = each.mean() * context.share
         for name, term in self.terms.items():
             losses[name] = term(self.student, features, context)
         weighted = [losses[name] * weights.get(name, 1.0) for name in losses]

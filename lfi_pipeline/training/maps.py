@@ -16,7 +16,7 @@ from lfi_kernels.interaction_attention import Companding
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
-from lfi_pipeline.data.dataset import relabelled
+from lfi_pipeline.data.dataset import class_mask, relabelled
 from lfi_pipeline.data.mixing import Mix, mix_maps
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.targets import TargetStore, decode_maps, encode_maps
@@ -32,7 +32,7 @@ class Cut:
 
     Attributes:
         maps: fp32 [B, L, M, N]; a row sums to 1, or to 0 where nothing of it is seen.
-        kept: fp32 [B, L, M], share of the word's mass that is seen: the w of the loss (objectives/terms.py); 0 for padding.
+        kept: fp32 [B, L, M], share of the word's mass that is seen: the w of the loss (objectives/interaction.py); 0 for padding.
         words: int64 [B, M], -1 for padding.
     """
 
@@ -269,12 +269,9 @@ class TrueMasks:
         covered = torch.zeros(len(classes), *grid)
         whole = torch.tensor([WHOLE.window])
         for place, label in enumerate(classes):
-            masks = [
-                each.mask(height, width) for each in objects if each.label == label and each.segmentation is not None
-            ]
-            if masks:
-                union = torch.from_numpy(np.logical_or.reduce(masks)).float()
-                covered[place] = view_maps(union[None, None], whole, grid)[0, 0]
+            mask = class_mask(objects, label, height, width)
+            if mask is not None:
+                covered[place] = view_maps(torch.from_numpy(mask).float()[None, None], whole, grid)[0, 0]
         return covered
 
 

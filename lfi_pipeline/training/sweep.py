@@ -232,6 +232,12 @@ def _table(value: Any, path: Path, name: str) -> Mapping[str, Any]:
     return value
 
 
+def _require_entries(table: Any, path: Path, section: str, entries: Sequence[str]) -> None:
+    for name in _table(table, path, section):
+        if name not in entries:
+            raise UnknownNameError(f"entry of {path}, [[{section}]]:", name, entries)
+
+
 def _grid(table: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for key, values in table.items():
@@ -251,9 +257,7 @@ def _variants(tables: Any, path: Path) -> tuple[Variant, ...]:
     variants = []
     for number, table in enumerate(tables, start=1):
         section = f"variant {number}"
-        for name in _table(table, path, section):
-            if name not in ("name", "set"):
-                raise UnknownNameError(f"entry of {path}, [[{section}]]:", name, ("name", "set"))
+        _require_entries(table, path, section, ("name", "set"))
         name = table.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
             raise ConfigError(f"{path}, [[{section}]] must have a name of letters, digits and .+-, got {name!r}.")
@@ -267,9 +271,7 @@ def _variants(tables: Any, path: Path) -> tuple[Variant, ...]:
 
 def _condition(table: Any, path: Path, number: int) -> Condition:
     section = f"where {number}"
-    for name in _table(table, path, section):
-        if name not in ("match", "set"):
-            raise UnknownNameError(f"entry of {path}, [[{section}]]:", name, ("match", "set"))
+    _require_entries(table, path, section, ("match", "set"))
     match = {}
     for key, wanted in _table(table.get("match", {}), path, f"match of {section}").items():
         match.update(_wanted(key, wanted, path, f"{path}, [[{section}]]"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,7 @@ def _varied_finish(rgb: Array, rng: np.random.Generator) -> Array:
     return (_plain, _camera, _halftone, _sensor)[rng.choice(4, p=(0.4, 0.3, 0.1, 0.2))](rgb, rng)
 
 
+@cache
 def _silhouette(name: str) -> Image.Image:
     """Return a drawing of OpenMoji in one colour, its lines cut out, as an icon would show it."""
     picture = sprite(name)
@@ -262,6 +264,7 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+@cache
 def font_domain(font_file: Path) -> Domain:
     """Return the domain of an emoji font of the user's: its drawings as they are, before photograph-like backgrounds.
 

@@ -81,6 +81,7 @@ EMBLEMS: dict[str, tuple[str, ...]] = {
 """Drawings of 29 of the categories by Font Awesome, which no domain that is trained on uses."""
 
 SPRITE_SIZE = 112
+_IN_NO_FONT = "\U0010fffd"  # of the private use area
 _ICON_FONTS = {"mdi6": "materialdesignicons6-webfont", "ph": "phosphor", "fa6s": "fontawesome6-solid-webfont"}
 
 
@@ -116,21 +117,26 @@ def font_sprite(name: str, font_file: Path) -> Image.Image | None:
     Raises:
         ConfigError: the file is no font that can be read.
     """
+    ink, absent = (_font_ink(character, font_file) for character in (GLYPHS[name], _IN_NO_FONT))
+    return None if ink == absent else ink  # a font draws what it lacks as one and the same sign, or not at all
+
+
+@cache
+def _font_ink(character: str, font_file: Path) -> Image.Image | None:
+    return _inked(character, _emoji_font(font_file), embedded_color=True)
+
+
+@cache
+def _emoji_font(font_file: Path) -> ImageFont.FreeTypeFont:
     try:
-        font = _font(font_file, SPRITE_SIZE)
+        return _font(font_file, SPRITE_SIZE)
     except OSError:
-        try:
-            font = _font(font_file, 109)  # Noto Color Emoji and its like hold bitmaps of this one size
-        except OSError as error:
-            raise ConfigError(
-                f"font must be a font that draws emojis, got {font_file}: {error}.", argument="font"
-            ) from error
-    absent = font.getmask("\U0010fffd", mode="RGBA").getbbox()
-    box = font.getmask(GLYPHS[name], mode="RGBA").getbbox()
-    if box is None or (box == absent and bytes(font.getmask(GLYPHS[name])) == bytes(font.getmask("\U0010fffd"))):
-        return None
-    ink = _inked(GLYPHS[name], font, embedded_color=True)
-    return ink
+        pass
+    try:
+        return _font(font_file, 109)  # Noto Color Emoji and its like hold bitmaps of this one size
+    except OSError as error:
+        message = f"font must be a font that draws emojis, got {font_file}: {error}."
+        raise ConfigError(message, argument="font") from error
 
 
 @cache

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from lfi_pipeline.core.errors import DatasetError
 from lfi_pipeline.data import dataset as table
-from lfi_pipeline.data.dataset import Sample, SampleTable
+from lfi_pipeline.data.dataset import Instance, Sample, SampleTable, class_mask
 
 BYTES_A_SAMPLE = 300  # with a caption of 60 letters and a path of 40
 
@@ -124,3 +125,15 @@ def test_a_table_travels_to_worker_processes() -> None:
     found = SampleTable(_sample(i) for i in range(10))
     assert copy.deepcopy(found) == found
     assert len(ForkingPickler.dumps(found)) > 0
+
+
+def test_a_classs_mask_is_the_union_of_those_of_its_objects_that_have_one() -> None:
+    def square(label: int, left: int, masked: bool = True) -> Instance:
+        corners = [left, 0, left + 2, 0, left + 2, 2, left, 2]
+        return Instance(label=label, bbox_xywh=(left, 0, 2, 2), segmentation=[corners] if masked else None)
+
+    objects = [square(0, 0), square(0, 4), square(1, 2), square(0, 6, masked=False), square(2, 6, masked=False)]
+    mask = class_mask(objects, 0, 3, 8)
+    assert mask is not None
+    assert np.array_equal(mask, objects[0].mask(3, 8) | objects[1].mask(3, 8))
+    assert [class_mask(objects, label, 3, 8) for label in (2, 3, None)] == [None] * 3
