@@ -127,10 +127,13 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+CHOSEN = "chosen.toml"
+TRIED = ("lr", "weight", "weight_decay", "query_lr", "layer_decay", "warmup_epochs", "epochs", "words", "ema")
 FILES = {
     "*/config.json": "the runs, a directory each",
     "leaderboard.md": "the ranking, for people",
     "leaderboard.csv": "the ranking, for programs",
+    CHOSEN: "the best trials, as [[where]] of the next sweep",
 }
 
 
@@ -143,6 +146,15 @@ class Sweep:
     together: Annotated[
         int, Option("Runs of one data order that are fed from one read; each takes its memory.", ge=1)
     ] = 1
+    choose: Annotated[
+        tuple[str, ...],
+        Option(
+            "Settings that were tried out, such as lr,weight: show and write the best trial, by validation, for every "
+            "combination of the others.",
+            separator=",",
+            choices=TRIED,
+        ),
+    ] = ()
     dry_run: Annotated[bool, Option("List the runs and their steps and stop.")] = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -186,7 +198,7 @@ def sweep(config: Sweep) -> Shown:
     result: Result = {"out": str(out), "runs": len(plan), "failed": failed}
     if not is_first_process():
         return Shown(result, silent=True, code=int(bool(failed)))
-    rows = _leaderboard(result, out)
+    rows = _leaderboard(result, out, config.choose)
     return Shown(result, lambda console: _show(console, rows, result), code=int(bool(failed)))
 
 
@@ -203,15 +215,19 @@ def _sweep_planned(plan: list[PlannedRun], steps: list[int], out: Path) -> Shown
     return Shown(result, lambda console: facts(console, "Planned", rows))
 
 
-def _leaderboard(result: Result, out: Path) -> list[Standing]:
-    """Write the leaderboard of `out`, and add it to the result."""
+def _leaderboard(result: Result, out: Path, tried: Sequence[str]) -> list[Standing]:
+    """Write the leaderboard of `out` and the best trials, and add them to the result."""
     from lfi_pipeline.report.text import standings_csv, standings_markdown, write_text
+    from lfi_pipeline.report.verdict import choices, choices_toml
     from lfi_pipeline.report.views import standings
 
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
     write_text(out / "leaderboard.md", standings_markdown(rows))
     write_text(out / "leaderboard.csv", standings_csv(rows))
     result["leaderboard"] = [dataclasses.asdict(row) for row in rows]
+    if tried:
+        result["chosen"] = [dataclasses.asdict(choice) for choice in choices(rows, tried)]
+        write_text(out / CHOSEN, choices_toml(choices(rows, tried)))
     return rows
 
 
@@ -226,6 +242,7 @@ def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> Non
         table.add_row(*line)
     if rows:
         whole_table(console, table)
+    say(console, *((Path(result["out"]) / CHOSEN).read_text().splitlines() if "chosen" in result else ()))
     failures = [("failed", f"{name}: {error}") for name, error in result["failed"].items()]
     facts(console, "", [*failures, ("in", result["out"])])
     show_tree(console, Path(result["out"]), FILES)

@@ -151,12 +151,13 @@ def commands_of(
     grounded = any(each.protocol == "grounding" for each in recipe.evaluate)
     seen = command_words("inspect", place.test_shards if splits.test else val, pointing=grounded or None)
     commands.append(Command(title="what the teacher sees", words=seen))
-    sweep = command_words(
-        "sweep", place.out / SWEEP, together=place.together, workers=place.workers, device=place.device
-    )
+    machine = {"together": place.together, "workers": place.workers, "device": place.device}
+    sweep = command_words("sweep", place.out / SWEEP, choose=list(recipe.choose) or None, **machine)
     commands.append(Command(title=f"{len(runs)} students", words=sweep))
     for each in recipe.evaluate:
         commands += _evaluations(each, place, splits, runs, val)
+    if recipe.choose:
+        return commands
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
     written = {"markdown": place.out / "results.md", "csv": place.out / "results.csv"}

@@ -123,6 +123,12 @@ class Recipe:
     )
     variant: Annotated[tuple[Mapping[str, Any], ...], Option("As [[variant]] of a sweep.")] = ()
     where: Annotated[tuple[Mapping[str, Any], ...], Option("As [[where]] of a sweep.")] = ()
+    choose: Annotated[
+        tuple[str, ...],
+        Option(
+            "Settings that the recipe tries out, as lfi sweep shows the best trials of them; then it compares nothing."
+        ),
+    ] = ()
     evaluate: Annotated[tuple[Evaluation, ...], Option("Calls of the evaluation.")] = ()
     primary: Annotated[
         tuple[str, ...],

@@ -1,9 +1,12 @@
-"""The result in sentences, computed from the numbers: better, worse, or no difference shown."""
+"""What the numbers say: better, worse, or no difference shown, in sentences; and which trial of some settings did best."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
 
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
@@ -11,7 +14,10 @@ from lfi_pipeline.report.charts import Crossing
 from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
-from lfi_pipeline.report.text import points
+from lfi_pipeline.report.text import points, value_text
+from lfi_pipeline.report.views import Standing
+from lfi_pipeline.training.config import DEFAULT_WEIGHT, Weight
+from lfi_pipeline.training.sweep import shown
 
 SEEN, HELD_OUT = "map_seen", "map_heldout"
 
@@ -181,3 +187,63 @@ def _pointing(lfi: Group, scores: _Scores) -> list[str]:
         f"Its last tap points into the right object for {points(mine.mean)}\u00a0% of words; "
         f"the teacher does for {points(evaluation.teacher_pointing)}\u00a0%{chance}."
     ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The best of the trials that differ in the settings tried alone: its row, and how many trials there were.
+
+    `match` are the settings that tell these trials from all others, `set` those tried, as the best has them; `edges`
+    are those of them that are the least or the largest of several values, so that a better one may lie beyond.
+    """
+
+    trial: Standing
+    trials: int
+    match: Mapping[str, Any]
+    set: Mapping[str, Any]
+    edges: tuple[str, ...]
+
+
+def choices(rows: Sequence[Standing], tried: Collection[str]) -> list[Choice]:
+    """Return the best row for every combination of the settings that are not in `tried`; `rows` have the best first."""
+    names = list(rows[0].settings) if rows else []
+    telling: list[str] = []
+    for name in [name for name in names if name not in tried]:
+        finer = {shown([row.settings[each] for each in (*telling, name)]) for row in rows}
+        if len(finer) > len({shown([row.settings[each] for each in telling]) for row in rows}):
+            telling.append(name)  # the patch size, say, follows from the student
+    alike: dict[str, list[Standing]] = {}
+    for row in rows:
+        alike.setdefault(shown([row.settings[name] for name in telling]), []).append(row)
+    made = []
+    for best, *others in alike.values():
+        match, chosen = {n: best.settings[n] for n in telling}, {n: best.settings[n] for n in names if n in tried}
+        sizes = {name: sorted({_size(row.settings[name]) for row in (best, *others)}) for name in chosen}
+        edges = [n for n, of in sizes.items() if len(of) > 1 and _size(chosen[n]) in (of[0], of[-1])]
+        made.append(Choice(trial=best, trials=1 + len(others), match=match, set=chosen, edges=tuple(edges)))
+    return made
+
+
+def _size(value: Any) -> float:
+    weights = [Weight.parse(each) for each in value.values()] if isinstance(value, Mapping) else []
+    return float(value) if isinstance(value, int | float) else next(iter(weights), DEFAULT_WEIGHT).value
+
+
+def choices_toml(chosen: Sequence[Choice]) -> str:
+    """Return the best trials as `[[where]]` of a sweep, each with its scores, and whether a better may lie beyond."""
+    text = ""
+    for each in chosen:
+        scores = [f"{name} {value_text(score, 'share')}" for name, score in each.trial.scores.items()]
+        beyond = f", {' and '.join(each.edges)} at the edge" if each.edges else ""
+        chosen_of = {name: value for name, value in each.set.items() if value != {}}
+        text += f"# best of {each.trials} trials{beyond}: {', '.join(scores)}\n"
+        text += f"[[where]]\nmatch = {_inline(each.match)}\nset = {_inline(chosen_of)}\n\n"
+    return text
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    """A table on one line."""
+    pairs = [
+        f"{n} = {_inline(v)}" if isinstance(v, Mapping) else tomli_w.dumps({n: v}).strip() for n, v in table.items()
+    ]
+    return f"{{ {', '.join(pairs)} }}"

@@ -134,7 +134,7 @@ def run_sweep(
             _write_record(out, plan, errors)
     if record:
         _write_record(out, plan, errors)
-    return [Outcome(run=run, error=errors.get(run.folder)) for run in plan]
+    return [Outcome(run=run, error=_error(run, errors)) for run in plan]
 
 
 def _train_group(
@@ -157,6 +157,11 @@ def _train_group(
     return {}
 
 
+def _error(run: PlannedRun, errors: Mapping[Path, str]) -> str | None:
+    """Why a run is not finished; one that was left to another process may be by now."""
+    return None if is_finished(run) else errors.get(run.folder)
+
+
 def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -165,7 +170,7 @@ def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, s
     clear_leftovers(out)
     runs = []
     for run in plan:
-        error = errors.get(run.folder)
+        error = _error(run, errors)
         state = "failed" if error else "finished" if is_finished(run) else "waiting"
         runs.append({"name": run.name, "state": state} | ({"error": error} if error else {}))
     write_json(out / RECORD, {"runs": runs})

@@ -19,6 +19,7 @@ Lfi = Callable[..., Any]
 Fails = Callable[..., str]
 
 SCORES = {"none": 0.3, "lfi": 0.5}
+BEST_RATE = 5e-4  # the usual one
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             (folder / "config.json").write_text(json.dumps({"settings": flatten(config)}))
             if config.data.seed == 9:
                 raise ConfigError("The loss is nan.")
-            score = SCORES[config.objective] + config.data.seed / 100
+            score = SCORES[config.objective] + config.data.seed / 100 - 10 * abs(config.optimizer.lr - BEST_RATE)
             (folder / "summary.json").write_text(json.dumps({"map_seen": score, "map_heldout": None}))
         return [{} for _ in runs]
 
@@ -104,6 +105,33 @@ def test_a_changed_file_adds_runs(lfi: Lfi, file: Path, trained: list[list[str]]
     ended = lfi("sweep", file, *OPTIONS, "--json")
     assert trained[4:] == [["none-2"], ["lfi-2"]]
     assert ended.json["leaderboard"][0]["seeds"] == [0, 1, 2]  # old ones stay
+
+
+def test_the_best_trials_are_settings_of_the_next_sweep(lfi: Lfi, file: Path, trained: list[list[str]]) -> None:
+    text = file.read_text()
+    rates = "lr = [2e-4, 5e-4, 1e-3]"
+    file.write_text(text.replace("[grid]", f"[grid]\n{rates}").replace("set = {epochs = 1}", "set = {lr = 2e-3}"))
+    ended = lfi("sweep", file, *OPTIONS, "--choose", "lr")
+    chosen = (file.parent / "runs/chosen.toml").read_text(encoding="utf-8")
+    assert chosen in ended.out
+    assert "best of 3 trials: map_seen 50.5 ± 6.4" in chosen  # two seeds each
+    assert "best of 1 trials: map_seen 29.0 ± 6.4" in chosen  # [[where]] made them one
+
+    file.write_text(text.replace("seed = [0, 1]", "seed = [2]") + chosen)
+    planned = lfi("sweep", file, "--dry-run", "--json").json["runs"]
+    assert len(planned) == 2
+    trained.clear()
+    lfi("sweep", file, *OPTIONS)
+    rate = {
+        run: json.loads((file.parent / "runs" / run / "config.json").read_text())["settings"]["lr"]
+        for (run,) in trained
+    }
+    assert rate == {"none": 2e-3, "lfi": 5e-4}
+
+
+def test_only_settings_that_have_a_best_value_are_chosen(fails: Fails, file: Path, trained: list[list[str]]) -> None:
+    assert "weight_decay" in fails("UnknownNameError", "sweep", file, "--choose", "seed")
+    assert trained == []
 
 
 def test_a_failing_run_is_told_at_the_end(lfi: Lfi, file: Path, trained: list[list[str]]) -> None:

@@ -97,7 +97,9 @@ def test_the_evidence_has_every_control_over_five_seeds_for_two_families_of_stud
 
 
 def test_trials_are_as_many_for_every_objective_and_head_and_share_no_seed_with_the_evidence(tmp_path: Path) -> None:
-    runs = prepared("scenes-tune", tmp_path).runs
+    found = prepared("scenes-tune", tmp_path)
+    runs, last = found.runs, found.commands[-1]
+    assert last.words[:4:3] == ("sweep", "lr,weight")  # there is nothing to compare yet
     trials = Counter(
         (r.config.student.name, r.config.head, r.config.objective, r.config.data.maps, r.config.data.mix.cutmix)
         for r in runs

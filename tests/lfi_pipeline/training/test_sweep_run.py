@@ -215,6 +215,23 @@ def test_a_run_that_another_process_trains_is_left_to_it(plan: list[PlannedRun],
     assert "lfi-0 is left to another process: lfi-0 is being trained by process 7 on there." in told
 
 
+def test_a_run_that_another_process_has_finished_since_has_not_failed(plan: list[PlannedRun], tmp_path: Path) -> None:
+    class Elsewhere(Loop):
+        """As if the run that comes first were finished elsewhere while this process trains the next."""
+
+        def __call__(self, runs: Any, machine: RuntimeConfig, *, command: str = "") -> list[Mapping[str, Any]]:
+            if (name := runs[0][1].name) == plan[0].name:
+                raise RunLockedError(f"{name} is being trained by process 7 on there.")
+            plan[0].folder.mkdir(exist_ok=True)
+            (plan[0].folder / "summary.json").write_text("{}")
+            return super().__call__(runs, machine, command=command)
+
+    errors, _ = sweep(plan, tmp_path, Elsewhere())
+    assert set(errors.values()) == {None}
+    states = {each["name"]: each["state"] for each in json.loads((tmp_path / "sweep.json").read_text())["runs"]}
+    assert set(states.values()) == {"finished"}
+
+
 def test_an_unreadable_summary_is_of_a_run_that_is_not_finished(plan: list[PlannedRun], tmp_path: Path) -> None:
     plan[0].folder.mkdir()
     (plan[0].folder / "summary.json").write_text("")
