@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.report.groups import Group, is_control
+from lfi_pipeline.report.groups import Group, learns_from_teacher
 from lfi_pipeline.report.runs import GallerySample
 
 FULL_AT = 4.0
@@ -178,7 +178,7 @@ def build_gallery(groups: Sequence[Group]) -> Gallery | None:
     if not runs:
         return None
     own = [(g, r) for g, r in runs if any(s.student is not None for s in r.gallery)]
-    own.sort(key=lambda pair: is_control(pair[0].config))
+    own.sort(key=lambda pair: not learns_from_teacher(pair[0].config))
     first_seeds = {group.label: (group, run) for group, run in reversed(runs)}
     drawn = [*own, *(p for p in first_seeds.values() if p not in own and any(s.cam is not None for s in p[1].gallery))]
     merged: dict[tuple[Any, ...], dict[int, GallerySample]] = {}

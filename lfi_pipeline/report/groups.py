@@ -116,9 +116,14 @@ def learns_maps(config: RunConfig) -> bool:
     return "lfi" in config.objective.split("+")
 
 
+def learns_from_teacher(config: RunConfig) -> bool:
+    """Whether a run learns the teacher's interaction maps: it is what controls are held against."""
+    return learns_maps(config) and config.maps == "teacher"
+
+
 def is_control(config: RunConfig) -> bool:
-    """Whether a run learns something else than the teacher's interaction maps: it is what lfi must beat."""
-    return not learns_maps(config) or config.maps != "teacher"
+    """Whether a run is what lfi must beat. True masks in place of maps are a ceiling: they are more than a teacher knows."""
+    return not learns_maps(config) or config.maps not in ("teacher", "masks")
 
 
 def base_label(config: RunConfig) -> str:
@@ -260,7 +265,7 @@ def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None
 def rivals(label: str, configs: Mapping[str, RunConfig]) -> list[str]:
     """Return the labels that one that learns the teacher's maps must beat; none for any other label."""
     config = configs[label]
-    if is_control(config):
+    if not learns_from_teacher(config):
         return []
     return [name for name, other in configs.items() if is_control(other) and comparable(config, other)]
 

@@ -130,8 +130,8 @@ def legend(comparison: Comparison) -> list[str]:
         ]
     if any(cell.best for block in comparison.blocks for row in block.rows for cell in row.cells):
         lines.append(
-            "Best control: of the groups that do not learn the teacher's maps (those with shuffled or uniform maps are "
-            "among them), the one with the best mean in that measure. It is chosen after the fact, in its favour."
+            "Best control: of the groups that do not learn the teacher's maps (shuffled, moved and uniform maps are among "
+            "them, true masks are not: a ceiling), the one with the best mean in that measure, chosen after the fact."
         )
     return lines
 

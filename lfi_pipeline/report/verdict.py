@@ -11,7 +11,7 @@ import tomli_w
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.charts import Crossing
-from lfi_pipeline.report.groups import Group, is_control, learns_maps, validation_curve
+from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
 from lfi_pipeline.report.text import points, value_text
@@ -65,7 +65,7 @@ def conclude(groups: Sequence[Group], table: Table) -> Verdict:
         table: `training_table(groups)`.
     """
     scores = _Scores(table)
-    own = [g for g in groups if not is_control(g.config)]
+    own = [g for g in groups if learns_from_teacher(g.config)]
     settings = [g for g in own if g.config.state == "persistent"] or own
     controls = [g for g in groups if is_control(g.config)]
     lfi, control = scores.best(settings), scores.best(controls)

@@ -73,6 +73,7 @@ def run(objective: str = "lfi", scores: dict[int, tuple[float | None, float | No
         ("embedding", {"maps": "uniform"}, "embedding", True),
         ("lfi", {}, "lfi", False),
         ("lfi", {"maps": "uniform"}, "lfi · uniform maps", True),
+        ("lfi", {"maps": "masks"}, "lfi · masks maps", False),  # a ceiling, which nobody must beat
         ("lfi", {"state": "reset"}, "lfi · reset", False),
         ("lfi+presence", {}, "lfi+presence", False),
         ("lfi+presence", {"maps": "shuffled"}, "lfi+presence · shuffled maps", True),
@@ -164,14 +165,15 @@ def test_controls_and_rivals_train_the_same_student_on_the_same_data() -> None:
         "none, large": config("none", student="large"),
         "embedding": config("embedding", batch_size=8),
         "shuffled": config(maps="shuffled"),
+        "masks": config(maps="masks"),
         "lfi": config(),
         "lfi, other data": config(dataset="coco"),
     }
-    assert choose_controls(configs) == {"embedding": "none", "shuffled": "none", "lfi": "none"}
+    assert choose_controls(configs) == dict.fromkeys(("embedding", "shuffled", "masks", "lfi"), "none")
     assert comparable(configs["lfi"], configs["none, tuned"])
     assert not comparable(configs["lfi"], configs["none, large"])
     assert rivals("lfi", configs) == ["none, tuned", "none", "none, again", "embedding", "shuffled"]
-    assert rivals("shuffled", configs) == rivals("none", configs) == []
+    assert rivals("shuffled", configs) == rivals("masks", configs) == rivals("none", configs) == []
     named = choose_controls(configs, "shuffled")
     assert set(named) == configs.keys() - {"shuffled"}
     assert set(named.values()) == {"shuffled"}

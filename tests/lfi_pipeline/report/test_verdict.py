@@ -42,6 +42,13 @@ def test_better(make_run: Any) -> None:
     assert verdict.crossing.step < 930
 
 
+def test_true_masks_are_neither_judged_nor_beaten(make_run: Any) -> None:
+    runs = several(make_run, "none", [0.30, 0.31, 0.32]) + several(make_run, "lfi", [0.55, 0.56, 0.58])
+    without, _ = judge(*runs)
+    with_masks, _ = judge(*runs, *several(make_run, "lfi", [0.70, 0.71, 0.72], maps="masks"))
+    assert with_masks.headline == without.headline == "lfi beats none by 25.3 mAP"
+
+
 def test_worse_is_said_plainly(make_run: Any) -> None:
     controls = several(make_run, "none", [0.50, 0.51, 0.52])
     verdict, text = judge(*controls, *several(make_run, "lfi", [0.30, 0.31, 0.33]))
