@@ -156,13 +156,11 @@ def commands_of(
     commands.append(Command(title=f"{len(runs)} students", words=sweep))
     for each in recipe.evaluate:
         commands += _evaluations(each, place, splits, runs, val)
-    if recipe.choose:
-        return commands
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
     written = {"markdown": place.out / "results.md", "csv": place.out / "results.csv"}
     table = command_words("compare", *folders, primary=primary, **written)
-    commands.append(Command(title="the table", words=table))
+    commands += [] if recipe.choose else [Command(title="the table", words=table)]
     page = command_words(
         "report", *folders, primary=primary, out=place.out / "report.html", title=f"Recipe {recipe.name}"
     )

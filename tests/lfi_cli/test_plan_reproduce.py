@@ -16,13 +16,21 @@ import typer.main
 from lfi_cli.main import app_for
 from tests.lfi_pipeline.data import layouts
 
-OF_SCENES = ("scenes", "scenes-ablations", "scenes-groups", "scenes-heads", "scenes-tune")
+OF_SCENES = (
+    "scenes",
+    "scenes-ablations",
+    "scenes-groups",
+    "scenes-heads",
+    "scenes-single",
+    "scenes-teacher",
+    "scenes-tune",
+)
 RECIPES = ("coco", "pacs", *OF_SCENES, "tiny-imagenet", "vlcs")
 PROTOCOLS = {
     "coco": {"grounding", "detection"},
     "pacs": {"cross-domain"},
     "scenes": {"grounding"},
-    "scenes-ablations": {"grounding"},
+    **{name: {"grounding"} for name in ("scenes-ablations", "scenes-single", "scenes-teacher")},
     "vlcs": {"cross-domain"},
 }
 """Beside classification, which all others have."""

@@ -4,7 +4,8 @@ Trains open_clip's own `CoCa` from `config.json` on freshly rendered `scenes` of
 never the seed of a demo data set) with open_clip's `CoCaLoss`, contrastive and captioning. Domain `emblem` and every font
 but OpenMoji's are held out of it, so that teacher and student can be scored on drawings that neither has seen. Everything
 needed to use the result is written to DIR: config.json, bpe.txt.gz, model.safetensors (half precision), recipe.json (this
-recipe, the losses and the sha256 of the weights).
+recipe, the losses and the sha256 of the weights). With `--dual` it makes a teacher of the other family: open_clip's `CLIP`,
+whose blocks begin as the embedded teacher's and whose text tower is new, saved so that `--teacher local-dir:DIR` takes it.
 
 The tiny teacher uses the tokenizer class of the large ones, so that word merging runs the same code for both.
 Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, algorithm 1.
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
-from open_clip.loss import CoCaLoss
+from open_clip.loss import ClipLoss, CoCaLoss
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -107,13 +108,14 @@ def _render(job: tuple[int, int, int, float]) -> tuple[npt.NDArray[np.uint8], tu
     return scene.image, scene.captions
 
 
-def train(recipe: Recipe, out: Path, *, init: Path | None = None) -> None:
+def train(recipe: Recipe, out: Path, *, init: Path | None = None, dual: bool = False) -> None:
     """Render, train one phase and write the teacher's files to `out`.
 
     Args:
         recipe: of this phase.
         out: where the files go.
         init: directory of the phase before, whose weights and vocabulary are taken over; None starts anew.
+        dual: make a dual encoder, of the embedded teacher's blocks.
     """
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,10 @@ def train(recipe: Recipe, out: Path, *, init: Path | None = None) -> None:
     images = torch.from_numpy(np.stack([image for image, _ in rendered])).permute(0, 3, 1, 2)
     captions = [texts for _, texts in rendered]
     phases: list[dict[str, Any]] = []
-    if init is None:
+    weights = out / ("open_clip_model.safetensors" if dual else "model.safetensors")
+    if dual:
+        model, tokenizer = _dual(out)
+    elif init is None:
         model, tokenizer = _fresh(captions, recipe, out)
     else:
         for name in ("config.json", "bpe.txt.gz"):
@@ -136,11 +141,11 @@ def train(recipe: Recipe, out: Path, *, init: Path | None = None) -> None:
         torch.stack([tokenizer([turn(texts[i]) for texts in captions]) for i in range(len(captions[0]))])
         for turn in (str, mirrored_caption)
     ]
-    losses = _fit(model, images, torch.stack(tokens), recipe, out / "model.safetensors")
+    losses = _fit(model, images, torch.stack(tokens), recipe, weights)
     record = {
         "phases": [*phases, {"recipe": asdict(recipe), "final_losses": losses}],
         "domains": sorted(set(TAUGHT)),
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
     }
@@ -162,16 +167,28 @@ def _fresh(captions: Sequence[tuple[str, ...]], recipe: Recipe, out: Path) -> tu
     return model, tokenizer
 
 
+def _dual(out: Path) -> tuple[Any, open_clip.SimpleTokenizer]:
+    """Write the config to `out`, and build a dual encoder whose blocks and patches are the embedded teacher's."""
+    coca: Any = load_coca_folder(Path(__file__).parent)[0]
+    own = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))
+    vision = {name: own["vision_cfg"][name] for name in ("image_size", "patch_size", "width", "head_width", "layers")}
+    text = {name: own["text_cfg"][name] for name in ("context_length", "width", "heads", "layers")}
+    config = {"embed_dim": own["embed_dim"], "vision_cfg": vision, "text_cfg": text | {"vocab_size": 49408}}
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    model = open_clip.CLIP(**config, output_dict=True)
+    begun = {name: value for name, value in coca.visual.state_dict().items() if name != "proj"}
+    model.visual.load_state_dict(begun, strict=False)  # its attentional pooler is the CoCa's alone
+    return model, open_clip.SimpleTokenizer(context_length=text["context_length"])
+
+
 def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe, weights: Path) -> dict[str, float]:
     """Train in place and save after every epoch; returns the last epoch's mean losses.
 
     images uint8 [S, 3, H, W]; tokens int64 [mirror 2, captions C, S, T].
     """
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     steps_per_epoch = len(images) // recipe.batch_size
@@ -180,7 +197,8 @@ def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe,
         optimizer,
         lambda step: min(1.0, (step + 1) / recipe.warmup_steps) * 0.5 * (1 + np.cos(np.pi * step / steps)),
     )
-    criterion = CoCaLoss(recipe.caption_weight, recipe.contrastive_weight)
+    writes = isinstance(model, open_clip.CoCa)
+    criterion = CoCaLoss(recipe.caption_weight, recipe.contrastive_weight) if writes else ClipLoss()
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1) * 255
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1) * 255
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -195,20 +213,15 @@ def _fit(model: Any, images: torch.Tensor, tokens: torch.Tensor, recipe: Recipe,
             flip = torch.rand(len(rows), generator=generator) < 0.5
             which = torch.randint(tokens.shape[1], (len(rows),), generator=generator)
             text = tokens[flip.long(), which, rows]
-            text = text[:, : int((text != 0).sum(1).max())]
+            text = text[:, : int((text != 0).sum(1).max())] if writes else text  # CLIP takes whole contexts alone
             batch = (images[rows] - mean) / std
             batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
             top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
             batch = F.pad(batch, (shift,) * 4, mode="reflect")[..., top : top + size, left : left + size]
             with torch.autocast("cpu", torch.bfloat16):
                 output = model(batch, text)
-            contrastive, caption = criterion(
-                output["image_features"].float(),
-                output["text_features"].float(),
-                output["logits"].float(),
-                output["labels"],
-                output["logit_scale"],
-            )
+            losses = criterion(**{n: v.float() if v.is_floating_point() else v for n, v in output.items()})
+            contrastive, caption = losses if writes else (losses, torch.zeros(()))
             (contrastive + caption).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -232,6 +245,6 @@ if __name__ == "__main__":
     parser.add_argument("--init", type=Path, help="directory of an earlier phase to go on from")
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--dual", action="store_true", help="make a dual encoder of the embedded teacher's blocks")
     options = vars(parser.parse_args())
-    out_folder, init_folder = options.pop("out"), options.pop("init")
-    train(Recipe(**options), out_folder, init=init_folder)
+    train(out=options.pop("out"), init=options.pop("init"), dual=options.pop("dual"), recipe=Recipe(**options))

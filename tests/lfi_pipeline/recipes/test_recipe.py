@@ -20,7 +20,15 @@ from lfi_pipeline.recipes import Place, load_recipe, recipe_names
 from lfi_pipeline.recipes.commands import Prepared, planned_runs, prepare, sweep_table, write_files
 from tests.lfi_pipeline.data import layouts
 
-OF_SCENES = ("scenes", "scenes-ablations", "scenes-groups", "scenes-heads", "scenes-tune")
+OF_SCENES = (
+    "scenes",
+    "scenes-ablations",
+    "scenes-groups",
+    "scenes-heads",
+    "scenes-single",
+    "scenes-teacher",
+    "scenes-tune",
+)
 NAMES = ("coco", "pacs", *OF_SCENES, "tiny-imagenet", "vlcs")
 OF_OBJECTIVES = tuple(name for name in NAMES if name not in OF_SCENES)
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -98,8 +106,9 @@ def test_the_evidence_has_every_control_over_five_seeds_for_two_families_of_stud
 
 def test_trials_are_as_many_for_every_objective_and_head_and_share_no_seed_with_the_evidence(tmp_path: Path) -> None:
     found = prepared("scenes-tune", tmp_path)
-    runs, last = found.runs, found.commands[-1]
-    assert last.words[:4:3] == ("sweep", "lr,weight")  # there is nothing to compare yet
+    runs, lines = found.runs, [each.line for each in found.commands]
+    assert [line.partition("--choose ")[2][:9] for line in lines if line.startswith("lfi sweep")] == ["lr,weight"]
+    assert not [line for line in lines if line.startswith("lfi compare")]  # nothing is scored yet
     trials = Counter(
         (r.config.student.name, r.config.head, r.config.objective, r.config.data.maps, r.config.data.mix.cutmix)
         for r in runs

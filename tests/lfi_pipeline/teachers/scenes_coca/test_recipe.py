@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lfi_pipeline.data.config import ScenesConfig
-from lfi_pipeline.teachers.registry import load_coca_folder
+from lfi_pipeline.teachers import scenes_coca
+from lfi_pipeline.teachers.dual import DualTeacher
+from lfi_pipeline.teachers.registry import load_coca_folder, load_teacher
 from lfi_pipeline.teachers.scenes_coca.recipe import TAUGHT, Recipe, learn_merges, train, write_merges
 
+EMBEDDED = Path(scenes_coca.__file__).parent
 RECIPE = Recipe(scenes=16, epochs=2, batch_size=8, warmup_steps=2)
 
 
@@ -74,6 +77,19 @@ def test_a_phase_leaves_a_folder_that_loads_and_says_how_it_was_made(phase_one: 
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.isfinite(value).all() for value in after.values())
+
+
+def test_a_dual_encoder_is_a_teacher_of_its_own_family(tmp_path: Path) -> None:
+    out = tmp_path / "dual"
+    train(RECIPE, out, dual=True)
+    teacher = load_teacher(f"local-dir:{out}")
+    assert isinstance(teacher, DualTeacher)
+    assert "contrastive" in teacher.kinds
+    assert torch.isfinite(teacher.embed_texts(["a dog left of an owl"])).all()
+    begun, _ = load_coca_folder(EMBEDDED)
+    name = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    before, after = begun.state_dict()[name], load_file(out / "open_clip_model.safetensors")[name].float()
+    assert 0 < float((after - before).norm() / before.norm()) < 0.5  # it goes on from there
 
 
 def test_its_seed_is_not_that_of_a_demo_data_set() -> None:
