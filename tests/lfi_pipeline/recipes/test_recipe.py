@@ -113,7 +113,7 @@ def test_trials_are_as_many_for_every_objective_and_head_and_share_no_seed_with_
         (r.config.student.name, r.config.head, r.config.objective, r.config.data.maps, r.config.data.mix.cutmix)
         for r in runs
     )
-    assert set(trials.values()) == {8}
+    assert set(trials.values()) == {10}
     assert len(trials) == 2 * 10
     assert not {r.config.data.seed for r in runs} & set(load_recipe("scenes").grid["seed"])
     assert {r.config.data.epochs * 2 for r in runs} == {load_recipe("scenes").base["epochs"]}
