@@ -21,13 +21,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError, DatasetError
-from lfi_pipeline.core.runtime import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, tell
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation.config import ClassificationConfig, EvaluationConfig
-from lfi_pipeline.evaluation.metrics import HEAD_SCORES
+from lfi_pipeline.evaluation.metrics import HEAD_SCORES, TEACHER, TEACHER_SCORES
 from lfi_pipeline.evaluation.probes import choose_probe, knn_scores
 from lfi_pipeline.evaluation.protocols import ProtocolResult, load, read_split, scored_split, settings_of
+from lfi_pipeline.evaluation.zero_shot import label_matrix, teacher_shares
 from lfi_pipeline.students import Student
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import LoadedRun
@@ -178,11 +180,13 @@ def _metric(scores: Tensor, labels: Tensor, task: str) -> float:
 def classification(run: Path, common: EvaluationConfig, config: ClassificationConfig) -> ProtocolResult:
     """Score `run` on its validation split or the split that is named; one trained without a task has no head's scores.
 
+    With the split's cache (`targets`) the teacher's zero-shot answers are scored too, from stored embeddings.
+
     Raises:
         ConfigError: the images have no labels, or there are too few training images for the probes.
     """
     began = time.monotonic()
-    of_probes = {name: value for name, value in asdict(config).items() if name != "split"}
+    of_probes = {name: value for name, value in asdict(config).items() if name not in ("split", "targets")}
     loaded = load(run, common)
     dataset = scored_split(loaded, config.split)
     task = _task(loaded, dataset)
@@ -191,6 +195,10 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
     if config.probes:
         probe_results, details["probes"] = probe_scores(loaded, dataset, validation, task, common, config)
         scores |= probe_results
+    if config.targets is not None:
+        teacher = _teacher_scores(TargetStore.open(config.targets), dataset, task, loaded.record["seen_domains"])
+        scores |= {name: value for name, value in teacher.items() if name in TEACHER_SCORES}
+        details |= {name: value for name, value in teacher.items() if name not in TEACHER_SCORES}
     return ProtocolResult(
         protocol="classification",
         settings=settings_of(dataset, common, **(of_probes if config.probes else {"probes": False})),
@@ -198,6 +206,22 @@ def classification(run: Path, common: EvaluationConfig, config: ClassificationCo
         details=details,
         seconds=time.monotonic() - began,
     )
+
+
+def _teacher_scores(store: TargetStore, dataset: Dataset, task: str, seen: Sequence[str]) -> dict[str, Any]:
+    """Return the zero-shot scores of the teacher on the images of its cache, none where the cache is of other images."""
+    spec, zero_shot = store.spec.dataset, store.zero_shot
+    if (spec.name, spec.split, spec.classes) != (dataset.name, dataset.split, dataset.classes) or zero_shot is None:
+        tell(f"The teacher's own answers are left out: its cache has none of {dataset.name}, split {dataset.split}.")
+        return {}
+    place = {store.index.keys[position]: position for position in store.usable.tolist()}
+    rows = [row for row, sample in enumerate(dataset.samples) if sample.key in place]
+    chosen = [dataset.samples[row] for row in rows]
+    shares = teacher_shares(store, zero_shot, np.array([place[sample.key] for sample in chosen], dtype=np.int64))
+    labels = label_matrix([sample.labels for sample in chosen], len(dataset.classes))
+    predictions = Predictions(shares, labels, torch.ones(len(rows), dtype=torch.bool))
+    scored = score_domains(predictions, task, [sample.domain for sample in chosen], frozenset(seen))
+    return {f"{TEACHER}{name}": value for name, value in scored.items() if name != "unreadable"}
 
 
 def _task(loaded: LoadedRun, dataset: Dataset) -> str:

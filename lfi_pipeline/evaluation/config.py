@@ -16,7 +16,11 @@ WEIGHTS = ("last", "best")
 SOURCES = ("run", "scratch")
 CLASS_AND_FIELD, FIELD = "class-and-field", "field"
 GROUPS = (CLASS_AND_FIELD, FIELD)
-MACHINE, TARGETS, GROUNDING = "Weights and machine", "Protocols grounding and zero-shot", "Protocol grounding"
+MACHINE, TARGETS, GROUNDING = (
+    "Weights and machine",
+    "Protocols grounding, zero-shot, classification",
+    "Protocol grounding",
+)
 CROSS_DOMAIN, ZERO_SHOT, DETECTION = "Protocol cross-domain", "Protocol zero-shot", "Protocol detection"
 CLASSIFICATION, CONVERGENCE = "Protocol classification", "Protocol convergence"
 SPLIT, WORST_GROUP = "Protocols classification, worst-group and grounding", "Protocol worst-group"
@@ -39,6 +43,10 @@ class EvaluationConfig:
 
 
 _SPLIT = "Split to score; left out: the run's validation split."
+_SCORED = (
+    "Cache by the run's teacher: of the split that is scored (grounding: its words, and where it looks; classification: "
+    "the teacher's own answers), or of any data set with classes (zero-shot)."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +54,7 @@ class ClassificationConfig:
     """Options of the protocol classification."""
 
     split: Annotated[str | None, Option(_SPLIT, panel=SPLIT)] = None
+    targets: Annotated[Path | None, Option(_SCORED, panel=TARGETS)] = None
     probes: Annotated[
         bool,
         Option("k-NN and linear probe on frozen features: a pass over the training images.", panel=CLASSIFICATION),
@@ -98,12 +107,6 @@ class CrossDomainConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-_SCORED = (
-    "Cache by the run's teacher: of the split that is scored (grounding: its words, and where it looks), or of any data "
-    "set with classes (zero-shot)."
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

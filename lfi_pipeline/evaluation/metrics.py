@@ -24,6 +24,9 @@ HEAD_SCORES: Mapping[str, str] = {
     **over_domains("map", "mAP"),
 }
 """Scores that a run's summary and its evaluation may hold, shares in [0, 1] -> their headings."""
+TEACHER = "teacher_"
+"""Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
+TEACHER_SCORES = {f"{TEACHER}{name}": f"teacher's zero-shot {heading}" for name, heading in HEAD_SCORES.items()}
 
 
 Curve = Sequence[tuple[float, float]]
@@ -100,6 +103,7 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
         *_named(over_domains("knn_map", "k-NN mAP")),
         *_named(over_domains("linear_top1", "linear probe top-1")),
         *_named(over_domains("linear_map", "linear probe mAP")),
+        *_named(TEACHER_SCORES),
     ),
     "worst-group": (
         Measure(name="worst_group", heading="worst group, top-1"),
@@ -144,9 +148,6 @@ MEASURES: Mapping[str, tuple[Measure, ...]] = {
 }
 """Protocol -> its measures, main ones first. A score that a data set or a run does not have is missing."""
 PROTOCOLS = tuple(MEASURES)
-
-TEACHER = "teacher_"
-"""Measures of this prefix are of the teacher alone, whatever the run; the rest of the name is the student's measure."""
 PARTS: Mapping[str, str] = {"map_heldout": "mAP, held-out domain", "top1_heldout": "top-1, held-out domain"}
 """Measure of `classification` that is also told of each held-out domain -> heading, which the domain's name follows."""
 _OF_ONE_DOMAIN = {"classification": tuple(f"{name}_" for name in PARTS), "cross-domain": ("top1_", "map_")}

@@ -192,8 +192,12 @@ def _values(run: Run, result: ProtocolResult) -> list[tuple[str, str, float | No
         scores = read_as(dict[str, Share | None], result.details.get(name) or {}, origin, f"details.{name}")
         seen = run.config.raw.get("seen_domains", set(scores) - set(run.config.hold_out))
         held_out = [domain for domain in scores if domain not in seen]
+        teacher = read_as(
+            dict[str, Share | None], result.details.get(TEACHER + name) or {}, origin, f"details.{TEACHER}{name}"
+        )
         if len(held_out) > 1:  # of a single one the merged score is the same
             values += [(f"{measure}_{domain}", domain, scores[domain]) for domain in held_out]
+            values += [(f"{TEACHER}{measure}_{each}", each, teacher[each]) for each in held_out if each in teacher]
     return values
 
 

@@ -121,8 +121,8 @@ def test_what_cannot_be_scored(
     assert "--reference RUN" in fails("ConfigError", "evaluate", trained, "--protocol", "convergence")
     assert "needs --targets" in fails("ConfigError", "evaluate", trained, "--protocol", "grounding")
     assert "Did you mean" in fails("UnknownNameError", "evaluate", trained, "--protocol", "groundin")
-    words = ("--protocol", "classification", "--targets", tiny_val_targets)
-    assert "asked for: classification" in fails("ConfigError", "evaluate", trained, *words)
+    words = ("--protocol", "convergence", "--reference", trained, "--targets", tiny_val_targets)
+    assert "asked for: convergence" in fails("ConfigError", "evaluate", trained, *words)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100])

@@ -23,7 +23,9 @@ from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation import protocols as loading
 from lfi_pipeline.evaluation.config import ClassificationConfig
 from lfi_pipeline.evaluation.protocols import ProtocolResult
+from lfi_pipeline.evaluation.zero_shot import label_matrix, teacher_shares
 from lfi_pipeline.report import load_run as read_run
+from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.training.data import PlainImages
 from lfi_pipeline.training.learner import load_run
 from lfi_pipeline.training.validate import mean_average_precision
@@ -58,6 +60,26 @@ def test_a_split_that_is_named_is_scored_and_stands_in_the_settings(run_of: dict
     reported = read_run(run_of["none"]).map_seen  # of validation, whatever was scored last
     classification_of(run_of["none"], split="train")
     assert read_run(run_of["none"]).map_seen == reported == classification_of(run_of["none"]).scores["map_seen"]
+
+
+def test_the_teacher_answers_beside_the_student_where_its_cache_is_given(
+    run_of: dict[str, Path], tiny_val_targets: Path, tiny_targets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = classification_of(run_of["none"])
+    beside = classification_of(run_of["none"], targets=tiny_val_targets)
+    assert (beside.settings, beside.file_name) == (alone.settings, alone.file_name)  # the student's scores are the same
+    assert {name: beside.scores[name] for name in alone.scores} == dict(alone.scores)
+    store = TargetStore.open(tiny_val_targets)
+    assert store.zero_shot is not None
+    shares, labels = teacher_shares(store, store.zero_shot, store.usable), label_matrix(store.index.labels, 64)
+    photo = torch.tensor([domain == "photo" for domain in store.index.domains])
+    assert beside.scores["teacher_map_heldout"] == pytest.approx(mean_average_precision(shares[photo], labels[photo]))
+    assert beside.scores["teacher_map_seen"] == pytest.approx(mean_average_precision(shares[~photo], labels[~photo]))
+    assert beside.details["teacher_map_per_domain"]["photo"] == beside.scores["teacher_map_heldout"]
+
+    other = classification_of(run_of["none"], targets=tiny_targets)  # of the training split
+    assert other.scores == alone.scores
+    assert "split val" in capsys.readouterr().err
 
 
 def test_held_out_training_domains_are_scored_apart(run_of: dict[str, Path]) -> None:

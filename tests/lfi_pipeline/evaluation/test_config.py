@@ -30,7 +30,7 @@ def test_each_option_goes_to_every_protocol_that_has_it() -> None:
     assert list(configs.items()) == [
         ("zero-shot", ZeroShotConfig(targets=Path("cache"), scored_root=Path("moved"))),
         ("grounding", GroundingConfig(targets=Path("cache"), gallery=3)),
-        ("classification", ClassificationConfig()),
+        ("classification", ClassificationConfig(targets=Path("cache"))),
     ]
 
 
@@ -46,7 +46,7 @@ def test_older_names_are_options_of_their_protocol() -> None:
     ("protocols", "options", "told"),
     [
         (("grounding",), {"targets": "c", "knn_k": 3}, "knn_k is an option of protocol classification; asked for: gr"),
-        (("classification", "cross-domain"), {"targets": "c"}, r"targets is .* zero-shot or grounding; .*n, cross-d"),
+        (("detection", "cross-domain"), {"targets": "c"}, r"targets is .* zero-shot or grounding; .*n, cross-d"),
         (("classification",), {"learning_rate": 1}, "learning_rate is an option of protocol detection"),
         (("classification", "zero-shot"), {}, "Protocol zero-shot needs `targets`"),
         (("zero-shot",), {"targets": None}, "Protocol zero-shot needs `targets`"),

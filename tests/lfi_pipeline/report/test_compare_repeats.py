@@ -155,12 +155,13 @@ def held_out(scored: Any, domains: int, **options: Any) -> list[Path]:
         scored(
             objective,
             seed,
-            {"classification": {"map_seen": 0.6, "map_heldout": value, "top1_heldout": value}},
+            {"classification": {"map_seen": 0.6, "map_heldout": value, "top1_heldout": value, "teacher_map_seen": 0.9}},
             {
                 "classification": {
                     f"{name}_per_domain": {"seen": 0.6, **{d: value + 0.01 * i for i, d in enumerate(own)}}
                     for name in ("map", "top1")
                 }
+                | {"teacher_map_per_domain": {"seen": 0.9, **{d: 0.7 + 0.01 * i for i, d in enumerate(own)}}}
             },
             hold_out=own,
             **options,
@@ -177,6 +178,7 @@ def test_each_of_several_held_out_domains_has_its_columns_and_no_test_of_its_own
         "top-1, held-out domains", "top-1, held-out domain d0", "top-1, held-out domain d1",
         "mAP, seen domains", "mAP, held-out domains", "mAP, held-out domain d0", "mAP, held-out domain d1",
     ]  # fmt: skip
+    assert block.teacher == (None, None, None, 0.9, None, pytest.approx(0.7), pytest.approx(0.71))
     lfi = next(row for row in block.rows if row.label == "lfi")
     last = lfi.cells[-1]
     assert last.value is not None
