@@ -83,6 +83,8 @@ def _other_weights(config: RunConfig) -> str:
     return " ".join(f"{term} {value}" for term, value in sorted(weights.items()) if term != "lfi") or "default"
 
 
+_TUNED = ("λ", "lr", "weight")
+"""Settings that are tuned for others: they join a label last, and where two runs differ in the head it is that which is told."""
 _SETTINGS["weight"] = _other_weights
 _SETTINGS |= {name.replace("_", " "): _setting(name) for name in declared(TrainConfig) if name not in _NAMED_OTHERWISE}
 
@@ -163,6 +165,7 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
             for name, read in _SETTINGS.items()
             if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
+        differing.sort(key=lambda name: name in _TUNED)
         # A setting that follows from earlier ones, as the patch size follows from the student, tells nothing new.
         in_label: list[str] = []
         for name in differing:

@@ -115,6 +115,11 @@ def test_a_setting_that_may_differ_does_not_split_a_label() -> None:
     assert label_runs(runs, across=["hold out", "epochs"]) == {"lfi": runs}
 
 
+def test_a_rate_that_was_tuned_for_each_batch_size_is_not_what_is_named() -> None:
+    own = [run(batch_size=64, learning_rate=1.0, lambda_int=1.0), run(batch_size=32, learning_rate=0.5, lambda_int=0.5)]
+    assert set(label_runs(own)) == {"lfi · batch 64", "lfi · batch 32"}
+
+
 def test_a_setting_that_another_determines_is_not_named() -> None:
     own = [run(student="a", learning_rate=1.0), run(student="b", learning_rate=0.5, image_size=96)]
     assert set(label_runs(own)) == {"lfi · student a", "lfi · student b"}
