@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,8 +197,8 @@ def sweep(config: Sweep) -> Shown:
     result: Result = {"out": str(out), "runs": len(plan), "failed": failed}
     if not is_first_process():
         return Shown(result, silent=True, code=int(bool(failed)))
-    rows = _leaderboard(result, out, config.choose)
-    return Shown(result, lambda console: _show(console, rows, result), code=int(bool(failed)))
+    rows, best = _leaderboard(result, out, config.choose)
+    return Shown(result, lambda console: _show(console, rows, best, result), code=int(bool(failed)))
 
 
 def _sweep_planned(plan: list[PlannedRun], steps: list[int], out: Path) -> Shown:
@@ -215,8 +214,8 @@ def _sweep_planned(plan: list[PlannedRun], steps: list[int], out: Path) -> Shown
     return Shown(result, lambda console: facts(console, "Planned", rows))
 
 
-def _leaderboard(result: Result, out: Path, tried: Sequence[str]) -> list[Standing]:
-    """Write the leaderboard of `out` and the best trials, and add them to the result."""
+def _leaderboard(result: Result, out: Path, tried: Sequence[str]) -> tuple[list[Standing], str]:
+    """Write the leaderboard of `out` and the best trials, and add them to the result; the trials as TOML as well."""
     from lfi_pipeline.report.text import standings_csv, standings_markdown, write_text
     from lfi_pipeline.report.verdict import choices, choices_toml
     from lfi_pipeline.report.views import standings
@@ -224,14 +223,15 @@ def _leaderboard(result: Result, out: Path, tried: Sequence[str]) -> list[Standi
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
     write_text(out / "leaderboard.md", standings_markdown(rows))
     write_text(out / "leaderboard.csv", standings_csv(rows))
-    result["leaderboard"] = [dataclasses.asdict(row) for row in rows]
+    result["leaderboard"] = [asdict(row) for row in rows]
+    chosen = choices(rows, tried) if tried else []
     if tried:
-        result["chosen"] = [dataclasses.asdict(choice) for choice in choices(rows, tried)]
-        write_text(out / CHOSEN, choices_toml(choices(rows, tried)))
-    return rows
+        result["chosen"] = [asdict(choice) for choice in chosen]
+        write_text(out / CHOSEN, choices_toml(chosen))
+    return rows, choices_toml(chosen)
 
 
-def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> None:
+def _show(console: Console, rows: list[Standing], best: str, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from lfi_pipeline.report.text import standings_table
@@ -242,7 +242,7 @@ def _show(console: Console, rows: list[Standing], result: dict[str, Any]) -> Non
         table.add_row(*line)
     if rows:
         whole_table(console, table)
-    say(console, *((Path(result["out"]) / CHOSEN).read_text().splitlines() if "chosen" in result else ()))
+    say(console, *best.splitlines())
     failures = [("failed", f"{name}: {error}") for name, error in result["failed"].items()]
     facts(console, "", [*failures, ("in", result["out"])])
     show_tree(console, Path(result["out"]), FILES)

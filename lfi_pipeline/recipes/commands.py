@@ -159,8 +159,9 @@ def commands_of(
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
     written = {"markdown": place.out / "results.md", "csv": place.out / "results.csv"}
-    table = command_words("compare", *folders, primary=primary, **written)
-    commands += [] if recipe.choose else [Command(title="the table", words=table)]
+    if not recipe.choose:
+        table = command_words("compare", *folders, primary=primary, **written)
+        commands.append(Command(title="the table", words=table))
     page = command_words(
         "report", *folders, primary=primary, out=place.out / "report.html", title=f"Recipe {recipe.name}"
     )

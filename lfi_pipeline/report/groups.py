@@ -166,18 +166,26 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
             if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
         differing.sort(key=lambda name: name in _TUNED)
-        # A setting that follows from earlier ones, as the patch size follows from the student, tells nothing new.
-        in_label: list[str] = []
-        for name in differing:
-            apart = {tuple(_plain(_SETTINGS[each](run.config)) for each in (*in_label, name)) for run in family}
-            if len(apart) > len({values[:-1] for values in apart}):
-                in_label.append(name)
+        in_label = telling([{name: _plain(_SETTINGS[name](run.config)) for name in differing} for run in family])
         for run in family:
             suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in in_label]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))
     return {name: labelled[name] for name in names}
+
+
+def telling(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the names that tell rows apart further than the names before do; all rows have the same ones.
+
+    A setting that follows from earlier ones, as the patch size follows from the student, tells nothing new.
+    """
+    names: list[str] = []
+    for name in rows[0] if rows else ():
+        apart = {tuple(row[each] for each in (*names, name)) for row in rows}
+        if len(apart) > len({values[:-1] for values in apart}):
+            names.append(name)
+    return names
 
 
 def gather(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:

@@ -11,13 +11,12 @@ import tomli_w
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.charts import Crossing
-from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, validation_curve
+from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, telling, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
 from lfi_pipeline.report.text import points, value_text
-from lfi_pipeline.report.views import Standing
+from lfi_pipeline.report.views import Standing, exact
 from lfi_pipeline.training.config import DEFAULT_WEIGHT, Weight
-from lfi_pipeline.training.sweep import shown
 
 SEEN, HELD_OUT = "map_seen", "map_heldout"
 
@@ -207,17 +206,13 @@ class Choice:
 def choices(rows: Sequence[Standing], tried: Collection[str]) -> list[Choice]:
     """Return the best row for every combination of the settings that are not in `tried`; `rows` have the best first."""
     names = list(rows[0].settings) if rows else []
-    telling: list[str] = []
-    for name in [name for name in names if name not in tried]:
-        finer = {shown([row.settings[each] for each in (*telling, name)]) for row in rows}
-        if len(finer) > len({shown([row.settings[each] for each in telling]) for row in rows}):
-            telling.append(name)  # the patch size, say, follows from the student
+    matched = telling([{n: exact(value) for n, value in row.settings.items() if n not in tried} for row in rows])
     alike: dict[str, list[Standing]] = {}
     for row in rows:
-        alike.setdefault(shown([row.settings[name] for name in telling]), []).append(row)
+        alike.setdefault(exact([row.settings[name] for name in matched]), []).append(row)
     made = []
     for best, *others in alike.values():
-        match, chosen = {n: best.settings[n] for n in telling}, {n: best.settings[n] for n in names if n in tried}
+        match, chosen = {n: best.settings[n] for n in matched}, {n: best.settings[n] for n in names if n in tried}
         sizes = {name: sorted({_size(row.settings[name]) for row in (best, *others)}) for name in chosen}
         edges = [n for n, of in sizes.items() if len(of) > 1 and _size(chosen[n]) in (of[0], of[-1])]
         made.append(Choice(trial=best, trials=1 + len(others), match=match, set=chosen, edges=tuple(edges)))

@@ -100,12 +100,12 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     caches: dict[str, str] = {}
     settings = {run: _settings(run, caches) for run in finished}
     names = next(iter(settings.values()), {})
-    differing = [name for name in names if name != _SEED and len({_key(each[name]) for each in settings.values()}) > 1]
+    differing = [name for name in names if name != _SEED and len({exact(each[name]) for each in settings.values()}) > 1]
     rows = []
     for run in sorted(finished, key=lambda run: settings[run][_SEED]):
         summary = summary_fields(run) or {}
         scored = read_as(dict[str, float | None], {n: summary.get(n) for n in HEAD_SCORES}, str(run / SUMMARY))
-        label, seed = _key([settings[run][name] for name in differing]), settings[run][_SEED]
+        label, seed = exact([settings[run][name] for name in differing]), settings[run][_SEED]
         rows += [
             Row(label=label, seed=seed, run=run, protocol=TRAINING, measure=name, value=value)
             for name, value in scored.items()
@@ -113,7 +113,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     table = Table(tuple(rows))
     scores, of_label = aggregate(table, "label", "measure"), table.split("label")
     made = []
-    for label in dict.fromkeys(_key([settings[run][name] for name in differing]) for run in finished):
+    for label in dict.fromkeys(exact([settings[run][name] for name in differing]) for run in finished):
         paths = of_label[label,].distinct("run")
         made.append(
             Standing(
@@ -138,7 +138,8 @@ def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     return flat
 
 
-def _key(value: Any) -> str:
+def exact(value: Any) -> str:
+    """A setting as text that two settings share only where they are equal."""
     return json.dumps(value, sort_keys=True)
 
 

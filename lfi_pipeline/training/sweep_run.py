@@ -159,7 +159,8 @@ def _train_group(
 
 def _error(run: PlannedRun, errors: Mapping[Path, str]) -> str | None:
     """Why a run is not finished; one that was left to another process may be by now."""
-    return None if is_finished(run) else errors.get(run.folder)
+    error = errors.get(run.folder)
+    return None if error is None or is_finished(run) else error
 
 
 def _write_record(out: Path, plan: Sequence[PlannedRun], errors: Mapping[Path, str]) -> None:

@@ -16,16 +16,7 @@ import typer.main
 from lfi_cli.main import app_for
 from tests.lfi_pipeline.data import layouts
 
-OF_SCENES = (
-    "scenes",
-    "scenes-ablations",
-    "scenes-groups",
-    "scenes-heads",
-    "scenes-single",
-    "scenes-teacher",
-    "scenes-tune",
-)
-RECIPES = ("coco", "pacs", *OF_SCENES, "tiny-imagenet", "vlcs")
+RECIPES = ("coco", "pacs", *layouts.RECIPES_OF_SCENES, "tiny-imagenet", "vlcs")
 PROTOCOLS = {
     "coco": {"grounding", "detection"},
     "pacs": {"cross-domain"},
@@ -46,7 +37,7 @@ def data_of(name: str, root: Path) -> Path:
             return layouts.make_pacs(root, per_class=2)
         case "scenes-groups":
             return layouts.make_scenes(root, train=12, val=6, test=6, spurious=0.95)
-        case _ if name in OF_SCENES:
+        case _ if name in layouts.RECIPES_OF_SCENES:
             return layouts.make_scenes(root, train=12, val=6, test=6)
         case "vlcs":
             return layouts.make_vlcs(root, official=True)
@@ -119,7 +110,9 @@ def test_a_recipe_runs_from_images_to_the_page(name: str, lfi: Callable[..., Any
         assert (Path(run) / "summary.json").is_file()
         scored = {json.loads(path.read_text())["protocol"] for path in (Path(run) / "evaluation").glob("*.json")}
         wanted = {"classification"} | protocols | ({"zero-shot"} if run.endswith("presence") else set())
-        converges = ("none" not in run and name not in OF_SCENES) or (name == "scenes" and "queries-lfi" in run)
+        converges = ("none" not in run and name not in layouts.RECIPES_OF_SCENES) or (
+            name == "scenes" and "queries-lfi" in run
+        )
         assert scored == ALONE.get(name, wanted | ({"convergence"} if converges else set()))
 
     if name != "tiny-imagenet":  # once is enough

@@ -174,7 +174,7 @@ def _dual(out: Path) -> tuple[Any, open_clip.SimpleTokenizer]:
     vision = {name: own["vision_cfg"][name] for name in ("image_size", "patch_size", "width", "head_width", "layers")}
     text = {name: own["text_cfg"][name] for name in ("context_length", "width", "heads", "layers")}
     config = {"embed_dim": own["embed_dim"], "vision_cfg": vision, "text_cfg": text | {"vocab_size": 49408}}
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}), "utf-8")
     model = open_clip.CLIP(**config, output_dict=True)
     begun = {name: value for name, value in coca.visual.state_dict().items() if name != "proj"}
     model.visual.load_state_dict(begun, strict=False)  # its attentional pooler is the CoCa's alone

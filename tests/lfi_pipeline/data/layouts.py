@@ -24,6 +24,17 @@ TINY_WORDS = {  # in wnids.txt they are not sorted
     "n04067472": "reel",
 }
 
+RECIPES_OF_SCENES = (
+    "scenes",
+    "scenes-ablations",
+    "scenes-groups",
+    "scenes-heads",
+    "scenes-single",
+    "scenes-teacher",
+    "scenes-tune",
+)
+"""Recipes whose data are the layout of `make_scenes`."""
+
 
 def image_bytes(colour: tuple[int, int, int] = (200, 30, 60), form: str = "JPEG", size: int = 8) -> bytes:
     """Return a file of one colour."""

@@ -20,21 +20,12 @@ from lfi_pipeline.recipes import Place, load_recipe, recipe_names
 from lfi_pipeline.recipes.commands import Prepared, planned_runs, prepare, sweep_table, write_files
 from tests.lfi_pipeline.data import layouts
 
-OF_SCENES = (
-    "scenes",
-    "scenes-ablations",
-    "scenes-groups",
-    "scenes-heads",
-    "scenes-single",
-    "scenes-teacher",
-    "scenes-tune",
-)
-NAMES = ("coco", "pacs", *OF_SCENES, "tiny-imagenet", "vlcs")
-OF_OBJECTIVES = tuple(name for name in NAMES if name not in OF_SCENES)
+NAMES = ("coco", "pacs", *layouts.RECIPES_OF_SCENES, "tiny-imagenet", "vlcs")
+OF_OBJECTIVES = tuple(name for name in NAMES if name not in layouts.RECIPES_OF_SCENES)
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "coco": lambda root: layouts.make_coco(root, train=4, val=2),
     "pacs": layouts.make_pacs,
-    **dict.fromkeys(OF_SCENES, lambda root: layouts.make_scenes(root, train=4, val=2, test=2)),
+    **dict.fromkeys(layouts.RECIPES_OF_SCENES, lambda root: layouts.make_scenes(root, train=4, val=2, test=2)),
     "tiny-imagenet": layouts.make_tiny_imagenet,
     "vlcs": lambda root: layouts.make_vlcs(root, official=True),
 }
