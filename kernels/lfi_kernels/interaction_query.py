@@ -25,10 +25,10 @@ class InteractionQueryBlock(nn.Module):
 
     For tap t, with X = LN(features) and both layer norms without affine (kernels/README.md):
 
-        S   = (LN(Q) W_q)_h (W_k)_h^T X^T / sqrt(d)       P = softmax over patches(S)
+        S   = scale (LN(Q) W_q)_h (W_k)_h^T X^T           P = softmax over patches(S)
         Q'  = Q + concat_h(P_h X (W_v)_h) W_o             kl = w KL(T || P_h)
 
-    On the CPU the key projection of few queries is folded into them, u = LN(Q) W_q,h W_k,h^T / sqrt(d), so that scores
+    On the CPU the key projection of few queries is folded into them, u = scale LN(Q) W_q,h W_k,h^T, so that scores
     and values both read X itself: K and V are never built (see `folds`). Queries do not see each other, so many of them
     are taken in blocks, whose scores are computed anew for the gradient: the results are the same, and memory does not
     grow with M * N. On a GPU the fused kernels project keys and values first, and never write a map.
@@ -40,21 +40,25 @@ class InteractionQueryBlock(nn.Module):
         query_dim: Dq, width of a query; the heads share it, d = Dq / heads.
         feature_dim: D, width of a patch token at this tap.
         heads: H.
+        scale: of the scores; None: d ** -0.5, as in `torch.nn.functional.scaled_dot_product_attention`.
 
     Raises:
-        ValueError: a size below 1, or heads that do not divide query_dim.
+        ValueError: a size below 1, heads that do not divide query_dim, or a scale that is not positive and finite.
     """
 
-    def __init__(self, query_dim: int, feature_dim: int, heads: int) -> None:
+    def __init__(self, query_dim: int, feature_dim: int, heads: int, *, scale: float | None = None) -> None:
         super().__init__()
         for name, size in (("query_dim", query_dim), ("feature_dim", feature_dim), ("heads", heads)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         if query_dim % heads:
             raise ValueError(f"query_dim must be divisible by heads, got {query_dim} and {heads}.")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}.")
         self.query_dim = query_dim
         self.feature_dim = feature_dim
         self.heads = heads
+        self.scale = (query_dim // heads) ** -0.5 if scale is None else scale
         # Each as it stands in the equations: rows times matrix, [in, H * d].
         self.w_q = nn.Parameter(torch.empty(query_dim, query_dim))
         self.w_k = nn.Parameter(torch.empty(feature_dim, query_dim))
@@ -63,7 +67,7 @@ class InteractionQueryBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for W_q, W_k and W_v: scores start with a variance near 1, maps near uniform.
+        """Xavier for W_q, W_k and W_v: unless `scale` says otherwise scores start with a variance near 1, maps near uniform.
 
         W_o starts at zero: the block begins as the identity on the state, every tap is first supervised on
         the seed itself, and patches enter the state only as fast as training asks for them. Its own gradient
@@ -74,7 +78,7 @@ class InteractionQueryBlock(nn.Module):
         nn.init.zeros_(self.w_o)
 
     def extra_repr(self) -> str:
-        return f"query_dim={self.query_dim}, feature_dim={self.feature_dim}, heads={self.heads}"
+        return f"query_dim={self.query_dim}, feature_dim={self.feature_dim}, heads={self.heads}, scale={self.scale:.4g}"
 
     def forward(
         self,
@@ -254,9 +258,8 @@ class InteractionQueryBlock(nn.Module):
             )
 
     def _scaled_queries(self, queries: Tensor) -> Tensor:
-        """q = LN(Q) W_q / sqrt(d), of the shape of the queries."""
-        scale = 1 / math.sqrt(self.query_dim // self.heads)
-        return F.layer_norm(queries, (self.query_dim,), eps=LAYER_NORM_EPS) @ self.w_q * scale
+        """q = scale LN(Q) W_q, of the shape of the queries."""
+        return F.layer_norm(queries, (self.query_dim,), eps=LAYER_NORM_EPS) @ self.w_q * self.scale
 
     def _readable(self, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, float | None]:
         """The features in `dtype`, and the eps of the layer norm that they still need, if any.

@@ -44,7 +44,8 @@ class ModelConfig:
         classes: names of the outputs.
         task: one of `TASKS`.
         head: one of `students.HEADS`.
-        readout, query_width, query_heads, state: of the queries, see `QueryConfig`.
+        readout, query_width, query_heads, state, query_scale: of the queries, see `QueryConfig`. Exports of earlier
+            releases do not name their scale.
         embedding_dim: E, of the text embeddings.
         words: names beside the classes that the model knows, whose embeddings lie in the file.
         teacher: name and tag of the text encoder that the embeddings are of.
@@ -67,6 +68,7 @@ class ModelConfig:
     embedding_dim: int
     words: tuple[str, ...]
     teacher: tuple[str, str]
+    query_scale: str = "1/sqrt(d)"
 
     def __post_init__(self) -> None:
         _require(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
@@ -101,7 +103,13 @@ class ModelConfig:
     @property
     def queries(self) -> QueryConfig:
         """Shape of the queries."""
-        return QueryConfig(width=self.query_width, heads=self.query_heads, state=self.state, readout=self.readout)
+        return QueryConfig(
+            width=self.query_width,
+            heads=self.query_heads,
+            scale=self.query_scale,
+            state=self.state,
+            readout=self.readout,
+        )
 
     def to_json(self) -> str:
         """Content of the file."""
@@ -129,7 +137,7 @@ class ModelConfig:
             raise ExportError(f"The exported model cannot be read: {error}.") from error
 
 
-_TEXTS = ("name", "architecture", "task", "head", "readout", "state")
+_TEXTS = ("name", "architecture", "task", "head", "readout", "state", "query_scale")
 _LISTS: Mapping[str, tuple[type, int | None]] = {
     "image_size": (int, 2),
     "taps": (int, None),

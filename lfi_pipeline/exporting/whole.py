@@ -65,7 +65,7 @@ def whole_model(loaded: LoadedRun) -> Model:
         )
     vocabulary = store.vocabulary if student.word_head is not None else None
     is_head = isinstance(student.queries, QueryHead)
-    queries = config.queries
+    queries = config.resolved_queries
     described = ModelConfig(
         name=str(loaded.record.get("name") or loaded.path.resolve().name),
         architecture="" if own else config.student.name,
@@ -80,6 +80,7 @@ def whole_model(loaded: LoadedRun) -> Model:
         readout="text" if student.word_head is not None else "class" if is_head else "auto",
         query_width=queries.width,
         query_heads=queries.heads,
+        query_scale=queries.scale,
         state=queries.state,
         embedding_dim=store.spec.embedding_dim,
         words=vocabulary.words if vocabulary is not None else (),

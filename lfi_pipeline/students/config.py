@@ -10,6 +10,8 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.core.options import Option, check
 
 STATES = ("persistent", "reset")
+SCALES = {"auto": -0.5, "1/d": -1.0, "1/sqrt(d)": -0.5}
+"""What scores of queries and patches are multiplied by, as powers of d, the channels of a head."""
 READOUTS = ("auto", "class", "text")
 HEADS = ("linear", "queries")
 
@@ -55,6 +57,16 @@ class QueryConfig:
 
     width: Annotated[int, Option("Channels of a query.", name="query_width", ge=1)] = 128
     heads: Annotated[int, Option("Attention heads at each tap.", name="query_heads", ge=1)] = 4
+    scale: Annotated[
+        str,
+        Option(
+            "What scores of queries and patches are multiplied by, with d channels a head: 1/sqrt(d), as in transformers, "
+            "or 1/d, which keeps attention from settling on few cells early. auto: 1/sqrt(d) with the objective lfi, "
+            "whose maps do that, 1/d without.",
+            name="query_scale",
+            choices=tuple(SCALES),
+        ),
+    ] = "auto"
     state: Annotated[
         str, Option("Whether queries are carried from tap to tap, or start anew at each (an ablation).", choices=STATES)
     ] = "persistent"

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from lfi_kernels import InteractionQueryBlock
 from lfi_kernels.interaction_attention import Companding
 from lfi_pipeline.core.errors import ConfigError
-from lfi_pipeline.students.config import QueryConfig
+from lfi_pipeline.students.config import SCALES, QueryConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import canonical, readable_names
 
@@ -66,7 +66,7 @@ class TextQueries(nn.Module):
     Args:
         embedding_dim: E, of the teacher's text embeddings.
         tap_widths: D_t of each tap, shallow to deep.
-        config: width, heads and state.
+        config: width, heads, scale of scores and state.
         presence: add the readout of `presence_scores`.
     """
 
@@ -76,8 +76,9 @@ class TextQueries(nn.Module):
         super().__init__()
         self.seed = nn.Linear(embedding_dim, config.width)
         self.state = config.state
+        scale = (config.width // config.heads) ** SCALES[config.scale]
         self.blocks: Any = nn.ModuleList(
-            InteractionQueryBlock(config.width, width, config.heads) for width in tap_widths
+            InteractionQueryBlock(config.width, width, config.heads, scale=scale) for width in tap_widths
         )
         self.presence: nn.Module | None = PresenceScore(config.width) if presence else None
 
@@ -189,7 +190,7 @@ class QueryHead(TextQueries):
     Args:
         classes: text embeddings [K, E] of the class names; K may be 0, where only words are asked for.
         tap_widths: D_t of each tap.
-        config: width, heads, state and readout.
+        config: width, heads, scale of scores, state and readout.
         presence: add a readout for words beside the one of the classes; `text` needs none, its own reads both.
     """
 
@@ -300,7 +301,7 @@ def gather(block: InteractionQueryBlock, state: Tensor, x: Tensor) -> tuple[Tens
     def split(rows: Tensor) -> Tensor:
         return rows.view(*rows.shape[:2], heads, dim // heads).transpose(1, 2)  # [B, H, rows, d]
 
-    query = split(F.layer_norm(state, (dim,)) @ block.w_q * (1 / math.sqrt(dim // heads)))
+    query = split(F.layer_norm(state, (dim,)) @ block.w_q * block.scale)
     x = F.layer_norm(x, x.shape[-1:])
     looked = (query @ split(x @ block.w_k).mT).softmax(-1)
     gathered = (looked.to(x.dtype) @ split(x @ block.w_v).to(x.dtype)).transpose(1, 2).flatten(2)

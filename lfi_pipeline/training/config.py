@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -326,6 +326,13 @@ class TrainConfig:
     def uses_queries(self) -> bool:
         """Whether the student has interaction queries. A query head has them with every objective."""
         return self.head == "queries" or "lfi" in self.terms or "presence" in self.terms
+
+    @property
+    def resolved_queries(self) -> QueryConfig:
+        """`queries`, with the scale that `auto` stands for under this objective."""
+        if self.queries.scale != "auto":
+            return self.queries
+        return replace(self.queries, scale="1/sqrt(d)" if "lfi" in self.terms else "1/d")
 
     def weight(self, term: str) -> Weight:
         """Weight of one of `terms`."""

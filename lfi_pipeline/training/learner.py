@@ -35,10 +35,10 @@ _BACKBONE = "student.backbone."
 def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: nn.Module | None = None) -> Student:
     """Return the student that `config` asks for, initialised from its seed; `backbone` as of `Student`."""
     torch.manual_seed(config.data.seed)
-    classifies, head, queries = task != NONE, config.head, config.queries if config.uses_queries else None
+    classifies, head, queries = task != NONE, config.head, config.resolved_queries if config.uses_queries else None
     if head == "queries" and not classifies:  # without labels, words alone can be asked for, where they are scored
         if "presence" in config.terms:
-            queries = replace(config.queries, readout="text")
+            queries = replace(config.resolved_queries, readout="text")
         else:
             head, queries = "linear", queries if "lfi" in config.terms else None
     by_name = class_embeddings(store) if head == "queries" and classifies else None

@@ -83,7 +83,7 @@ def test_a_share_of_the_labels_reaches_its_setting(lfi: Lfi, calls: Calls) -> No
 def test_each_option_reaches_its_setting(lfi: Lfi, calls: Calls) -> None:
     words = """--targets shards --data-root images --hold-out grey --hold-out outline --val-split dev --epochs 3
         --batch-size 12 --seed 4 --student resnet18 --image-size 64 --patch-size 8 --student-arg depth=6
-        --student-arg act=gelu --pretrained --taps 1,3 --state reset --readout text
+        --student-arg act=gelu --pretrained --taps 1,3 --state reset --query-scale 1/d --readout text
         --query-width 16 --query-heads 2 --objective lfi+embedding --weight lfi=0.3:cosine --weight embedding=2
         --maps uniform --words 4 --task multi-label --optimizer sgd --lr 0.1 --weight-decay 0.2
         --layer-decay 0.7

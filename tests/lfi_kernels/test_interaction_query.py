@@ -107,6 +107,27 @@ def test_attention_is_that_of_multihead_attention_with_the_same_weights() -> Non
         torch.testing.assert_close(block.attention(queries, features, ignore), maps)
 
 
+@pytest.mark.parametrize(("words", "patches"), [(1, 9), (17, 3)])  # folded; projected
+def test_a_scale_multiplies_the_scores(words: int, patches: int) -> None:
+    usual, scaled = make_block(), InteractionQueryBlock(12, 10, 3, scale=0.125).double()
+    scaled.load_state_dict(usual.state_dict())
+    with torch.no_grad():
+        usual.w_q *= 0.125 * math.sqrt(4)  # what the four channels of a head divide by
+    queries, features, target, weight = draw(usual, 2, words, patches)
+    for a, b in zip(
+        (*scaled(queries, features, target, weight), scaled.attention(queries, features)),
+        (*usual(queries, features, target, weight), usual.attention(queries, features)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_that_cannot_be_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"scale must be positive and finite, got {scale}"):
+        InteractionQueryBlock(12, 10, 3, scale=scale)
+
+
 def test_kl_is_that_of_the_maps_it_writes_out() -> None:
     block = make_block()
     queries, features, target, weight = draw(block)

@@ -49,7 +49,7 @@ def projected_attention(
     """Project patches to keys and values, attend to them, and measure the divergence; on checked arguments.
 
     Args:
-        q: [B, M, Dq], queries with 1/sqrt(d) in them.
+        q: [B, M, Dq], queries with the scale of scores in them.
         x: [B, N, D], patches of q's dtype.
         w: [D, 2 Dq], weights of keys, then of values; with layer norm the mean over D taken out of every column.
         target, row_weight, target_scale, key_padding_mask, row_batch, row_query, companding: as in

@@ -50,7 +50,7 @@ def interaction_attention(
     No map is read and no divergence computed for the other queries then.
 
     Args:
-        u: [B, H, M, D], queries with W_q, W_k transposed and 1/sqrt(d) folded in; finite in every row.
+        u: [B, H, M, D], queries with W_q, W_k transposed and the scale of scores folded in; finite in every row.
         x: [B, N, D], patch tokens, of u's dtype; they serve as keys and as values.
         target: [B, M, N], one map per query, shared by the heads, or [R, N]; uint8 codes or floating point. A
             constant: no gradient. Its rows are taken as they are, not normalised. None: kl is zeros.

@@ -77,7 +77,7 @@ def patch_tile(p_pad, i_b, i_n, N: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def forward_kernel(
-    p_q,  # [B, M, Dq] fp16, bf16 or fp32, 1/sqrt(d) in it; samples s_q apart
+    p_q,  # [B, M, Dq] fp16, bf16 or fp32, scale in it; samples s_q apart
     p_kv,  # [B, N, 2 Dq] of q's dtype: keys, then values
     p_target,  # [R, N] uint8 or floating, or None
     p_row,  # [B, M] int32: row of the target, -1 = none; None: row b M + m

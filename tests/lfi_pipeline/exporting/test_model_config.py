@@ -59,13 +59,18 @@ def test_what_the_description_may_not_say(change: dict[str, Any], words: str, tm
         load(tmp_path)
 
 
-def test_an_export_from_before_seeds_were_centred_keeps_its_seeds(tmp_path: Path) -> None:
+def test_an_export_of_an_earlier_release_keeps_its_seeds_and_scale(tmp_path: Path) -> None:
     save_model(tmp_path, made())
     tensors = load_file(tmp_path / WEIGHTS)
     assert tensors.pop("queries.centre").any()
     save_file(tensors, tmp_path / WEIGHTS)
     queries = load(tmp_path).student.queries
     assert not queries.centre.any()
+    content = json.loads((tmp_path / CONFIG).read_text())
+    assert content.pop("query_scale") == "1/d"
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    assert {block.scale for block in queries.blocks} == {1 / 8}
+    assert {block.scale for block in load(tmp_path).student.queries.blocks} == {8**-0.5}  # what exports had then
     tensors.pop("queries.seed.weight")  # nothing else may be missing
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(ExportError, match="does not fit"):

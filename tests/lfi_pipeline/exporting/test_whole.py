@@ -43,7 +43,7 @@ def made(family: str = "vit", readout: str = "class", words: int = 0) -> Model:
     """A model of that family with a query head, as if trained."""
     torch.manual_seed(1)
     config = FAMILIES[family]
-    queries = QueryConfig(width=16, heads=2, readout=readout)
+    queries = QueryConfig(width=16, heads=2, scale="1/d", readout=readout)
     student = Student(
         config, classes=len(CLASSES), embedding_dim=8, queries=queries, head="queries",
         class_embeddings=torch.randn(len(CLASSES), 8),
@@ -51,7 +51,9 @@ def made(family: str = "vit", readout: str = "class", words: int = 0) -> Model:
     for block in student.queries.blocks:  # type: ignore[union-attr, union-attr]
         nn.init.normal_(block.w_o, std=0.5)
         nn.init.normal_(block.w_q, std=0.5)
-    facts = described(config, student, readout=readout, words=tuple(f"word{i}" for i in range(words)))
+    facts = described(
+        config, student, readout=readout, words=tuple(f"word{i}" for i in range(words)), query_scale="1/d"
+    )
     student.mean.copy_(torch.tensor(facts.mean).view(3, 1, 1))
     student.std.copy_(torch.tensor(facts.std).view(3, 1, 1))
     return Model(student, facts, torch.randn(words, 8).half().float() if words else None).eval()

@@ -24,7 +24,7 @@ def test_queries_are_built_by_the_names_of_their_options() -> None:
     given_options = {"query_width": 96, "query_heads": 3, "readout": "text"}
     found = build(QueryConfig, given_options)
     assert found == QueryConfig(width=96, heads=3, readout="text")
-    assert flatten(found) == given_options | {"state": "persistent"}
+    assert flatten(found) == given_options | {"state": "persistent", "query_scale": "auto"}
     with pytest.raises(UnknownNameError, match=r"setting 'query_widths'\. Did you mean 'query_width'"):
         build(QueryConfig, {"query_widths": 96})
 
@@ -34,6 +34,7 @@ def test_queries_are_built_by_the_names_of_their_options() -> None:
     [
         ({"state": "resett"}, r"state 'resett'\. Did you mean 'reset'"),
         ({"readout": "mean"}, r"readout 'mean'.*Choices: auto, class, text"),
+        ({"scale": "1"}, r"scale '1'.*Choices: 1/d, 1/sqrt\(d\), auto"),
         ({"heads": 0}, "heads must be 1 or more, got 0"),  # before the width is divided by it
         ({"width": 10, "heads": 4}, "width must be divisible by heads, got 10 and 4"),
     ],

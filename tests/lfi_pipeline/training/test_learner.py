@@ -92,6 +92,26 @@ def test_a_share_of_the_gradient_is_the_same_for_every_task(
     assert weight * norms["lfi"] / norms[TASK] == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("objective", "settings", "power"),
+    [
+        ("none", {}, -1.0),
+        ("embedding", {}, -1.0),
+        ("lfi", {}, -0.5),
+        ("lfi+embedding", {}, -0.5),
+        ("lfi", {"query_scale": "1/d"}, -1.0),
+        ("none", {"query_scale": "1/sqrt(d)"}, -0.5),
+    ],
+)
+def test_maps_choose_the_scale_of_the_scores(
+    make_config: MakeConfig, objective: str, settings: dict[str, str], power: float
+) -> None:
+    config = make_config(objective=objective, head="queries", **settings)
+    student = Learner(config, TargetStore.open(config.data.targets), "multi-label").student
+    width = config.queries.width // config.queries.heads
+    assert {block.scale for block in student.queries.blocks} == {width**power}  # type: ignore[union-attr, union-attr]
+
+
 def test_words_that_name_no_class_do_not_teach_a_query_head(make_config: MakeConfig) -> None:
     told = {}
     for head, task in (("queries", "multi-label"), ("linear", "multi-label"), ("queries", "none")):

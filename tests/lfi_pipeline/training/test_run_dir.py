@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lfi_pipeline.core.errors import ConfigError, OutputExistsError, RunError
 from lfi_pipeline.core.options import build, flatten
 from lfi_pipeline.evaluation.protocols import read_results
+from lfi_pipeline.students.config import QueryConfig
 from lfi_pipeline.training import TrainConfig
 from lfi_pipeline.training.config import RUN_FILE
 from lfi_pipeline.training.run_dir import (
@@ -108,6 +110,18 @@ def test_a_run_of_the_same_settings_is_kept(tmp_path: Path, finished: bool) -> N
     (tmp_path / "run" / METRICS).write_text("kept")
     begin(tmp_path / "run", RICH)
     assert (tmp_path / "run" / METRICS).read_text() == "kept"
+
+
+def test_a_run_of_an_earlier_release_has_the_scale_of_that_time(tmp_path: Path) -> None:
+    run, usual = tmp_path / "run", replace(PLAIN, queries=QueryConfig(scale="1/sqrt(d)"))
+    begin(run, PLAIN)
+    record = json.loads((run / CONFIG).read_text())
+    del record["settings"]["query_scale"]
+    write_json(run / CONFIG, record)
+    assert recorded_config(run) == usual
+    require_place(run, usual, FINGERPRINT)  # goes on where the scale is named
+    with pytest.raises(OutputExistsError, match=r"query_scale: '1/sqrt\(d\)' there, 'auto' asked"):
+        require_place(run, PLAIN, FINGERPRINT)
 
 
 @pytest.mark.parametrize("finished", [True, False])
