@@ -23,7 +23,11 @@ Settings that go together are variants: each of them is run with every combinati
 
     [[variant]]
     name = "maps"
-    set = {objective = "lfi", lr = 3e-3}
+    set = {objective = "lfi"}
+    trials = [                      # one variant each, as when settings are chosen (`lfi sweep FILE --choose lr,weight`)
+        {lr = 1e-3},
+        {lr = 3e-3, weight = {lfi = "100%"}},
+    ]
 
 Combinations that come out as the same run are one. A run keeps its directory when the file changes: it is known by its
 settings, not by its name.
@@ -207,7 +211,7 @@ def _name(flat: Mapping[str, Any], varying: Sequence[str], variant: str) -> str:
         value = Path(flat[name]).name if name in ("targets", "data_root") else shown(flat[name])
         bare = name in _SELF_EXPLAINING and (name != "seed" or parts)
         parts.append(value if bare else f"{name}={value}")
-    return re.sub(r"[^\w.=+,-]+", "-", "-".join(parts)) or "run"
+    return re.sub(r"[^\w.=+,%-]+", "-", "-".join(parts)) or "run"
 
 
 def shown(value: Any) -> str:
@@ -257,12 +261,20 @@ def _variants(tables: Any, path: Path) -> tuple[Variant, ...]:
     variants = []
     for number, table in enumerate(tables, start=1):
         section = f"variant {number}"
-        _require_entries(table, path, section, ("name", "set"))
+        _require_entries(table, path, section, ("name", "set", "trials"))
         name = table.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
             raise ConfigError(f"{path}, [[{section}]] must have a name of letters, digits and .+-, got {name!r}.")
         changes = RUN_FILE.table(_table(table.get("set", {}), path, f"set of {section}"), path, section)
-        variants.append(Variant(name=name, set=changes))
+        trials = table.get("trials", [{}])
+        if not isinstance(trials, list) or not trials:
+            raise ConfigError(f"{path}, [[{section}]]: trials must be a list of settings to try, got {trials!r}.")
+        for trial in trials:
+            tried = RUN_FILE.table(_table(trial, path, f"each of trials of {section}"), path, section)
+            if twice := sorted(tried.keys() & changes.keys()):
+                where = f"{path}, [[{section}]]"
+                raise ConfigError(f"{where}: {', '.join(twice)} must stand in set or in trials, found in both.")
+            variants.append(Variant(name=_name(tried, list(tried), name), set={**changes, **tried}))
     names = [each.name for each in variants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: each [[variant]] must have a name of its own, found {', '.join(twice)} twice.")

@@ -262,6 +262,15 @@ def test_conditions_see_what_a_variant_sets(plan: Plan) -> None:
     assert [run.config.optimizer.lr for run in runs] == [1e-3, 3e-3, 1e-3, 5e-3]
 
 
+def test_each_trial_is_a_variant_of_its_own(plan: Plan) -> None:
+    trials = 'trials = [{lr = 2e-3}, {lr = 4e-3, weight = {lfi = "25%"}}]\n'
+    runs = plan(VARIANTS.replace(', lr = 3e-3, weight = {lfi = "100%"}}\n', "}\n" + trials))
+    of_maps = ["maps-lr=0.002", "maps-lr=0.004-lfi=25%"]
+    assert names(runs) == [f"{name}-{seed}" for seed in (0, 1) for name in ("control", *of_maps)]
+    shown = [(r.config.optimizer.lr, str(r.config.weight("lfi"))) for r in runs[:3]]
+    assert shown == [(1e-3, "50.0%"), (2e-3, "50.0%"), (4e-3, "25.00%")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -273,6 +282,17 @@ def test_conditions_see_what_a_variant_sets(plan: Plan) -> None:
         (('name = "maps"', 'name = "a b/c"'), "must have a name of letters"),
         (('name = "maps"\n', ""), "must have a name of letters"),
         (('set = {objective = "none"}', "sets = {}"), "Unknown entry"),
+        (
+            ("lr = 3e-3, weight", "lr = 3e-3}\ntrials = [{lr = 2e-3}]\n#"),
+            "lr must stand in set or in trials, found in both",
+        ),
+        (
+            ("lr = 3e-3, weight", "hflip = 0.1}\ntrials = {lr = 2e-3}\n#"),
+            r"trials must be a list of settings to try, got \{",
+        ),
+        (("lr = 3e-3, weight", "hflip = 0.1}\ntrials = []\n#"), r"trials must be a list of settings to try, got \[\]"),
+        (("lr = 3e-3, weight", "hflip = 0.1}\ntrials = [{lr = 1}, {lr = 1}]\n#"), "found maps-lr=1 twice"),
+        (("lr = 3e-3, weight", "hflip = 0.1}\ntrials = [{rate = 1}]\n#"), r"Unknown setting in .*variant 2\]: 'rate'"),
         (('[[variant]]\nname = "control"', '[variant]\nname = "control"'), "line|list of tables"),
     ],
 )
