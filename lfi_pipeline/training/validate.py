@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from lfi_pipeline.core.errors import ConfigError
@@ -180,9 +181,12 @@ def predict(
         rows = torch.tensor(mine[first : first + len(labels)])
         first += len(labels)
         truth[rows], seen[rows] = labels, read
+        missing = batch_size - len(labels)
+        if missing and len(mine) > batch_size:  # or a compiled student would be compiled again for the last batch
+            views = {size: F.pad(view, (0, 0) * 3 + (0, missing)) for size, view in views.items()}
         on_device = {size: view.to(device, non_blocking=True) for size, view in views.items()}
         for student, result in zip(students, results, strict=True):
-            logits = student(on_device[student.size]).logits
+            logits = student(on_device[student.size]).logits[: len(labels)]
             result.scores[rows] = probabilities(task, logits).cpu() * read[:, None]
     for student, mode in zip(students, modes, strict=True):
         student.train(mode)

@@ -118,8 +118,13 @@ class Bias(nn.Module):
 
     size = (32, 32)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
     def forward(self, images: Tensor) -> Features:
         assert not self.training
+        self.batches.append(len(images))
         logits = images.float().mean((1, 2, 3))[:, None].repeat(1, 64) / 255
         return Features(logits, logits, [], [], None)
 
@@ -134,8 +139,10 @@ def asked(
 def test_predictions_are_in_order_and_leave_the_mode_alone(scenes_root: Path) -> None:
     dataset = read_dataset("scenes", scenes_root, "val")
     student = Bias().train()
-    found, whole = asked(student, dataset), asked(student, dataset, batch_size=16)
+    found, whole, wide = (asked(student, dataset, batch_size=size) for size in (5, 16, 32))
     assert student.training
+    assert student.batches == [5, 5, 5, 5, 16, 16]  # one size a split, for which a student is compiled once
+    assert torch.equal(whole.scores, wide.scores)
     assert found.scores.shape == found.labels.shape == (16, len(dataset.classes))
     assert torch.equal(found.scores, whole.scores)
     assert found.read.all()
