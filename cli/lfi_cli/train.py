@@ -127,7 +127,7 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 CHOSEN = "chosen.toml"
-TRIED = ("lr", "weight", "weight_decay", "query_lr", "layer_decay", "warmup_epochs", "epochs", "words", "ema")
+_TRIED = "lr weight weight_decay query_lr query_scale layer_decay warmup_epochs epochs words ema"
 FILES = {
     "*/config.json": "the runs, a directory each",
     "leaderboard.md": "the ranking, for people",
@@ -151,7 +151,7 @@ class Sweep:
             "Settings that were tried out, such as lr,weight: show and write the best trial, by validation, for every "
             "combination of the others.",
             separator=",",
-            choices=TRIED,
+            choices=tuple(_TRIED.split()),
         ),
     ] = ()
     dry_run: Annotated[bool, Option("List the runs and their steps and stop.")] = False

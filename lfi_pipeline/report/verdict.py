@@ -213,7 +213,8 @@ def choices(rows: Sequence[Standing], tried: Collection[str]) -> list[Choice]:
     made = []
     for best, *others in alike.values():
         match, chosen = {n: best.settings[n] for n in matched}, {n: best.settings[n] for n in names if n in tried}
-        sizes = {name: sorted({_size(row.settings[name]) for row in (best, *others)}) for name in chosen}
+        ordered = [name for name, value in chosen.items() if not isinstance(value, str)]  # else nothing lies beyond
+        sizes = {name: sorted({_size(row.settings[name]) for row in (best, *others)}) for name in ordered}
         edges = [n for n, of in sizes.items() if len(of) > 1 and _size(chosen[n]) in (of[0], of[-1])]
         made.append(Choice(trial=best, trials=1 + len(others), match=match, set=chosen, edges=tuple(edges)))
     return made

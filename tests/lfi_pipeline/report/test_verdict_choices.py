@@ -33,6 +33,14 @@ def test_the_best_of_each_and_what_lies_at_the_edge() -> None:
     assert none.trial.runs == ("run-0.5",)
 
 
+def test_what_has_no_order_has_no_edge() -> None:
+    rows = best_first(
+        *rates({1e-3: 0.4, 2e-3: 0.5, 4e-3: 0.3}, query_scale="1/d"), row(0.4, lr=2e-3, query_scale="auto")
+    )
+    (best,) = choices(rows, ["lr", "query_scale"])
+    assert (best.set, best.trials, best.edges) == ({"lr": 2e-3, "query_scale": "1/d"}, 4, ())
+
+
 def test_a_single_trial_has_no_edge() -> None:
     (only,) = choices([row(0.5, objective="none", lr=1e-3)], ["lr"])
     assert (only.trials, only.edges) == (1, ())
