@@ -148,6 +148,7 @@ FILES = {
     "report.html": "scores, curves and maps: open it in a browser",
     "results.md": "the table of all protocols",
     "results.csv": "the same for programs",
+    "results.svg": "the same as a picture",
     "commands.sh": "every command that was run",
     "recipe.toml": "the recipe",
     "sweep.toml": "the students, as lfi sweep reads them",

@@ -107,6 +107,7 @@ class Compare:
     primary: Annotated[tuple[str, ...], PRIMARY] = ()
     markdown: Annotated[Path | None, Option("Write the tables to this Markdown file.")] = None
     csv: Annotated[Path | None, Option("Write one line a group and measure to this CSV file.")] = None
+    plot: Annotated[Path | None, Option("Draw the scores with their intervals, as an SVG file.")] = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -119,14 +120,14 @@ def compare(config: Compare) -> Shown:
     Example: lfi compare runs/ --markdown results.md
     """
     from lfi_pipeline.report.compare import compare as compare_runs
+    from lfi_pipeline.report.figures import scores_svg
     from lfi_pipeline.report.runs import find_runs
     from lfi_pipeline.report.text import comparison_csv, comparison_markdown, tidy, write_text
 
     runs, notes = find_runs(config.runs)
     comparison = compare_runs(runs, control=config.control, protocols=config.protocol, primary=config.primary)
-    written = [
-        (path, text) for path, text in ((config.markdown, comparison_markdown), (config.csv, comparison_csv)) if path
-    ]
+    texts = (config.markdown, comparison_markdown), (config.csv, comparison_csv), (config.plot, scores_svg)
+    written = [(path, text) for path, text in texts if path]
     for path, text in written:
         write_text(path, text(comparison))
     result: Result = {

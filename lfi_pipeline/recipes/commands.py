@@ -158,7 +158,8 @@ def commands_of(
         commands += _evaluations(each, place, splits, runs, val)
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
-    written = {"markdown": place.out / "results.md", "csv": place.out / "results.csv"}
+    kinds = {"markdown": "md", "csv": "csv", "plot": "svg"}
+    written = {name: place.out / f"results.{kind}" for name, kind in kinds.items()}
     if not recipe.choose:
         table = command_words("compare", *folders, primary=primary, **written)
         commands.append(Command(title="the table", words=table))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -227,12 +227,13 @@ _ROUND = (1, 1.5, 2, 3, 5, 7)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dot:
-    """One number: its place, the slot of its colour and mark, and what hovering shows."""
+    """One number: its place, the slot of its colour and mark, what hovering shows, and (from, to) of its interval."""
 
     x: float
     y: float
     slot: int
     text: str
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,10 +243,10 @@ class DotChart:
     Attributes:
         source: where the numbers are from.
         about: how to read them.
-        names: (position, text) of the rows.
+        names: (position, text) of the rows; rules: positions of the lines that lead to them, or part them.
         ticks: (position, text) of the axis.
         levels: (position, text) of vertical references.
-        legend: (position, slot, text).
+        legend: (x, y, slot, text).
         height: of the whole chart.
     """
 
@@ -253,9 +254,10 @@ class DotChart:
     source: str
     about: str
     names: tuple[tuple[float, str], ...]
+    rules: tuple[float, ...]
     ticks: tuple[tuple[float, str], ...]
     levels: tuple[tuple[float, str], ...]
-    legend: tuple[tuple[float, int, str], ...]
+    legend: tuple[tuple[float, float, int, str], ...]
     dots: tuple[Dot, ...]
     height: float
 
@@ -269,7 +271,7 @@ def dot_chart(
     slots: Mapping[str, int],
     levels: Sequence[float],
 ) -> DotChart:
-    """Lay out one chart.
+    """Lay out one chart of ratios, on a logarithmic axis.
 
     Args:
         rows: a row's numbers by series, all above 0; at least one.
@@ -283,20 +285,17 @@ def dot_chart(
     def px(value: float) -> float:
         return round(LEFT + (math.log(value) - low) / (high - low) * WIDTH, 1)
 
-    places = {name: TOP + ROW * (i + 0.5) for i, name in enumerate(rows)}
+    places = _places(rows)
     present = [name for name in slots if any(name in row for row in rows.values())]
-    legend, at = [], LEFT
-    for name in present:
-        legend.append((round(at, 1), slots[name], name))
-        at += 30 + 6.8 * len(name)
     return DotChart(
         title=title,
         source=source,
         about=about,
         names=tuple((y, name) for name, y in places.items()),
-        ticks=tuple((px(value), f"{value:g}") for value in ticks),
+        rules=tuple(places.values()),
+        ticks=tuple((px(value), f"{value:g}x") for value in ticks),
         levels=tuple((px(value), f"{value:g}") for value in levels),
-        legend=tuple(legend),
+        legend=_legend(present, slots, LEFT),
         dots=tuple(
             Dot(x=px(row[series]), y=places[name], slot=slots[series], text=f"{name}, {series}: {row[series]:.3g}x")
             for name, row in rows.items()
@@ -305,6 +304,64 @@ def dot_chart(
         ),
         height=TOP + ROW * len(rows) + BELOW,
     )
+
+
+def interval_chart(rows: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str, source: str) -> DotChart:
+    """Lay out one chart of scores with their intervals, on an axis of per cent.
+
+    Args:
+        rows: a row's (mean, half of its interval) by series, shares of 1; at least one. Series take colours in turn.
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    slots = {name: place for place, name in enumerate(series)}
+    every = [(mean, half) for row in rows.values() for mean, half in row.values()]
+    ticks = nice_ticks(0.0, min(1.0, max(m + h for m, h in every)), count=9)
+
+    def px(value: float) -> float:  # where an interval leaves what a share can be, it ends
+        value = min(max(value, ticks[0]), ticks[-1])
+        return round(LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * WIDTH, 1)
+
+    apart = 9.0  # of marks of one row
+    height = apart * len(series) + 7
+    places = _places(rows, height)
+    return DotChart(
+        title=title,
+        source=source,
+        about="",
+        names=tuple((y, name) for name, y in places.items()),
+        rules=tuple(y - height / 2 for y in places.values()),
+        ticks=tuple((px(value), f"{100 * value:g}") for value in ticks),
+        levels=(),
+        legend=_legend(series, slots, 16.0),
+        dots=tuple(
+            Dot(
+                x=px(mean),
+                y=round(places[name] + (slots[each] - (len(series) - 1) / 2) * apart, 1),
+                slot=slots[each],
+                text=f"{name}, {each}: {points(mean)}" + (f" ± {points(half)}" if half else ""),
+                interval=(px(mean - half), px(mean + half)) if half else None,
+            )
+            for name, row in rows.items()
+            for each, (mean, half) in row.items()
+        ),
+        height=TOP + height * len(rows) + BELOW,
+    )
+
+
+def _places(rows: Iterable[str], height: float = ROW) -> dict[str, float]:
+    return {name: TOP + height * (i + 0.5) for i, name in enumerate(rows)}
+
+
+def _legend(series: Sequence[str], slots: Mapping[str, int], left: float) -> tuple[tuple[float, float, int, str], ...]:
+    """From `left` on, in a second line what a first cannot hold."""
+    legend, x, y = [], left, 66.0
+    for name in series:
+        wide = 30 + 6.8 * len(name)
+        if x > left and x + wide > LEFT + WIDTH + 40:
+            x, y = left, y + 15
+        legend.append((round(x, 1), y, slots[name], name))
+        x += wide
+    return tuple((x, at - (y - 66.0) / 3, slot, name) for x, at, slot, name in legend)
 
 
 def draw_charts(charts: Sequence[DotChart]) -> str:

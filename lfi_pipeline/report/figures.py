@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lfi_pipeline.report.charts import Chart, Crossing, Line, line_chart, plain
+from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.report.charts import Chart, Crossing, DotChart, Line, draw_charts, interval_chart, line_chart, plain
+from lfi_pipeline.report.compare import Comparison
 from lfi_pipeline.report.groups import Group
 from lfi_pipeline.report.runs import TrainPoint
 from lfi_pipeline.report.statistics import Estimate, mean_curve, thin
 from lfi_pipeline.report.table import Table, aggregate
-from lfi_pipeline.report.text import MISSING, millions, points
+from lfi_pipeline.report.text import MISSING, millions, points, settings_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,3 +271,47 @@ def map_charts(groups: Sequence[Group], table: Table) -> list[Chart]:
         )
         charts += [chart] if chart else []
     return charts
+
+
+_MOST_SERIES = 5  # as many marks as there are
+
+
+def score_charts(comparison: Comparison) -> list[DotChart]:
+    """Return a chart of each block of a comparison: its groups, the best above, with what is measured in per cent.
+
+    Measures that are tested come first, then parts of them; of more than five the last are left out.
+    """
+    charts = []
+    for block in comparison.blocks:
+        shares = [
+            place for place, column in enumerate(block.columns) if column.unit == "share" and column.higher_is_better
+        ]
+        first = [place for place in shares if block.tested[place]]
+        series = [*first, *(place for place in shares if place not in first)][:_MOST_SERIES]
+        rows: dict[str, dict[str, tuple[float, float]]] = {}
+        for row in block.rows:
+            cells = {block.columns[place].heading: row.cells[place].value for place in series}
+            rows[row.label] = {name: (each.mean, each.half or 0.0) for name, each in cells.items() if each is not None}
+        rows = dict(sorted(rows.items(), key=lambda item: -next(iter(item[1].values()), (0.0, 0.0))[0]))
+        teacher = {
+            block.columns[place].heading: value for place in series if (value := block.teacher[place]) is not None
+        }
+        if teacher:
+            rows["(teacher)"] = {name: (value, 0.0) for name, value in teacher.items()}
+        if rows := {name: row for name, row in rows.items() if row}:
+            settings = {name: value for name, value in block.settings.items() if name != "targets"}  # a fingerprint
+            source = f"in %, mean and 95 % interval over seeds; {settings_text(replace(block, settings=settings))}"
+            charts.append(interval_chart(rows, title=block.title, source=source))
+    return charts
+
+
+def scores_svg(comparison: Comparison) -> str:
+    """Return the charts of a comparison as one SVG.
+
+    Raises:
+        RunError: no run has a score in per cent to draw.
+    """
+    charts = score_charts(comparison)
+    if not charts:
+        raise RunError("A plot needs runs with a score, found none. Score them with lfi evaluate.")
+    return draw_charts(charts)

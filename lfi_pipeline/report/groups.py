@@ -21,6 +21,7 @@ from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import mean_curve
 from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.run_dir import EARLIER_RELEASES
 
 SLOTS = {
     "none": 0,
@@ -71,7 +72,9 @@ _NAMED_OTHERWISE = frozenset(
 def _setting(name: str) -> Callable[[RunConfig], object]:
     def read(config: RunConfig) -> object:
         settings = config.raw.get("settings")
-        value = current_names(TrainConfig, settings, strict=False).get(name) if isinstance(settings, Mapping) else None
+        if not isinstance(settings, Mapping):
+            return None
+        value = (EARLIER_RELEASES | current_names(TrainConfig, settings, strict=False)).get(name)
         return json.dumps(value) if isinstance(value, dict | list) else value
 
     return read
@@ -83,10 +86,17 @@ def _other_weights(config: RunConfig) -> str:
     return " ".join(f"{term} {value}" for term, value in sorted(weights.items()) if term != "lfi") or "default"
 
 
+def _query_scale(config: RunConfig) -> object:
+    """What `auto` stands for is the same setting as what is written out (`TrainConfig.resolved_queries`)."""
+    value = _setting("query_scale")(config)
+    return ("1/sqrt(d)" if learns_maps(config) else "1/d") if value == "auto" else value
+
+
 _TUNED = ("λ", "lr", "weight")
 """Settings that are tuned for others: they join a label last, and where two runs differ in the head it is that which is told."""
 _SETTINGS["weight"] = _other_weights
 _SETTINGS |= {name.replace("_", " "): _setting(name) for name in declared(TrainConfig) if name not in _NAMED_OTHERWISE}
+_SETTINGS["query scale"] = _query_scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +152,8 @@ def _matters(name: str, config: RunConfig) -> bool:
     """Whether a setting touches this objective at all: a lambda means nothing to a run without the term."""
     if name in ("λ", "maps kind"):
         return learns_maps(config)
+    if name.startswith("query ") or name == "readout":
+        return _setting("head")(config) == "queries" or bool({*config.objective.split("+")} & {"lfi", "presence"})
     if name == "weight":
         return bool({*config.objective.split("+")} - {"none", "lfi"})
     return name != "targets" or config.objective != "none"

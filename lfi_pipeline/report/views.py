@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,10 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
 
 def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
-    flat = flatten(recorded_config(run))
+    config = recorded_config(run)
+    flat, usual = flatten(config), replace(config, queries=replace(config.queries, scale="auto"))
+    if usual.resolved_queries == config.resolved_queries:
+        flat["query_scale"] = "auto"  # what it stands for may be written out
     path = Path(flat["targets"])
     recorded = config_fields(run).get("targets_fingerprint")
     fingerprint = str(path) if recorded is None else read_as(str, recorded, str(run / CONFIG), "targets_fingerprint")

@@ -89,7 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-_EARLIER_RELEASES = {"head": "linear", "query_scale": "1/sqrt(d)"}  # they had no other
+EARLIER_RELEASES = {"head": "linear", "query_scale": "1/sqrt(d)"}
+"""Settings that runs of earlier releases do not name: they had no other."""
 _GONE = ("queries", "slots")  # which said whether queries were seeded by words or were learned slots
 
 
@@ -205,7 +206,7 @@ def recorded_config(run: Path) -> TrainConfig:
             raise RunError("they are missing")
         _refuse_slots(run, settings)
         kept = {name: value for name, value in settings.items() if name not in _GONE}
-        return build(TrainConfig, _EARLIER_RELEASES | kept)
+        return build(TrainConfig, EARLIER_RELEASES | kept)
     except LFIError as error:
         raise RunError(f"{run / CONFIG}: the settings of this run cannot be read ({error}).") from error
 
@@ -244,7 +245,7 @@ def _require_same(run: Path, config: TrainConfig, fingerprint: str) -> None:
         raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another `out`.")
     old = {
         name: plain(value)
-        for name, value in (_EARLIER_RELEASES | current_names(TrainConfig, old, strict=False)).items()
+        for name, value in (EARLIER_RELEASES | current_names(TrainConfig, old, strict=False)).items()
         if name not in _PLACES
     }
     new = {name: value for name, value in new.items() if name not in _PLACES}

@@ -24,8 +24,18 @@ def runs(tmp_path: Path) -> Path:
 
 def test_a_directory_of_runs(lfi: Callable[..., Any], runs: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    shown = lfi("compare", runs, "--markdown", tmp_path / "deep" / "c.md", "--csv", tmp_path / "c.csv")
+    shown = lfi(
+        "compare",
+        runs,
+        "--markdown",
+        tmp_path / "deep" / "c.md",
+        "--csv",
+        tmp_path / "c.csv",
+        "--plot",
+        tmp_path / "c.svg",
+    )
     assert shown.code == 0
+    assert (tmp_path / "c.svg").read_text(encoding="utf-8").count("<title>lfi, ") >= 2
     for word in ("classification", "grounding", "embedding", "− none", "− best", "(teacher)", "1.16×", "Holm"):
         assert word in shown.out
     assert max(map(len, shown.out.splitlines())) <= 100 + len(str(tmp_path))  # only paths are longer

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfi_pipeline.report.charts import LABEL_GAP, Line, line_chart, nice_ticks, spread_labels
+from lfi_pipeline.report.charts import (
+    LABEL_GAP,
+    Line,
+    draw_charts,
+    interval_chart,
+    line_chart,
+    nice_ticks,
+    spread_labels,
+)
 from lfi_pipeline.report.verdict import Crossing
 
 
@@ -64,3 +73,25 @@ def test_flat_curves_have_a_scale(value: float) -> None:
     chart = line_chart([Line(label="a", slot=0, points=[(1, value), (2, value)])], title="t", x_label="x")
     assert chart is not None
     assert len(chart.y_ticks) >= 2
+
+
+def test_scores_and_their_intervals_lie_on_an_axis_of_per_cent() -> None:
+    wide = "mAP of a domain with a long name"
+    rows = {"lfi": {"mAP": (0.6, 0.1), wide: (0.5, 0.0)}, "none": {"mAP": (0.05, 0.2), wide: (0.31, 0.01)}}
+    chart = interval_chart(rows, title="t", source="s")
+    assert [text for _, text in chart.ticks] == ["0", "10", "20", "30", "40", "50", "60", "70"]
+    place = {text: x for x, text in chart.ticks}
+    lfi, single, none, _ = chart.dots
+    assert (lfi.x, lfi.interval) == (place["60"], (place["50"], place["70"]))
+    assert (single.x, single.interval) == (place["50"], None)  # of one seed
+    assert none.interval is not None
+    assert none.interval[0] == place["0"]  # no share is below
+    assert (lfi.text, single.text) == ("lfi, mAP: 60.0 ± 10.0", f"lfi, {wide}: 50.0")
+    heights = [dot.y for dot in chart.dots]
+    assert heights == sorted(set(heights))
+    assert chart.rules[1] > single.y  # rows are parted
+    assert chart.rules[1] < none.y
+    many = interval_chart({"lfi": {f"{wide} {i}": (0.5, 0.1) for i in range(5)}}, title="t", source="s")
+    assert len({y for _, y, _, _ in many.legend}) == 2
+    root = ElementTree.fromstring(draw_charts([chart, many]))
+    assert len([each for each in root.iter() if each.get("class", "").startswith("interval")]) == 3 + 5

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lfi_pipeline.report.figures import Column, domain_bars, leaderboard
+import pytest
+
+from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.report.compare import compare
+from lfi_pipeline.report.figures import Column, domain_bars, leaderboard, score_charts, scores_svg
 from lfi_pipeline.report.groups import Group, gather
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.table import training_table
@@ -85,3 +89,21 @@ def test_held_out_domains_come_last_and_bars_stay_in_their_track(make_run: Any) 
             assert bar.low is not None
             assert bar.high is not None
             assert 0 <= bar.low <= bar.width <= bar.high <= 100
+
+
+def test_a_plot_has_the_best_first_the_tested_measures_first_and_the_teacher_last(scored: Any) -> None:
+    runs = [
+        scored(objective, seed, {"grounding": {"iou": 0.2, "pointing": pointing + seed / 100, "teacher_pointing": 0.9}})
+        for seed in range(2)
+        for objective, pointing in (("lfi+presence", 0.4), ("lfi", 0.7))
+    ]
+    (chart,) = score_charts(compare(runs, primary=["grounding:pointing"]))
+    assert [name for _, name in chart.names] == ["lfi", "lfi+presence", "(teacher)"]
+    assert [text for _, _, _, text in chart.legend] == ["peak in mask", "IoU at the best threshold"]
+    assert chart.dots[0].text == "lfi, peak in mask: 70.5 ± 6.4"
+    assert chart.dots[-1].text == "(teacher), peak in mask: 90.0"
+
+
+def test_without_a_score_there_is_no_plot(make_run: Any) -> None:
+    with pytest.raises(RunError, match="needs runs with a score, found none"):
+        scores_svg(compare([make_run("a")], protocols=["detection"]))

@@ -108,6 +108,16 @@ def test_the_weight_of_lfi_is_lambda_and_those_of_other_terms_are_settings() -> 
     assert list(labels) == ["lfi+presence · weight presence 0.5", "lfi+presence · weight presence 1.0"]
 
 
+def test_a_scale_that_auto_stands_for_is_the_scale_of_runs_that_had_no_other() -> None:
+    heads = {"head": "queries"}, {"head": "queries", "query_scale": "auto"}  # of an earlier release, of this one
+    assert unequal_settings(*(config("lfi", settings) for settings in heads)) == []
+    assert unequal_settings(*(config("none", settings) for settings in heads)) == ["query scale"]
+    spelled = config("none", {"head": "queries", "query_scale": "1/d"})
+    assert unequal_settings(config("none", heads[1]), spelled) == []
+    linear = config("none"), config("none", {"head": "linear", "query_scale": "1/d", "query_width": 16})
+    assert unequal_settings(*linear) == []  # a linear head without maps has no queries
+
+
 def test_a_setting_that_may_differ_does_not_split_a_label() -> None:
     runs = [run(seed=seed, hold_out=(domain,), epochs=epochs) for seed, domain, epochs in ((0, "art", 9), (1, "tv", 8))]
     assert [len(found) for found in label_runs(runs).values()] == [1, 1]

@@ -37,6 +37,16 @@ def runs(tmp_path: Path) -> list[Path]:
     return made
 
 
+def test_a_scale_that_is_written_out_is_that_of_auto(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / f"{objective}-{scale[-2]}", {"map_seen": 0.1}, objective=objective, query_scale=scale, seed=seed)
+        for objective in ("lfi", "none")
+        for seed, scale in enumerate(("auto", "1/sqrt(d)"))
+    ]
+    found = [(row.settings["objective"], row.settings["query_scale"], row.seeds) for row in standings(runs)]
+    assert sorted(found) == [("lfi", "auto", (0, 1)), ("none", "1/sqrt(d)", (1,)), ("none", "auto", (0,))]
+
+
 def test_seeds_are_gathered_and_the_best_is_first(runs: list[Path]) -> None:
     first, second = standings(runs)
     assert (first.settings, second.settings) == ({"objective": "lfi"}, {"objective": "none"})
