@@ -165,6 +165,11 @@ def unequal_settings(first: RunConfig, second: RunConfig) -> list[str]:
     return [n for n, read in _SETTINGS.items() if all(_matters(n, c) for c in both) and read(first) != read(second)]
 
 
+def _in_label(name: str, config: RunConfig) -> str:
+    """A setting as a label shows it; empty where it means nothing to the run, which no value of it sets apart then."""
+    return _plain(_SETTINGS[name](config)) if _matters(name, config) else ""
+
+
 def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:
     """Return label -> its runs; a setting named in `across` may differ within a label."""
     families: dict[str, list[Run]] = {}
@@ -178,9 +183,10 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
             if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
         differing.sort(key=lambda name: name in _TUNED)
-        in_label = telling([{name: _plain(_SETTINGS[name](run.config)) for name in differing} for run in family])
-        for run in family:
-            suffix = [f"{name} {_plain(_SETTINGS[name](run.config))}" for name in in_label]
+        rows = [{name: _in_label(name, run.config) for name in differing} for run in family]
+        in_label = telling(rows)
+        for run, row in zip(family, rows, strict=True):
+            suffix = [f"{name} {row[name]}" for name in in_label if row[name]]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
     order = {name: place for place, name in enumerate(SLOTS)}
     names = sorted(labelled, key=lambda label: (order.get(base_label(labelled[label][0].config), 99), label))

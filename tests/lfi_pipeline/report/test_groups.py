@@ -114,8 +114,15 @@ def test_a_scale_that_auto_stands_for_is_the_scale_of_runs_that_had_no_other() -
     assert unequal_settings(*(config("none", settings) for settings in heads)) == ["query scale"]
     spelled = config("none", {"head": "queries", "query_scale": "1/d"})
     assert unequal_settings(config("none", heads[1]), spelled) == []
-    linear = config("none"), config("none", {"head": "linear", "query_scale": "1/d", "query_width": 16})
-    assert unequal_settings(*linear) == []  # a linear head without maps has no queries
+    linear = {"head": "linear", "query_scale": "1/d", "query_width": 16}
+    assert unequal_settings(config("none"), config("none", linear)) == []  # a linear head without maps has no queries
+    every = [{}, linear, *heads]
+    labels = label_runs([run("none", settings=settings, seed=seed) for seed, settings in enumerate(every)])
+    assert [(label, len(of)) for label, of in labels.items()] == [
+        ("none · head linear", 2),
+        ("none · head queries · query scale 1/d", 1),
+        ("none · head queries · query scale 1/sqrt(d)", 1),
+    ]
 
 
 def test_a_setting_that_may_differ_does_not_split_a_label() -> None:
