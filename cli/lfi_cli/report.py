@@ -127,9 +127,9 @@ def compare(config: Compare) -> Shown:
     runs, notes = find_runs(config.runs)
     comparison = compare_runs(runs, control=config.control, protocols=config.protocol, primary=config.primary)
     texts = (config.markdown, comparison_markdown), (config.csv, comparison_csv), (config.plot, scores_svg)
-    written = [(path, text) for path, text in texts if path]
+    written = [(path, text(comparison)) for path, text in texts if path]  # all of them, or an error and none
     for path, text in written:
-        write_text(path, text(comparison))
+        write_text(path, text)
     result: Result = {
         "runs": [str(run) for run in runs],
         "results": tidy(comparison),

@@ -158,7 +158,11 @@ def commands_of(
         commands += _evaluations(each, place, splits, runs, val)
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
-    kinds = {"markdown": "md", "csv": "csv", "plot": "svg"}
+    kinds = {"markdown": "md", "csv": "csv"}
+    if any(
+        each.protocol != "convergence" for each in recipe.evaluate
+    ):  # which counts steps: nothing to draw in per cent
+        kinds["plot"] = "svg"
     written = {name: place.out / f"results.{kind}" for name, kind in kinds.items()}
     if not recipe.choose:
         table = command_words("compare", *folders, primary=primary, **written)

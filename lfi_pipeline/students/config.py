@@ -11,7 +11,8 @@ from lfi_pipeline.core.options import Option, check
 
 STATES = ("persistent", "reset")
 SCALES = {"auto": -0.5, "1/d": -1.0, "1/sqrt(d)": -0.5}
-"""What scores of queries and patches are multiplied by, as powers of d, the channels of a head."""
+"""What scores of queries and patches are multiplied by, as powers of d, the channels of a head; `auto` is settled by the
+objective (`TrainConfig.resolved_queries`), and without one the usual."""
 READOUTS = ("auto", "class", "text")
 HEADS = ("linear", "queries")
 

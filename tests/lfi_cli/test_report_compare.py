@@ -76,5 +76,8 @@ def test_what_cannot_be_compared(fails: Fails, runs: Path, tmp_path: Path) -> No
     assert "Did you mean 'map_seen'" in fails("UnknownNameError", "compare", runs, "--primary", "map_seem")
     assert "Did you mean 'map_seen'" in fails("UnknownNameError", "report", runs, "--primary", "map_seem")
     assert "is not there" in fails("RunError", "compare", tmp_path / "nowhere")
+    unscored = ("compare", runs, "--protocol", "detection", "--csv", tmp_path / "c.csv", "--plot", tmp_path / "c.svg")
+    assert "needs runs with a score" in fails("RunError", *unscored)
+    assert not (tmp_path / "c.csv").exists()
     (tmp_path / "empty").mkdir()
     assert "lfi train" in fails("RunError", "compare", tmp_path / "empty")
