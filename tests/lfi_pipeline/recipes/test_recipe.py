@@ -121,6 +121,7 @@ def test_groups_are_scored_on_the_test_split_with_controls_of_the_maps(tmp_path:
     variants = {run.name.partition("-resnet10t")[0].partition("-vit")[0] for run in found.runs}
     assert variants == {
         *CONTROLS,
+        "queries-embedding",
         "queries-lfi",
         *(f"queries-lfi-mix{m}" for m in ("", "-shuffled", "-moved", "-masks")),
     }
