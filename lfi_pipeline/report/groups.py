@@ -268,8 +268,9 @@ def comparable(first: RunConfig, second: RunConfig) -> bool:
 def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None) -> dict[str, str]:
     """Return label -> label of its control, for the labels that have one.
 
-    The control is the group of objective `none` that is comparable and differs in the fewest settings, the first of
-    several; groups of objective `none` have none themselves. A `control` that is named is that of every other label.
+    The control is the group of objective `none` that is comparable, has the same head if one has, and differs in the
+    fewest settings, the first of several; groups of objective `none` have none themselves. A `control` that is named is
+    that of every other label.
 
     Args:
         configs: label -> its configuration.
@@ -287,7 +288,8 @@ def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None
     for label, config in configs.items():
         fitting = [name for name, other in plain.items() if label not in plain and comparable(config, other)]
         if fitting:
-            chosen[label] = min(fitting, key=lambda name: len(unequal_settings(config, plain[name])))
+            unequal = {name: unequal_settings(config, plain[name]) for name in fitting}
+            chosen[label] = min(fitting, key=lambda name: ("head" in unequal[name], len(unequal[name])))
     return chosen
 
 

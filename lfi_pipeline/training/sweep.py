@@ -24,7 +24,7 @@ Settings that go together are variants: each of them is run with every combinati
     [[variant]]
     name = "maps"
     set = {objective = "lfi"}
-    trials = [                      # one variant each, as when settings are chosen (`lfi sweep FILE --choose lr,weight`)
+    trials = [                      # one variant each, as when settings are to be chosen
         {lr = 1e-3},
         {lr = 3e-3, weight = {lfi = "100%"}},
     ]

@@ -179,6 +179,14 @@ def test_a_curve_has_the_steps_that_every_seed_scored() -> None:
     assert group.curve(heldout=True) == [(20, 0.5, 0.5, 0.5)]  # a seed without any such score has no curve
 
 
+def test_a_control_has_the_same_head_where_one_has() -> None:
+    linear, queries = ({"head": head, "opt": opt} for head, opt in (("linear", "adamw"), ("queries", "sgd")))
+    lfi = config("lfi", {"head": "queries", "opt": "adamw"})
+    plain = {"linear": config("none", linear), "queries": config("none", queries)}
+    assert choose_controls({"lfi": lfi, **plain}) == {"lfi": "queries"}
+    assert choose_controls({"lfi": lfi, "linear": plain["linear"]}) == {"lfi": "linear"}
+
+
 def test_controls_and_rivals_train_the_same_student_on_the_same_data() -> None:
     configs = {
         "none, tuned": config("none", learning_rate=0.1),
