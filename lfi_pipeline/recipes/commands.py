@@ -159,9 +159,7 @@ def commands_of(
     folders = [run.folder for run in runs]
     primary = list(recipe.primary) or None
     kinds = {"markdown": "md", "csv": "csv"}
-    if any(
-        each.protocol != "convergence" for each in recipe.evaluate
-    ):  # which counts steps: nothing to draw in per cent
+    if any(each.protocol != "convergence" for each in recipe.evaluate):  # which has nothing in per cent to draw
         kinds["plot"] = "svg"
     written = {name: place.out / f"results.{kind}" for name, kind in kinds.items()}
     if not recipe.choose:

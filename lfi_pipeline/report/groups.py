@@ -20,7 +20,7 @@ from lfi_pipeline.evaluation.metrics import PROTOCOLS
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import mean_curve
-from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.config import TrainConfig, usual_scale
 from lfi_pipeline.training.run_dir import EARLIER_RELEASES
 
 SLOTS = {
@@ -89,7 +89,7 @@ def _other_weights(config: RunConfig) -> str:
 def _query_scale(config: RunConfig) -> object:
     """What `auto` stands for is the same setting as what is written out (`TrainConfig.resolved_queries`)."""
     value = _setting("query_scale")(config)
-    return ("1/sqrt(d)" if learns_maps(config) else "1/d") if value == "auto" else value
+    return usual_scale(config.objective.split("+")) if value == "auto" else value
 
 
 _TUNED = ("λ", "lr", "weight")

@@ -12,7 +12,7 @@ wherever it is read from; a file that is written holds absolute ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -202,6 +202,11 @@ class OptimizerConfig:
         check(self)
 
 
+def usual_scale(terms: Collection[str]) -> str:
+    """Return which of `students.config.SCALES` `auto` stands for under an objective of these terms."""
+    return "1/sqrt(d)" if "lfi" in terms else "1/d"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """All settings of one training run."""
@@ -332,7 +337,7 @@ class TrainConfig:
         """`queries`, with the scale that `auto` stands for under this objective."""
         if self.queries.scale != "auto":
             return self.queries
-        return replace(self.queries, scale="1/sqrt(d)" if "lfi" in self.terms else "1/d")
+        return replace(self.queries, scale=usual_scale(self.terms))
 
     def weight(self, term: str) -> Weight:
         """Weight of one of `terms`."""
