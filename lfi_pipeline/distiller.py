@@ -154,16 +154,25 @@ class Distiller(nn.Module):
         return out
 
     def get_extra_state(self) -> Tensor:
-        """Return what `state_dict` holds beside weights: the number of steps taken, and the measured ratios."""
-        ratios = [self.learner.balance.ratios.get(term, torch.nan) for term in self.learner.balance.terms]
+        """Return what `state_dict` holds beside weights: the number of steps taken, and the measured ratios and their first."""
+        balance = self.learner.balance
+        measured = balance.state_dict()
+        ratios = [measured[part].get(term, torch.nan) for part in ("ratios", "first") for term in balance.terms]
         return torch.tensor([float(self._step), *ratios], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore what `get_extra_state` returned."""
-        step, *ratios = state.tolist()
+        """Restore what `get_extra_state` returned; states of earlier releases lack the first ratios."""
+        balance = self.learner.balance
+        step, *rest = state.tolist()
+        ratios, first = rest[: len(balance.terms)], rest[len(balance.terms) :] or rest
+        parts = {"ratios": ratios, "first": first}
         self._step = int(step)
-        pairs = zip(self.learner.balance.terms, ratios, strict=True)
-        self.learner.balance.load_state_dict({term: ratio for term, ratio in pairs if ratio == ratio})
+        balance.load_state_dict(
+            {
+                part: {term: value for term, value in zip(balance.terms, values, strict=True) if value == value}
+                for part, values in parts.items()
+            }
+        )
 
 
 def _timm_name(backbone: str | nn.Module) -> str | None:

@@ -187,13 +187,15 @@ SMOOTHING = 0.8
 """What stays of the ratio at a measurement."""
 _LARGEST_RATIO = 1e4
 """A term with a smaller gradient than the task's by more than this has nothing to say of this batch."""
+MOST_GROWTH = 20
+"""A ratio stays below this times its first: of a term that is solved little but noise is left, and weighted up it ruins the run."""
 
 
 class GradientBalance:
     """Ratios of the reference loss's gradient norm to each term's, by which relative weights are multiplied.
 
     A measurement holds from the next step on, so that all pieces of a batch, in every process, are weighted alike.
-    Without a task the first term takes its place, with weight 1.
+    Without a task the first term takes its place, with weight 1. A ratio grows to `MOST_GROWTH` times its first at most.
 
     Args:
         terms: whose weight is relative.
@@ -204,6 +206,7 @@ class GradientBalance:
         self.reference = reference
         self.terms = tuple(term for term in terms if term != reference)
         self.ratios: dict[str, float] = {}
+        self._first: dict[str, float] = {}
 
     def due(self, step: int) -> bool:
         """Whether to measure at `step`."""
@@ -227,16 +230,20 @@ class GradientBalance:
                 continue
             ratio = math.sqrt(task / squares[term])
             if ratio <= _LARGEST_RATIO:
-                old = self.ratios.get(term, ratio)
-                self.ratios[term] = SMOOTHING * old + (1 - SMOOTHING) * ratio
+                first = self._first.setdefault(term, ratio)
+                smoothed = SMOOTHING * self.ratios.get(term, ratio) + (1 - SMOOTHING) * ratio
+                self.ratios[term] = min(smoothed, MOST_GROWTH * first)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs."""
-        return dict(self.ratios)
+        return {"ratios": dict(self.ratios), "first": dict(self._first)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.ratios = {term: float(state[term]) for term in self.terms if term in state}
+        """Restore what `state_dict` returned. States of earlier releases are the ratios alone: they count as the first."""
+        ratios = state.get("ratios", state)
+        self.ratios = {term: float(ratios[term]) for term in self.terms if term in ratios}
+        first = state.get("first", self.ratios)
+        self._first = {term: float(first[term]) for term in self.terms if term in first}
 
 
 def gradient_squares(losses: Mapping[str, Tensor], feature: Tensor, pooled: Tensor) -> dict[str, Tensor]:

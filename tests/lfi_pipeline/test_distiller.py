@@ -104,6 +104,9 @@ def test_a_loop_goes_on_exactly(targets: TargetDataset, batches: list[Batch]) ->
         assert torch.equal(whole(batch), resumed(batch))
     assert torch.equal(whole.get_extra_state(), resumed.get_extra_state())
     assert whole.get_extra_state().isfinite().all()
+    state, terms = whole.get_extra_state(), len(whole.learner.balance.terms)
+    resumed.set_extra_state(state[: 1 + terms])  # of an earlier release, which had no first ratios
+    assert torch.equal(resumed.get_extra_state(), torch.cat([state[: 1 + terms], state[1 : 1 + terms]]))
 
 
 def test_the_saved_student_is_the_student(targets: TargetDataset, batches: list[Batch], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.students import Student, StudentConfig
-from lfi_pipeline.training.monitor import EVERY, GradientBalance, gradient_squares
+from lfi_pipeline.training.monitor import EVERY, MOST_GROWTH, GradientBalance, gradient_squares
 
 
 def balance(*terms: str) -> GradientBalance:
@@ -53,9 +53,35 @@ def test_it_measures_every_so_often_and_goes_on_exactly() -> None:
     assert [step for step in range(3 * EVERY) if found.due(step)] == [0, EVERY, 2 * EVERY]
     assert not balance().due(0)
     found.update({"task": 2.0, "lfi": 7.0})
+    found.update({"task": 2.0, "lfi": 5.0})
     other = balance("lfi")
     other.load_state_dict(json.loads(json.dumps(found.state_dict())))
     assert other.ratios == found.ratios
+    for each in (found, other):
+        for _ in range(100):
+            each.update({"task": 1.0, "lfi": 1e-6})
+    assert other.ratios == found.ratios
+
+
+def test_a_solved_terms_weight_grows_no_further() -> None:
+    """Flat maps are matched after some steps; what is left is noise, which was weighted up a thousandfold."""
+    found = balance("lfi", "embedding")
+    found.update({"task": 1.0, "lfi": 1.0, "embedding": 4.0})
+    for _ in range(100):
+        found.update({"task": 1.0, "lfi": 1e-6, "embedding": 1.0})
+    assert found.ratio("lfi") == MOST_GROWTH
+    assert found.ratio("embedding") == pytest.approx(1.0)
+    found.update({"task": 1.0, "lfi": 1.0, "embedding": 1.0})
+    assert found.ratio("lfi") == pytest.approx(0.8 * MOST_GROWTH + 0.2)
+
+
+def test_a_state_of_an_earlier_release_goes_on_from_its_ratios() -> None:
+    found = balance("lfi", "embedding")
+    found.load_state_dict({"lfi": 3.0})
+    assert (found.ratio("lfi"), found.ratio("embedding")) == (3.0, 0.0)
+    for _ in range(100):
+        found.update({"task": 1.0, "lfi": 1e-6, "embedding": 1.0})
+    assert found.ratio("lfi") == 3 * MOST_GROWTH
 
 
 @pytest.mark.parametrize(
