@@ -112,7 +112,7 @@ class InteractionQueryBlock(nn.Module):
         targets = target, row_weight, target_scale
         batch, (words, patches) = features.shape[0], (queries.shape[1], features.shape[1])
         check_targets(features.device, (batch, words), patches, *targets, companding, row_batch, row_query)
-        if resolve(queries.device, _computed_in(queries)) == "triton":
+        if self.is_fused(queries):
             op = projected_attention
             return self._projected(op, queries, features, *targets, companding, key_padding_mask, row_batch, row_query)
         # An exported graph serves every batch size: it takes all queries at once.
@@ -136,6 +136,10 @@ class InteractionQueryBlock(nn.Module):
             divergences.append(kl)
         kl = torch.cat(divergences)[torch.cat(orders).argsort()] if orders else torch.cat(divergences, 2)
         return torch.cat(states, 1), kl
+
+    def is_fused(self, queries: Tensor) -> bool:
+        """Whether the fused kernels compute `forward` for such queries, on their device and under the current autocast."""
+        return resolve(queries.device, _computed_in(queries)) == "triton"
 
     def attention(
         self,

@@ -40,7 +40,7 @@ from lfi_pipeline.evaluation.grounding import (
 from lfi_pipeline.evaluation.maps import student_class_maps, student_maps
 from lfi_pipeline.evaluation.protocols import ProtocolResult, load, scored_split, settings_of
 from lfi_pipeline.students import Student
-from lfi_pipeline.students.query_head import merged_maps
+from lfi_pipeline.students.student import merged_maps
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.verify import evenly_spaced
 from lfi_pipeline.training.run_dir import write_run_json
@@ -141,7 +141,7 @@ def grounding(run: Path, common: EvaluationConfig, config: GroundingConfig) -> P
 
     Scores are those of the last tap and the teacher's last layer, and `tap_divergence` the mean over pairs of
     consecutive taps. Of a query head they are those of the map that goes with its answers, made of all taps
-    (`students.query_head.merged_maps`). `details` holds every tap and layer, and `area`, the share of the image that
+    (`students.student.merged_maps`). `details` holds every tap and layer, and `area`, the share of the image that
     masks cover: what a random peak scores, and a uniform map's mass and IoU. A student without queries has its class
     maps and the teacher's scores alone, one without a head no class maps.
 

@@ -15,7 +15,7 @@ from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.exporting.model_config import ModelConfig
 from lfi_pipeline.exporting.predict import EncodeText, Prediction, Readable, predict_images
 from lfi_pipeline.students import Student
-from lfi_pipeline.students.query_head import merged_maps
+from lfi_pipeline.students.student import merged_maps
 from lfi_pipeline.targets.vocabulary import canonical
 
 WEIGHTS, CONFIG = "lfi.safetensors", "lfi.json"

@@ -23,7 +23,8 @@ from lfi_pipeline.exporting.model import Model, load, save_model
 from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
 from lfi_pipeline.students import Student
 from lfi_pipeline.students.backbone import TapBackbone
-from lfi_pipeline.students.query_head import QueryHead, merged_maps
+from lfi_pipeline.students.query_head import QueryHead
+from lfi_pipeline.students.student import merged_maps
 from lfi_pipeline.training.learner import LoadedRun
 
 _TOLERANCE = 1e-5

@@ -25,22 +25,25 @@ from lfi_pipeline.targets.vocabulary import canonical, readable_names
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """The words of B images and where the teacher saw them.
+    """The words of B images and where the teacher saw them; or, of a query head, rows that teach its classes.
 
     Attributes:
-        words: text embeddings [B, M, E].
-        targets: per tap, maps [B, M, N_t]; a row sums to 1 or is all zero. None: words without maps, to be scored.
-            Or maps as a cache stores them, uint8 codes, where `scales` has a value for the tap.
-        weights: per tap, w [B, M]; 0 for padding and for a word without a map. None as `targets` is.
-        scales: per tap, fp32 [B, M], what code 255 stands for, or None where the target is no codes. None: none is.
+        words: text embeddings [B, M, E]; None for rows.
+        targets: per tap, maps [B, M, N_t], or [R, N_t] of rows; each sums to 1 or is all zero. None: words without maps,
+            to be scored. Or maps as a cache stores them, uint8 codes, where `scales` has a value for the tap.
+        weights: per tap, w [B, M] or [R]; 0 for padding and for a word without a map. None as `targets` is.
+        scales: per tap, fp32 [B, M] or [R], what code 255 stands for, or None where the target is no codes. None: none is.
         companding: the curve of the codes.
+        row_batch, row_query: int64 [R], image and class of each row, as `InteractionQueryBlock` takes them.
     """
 
-    words: Tensor
+    words: Tensor | None
     targets: Sequence[Tensor] | None = None
     weights: Sequence[Tensor] | None = None
     scales: Sequence[Tensor | None] | None = None
     companding: Companding = "sqrt"
+    row_batch: Tensor | None = None
+    row_query: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,8 @@ class QueryOutput:
 
     Attributes:
         states: Q_L [B, M, Dq].
-        seeds: Q_0 [B, M, Dq].
-        kl: per tap, w_m mean_h KL(T_m || P_h) [B, M], in nats; empty where no targets were given.
+        seeds: Q_0 [B, M, Dq], or [1, M, Dq].
+        kl: per tap, w_m mean_h KL(T_m || P_h) [B, M], or [R] of rows, in nats; empty where no targets were given.
     """
 
     states: Tensor
@@ -108,13 +111,17 @@ class TextQueries(nn.Module):
         Raises:
             ValueError: not one target and one weight per tap, or a shape that does not fit.
         """
-        seeds = self.seeds_of(words)
+        return self._carry(self.seeds_of(words), features, Supervision(words, targets, weights, scales, companding))
+
+    def _carry(self, seeds: Tensor, features: Sequence[Tensor], taught: Supervision) -> QueryOutput:
+        """Run queries with these seeds, [B, M, Dq] or [1, M, Dq], through the taps."""
         state, divergences = seeds, []
         nothing = [None] * len(self.blocks)
-        per_tap = zip(self.blocks, features, targets or nothing, weights or nothing, scales or nothing, strict=True)
-        for block, x, target, weight, scale in per_tap:
-            state, kl = block(self.state_at_tap(seeds, state), x, target, weight, scale, companding)
-            if target is not None:
+        maps = (each or nothing for each in (taught.targets, taught.weights, taught.scales))
+        for block, x, *target in zip(self.blocks, features, *maps, strict=True):
+            rows = {"row_batch": taught.row_batch, "row_query": taught.row_query}
+            state, kl = block(self.state_at_tap(seeds, state), x, *target, taught.companding, **rows)
+            if target[0] is not None:
                 divergences.append(kl.mean(1))
         return QueryOutput(state, seeds, divergences)
 
@@ -172,7 +179,7 @@ class PresenceScore(nn.Module):
 
 
 CLASS, TEXT = "class", "text"
-_BLOCK = 1024
+CLASSES_AT_ONCE = 1024
 """Classes that are carried through the taps at a time; the maps of more are never in memory together."""
 
 
@@ -234,13 +241,23 @@ class QueryHead(TextQueries):
             features: per tap, patch tokens [B, N_t, D_t].
         """
         parts = []
-        for first in range(0, len(self.classes), _BLOCK):
-            chosen = slice(first, first + _BLOCK)
-            if torch.is_grad_enabled() and len(self.classes) > _BLOCK:
+        for first in range(0, len(self.classes), CLASSES_AT_ONCE):
+            chosen = slice(first, first + CLASSES_AT_ONCE)
+            if torch.is_grad_enabled() and len(self.classes) > CLASSES_AT_ONCE:
                 parts.append(checkpoint(self._block_logits, chosen, *features, use_reentrant=False))
             else:
                 parts.append(self._block_logits(chosen, *features))
         return torch.cat(parts, 1) if parts else features[0].new_zeros(len(features[0]), 0)
+
+    def taught_logits(self, features: Sequence[Tensor], rows: Supervision) -> tuple[Tensor, QueryOutput]:
+        """Return the logit of every class, and how far their maps are from those of `rows`: one pass for both.
+
+        Args:
+            features, rows: as of `logits`; maps, and the classes that they teach.
+        """
+        seeds = self.seeds_of(self.classes)[None]
+        output = self._carry(seeds, features, rows)
+        return self._read(output.states, seeds, slice(None)), output
 
     def logits_and_maps(
         self, features: Sequence[Tensor], embeddings: Tensor | None = None
@@ -267,7 +284,11 @@ class QueryHead(TextQueries):
         """Carry seeds [1, R, Dq], shared by all images, through the taps."""
         state, maps = seeds, []
         for block, x in zip(self.blocks, features, strict=True):
-            state, looked = gather(block, self.state_at_tap(seeds, state), x)
+            before = self.state_at_tap(seeds, state)
+            if not with_maps and block.is_fused(before):
+                state, _ = block(before, x)
+                continue
+            state, looked = gather(block, before, x)
             if with_maps:
                 maps.append(looked.mean(1))
         return state, maps
@@ -306,27 +327,6 @@ def gather(block: InteractionQueryBlock, state: Tensor, x: Tensor) -> tuple[Tens
     looked = (query @ split(x @ block.w_k).mT).softmax(-1)
     gathered = (looked.to(x.dtype) @ split(x @ block.w_v).to(x.dtype)).transpose(1, 2).flatten(2)
     return state + gathered @ block.w_o, looked
-
-
-def merged_maps(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
-    """Return one map of each query from those of its taps, on the finest grid: fp32 [B, R, rows, columns], sums 1.
-
-    The geometric mean over the taps: a place counts where every depth looked. The form is this project's choice.
-
-    Args:
-        maps: per tap, [B, R, N_t]; rows sum to 1.
-        grids: per tap, (rows, columns).
-    """
-    finest = max(grids, key=math.prod)
-    total: Tensor | None = None
-    for each, grid in zip(maps, grids, strict=True):
-        laid = each.float().view(*each.shape[:2], *grid)
-        if grid != finest:
-            laid = F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
-        log = laid.clamp_min(1e-12).log() / len(maps)
-        total = log if total is None else total + log
-    assert total is not None
-    return total.flatten(-2).softmax(-1).view(total.shape)
 
 
 class ClassReadout(nn.Module):

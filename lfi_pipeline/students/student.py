@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
 from lfi_pipeline.core.runtime import require_compiler
@@ -105,7 +107,7 @@ class Student(nn.Module):
 
         Args:
             images: as above.
-            supervision: words and their maps; without it, only queries of classes run.
+            supervision: words and their maps, or rows that teach the classes; without it, only queries of classes run.
             with_taps: return the patch tokens of the taps, whether queries run or not.
         """
         x = self.normalised(images)
@@ -163,12 +165,15 @@ class Student(nn.Module):
         tokens, grids = _tokens_and_grids(maps)
         pooled = self._pool(final)
         interaction: QueryOutput | None = None
+        logits: Tensor | None = self.head(pooled) if self.head is not None else None
+        if self.query_head is not None and supervision is not None and supervision.words is None:
+            logits, interaction = self.query_head.taught_logits(tokens, supervision)
+            return Features(pooled, logits, tokens, grids, interaction)
         if self.queries is not None and supervision is not None:
             interaction = self.queries(
                 *(supervision.words, tokens, supervision.targets, supervision.weights),
                 *(supervision.scales, supervision.companding),
             )
-        logits: Tensor | None = self.head(pooled) if self.head is not None else None
         if self.query_head is not None:
             logits = self.query_head.logits(tokens)
         return Features(pooled, logits, tokens, grids, interaction)
@@ -219,3 +224,24 @@ class Student(nn.Module):
 def _tokens_and_grids(maps: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """[B, D, rows, columns] of each tap -> its patch tokens [B, N, D] and (rows, columns)."""
     return [f.flatten(2).transpose(1, 2) for f in maps], [(int(f.shape[2]), int(f.shape[3])) for f in maps]
+
+
+def merged_maps(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Return one map of each query from those of its taps, on the finest grid: fp32 [B, R, rows, columns], sums 1.
+
+    The geometric mean over the taps: a place counts where every depth looked. The form is this project's choice.
+
+    Args:
+        maps: per tap, [B, R, N_t]; rows sum to 1.
+        grids: per tap, (rows, columns).
+    """
+    finest = max(grids, key=math.prod)
+    total: Tensor | None = None
+    for each, grid in zip(maps, grids, strict=True):
+        laid = each.float().view(*each.shape[:2], *grid)
+        if grid != finest:
+            laid = F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
+        log = laid.clamp_min(1e-12).log() / len(maps)
+        total = log if total is None else total + log
+    assert total is not None
+    return total.flatten(-2).softmax(-1).view(total.shape)

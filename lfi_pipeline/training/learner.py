@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from lfi_pipeline.objectives import StepContext, build_terms
 from lfi_pipeline.objectives.interaction import task_loss
 from lfi_pipeline.students import Student, Supervision, pair_layers
 from lfi_pipeline.students.pretrained import bounded_build
-from lfi_pipeline.students.query_head import class_embeddings
+from lfi_pipeline.students.query_head import CLASSES_AT_ONCE, class_embeddings
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch
-from lfi_pipeline.training.maps import MapResampler, peakedness
+from lfi_pipeline.training.maps import MapResampler, class_supervision, peakedness
 from lfi_pipeline.training.monitor import GradientBalance, gradient_squares
 from lfi_pipeline.training.run_dir import BEST, CONFIG, LAST, read_json, recorded_config
 from lfi_pipeline.training.validate import NONE
@@ -41,7 +42,6 @@ def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: 
             queries = replace(config.resolved_queries, readout="text")
         else:
             head, queries = "linear", queries if "lfi" in config.terms else None
-    by_name = class_embeddings(store) if head == "queries" and classifies else None
     return Student(
         config.student,
         classes=len(store.spec.dataset.classes) if classifies else 0,
@@ -49,7 +49,7 @@ def build_student(config: TrainConfig, store: TargetStore, task: str, backbone: 
         queries=queries,
         presence="presence" in config.terms,
         head=head,
-        class_embeddings=by_name,
+        class_embeddings=class_embeddings(store) if head == "queries" and classifies else None,
         backbone=backbone,
     )
 
@@ -81,22 +81,20 @@ class Learner(nn.Module):
         self._with_taps = any(term.reads_taps for term in terms.values())
         self.layers = pair_layers(self.student.taps, [layer.depth for layer in store.spec.layers])
         self._draws_words = "presence" in terms
-        embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
-        self.register_buffer("vocabulary", embeddings, persistent=False)
-        class_of_word = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)
-        self.register_buffer("names_class", class_of_word >= 0, persistent=False)
+        self.register_buffer("vocabulary", torch.from_numpy(store.vocabulary.embeddings).float(), persistent=False)
+        classes = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)
+        self.register_buffer("class_of_word", classes, persistent=False)
 
     vocabulary: Tensor
-    names_class: Tensor
+    class_of_word: Tensor
 
     def weights(self, progress: float) -> dict[str, float]:
         """Return each term's weight at `progress` in [0, 1] of the run. Without a task, the reference term has 1."""
-        weights = {}
-        for term, weight in self._weights_of.items():
-            weights[term] = weight.at(progress)
-            if weight.relative:
-                weights[term] = 1.0 if term == self.balance.reference else weights[term] * self.balance.ratio(term)
-        return weights
+        weights = {term: weight.at(progress) for term, weight in self._weights_of.items()}
+        relative = [term for term, weight in self._weights_of.items() if weight.relative]
+        return weights | {
+            t: 1.0 if t == self.balance.reference else weights[t] * self.balance.ratio(t) for t in relative
+        }
 
     def loss(self, batch: Batch, *, step: int, progress: float = 0.0) -> dict[str, Tensor]:
         """Return the losses of a whole batch on one device, as `forward` does; for a training loop of one's own.
@@ -121,8 +119,8 @@ class Learner(nn.Module):
     def supervise(self, cut: MapResampler | None) -> tuple[Supervision | None, Tensor | None]:
         """Return the words of each image with their target maps, and which of the words are present [B, M'] (`StepContext`).
 
-        The query of a class is that of the word that names it; words that name none do not teach a query head. With
-        the presence term, as many words as the images have are drawn from the vocabulary by torch's generator.
+        Of a query head, words teach the classes that they name, as rows of the pass that answers. With the presence term
+        words run by themselves, and as many more are drawn from the vocabulary by torch's generator.
         """
         if cut is None or MAPS not in self.reads:
             return None, None
@@ -134,10 +132,13 @@ class Learner(nn.Module):
             targets.append(target)
             weights.append(kept * peakedness(target) if self._peaked else kept)
             scales.append(None if codes is None else codes.scale[:, layer])
-        words = on_grid.words
+        words, head = on_grid.words, self.student.query_head
+        if head is not None and not self._draws_words and len(head.classes) <= CLASSES_AT_ONCE:
+            of_words = Supervision(None, targets, weights, scales, cut.companding)
+            return class_supervision(words, self.class_of_word, len(head.classes), of_words), None
         seen = torch.stack(weights).sum(0) > 0
-        if self.student.query_head is not None:
-            of_class = (words >= 0) & self.names_class[words.clamp_min(0)]
+        if head is not None:
+            of_class = (words >= 0) & (self.class_of_word[words.clamp_min(0)] >= 0)
             weights = [each * of_class for each in weights]
         if not self._draws_words:
             return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), None
@@ -145,8 +146,9 @@ class Learner(nn.Module):
         absent = (drawn[:, :, None] != words[:, None, :]).all(-1)
         present = torch.cat([torch.where(seen, 1.0, torch.nan), torch.where(absent, 0.0, torch.nan)], 1)
         words = torch.cat([words, drawn], 1)
-        targets = [torch.cat([each, torch.zeros_like(each)], 1) for each in targets]
-        weights = [torch.cat([each, torch.zeros_like(each)], 1) for each in weights]
+        targets, weights = (
+            [torch.cat([each, torch.zeros_like(each)], 1) for each in part] for part in (targets, weights)
+        )
         scales = [None if each is None else torch.cat([each, torch.zeros_like(each)], 1) for each in scales]
         return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), present
 
@@ -168,7 +170,9 @@ class Learner(nn.Module):
             measure: return the squared norm of each loss's gradient too, under its name after `SQUARE`.
         """
         batch = context.batch
-        features = self.student(batch.images[self.student.size], supervision, with_taps=measure or self._with_taps)
+        # A compiled backbone is one node of the graph: the gradients at its first tap are not those that are measured.
+        with torch.compiler.set_stance("force_eager") if measure else nullcontext():
+            features = self.student(batch.images[self.student.size], supervision, with_taps=measure or self._with_taps)
         losses: dict[str, Tensor] = {}
         if features.logits is not None:
             each = task_loss(self.task, features.logits, batch.labels, self._multi_label_loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.data.dataset import class_mask, relabelled
 from lfi_pipeline.data.mixing import Mix, mix_maps
 from lfi_pipeline.data.objects import count_masks
+from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore, decode_maps, encode_maps
 from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training.config import DataConfig
@@ -291,3 +292,50 @@ def _cycled(codes: Tensor, scale: Tensor, words: Tensor) -> StoredMaps:
     scale = scale.gather(2, rows[:, None].expand_as(scale))
     codes = codes.gather(2, rows[:, None, :, None, None].expand_as(codes))
     return StoredMaps(codes, scale)
+
+
+def class_rows(words: Tensor, class_of_word: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which words of a batch teach which class, in tensors whose shapes do not depend on the words.
+
+    An image has as many rows as words, or as classes if these are fewer; no class twice, which the kernels forbid. Of
+    several words of one class the first is taken. Rows beyond the words that name a class have some class, and no word.
+
+    Args:
+        words: int64 [B, M], -1 for padding.
+        class_of_word: int64 [V], -1 for a word that names none.
+        classes: K.
+
+    Returns:
+        [B, R] each: the class, the place of its word in M, and whether there is such a word.
+    """
+    size = words.shape[1]
+    of_class = torch.where(words >= 0, class_of_word[words.clamp_min(0)], -1)
+    places = torch.arange(size, device=words.device).expand_as(words)
+    first = torch.full(
+        (len(words), classes + 1), size, device=words.device
+    )  # the last column is of words without a class
+    first = first.scatter_reduce(1, of_class.remainder(classes + 1), places, "amin")[:, :classes]
+    keys = first * classes + torch.arange(classes, device=words.device)  # each once: the choice is the same everywhere
+    chosen = keys.topk(min(size, classes), dim=1, largest=False).values
+    place = chosen // classes
+    return chosen % classes, place.clamp_max(size - 1), place < size
+
+
+def class_supervision(words: Tensor, class_of_word: Tensor, classes: int, of_words: Supervision) -> Supervision:
+    """Return the maps of words as rows that teach a query head's classes (`class_rows`); `of_words` needs no embeddings."""
+    row_class, place, named = class_rows(words, class_of_word, classes)
+    row_batch = torch.arange(len(words), device=words.device)[:, None].expand_as(row_class)
+
+    def rows(per_word: Tensor) -> Tensor:  # [B, M, ...] -> [B * R, ...]
+        index = place.view(*place.shape, *[1] * (per_word.ndim - 2))
+        return per_word.take_along_dim(index, 1).flatten(0, 1)
+
+    return replace(
+        of_words,
+        words=None,
+        targets=[rows(each) for each in of_words.targets or ()],
+        weights=[rows(each) * named.flatten() for each in of_words.weights or ()],
+        scales=[None if each is None else rows(each) for each in of_words.scales or ()],
+        row_batch=row_batch.flatten(),
+        row_query=row_class.flatten(),
+    )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lfi_kernels import InteractionQueryBlock
 from lfi_pipeline.students import query_head as module
-from lfi_pipeline.students.query_head import QueryConfig, QueryHead, QueryOutput, gather, merged_maps
+from lfi_pipeline.students.query_head import QueryConfig, QueryHead, QueryOutput, gather
+from lfi_pipeline.students.student import merged_maps
 
 WIDTHS, GRIDS = (12, 20), (9, 4)
 CONFIG = QueryConfig(width=16, heads=2)
@@ -63,7 +64,7 @@ def test_classes_in_blocks_answer_and_learn_as_they_do_at_once(readout: str, mon
     made, x = head(classes=7, readout=readout), [each.requires_grad_() for each in features()]
     whole = made.logits(x)
     gradients = torch.autograd.grad(whole.square().sum(), [*x, *made.parameters()])
-    monkeypatch.setattr(module, "_BLOCK", 3)
+    monkeypatch.setattr(module, "CLASSES_AT_ONCE", 3)
     parts = made.logits(x)
     torch.testing.assert_close(parts, whole)
     for found, expected in zip(

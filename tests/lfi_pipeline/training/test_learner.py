@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.core.parse import unseal_folder, write_recorded
 from lfi_pipeline.objectives.interaction import task_loss
-from lfi_pipeline.students import StudentConfig
+from lfi_pipeline.students import StudentConfig, Supervision
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.training import DataConfig, TrainConfig
+from lfi_pipeline.training import learner as module
 from lfi_pipeline.training.data import TargetImages
 from lfi_pipeline.training.learner import TASK, TOTAL, Learner, load_run
 from lfi_pipeline.training.maps import MapResampler
@@ -112,26 +112,91 @@ def test_maps_choose_the_scale_of_the_scores(
     assert {block.scale for block in student.queries.blocks} == {width**power}  # type: ignore[union-attr, union-attr]
 
 
+def supervised(config: TrainConfig, task: str) -> tuple[Learner, MapResampler, Supervision]:
+    store = TargetStore.open(config.data.targets)
+    learner = Learner(config, store, task)
+    images = TargetImages(store, config.data, [learner.student.size], learner.reads)
+    cut = MapResampler(images.__getitems__([(0, position) for position in range(8)]), store.spec.codec.name)
+    supervision, present = learner.supervise(cut)
+    assert supervision is not None
+    assert supervision.weights is not None
+    assert present is None
+    return learner, cut, supervision
+
+
 def test_words_that_name_no_class_do_not_teach_a_query_head(make_config: MakeConfig) -> None:
-    told = {}
-    for head, task in (("queries", "multi-label"), ("linear", "multi-label"), ("queries", "none")):
-        config = make_config(head=head)
+    learner, cut, taught = supervised(make_config(head="queries"), "multi-label")
+    every = supervised(make_config(head="linear"), "multi-label")[2]
+    words = cut.on(learner.student.taps[0].grid).words
+    classes = torch.where(words >= 0, learner.class_of_word[words.clamp_min(0)], -1)
+    assert (every.weights[0][classes < 0] > 0).any()
+    assert taught.words is None
+    rows = list(zip(taught.row_batch.tolist(), taught.row_query.tolist(), strict=True))
+    assert len(rows) == len(set(rows)) == words.numel()  # whatever the words are; no pair of image and class twice
+    for tap in range(len(taught.targets)):
+        weights = dict(zip(rows, taught.weights[tap].tolist(), strict=True))
+        target = dict(zip(rows, taught.targets[tap], strict=True))
+        for image, places in enumerate(classes.tolist()):
+            for place, named in enumerate(places):
+                if named >= 0:
+                    assert weights.pop((image, named)) == every.weights[tap][image, place]
+                    assert torch.equal(target[image, named], every.targets[tap][image, place])
+        assert not any(weights.values())
+    alone = supervised(make_config(head="queries"), "none")[2]  # without labels there are no classes to teach
+    assert torch.equal(alone.weights[0], every.weights[0])
+
+
+@pytest.mark.parametrize("readout", ["class", "text"])
+def test_one_pass_answers_and_teaches_as_two_do(
+    make_config: MakeConfig, readout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes and words were run one after the other; the query of a word is that of the class which it names."""
+    config = make_config(head="queries", readout=readout, batch_size=8, weight={"lfi": "0.5"})
+    results = []
+    for limit in (1024, 0):
+        monkeypatch.setattr(module, "CLASSES_AT_ONCE", limit)
         store = TargetStore.open(config.data.targets)
-        learner = Learner(config, store, task)
+        learner = Learner(config, store, "multi-label")
+        for number, block in enumerate(learner.student.queries.blocks):  # as if trained
+            torch.nn.init.normal_(block.w_o, std=0.1, generator=torch.Generator().manual_seed(number))
+        images = TargetImages(store, config.data, [learner.student.size], learner.reads)
+        losses = learner.loss(images.__getitems__([(0, position) for position in range(8)]), step=1)
+        parameters = dict(learner.named_parameters())
+        gradients = torch.autograd.grad(losses[TOTAL], list(parameters.values()), allow_unused=True)
+        results.append((losses, dict(zip(parameters, gradients, strict=True))))
+    (losses, gradients), (losses_of_two, gradients_of_two) = results
+    assert float(losses["lfi"].detach()) > 0
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, losses_of_two[name], atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients_of_two[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the tracer itself
+@pytest.mark.parametrize(
+    ("student", "head"), [(None, "queries"), (StudentConfig(name="resnet10t", image_size=64), "linear")]
+)
+def test_a_compiled_student_is_measured_as_it_is(
+    make_config: MakeConfig, student: StudentConfig | None, head: str
+) -> None:
+    """Compiled, a backbone is one node of the graph, whose first tap knows nothing of the gradient through the others."""
+    config = make_config(head=head, batch_size=8, **({} if student is None else {"student_config": student}))
+    store = TargetStore.open(config.data.targets)
+    ratios = []
+    for compiled in (False, True):
+        learner = Learner(config, store, "multi-label")
+        for block in learner.student.queries.blocks:
+            torch.nn.init.constant_(block.w_o, 0.1)
         images = TargetImages(store, config.data, [learner.student.size], learner.reads)
         batch = images.__getitems__([(0, position) for position in range(8)])
-        cut = MapResampler(batch, store.spec.codec.name)
-        supervision, _ = learner.supervise(cut)
-        assert supervision is not None
-        assert supervision.weights is not None
-        told[head, task] = supervision.weights[0]
-        words = cut.on(learner.student.taps[0].grid).words
-    names = classes_of_words(store.vocabulary.words, store.spec.dataset.classes)[words.clamp_min(0)] >= 0
-    taught, every = told["queries", "multi-label"], told["linear", "multi-label"]
-    assert (taught > 0).any()
-    assert torch.equal(taught, every * names)
-    assert ((every > 0) & ~names).any()
-    assert torch.equal(told["queries", "none"], every)
+        if compiled:
+            learner.student.compile_parts(backend="aot_eager")
+        learner.loss(batch, step=1)[TOTAL].backward()  # a resumed run may measure after a plain step
+        learner.zero_grad(set_to_none=True)
+        learner.loss(batch, step=20)[TOTAL].backward()
+        ratios.append(learner.balance.ratio("lfi"))
+    assert ratios[0] > 0
+    assert ratios[1] == pytest.approx(ratios[0], rel=1e-3)
 
 
 def test_images_without_labels_teach_by_their_maps_alone(make_config: MakeConfig) -> None:

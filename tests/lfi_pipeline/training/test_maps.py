@@ -12,7 +12,7 @@ from lfi_pipeline.students import StudentConfig
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.training.data import MAPS, TargetImages
 from lfi_pipeline.training.learner import Learner
-from lfi_pipeline.training.maps import MapResampler, TrueMasks, peakedness
+from lfi_pipeline.training.maps import MapResampler, TrueMasks, class_rows, peakedness
 
 from .test_data import ALWAYS, NEVER, MakeConfig, images_of
 
@@ -152,3 +152,24 @@ def test_codes_are_handed_on_only_where_they_are_the_maps(make_config: MakeConfi
     cut.hands_codes = True
     assert cut.codes_on(grid) is not None
     assert cut.codes_on((grid[0] + 1, grid[1])) is None
+
+
+def test_rows_of_classes_have_one_shape_whatever_the_words_are() -> None:
+    class_of_word = torch.tensor([2, -1, 0, 2])  # words 0 and 3 name the same class
+    words = torch.tensor([[1, 3, 0, 2], [-1, -1, -1, -1], [2, 1, 0, -1]])
+    classes, place, named = class_rows(words, class_of_word, 5)
+    assert classes.shape == place.shape == named.shape == (3, 4)
+    assert all(len(set(row)) == 4 for row in classes.tolist())
+    taught = [
+        {(k, m) for k, m, is_named in zip(*row, strict=True) if is_named}
+        for row in zip(classes.tolist(), place.tolist(), named.tolist(), strict=True)
+    ]
+    assert taught == [{(2, 1), (0, 3)}, set(), {(0, 0), (2, 2)}]
+
+
+def test_there_are_no_more_rows_than_classes() -> None:
+    words = torch.tensor([[0, 1, 2, 3]])
+    classes, place, named = class_rows(words, torch.tensor([1, -1, 0, -1]), 2)
+    assert classes.tolist() == [[1, 0]]
+    assert place.tolist() == [[0, 2]]
+    assert named.all()
