@@ -121,9 +121,8 @@ class Student(nn.Module):
         return features if with_taps else replace(features, taps=[], grids=[])
 
     def _tapped(self, x: Tensor) -> tuple[Any, list[Tensor]]:
-        final, maps = self.backbone.forward_intermediates(
-            x, indices=[tap.index for tap in self.taps], output_fmt="NCHW"
-        )
+        indices = [tap.index for tap in self.taps]
+        final, maps = self.backbone.forward_intermediates(x, indices=indices, output_fmt="NCHW")
         return final, maps
 
     def _untapped(self, x: Tensor) -> Any:
@@ -170,10 +169,8 @@ class Student(nn.Module):
             logits, interaction = self.query_head.taught_logits(tokens, supervision)
             return Features(pooled, logits, tokens, grids, interaction)
         if self.queries is not None and supervision is not None:
-            interaction = self.queries(
-                *(supervision.words, tokens, supervision.targets, supervision.weights),
-                *(supervision.scales, supervision.companding),
-            )
+            taught = supervision.targets, supervision.weights, supervision.scales, supervision.companding
+            interaction = self.queries(supervision.words, tokens, *taught)
         if self.query_head is not None:
             logits = self.query_head.logits(tokens)
         return Features(pooled, logits, tokens, grids, interaction)
@@ -239,8 +236,7 @@ def merged_maps(maps: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Ten
     total: Tensor | None = None
     for each, grid in zip(maps, grids, strict=True):
         laid = each.float().view(*each.shape[:2], *grid)
-        if grid != finest:
-            laid = F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
+        laid = laid if grid == finest else F.interpolate(laid, size=finest, mode="bilinear", align_corners=False)
         log = laid.clamp_min(1e-12).log() / len(maps)
         total = log if total is None else total + log
     assert total is not None
