@@ -91,10 +91,9 @@ class Learner(nn.Module):
     def weights(self, progress: float) -> dict[str, float]:
         """Return each term's weight at `progress` in [0, 1] of the run. Without a task, the reference term has 1."""
         weights = {term: weight.at(progress) for term, weight in self._weights_of.items()}
-        relative = [term for term, weight in self._weights_of.items() if weight.relative]
-        return weights | {
-            t: 1.0 if t == self.balance.reference else weights[t] * self.balance.ratio(t) for t in relative
-        }
+        for term in (term for term, weight in self._weights_of.items() if weight.relative):
+            weights[term] = 1.0 if term == self.balance.reference else weights[term] * self.balance.ratio(term)
+        return weights
 
     def loss(self, batch: Batch, *, step: int, progress: float = 0.0) -> dict[str, Tensor]:
         """Return the losses of a whole batch on one device, as `forward` does; for a training loop of one's own.
@@ -136,19 +135,17 @@ class Learner(nn.Module):
         if head is not None and not self._draws_words and len(head.classes) <= CLASSES_AT_ONCE:
             of_words = Supervision(None, targets, weights, scales, cut.companding)
             return class_supervision(words, self.class_of_word, len(head.classes), of_words), None
-        seen = torch.stack(weights).sum(0) > 0
+        seen, names_class = torch.stack(weights).sum(0) > 0, self.class_of_word[words.clamp_min(0)] >= 0
         if head is not None:
-            of_class = (words >= 0) & (self.class_of_word[words.clamp_min(0)] >= 0)
-            weights = [each * of_class for each in weights]
+            weights = [each * ((words >= 0) & names_class) for each in weights]
         if not self._draws_words:
             return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), None
         drawn = torch.randint(len(self.vocabulary), words.shape, device=words.device)
         absent = (drawn[:, :, None] != words[:, None, :]).all(-1)
         present = torch.cat([torch.where(seen, 1.0, torch.nan), torch.where(absent, 0.0, torch.nan)], 1)
         words = torch.cat([words, drawn], 1)
-        targets, weights = (
-            [torch.cat([each, torch.zeros_like(each)], 1) for each in part] for part in (targets, weights)
-        )
+        targets = [torch.cat([each, torch.zeros_like(each)], 1) for each in targets]
+        weights = [torch.cat([each, torch.zeros_like(each)], 1) for each in weights]
         scales = [None if each is None else torch.cat([each, torch.zeros_like(each)], 1) for each in scales]
         return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), present
 
@@ -239,11 +236,10 @@ def load_run(run: Path, *, device: str = "auto", weights: str = "last", data_roo
     record, config = read_json(run / CONFIG), recorded_config(run)
     store = TargetStore.open(config.data.targets, data_root=data_root or config.data.data_root)
     task = str(record.get("task"))
-    # the checkpoint holds every weight: timm's own need not be at hand
     file = run / WEIGHTS[weights]
     most = file.stat().st_size if file.is_file() else None  # no run has more parameters than bytes of them
     try:
-        with bounded_build(f"The student of {run}", parameters=most):
+        with bounded_build(f"The student of {run}", parameters=most):  # timm's own weights need not be at hand
             student = build_student(replace(config, student=replace(config.student, pretrained=False)), store, task)
     except TooLargeError as error:
         raise RunError(
