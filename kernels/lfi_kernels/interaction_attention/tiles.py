@@ -239,8 +239,8 @@ def launch(problem: Problem, device: torch.device, run: Callable[[Tile], Results
     """
     if device.type != "cuda":
         return run(problem.usual())
-    key = f"{torch.cuda.get_device_name(device)}; {code()}; {problem}"
-    known = _known(tiles_file())
+    key = _key(problem, device)
+    known = _known(os.environ.get(FILE_VARIABLE), os.environ.get("XDG_CACHE_HOME"))
     if key not in known:
         if os.environ.get(TUNE_VARIABLE) == "1" and not torch.cuda.is_current_stream_capturing():
             tile, milliseconds = fastest(problem.candidates(), run, _seconds_on_gpu, problem.tolerance())
@@ -327,9 +327,16 @@ def code() -> str:
 
 
 @functools.cache
-def _known(path: Path) -> dict[str, Tile]:
-    """Return the tiles of the file by key, read once; problems that are measured later are added."""
-    return {key: Tile(**{name: entry[name] for name in Tile.__slots__}) for key, entry in _read(path).items()}
+def _key(problem: Problem, device: torch.device) -> str:
+    """Return what a tile is kept under: a step launches a dozen kernels, and should not make this text for each."""
+    return f"{torch.cuda.get_device_name(device)}; {code()}; {problem}"
+
+
+@functools.cache
+def _known(*_: str | None) -> dict[str, Tile]:
+    """Return the tiles of `tiles_file` by key, read once for the variables that name it; later ones are added."""
+    read = _read(tiles_file())
+    return {key: Tile(**{name: entry[name] for name in Tile.__slots__}) for key, entry in read.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -54,11 +54,18 @@ def chosen(kernel: Kernel, device: torch.device = GPU) -> Tile:
 def tiles_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "deep" / "tiles.json"
     monkeypatch.setenv("LFI_KERNELS_TILES", str(path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    tiles._known.cache_clear()
+    new_process(monkeypatch)
     yield path
     tiles._known.cache_clear()
+    tiles._key.cache_clear()
+
+
+def new_process(monkeypatch: pytest.MonkeyPatch, gpu: str = "NVIDIA Test") -> None:
+    """Forget what this process knows; it may have another GPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: gpu)
+    tiles._known.cache_clear()
+    tiles._key.cache_clear()
 
 
 def kernel_for(monkeypatch: pytest.MonkeyPatch) -> Kernel:
@@ -85,7 +92,7 @@ def test_nothing_is_measured_unasked(tiles_file: Path, monkeypatch: pytest.Monke
     assert chosen(kernel) == PROBLEM.usual()
     monkeypatch.setenv("LFI_KERNELS_TUNE", "1")
     assert chosen(kernel, torch.device("cpu")) == PROBLEM.usual()
-    tiles._known.cache_clear()
+    new_process(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert chosen(kernel) == PROBLEM.usual()
     assert set(kernel.ran) == {PROBLEM.usual()}
@@ -97,7 +104,7 @@ def test_tiles_that_do_not_fit_the_gpu_give_way_to_the_next(tiles_file: Path, mo
     kernel.unable = {PROBLEM.usual()}
     assert chosen(kernel) == PROBLEM.candidates()[1]
     kernel.unable = set(PROBLEM.candidates())
-    tiles._known.cache_clear()
+    new_process(monkeypatch)
     with pytest.raises(RuntimeError, match=r"too little shared memory .* Set LFI_KERNELS=reference"):
         chosen(kernel)
     assert not tiles_file.exists()
@@ -112,14 +119,24 @@ def test_what_was_measured_serves_later_processes(tiles_file: Path, monkeypatch:
     assert chosen(kernel) == best
     assert len(kernel.ran) == runs + 1  # measured once
 
-    tiles._known.cache_clear()  # another process
+    new_process(monkeypatch)
     monkeypatch.delenv("LFI_KERNELS_TUNE")
     assert chosen(kernel) == best
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
+    new_process(monkeypatch, "NVIDIA Other")
     assert chosen(kernel) == PROBLEM.usual()  # another GPU's times say nothing
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
+    new_process(monkeypatch)
     monkeypatch.setattr(tiles, "code", lambda: "other kernels")
     assert chosen(kernel) == PROBLEM.usual()
+
+
+@pytest.mark.usefixtures("tiles_file")
+def test_the_key_of_a_tile_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, names = kernel_for(monkeypatch), []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: names.append(1) or "NVIDIA Test")
+    again = Problem(kernel="project", dtype="bfloat16", rows=9999, columns=256, depth=384)
+    for problem in (PROBLEM, again, PROBLEM):
+        tiles.launch(problem, GPU, kernel.run)
+    assert (len(names), len(kernel.ran)) == (1, 4)  # the first call tries the tile, and then runs it
 
 
 def test_two_processes_that_measure_keep_both(tiles_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +146,7 @@ def test_two_processes_that_measure_keep_both(tiles_file: Path, monkeypatch: pyt
     plain = json.loads(tiles_file.read_text())
     plain["tiles"]["of another process"] = next(iter(plain["tiles"].values()))
     tiles_file.write_text(json.dumps(plain))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Other")
+    new_process(monkeypatch, "NVIDIA Other")
     chosen(kernel)
     assert len(json.loads(tiles_file.read_text())["tiles"]) == 3
     assert [path.name for path in tiles_file.parent.iterdir()] == ["tiles.json"]
