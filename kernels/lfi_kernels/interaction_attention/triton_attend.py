@@ -48,11 +48,13 @@ def map_rows(p_row, p_weight, i_b, o_m, m, M):
 
 @triton.jit
 def stored_maps(p_target, o_row, b_w, o_n, m_n, N: tl.constexpr, POLICY: tl.constexpr = ""):
-    """Maps as they are stored, [BLOCK_M, BLOCK_N]; those of weight 0 are never read."""
+    """Maps [BLOCK_M, BLOCK_N] for a product, or with a policy as they are stored; those of weight 0 are never read."""
     m = (b_w != 0.0)[:, None] & m_n[None, :]
     b_t = tl.load(p_target + o_row[:, None] * N + o_n[None, :], mask=m, other=0, eviction_policy=POLICY)
     if p_target.dtype.element_ty == tl.uint8:
         b_t = b_t.to(tl.float16)  # holds 0 to 255
+    elif POLICY == "":
+        b_t = tl.where(tl.abs(b_t) < float("inf"), b_t, 0.0)  # 0 times NaN would be NaN for all queries of the block
     return b_t
 
 
@@ -149,8 +151,7 @@ def forward_kernel(
             b_kl += b_t_sum * (b_new - b_top)
             if has_maps:
                 b_stored = stored_maps(p_target, o_word_row, b_word_w, o_n, m_n, N)
-                # A map is read once, and spread over its heads by a product with ones and zeros. It is exact, for each
-                # sum has one term (an fp32 map keeps 22 bits).
+                # Read once, and spread over its heads by a product with ones and zeros: exact (fp32 keeps 22 bits).
                 b_t = tl.dot(m_spread.to(b_stored.dtype), b_stored, input_precision="tf32x3")
                 if SQRT:
                     b_t *= b_t
@@ -181,11 +182,10 @@ def forward_kernel(
         o_row, b_w = map_rows(p_row, p_weight, i_b, o_m, m_r, M)
         b_unit = map_unit(p_scale, o_row, b_w != 0.0, SQRT)
         b_ln_unit = tl.log2(tl.where(b_unit == 0.0, 1.0, b_unit)) * LN_2
-        b_kl += tl.sum(tl.where(m_spread, b_t_ln_t[None, :], 0.0), 1)
-        b_kl = b_w * (b_unit * (b_kl + b_t_sum * (b_ln_total + b_ln_unit)))
-        m_out = m_r
-        if p_row is not None:
-            m_out = m_out & (o_row >= 0)
+        b_entropy = tl.sum(tl.where(m_spread, b_t_ln_t[None, :], 0.0), 1)
+        b_kl = b_w * (b_unit * (b_kl + b_entropy + b_t_sum * (b_ln_total + b_ln_unit)))
+        b_t_sum = tl.where(tl.abs(b_entropy) < float("inf"), b_t_sum, float("nan"))  # left out above: see `stored_maps`
+        m_out = m_r & (o_row >= 0)
         tl.store(p_kl + o_row * H + o_head, b_kl, mask=m_out)
         tl.store(p_t_sum + o_row * H + o_head, b_unit * b_t_sum, mask=m_out)
 

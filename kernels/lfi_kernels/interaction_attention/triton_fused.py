@@ -14,12 +14,7 @@ from torch import Tensor
 
 from lfi_kernels.interaction_attention.tiles import Problem, Tile, blocks, launch, power_of_two
 from lfi_kernels.interaction_attention.triton_attend import forward_kernel, keys_kernel, queries_kernel
-from lfi_kernels.interaction_attention.triton_project import (
-    features_gradient,
-    precision,
-    project,
-    weights_gradient,
-)
+from lfi_kernels.interaction_attention.triton_project import features_gradient, precision, project, weights_gradient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +118,9 @@ def attend(q: Tensor, kv: Tensor, heads: int, maps: Maps) -> tuple[Tensor, Tenso
     o = q.new_empty(batch, words, query_dim)
     lse = q.new_empty(batch, heads, words, dtype=torch.float32)
     rows = 0 if maps.target is None else maps.target.shape[0]
-    kl, t_sum = (q.new_empty(rows, heads, dtype=torch.float32) for _ in range(2))
+    # A GPU does not look whether two rows name one query: then one of them is written, and the other stays zero.
+    new = q.new_empty if maps.row is None else q.new_zeros
+    kl, t_sum = (new(rows, heads, dtype=torch.float32) for _ in range(2))
 
     def run(tile: Tile) -> tuple[Tensor, ...]:
         shape = Rows.of(tile, heads, words, width, 16 if q.dtype == torch.float32 else 64)

@@ -243,6 +243,37 @@ def test_rows_without_weight_are_exactly_silent_whatever_they_hold(kind: str, ro
     assert (dq[1] != 0).any()
 
 
+@pytest.mark.parametrize(("words", "rows"), [(5, None), (5, FEW), (70, ((0, 1), (0, 2), (0, 69)))])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_a_map_that_is_no_number_spoils_its_own_query_alone(kind: str, value: float, words: int, rows: Any) -> None:
+    case = make(words, 20, 32, batch=2 if words == 5 else 1, heads=2, query_dim=32, kind=kind, rows=rows)
+    assert case.target is not None
+    clean = run(projected_attention, case)
+    target = case.target.clone()
+    place = (0, 1) if rows is None else (0,)  # each of query 1 of the first sample
+    target[(*place, 7)] = value
+    dirty = run(projected_attention, replace(case, target=target))
+    row = 1 if rows is None else 0
+    assert torch.equal(dirty["o"], clean["o"])
+    assert not dirty["kl"][row].isfinite().any()
+    assert dirty["dq"][0, 1].isnan().all()
+    for name, own in (("kl", (row,)), ("dq", (0, 1))):
+        others = torch.ones(dirty[name].shape[: len(own)], dtype=torch.bool)
+        others[own] = False
+        assert torch.equal(dirty[name][others], clean[name][others])
+
+
+def test_of_two_rows_for_one_query_one_counts_and_the_other_is_zero() -> None:
+    """They are refused on the CPU, and not looked at on a GPU: there too no number may be what memory held before."""
+    one = make(5, 20, 32, rows=((0, 1), (0, 4), (1, 0)))
+    two = replace(one, row_query=one.row_query.where(one.row_query != 4, 1))  # type: ignore[union-attr]
+    kl = run(projected_attention, two)["kl"]
+    assert kl.isfinite().all()
+    assert sorted((kl[:2] == 0).all(1).tolist()) == [False, True]
+    assert torch.equal(kl[2], run(projected_attention, one)["kl"][2])
+
+
 def test_rows_with_an_empty_map_are_exactly_silent() -> None:
     case = make(3, 20, 32, kind="f32")
     assert case.target is not None
