@@ -7,10 +7,11 @@ same parameters and inputs, and are compared with the folded reference in float6
 the forward pass alone, the backward pass alone, to every parameter and both inputs, and both: on a GPU in bf16 as
 replays of CUDA graphs, on the CPU in fp32 on one thread (see `timing`).
 
-Cases: `folded` is InteractionQueryBlock on the reference, `fused` on the Triton kernels; `projected`, `sdpa` and `flex`
-are the usual ways (see `cases`), `compiled-...` those under torch.compile. `floor` is the least time that the block
-could take by rates that are measured once a run: see `timing.Ceilings`. All but `folded`, `projected` and `sdpa` need a
-GPU. For a GPU that is lent for some minutes there is `python -m lfi_kernels.bench.gpu`.
+Cases: `folded` is InteractionQueryBlock on the reference, `fused` on the Triton kernels, and `fused-nchw` on them with
+features as a student's taps lay them out, which either pass copies: what it takes over `fused` is that; `projected`,
+`sdpa` and `flex` are the usual ways (see `cases`), `compiled-...` those under torch.compile. `floor` is the least time
+that the block could take by rates that are measured once a run: see `timing.Ceilings`. All but `folded`, `projected`
+and `sdpa` need a GPU. For a GPU that is lent for some minutes there is `python -m lfi_kernels.bench.gpu`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The block computed in several ways on the same parameters and inputs, each bound to a shape as a work to be timed.
 
-`folded` is InteractionQueryBlock on the reference, which folds few queries; `fused` is it on the kernels; `projected`
+`folded` is InteractionQueryBlock on the reference, which folds few queries; `fused` is it on the kernels, `fused-nchw`
+with features as a student's taps lay them out, which are copied before either pass; `projected`
 builds K and V and one map a head; `sdpa` leaves the values to scaled_dot_product_attention and builds the map apart,
 for the loss; `flex` leaves them to FlexAttention and takes the divergence from its log-sum-exp: sum T S = q . (K^T T),
 so that no map is written.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ ON_CPU = ("folded", "projected", "sdpa")
 FUSED = "triton"
 """The value of LFI_KERNELS for the fused case."""
 
-ON_GPU = ("fused", *ON_CPU, "compiled-folded", "compiled-projected", "compiled-flex")
+OURS = ("fused", "fused-nchw")
+"""The cases of the fused kernels."""
+
+ON_GPU = (*OURS, *ON_CPU, "compiled-folded", "compiled-projected", "compiled-flex")
 
 Outputs = tuple[Tensor, Tensor]
 Way = Callable[[InteractionQueryBlock, "Inputs"], Outputs]
@@ -173,12 +177,19 @@ def make_cases(shape: Shape, device: str, names: Sequence[str]) -> dict[str, Cas
     cases = {}
     for name in names:
         kind = name.removeprefix("compiled-")
-        way = folded if kind == "fused" else WAYS[kind]
+        way = folded if kind in OURS else WAYS[kind]
         if kind != name:
             way = torch.compile(way, dynamic=False)
-        choice = FUSED if name == "fused" else "reference"
-        cases[name] = Case(work=_work(way, block, inputs, choice), exact=_exact(block, inputs))
+        choice = FUSED if name in OURS else "reference"
+        bound = _as_taps(inputs) if name == "fused-nchw" else inputs
+        cases[name] = Case(work=_work(way, block, bound, choice), exact=_exact(block, bound))
     return cases
+
+
+def _as_taps(inputs: Inputs) -> Inputs:
+    """The same numbers, a channel's patches beside each other: strides (D N, 1, N), of maps [B, D, h, w] in rows."""
+    features = inputs.features.detach().mT.contiguous().mT
+    return replace(inputs, features=features.requires_grad_())
 
 
 def make(shape: Shape, device: str) -> tuple[InteractionQueryBlock, Inputs]:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from lfi_kernels.bench.timing import (
     COPY_BYTES,
     PASSES,
     PRODUCT_SIZE,
+    Passes,
     Replayed,
     Seconds,
     Work,
@@ -38,6 +40,14 @@ GATE = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 3e-2}
 """Largest RMS error that is still timed."""
 
 SAMPLES = 8
+
+
+class WrongResultError(ValueError):
+    """A case computes something else than the reference."""
+
+
+LeftOut = Callable[[str, Exception], object]
+"""Is called with the name of a case that failed, and how."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +70,7 @@ def compare(
     *,
     tune: bool = False,
     only_its_dtype: bool = False,
+    left_out: LeftOut | None = None,
 ) -> list[Row]:
     """Check and time cases on one shape.
 
@@ -71,13 +82,14 @@ def compare(
         ceilings: of the GPU; with them the fused block is set beside the least time it could take.
         tune: first measure which tiles the fused kernels should run with, where that was not done before.
         only_its_dtype: check no other dtypes on a GPU: compiling for them takes its time.
+        left_out: with it, a case that is wrong or cannot run costs no other; without it, it ends the comparison.
 
     Raises:
-        ValueError: a case computes something else. Nothing of the shape is timed then.
+        WrongResultError: a case computes something else, without `left_out`. Nothing of the shape is timed then.
     """
     rows = Rows(str(shape))
     with settled(device, tune):
-        _compare(rows, shape, device, rounds, names, ceilings, only_its_dtype)
+        _compare(rows, shape, device, rounds, names, ceilings, only_its_dtype, left_out)
     return rows.found
 
 
@@ -89,6 +101,7 @@ def _compare(
     names: Sequence[str],
     ceilings: Ceilings | None,
     only_its_dtype: bool,
+    left_out: LeftOut | None,
 ) -> None:
     is_cuda = device.startswith("cuda")
     torch.compiler.reset()  # what was compiled for another shape does not serve this one
@@ -97,11 +110,14 @@ def _compare(
             small = replace(shape, batch=min(shape.batch, SAMPLES), dtype=dtype)
             # A compiled case would be compiled anew for each of these.
             plain = [name for name in names if not name.startswith("compiled-")]
-            _check(rows, make_cases(small, device, plain), dtype)
+            cases = make_cases(small, device, plain)
+            _each(cases, left_out, partial(_check, rows, dtype))
+            names = [name for name in names if name in cases or name not in plain]
+    passes: dict[str, Passes] = {}
     cases = make_cases(shape, device, names)
-    _check(rows, cases, shape.dtype)
-    _weigh(rows, cases, is_cuda)
-    passes = {name: passes_of(name, case.work, is_cuda) for name, case in cases.items()}
+    _each(cases, left_out, partial(_check, rows, shape.dtype))
+    _each(cases, left_out, partial(_weigh, rows, is_cuda))
+    _each(cases, left_out, lambda name, case: passes.update({name: passes_of(name, case.work, is_cuda)}))
     seconds = take_turns(passes, rounds, is_cuda)
     parts = PASSES if shape.maps != 0 else ("forward",)
     for name in cases:
@@ -111,7 +127,7 @@ def _compare(
     if is_cuda:
         for name in cases:
             rows.add(name, "CUDA graph", isinstance(passes[name], Replayed))
-    elif "projected" in names:
+    elif "projected" in cases:
         rows.add("projected", "operations over folded", gain_bound(shape), "x")
     if ceilings is not None:
         for part, least in ceilings.least_seconds(shape).items():
@@ -176,19 +192,29 @@ class Rows:
         self.found.append(Row(case=case, shape=self._shape, metric=metric, value=float(value), unit=unit))
 
 
-def _check(rows: Rows, cases: Mapping[str, Case], dtype: str) -> None:
-    for name, case in cases.items():
-        errors = check(name, case.work, case.exact, dtype)
-        rows.add(name, f"RMS error {dtype}", errors.rms)
-        rows.add(name, f"max error {dtype}", errors.largest)
+def _each(cases: dict[str, Case], left_out: LeftOut | None, do: Callable[[str, Case], None]) -> None:
+    """Do something with each case; one that fails is dropped where `left_out` is there to be told."""
+    for name in tuple(cases):
+        try:
+            do(name, cases[name])
+        except Exception as error:  # whatever the compiler or the driver says
+            if left_out is None:
+                raise
+            left_out(name, error)
+            del cases[name]
 
 
-def _weigh(rows: Rows, cases: Mapping[str, Case], is_cuda: bool) -> None:
-    """Add the memory that each case takes."""
-    for name, case in cases.items():
-        rows.add(name, "kept for the gradient", kept_bytes(case.work) / 2**20, "MiB")
-        if is_cuda:
-            rows.add(name, "peak extra memory", peak_bytes(case.work) / 2**20, "MiB")
+def _check(rows: Rows, dtype: str, name: str, case: Case) -> None:
+    errors = check(name, case.work, case.exact, dtype)
+    rows.add(name, f"RMS error {dtype}", errors.rms)
+    rows.add(name, f"max error {dtype}", errors.largest)
+
+
+def _weigh(rows: Rows, is_cuda: bool, name: str, case: Case) -> None:
+    """Add the memory that a case takes."""
+    rows.add(name, "kept for the gradient", kept_bytes(case.work) / 2**20, "MiB")
+    if is_cuda:
+        rows.add(name, "peak extra memory", peak_bytes(case.work) / 2**20, "MiB")
 
 
 def _relate(rows: Rows, seconds: Mapping[str, Seconds], best: str, part: str) -> None:
@@ -222,7 +248,7 @@ def check(name: str, work: Work, exact: Callable[[Tensor], Work], dtype: str) ->
         exact: makes the same work of some samples, by their numbers, in float64.
 
     Raises:
-        ValueError: the RMS error is above what is allowed for `dtype`: wrong results have no speed.
+        WrongResultError: the RMS error is above what is allowed for `dtype`: wrong results have no speed.
     """
     batch = work.leaves[1].shape[0]
     picked = torch.linspace(0, batch - 1, min(batch, SAMPLES)).round().long().to(work.leaves[0].device)
@@ -241,7 +267,7 @@ def check(name: str, work: Work, exact: Callable[[Tensor], Work], dtype: str) ->
     rms = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
     largest = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs]
     if not all(each <= GATE[dtype] for each in rms):  # NaN included
-        raise ValueError(
+        raise WrongResultError(
             f"{name} must be within {GATE[dtype]:g} of the float64 reference in {dtype}, got {max(rms):g}: not timed."
         )
     return Errors(rms=max(rms), largest=max(largest))

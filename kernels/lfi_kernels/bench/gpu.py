@@ -6,7 +6,8 @@ In this order, a short line each as it is known, so that a run that is cut off h
 kernels are right in all dtypes, and how long that check takes; whether the compiler's race shows; what the GPU can do
 at most; the block against the usual ways to compute it on ViT-S; the tiles of every kernel there, right and timed; then
 the rest of the table, shape after shape (see `lfi_kernels.bench`). Wrong results have no speed: nothing of them is
-timed. Rows go to the CSV as soon as they are known, with commit, GPU and versions.
+timed. What fails is a line and a row of its own, and costs nothing else. Rows go to the CSV as soon as they are known,
+with commit, GPU and versions.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from lfi_kernels.bench.cases import FUSED, folded, make
+from lfi_kernels.bench.cases import FUSED, OURS, folded, make
 from lfi_kernels.bench.compare import (
     Row,
+    WrongResultError,
     append_csv,
     ceiling_rows,
     compare,
@@ -39,12 +43,18 @@ from lfi_kernels.bench.compare import (
 from lfi_kernels.bench.shapes import DTYPES, Ceilings, Shape, Sizes, shapes
 from lfi_kernels.bench.timing import between, mark, measure_ceilings, upstream_of, variable
 from lfi_kernels.interaction_attention.dispatch import ENVIRONMENT_VARIABLE, TOLERANCES, largest_error
-from lfi_kernels.interaction_attention.tiles import Problem, Tile, has_triton, triton_version
+from lfi_kernels.interaction_attention.tiles import Problem, Tile, has_triton, launch, triton_version
 
-CASES = ("fused", "projected", "sdpa", "compiled-projected", "compiled-flex")
+T = TypeVar("T")
+
+CASES = ("fused", "fused-nchw", "projected", "sdpa", "compiled-projected", "compiled-flex")
 ROUNDS = 10
 SECONDS_OF_A_SHAPE = 45.0
-"""What a shape is thought to take before one was timed: compiling takes most of it."""
+SECONDS_OF_A_TILE = 5.0
+"""What a shape and a tile are thought to take before one was timed: compiling takes most of it."""
+
+TIMED = "bf16"
+"""The dtype of the table and of the tiles."""
 
 # model, patches, words, maps of an image (None: of every word; 0: inference), the most important first.
 TABLE: tuple[tuple[str, int, int, int | None], ...] = (
@@ -80,7 +90,7 @@ class Session:
     ) -> None:
         self.device, self._csv, self._say = device, csv, say
         self._start, self._seconds = time.monotonic(), 60 * minutes
-        self._longest = SECONDS_OF_A_SHAPE
+        self._longest, self._longest_tile = SECONDS_OF_A_SHAPE, SECONDS_OF_A_TILE
         self._around = environment(device, commit)
 
     def run(self) -> int:
@@ -88,21 +98,18 @@ class Session:
         line = f"{self._around['device']}; torch {self._around['torch']}; commit {self._around['commit'] or 'unknown'}"
         self.say(line + " with changes" * bool(self._around["dirty"]))
         with settled(self.device):
-            is_right = self.check()
-            self.race()
-            ceilings = measure_ceilings(self.device)
-            rows = ceiling_rows(ceilings)
-            self.keep(rows)
-            self.say("; ".join(f"{row.case} {row.value:.4g} {row.unit}" for row in rows))
-            if not is_right:
+            right = self.check()
+            self.attempt("race", "", self.race)
+            ceilings = self.attempt("ceilings", "", self.ceilings)
+            if TIMED not in right:
                 self.say("the kernels are wrong on this GPU: nothing is timed")
                 return 1
             steps = self.table(ceilings, TABLE[:1]), self.tiles(), self.table(ceilings, TABLE[1:])
-            return int(not all(steps))
+            return int(not all(steps) or right != set(DTYPES))
 
-    def check(self) -> bool:
-        """Compare the kernels with float64 in all dtypes, and tell how long a first step waits for that."""
-        rows, is_right = [], True
+    def check(self) -> set[str]:
+        """Compare the kernels with float64, and tell how long a first step waits for that. Returns the right dtypes."""
+        right = set()
         for name, dtype in DTYPES.items():
             seconds, error = [], math.nan
             try:
@@ -111,44 +118,55 @@ class Session:
                     error = largest_error(torch.device(self.device), dtype)
                     seconds.append(time.monotonic() - before)
             except Exception as failure:  # whatever the compiler or the driver says
-                self.say(f"check {name}: {type(failure).__name__}: {str(failure).splitlines()[0][:200]}, WRONG")
-                is_right = False
+                self.failed("check", name, failure, ", WRONG")
                 continue
             fits = error <= TOLERANCES[dtype]  # NaN does not
-            is_right &= fits
+            if fits:
+                right.add(name)
             self.say(
                 f"check {name}: error {error:.2g}, allowed {TOLERANCES[dtype]:g}{'' if fits else ', WRONG'}; "
                 f"{seconds[0]:.1f} s, compiled {seconds[1]:.2f} s"
             )
-            rows.append(Row(case="check", shape=name, metric="largest RMS error", value=error, unit=""))
-            rows.append(Row(case="check", shape=name, metric="first", value=seconds[0], unit="s"))
-            rows.append(Row(case="check", shape=name, metric="again", value=seconds[1], unit="s"))
-        self.keep(rows)
-        return is_right
+            measured = ("largest RMS error", error, ""), ("first", seconds[0], "s"), ("again", seconds[1], "s")
+            self.keep([Row(case="check", shape=name, metric=m, value=value, unit=unit) for m, value, unit in measured])
+        return right
 
     def race(self) -> None:
         """Tell whether the compiler's fault shows here: see `triton_race`."""
-        from lfi_kernels.bench.triton_race import probe
+        from lfi_kernels.bench.triton_race import TILES, probe
 
-        rows = []
-        for tile, twice, error in probe(self.device):
-            loads = "loaded twice" if twice else "loaded once"
-            self.say(f"race {tile}, {loads}: error {error:.2g}")
-            rows.append(Row(case=f"race, {loads}", shape=tile, metric="error", value=error, unit=""))
+        for numbers in TILES:
+            tile = str(Tile(**dict(zip(Tile.__slots__, numbers, strict=True))))
+            for twice in (False, True):
+                case = f"race, loaded {'twice' if twice else 'once'}"
+                error = self.attempt(case, tile, partial(probe, self.device, numbers, twice))
+                if error is not None:
+                    self.say(f"{case}, {tile}: error {error:.2g}")
+                    self.keep([Row(case=case, shape=tile, metric="error", value=error, unit="")])
+
+    def ceilings(self) -> Ceilings:
+        """Measure what the GPU can do at most."""
+        ceilings = measure_ceilings(self.device)
+        rows = ceiling_rows(ceilings)
         self.keep(rows)
+        self.say("; ".join(f"{row.case} {row.value:.4g} {row.unit}" for row in rows))
+        return ceilings
 
     def tiles(self) -> bool:
-        """Run every tile of every kernel on ViT-S, compare it with the usual one, and time it."""
+        """Run every tile of every kernel on ViT-S, compare it with the one that a launch takes, and time it."""
         is_right = True
         for label, words, maps in (("M16", 16, None), ("M80, three maps", 80, 3)):
-            if not self.has(60.0):
+            if not self.has(2 * self._longest_tile):
                 self.say(f"tiles {label}: no time")
                 continue
-            calls = self._launches(_shape(self.device, "ViT-S/16", 196, words, maps))
-            for problem, run in calls:
+            shape = _shape(self.device, "ViT-S/16", 196, words, maps)
+            calls = self.attempt(f"tiles {label}", str(shape), partial(self._launches, shape))
+            for problem, run in calls or ():
                 if maps is not None and problem.kernel not in ("forward", "backward"):
                     continue
-                is_right &= self._time_tiles(f"{problem.kernel} {label}", problem, run)
+                case = f"{problem.kernel} {label}"
+                result = self.attempt(case, str(shape), partial(self._time_tiles, case, problem, run))
+                is_right &= result is not False
         return is_right
 
     def _launches(self, shape: Shape) -> list[tuple[Problem, Callable[[Tile], tuple[Tensor, ...]]]]:
@@ -157,15 +175,17 @@ class Session:
 
         calls = []
 
-        def launch(problem: Problem, _: torch.device, run: Callable[[Tile], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        def recorded(
+            problem: Problem, device: torch.device, run: Callable[[Tile], tuple[Tensor, ...]]
+        ) -> tuple[Tensor, ...]:
             calls.append((problem, run))
-            return run(problem.usual())
+            return launch(problem, device, run)
 
         block, inputs = make(shape, self.device)
         leaves = (inputs.queries, inputs.features, *block.parameters())
         with (
-            patch.object(triton_fused, "launch", launch),
-            patch.object(triton_project, "launch", launch),
+            patch.object(triton_fused, "launch", recorded),
+            patch.object(triton_project, "launch", recorded),
             variable(ENVIRONMENT_VARIABLE, FUSED),
         ):
             outputs = folded(block, inputs)
@@ -173,58 +193,80 @@ class Session:
         return calls
 
     def _time_tiles(self, label: str, problem: Problem, run: Callable[[Tile], tuple[Tensor, ...]]) -> bool:
-        truth = [each.double() for each in run(problem.usual())]
-        rows, best, is_right = [], (float("inf"), ""), True
-        for tile in problem.candidates():
+        truth = [each.double() for each in launch(problem, torch.device(self.device), run)]
+        best, is_right, candidates = (float("inf"), ""), True, problem.candidates()
+        for place, tile in enumerate(candidates):
+            if not self.has(self._longest_tile):
+                self.say(f"{label}: no time for {len(candidates) - place} tiles more")
+                break
+            before = time.monotonic()
             try:
                 results = run(tile)
                 errors = [_distance(a, b) for a, b in zip(results, truth, strict=True)]
-                milliseconds = 1e3 * _median_seconds(lambda tile=tile: run(tile))  # type: ignore[misc]
+                milliseconds = 1e3 * _median_seconds(partial(run, tile))
             except Exception as error:  # a tile that does not fit, or that the compiler cannot make
-                self.say(f"  {label} {tile}: {type(error).__name__}: {str(error).splitlines()[0][:80]}")
+                self.failed(f"tile of {label}", str(tile), error)
                 continue
+            finally:
+                self._longest_tile = max(self._longest_tile, time.monotonic() - before)
             wrong = not max(errors) <= problem.tolerance()
             is_right &= not wrong
             best = min(best, (milliseconds, str(tile))) if not wrong else best
             outcome = f"{1e3 * milliseconds:.0f} us, off by {max(errors):.1g}{', WRONG' if wrong else ''}"
             self.say(f"  {label} {tile}: {outcome}")
-            rows.append(Row(case=f"tile of {label}", shape=str(tile), metric="time", value=milliseconds, unit="ms"))
-            rows.append(Row(case=f"tile of {label}", shape=str(tile), metric="off by", value=max(errors), unit=""))
-        self.say(f"{label}: best {best[1]}, {1e3 * best[0]:.0f} us")
-        self.keep(rows)
+            measured = ("time", milliseconds, "ms"), ("off by", max(errors), "")
+            case = f"tile of {label}"
+            self.keep(
+                [Row(case=case, shape=str(tile), metric=m, value=value, unit=unit) for m, value, unit in measured]
+            )
+        self.say(f"{label}: best {best[1]}, {1e3 * best[0]:.0f} us" if best[1] else f"{label}: no tile was timed")
         return is_right
 
-    def table(self, ceilings: Ceilings, sizes: Sequence[tuple[str, int, int, int | None]]) -> bool:
-        """Compare the cases on shape after shape, while there is time."""
+    def table(self, ceilings: Ceilings | None, sizes: Sequence[tuple[str, int, int, int | None]]) -> bool:
+        """Compare the cases on shape after shape, while there is time. Returns whether ours were right."""
         is_right = True
         for done, (model, patches, words, maps) in enumerate(sizes):
             if not self.has(self._longest):
                 self.say(f"table: no time for {len(sizes) - done} shapes more")
                 break
             before = time.monotonic()
-            is_right &= self._compare(_shape(self.device, model, patches, words, maps), ceilings)
-            torch.cuda.empty_cache()
+            shape = _shape(self.device, model, patches, words, maps)
+            is_right &= self.attempt("table", str(shape), partial(self._compare, shape, ceilings)) is not False
             # Each compiles for sizes of its own: the next may take as long as the longest did.
             taken = time.monotonic() - before
             self._longest = taken if self._longest == SECONDS_OF_A_SHAPE else max(self._longest, taken)
         return is_right
 
-    def _compare(self, shape: Shape, ceilings: Ceilings) -> bool:
-        names = list(CASES)
-        while names:
-            try:
-                rows = compare(shape, self.device, ROUNDS, names, ceilings, only_its_dtype=True)
-            except ValueError as error:
-                self.say(f"{shape}: {error}")
-                return False
-            except Exception as error:  # a compiled case that the compiler cannot make must not cost the others
-                self.say(f"{shape}: {type(error).__name__}: {str(error).splitlines()[0][:100]}; without {names[-1]}")
-                names.pop()
-                continue
-            self.keep(rows)
+    def _compare(self, shape: Shape, ceilings: Ceilings | None) -> bool:
+        """Compare the cases on a shape, without those that fail. Returns False where one of ours did."""
+        is_right = True
+
+        def left_out(name: str, error: Exception) -> None:
+            nonlocal is_right
+            self.failed(name, str(shape), error, ", left out")
+            # Ours must be right and compile for every shape; a batch may be too large for the memory there is.
+            is_right &= name not in OURS or isinstance(error, torch.OutOfMemoryError)
+
+        torch.cuda.empty_cache()
+        rows = compare(shape, self.device, ROUNDS, CASES, ceilings, only_its_dtype=True, left_out=left_out)
+        self.keep(rows)
+        if rows:
             self.say(in_short(rows))
-            return True
-        return False
+        return is_right
+
+    def attempt(self, case: str, shape: str, step: Callable[[], T]) -> T | None:
+        """Do a step, and return its result; None where it fails, which a line and a row say: the next goes on."""
+        try:
+            return step()
+        except Exception as error:  # whatever the compiler or the driver says
+            self.failed(case, shape, error)
+            return None
+
+    def failed(self, case: str, shape: str, error: Exception, verdict: str = "") -> None:
+        """Say and keep that something failed, and how."""
+        self.say(f"{case}{', ' * bool(shape)}{shape}: {reason(error)}{verdict}")
+        metric = "wrong" if isinstance(error, WrongResultError) else "failed"
+        self.keep([Row(case=case, shape=shape, metric=metric, value=1.0, unit="")])
 
     def has(self, seconds: float) -> bool:
         """Whether so many seconds are left."""
@@ -234,13 +276,21 @@ class Session:
         self._say(f"[{time.monotonic() - self._start:.0f}s] {text}")
 
     def keep(self, rows: Sequence[Row]) -> None:
-        if self._csv is not None:
-            append_csv(self._csv, records(self._around, rows))
+        try:
+            if self._csv is not None:
+                append_csv(self._csv, records(self._around, rows))
+        except OSError as error:
+            self.say(f"{self._csv} cannot be written: {error.strerror or error}")
 
 
 def _shape(device: str, model: str, patches: int, words: int, maps: int | None) -> Shape:
     sizes = Sizes(models=(model,), patches=(str(patches),), words=(str(words),), query_dims=("128",), maps=maps)
     return shapes(device, sizes)[0]
+
+
+def reason(error: Exception) -> str:
+    """The kind of an error and its first line, which may be long, or none."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _distance(result: Tensor, truth: Tensor) -> float:

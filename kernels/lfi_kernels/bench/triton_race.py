@@ -8,8 +8,6 @@ for one that need not be there, and must see the fault in the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -47,25 +45,23 @@ def product_kernel(
     tl.store(p_sums + i_t + o_t, b_sums)
 
 
-def probe(device: str, rows: int = 128 * 1024) -> Iterator[tuple[str, bool, float]]:
-    """Yield each tile, whether it is loaded twice, and the relative error of its product; each tile once and twice."""
+def probe(device: str, tile: tuple[int, int, int, int, int], twice: bool, rows: int = 128 * 1024) -> float:
+    """Return the relative error of the product with one of `TILES`, which is loaded once or twice."""
     dim = 1024
+    rows_of_tile, columns, depth, warps, stages = tile
     g = torch.Generator(device).manual_seed(0)
-    for rows_of_tile, columns, depth, warps, stages in TILES:
-        x, w = (torch.randn(*size, generator=g, device=device).bfloat16() for size in ((rows, dim), (dim, columns)))
-        truth = x.float() @ w.float()
-        y, sums = torch.full_like(truth, float("nan")), truth.new_empty(rows)
-        for twice in (False, True):
-            product_kernel[(rows // rows_of_tile,)](
-                *(x, w, y, sums),
-                D=dim,
-                N=columns,
-                BLOCK_T=rows_of_tile,
-                BLOCK_N=columns,
-                BLOCK_D=depth,
-                TWICE=twice,
-                num_warps=warps,
-                num_stages=stages,
-            )
-            error = float((y - truth).norm() / truth.norm())
-            yield f"{rows_of_tile} x {columns} x {depth}, {warps} warps, {stages} stages", twice, error
+    x, w = (torch.randn(*size, generator=g, device=device).bfloat16() for size in ((rows, dim), (dim, columns)))
+    truth = x.float() @ w.float()
+    y, sums = torch.full_like(truth, float("nan")), truth.new_empty(rows)
+    product_kernel[(rows // rows_of_tile,)](
+        *(x, w, y, sums),
+        D=dim,
+        N=columns,
+        BLOCK_T=rows_of_tile,
+        BLOCK_N=columns,
+        BLOCK_D=depth,
+        TWICE=twice,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return float((y - truth).norm() / truth.norm())

@@ -155,3 +155,12 @@ def test_names_come_in_their_own_order_and_those_of_the_device_alone() -> None:
     assert case_names("cpu", ["sdpa", "folded"]) == ("folded", "sdpa")
     with pytest.raises(ValueError, match=r"^Unknown case 'fused' on cpu\. Choices: folded, projected, sdpa\.$"):
         case_names("cpu", ["folded", "fused"])
+
+
+def test_features_as_a_students_taps_lay_them_out_are_the_same_numbers() -> None:
+    both = make_cases(TINY, "cpu", ["fused", "fused-nchw"])
+    plain, taps = (both[name].work.leaves[1] for name in both)
+    assert torch.equal(plain, taps)
+    assert taps.stride() == (TINY.dim * TINY.patches, 1, TINY.patches)
+    assert taps.requires_grad
+    assert both["fused-nchw"].work.choice == both["fused"].work.choice == "triton"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lfi_kernels.bench import ON_GPU, Ceilings, Row, Shape, case_names, cases, compare, settled
-from lfi_kernels.bench.compare import kept_bytes
+from lfi_kernels.bench.compare import WrongResultError, kept_bytes
+from lfi_kernels.interaction_query import InteractionQueryBlock
 from tests.lfi_kernels.bench.stand_in import on_stand_in, tiny_work
 
 TINY = Shape(model="ViT-T/16", batch=2, words=3, patches=16)
@@ -45,6 +46,39 @@ def test_a_wrong_case_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cases.WAYS, "projected", wrong)
     with pytest.raises(ValueError, match="projected must be within"):
         compare(TINY, "cpu", 1, case_names("cpu"))
+
+
+def test_a_case_that_is_wrong_or_fails_is_told_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object) -> cases.Outputs:
+        out, kl = cases.projected(*args)  # type: ignore[arg-type]
+        return out, kl * 1.001
+
+    def broken(*_: object) -> cases.Outputs:
+        raise RuntimeError("no kernel")
+
+    for name, way in (("projected", wrong), ("sdpa", broken)):
+        monkeypatch.setitem(cases.WAYS, name, way)
+    failed: dict[str, type[Exception]] = {}
+    rows = compare(TINY, "cpu", 1, case_names("cpu"), left_out=lambda name, error: failed.update({name: type(error)}))
+    assert failed == {"projected": WrongResultError, "sdpa": RuntimeError}
+    assert set(values(rows, "both")) == {"folded"}
+
+
+def test_a_case_that_is_wrong_in_another_dtype_is_not_timed_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_stand_in(monkeypatch)
+    monkeypatch.setattr("statistics.median", lambda values: 2.0)
+
+    def wrong(block: InteractionQueryBlock, inputs: cases.Inputs) -> cases.Outputs:
+        if inputs.queries.dtype == torch.float16:
+            raise RuntimeError("no half")
+        return cases.projected(block, inputs)
+
+    monkeypatch.setitem(cases.WAYS, "projected", wrong)
+    failed: list[str] = []
+    names = ("fused", "projected", "compiled-folded")
+    rows = compare(replace(TINY, dtype="bf16"), "cuda", 1, names, left_out=lambda name, _: failed.append(name))
+    assert failed == ["projected"]
+    assert set(values(rows, "both")) == {"fused", "compiled-folded"}
 
 
 def test_on_a_gpu_three_dtypes_are_checked_graphs_replayed_and_the_block_set_beside_its_floor(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def test_limits_of_a_gpu(words: int, model: str) -> None:
     assert limits("compiled-projected", "both over fused", shape) == [(3.0 if model == "ViT-S/16" else 2.5, None)]
     assert limits("projected", "both over fused", shape) == [(3.5, None)]
     assert limits("fused", "both over floor", shape) == [(None, 4.0)]
+    assert limits("fused-nchw", "both over fused", shape) == []  # it shows what a copy costs
     for case in ("sdpa", "folded", "compiled-flex"):
         assert limits(case, "both over fused", shape) == [(1.0, None)]
     for case, metric in (("fused", "forward over floor"), ("compiled-folded", "both")):
@@ -118,7 +120,11 @@ def broken() -> Outcome:
 def test_a_gpu_is_asked_for_everything_and_a_failure_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = (("a step", lambda: measured(3.0)), ("extraction", broken), ("another", lambda: measured(4.0)))
+    cases = (
+        ("a step", 9.0, lambda: measured(3.0)),
+        ("extraction", 9.0, broken),
+        ("another", 9.0, lambda: measured(4.0)),
+    )
     monkeypatch.setattr(kernel, "ON_A_GPU", cases)
     lines: list[str] = []
     config = GpuConfig(csv=tmp_path / "gpu.csv", commit="c0ffee")
@@ -127,7 +133,49 @@ def test_a_gpu_is_asked_for_everything_and_a_failure_costs_the_others_nothing(
     assert OfAGpu.given[1:4] == (pytest.approx(8 * 2 / 3), config.csv, "c0ffee")
     assert lines == ["a step: lfi, step 3 ms", "extraction: RuntimeError: out of memory", "another: lfi, step 4 ms"]
     with config.csv.open(newline="") as file:
-        assert [(row["value"], row["commit"]) for row in csv.DictReader(file)] == [("3", "c0ffee"), ("4", "c0ffee")]
+        rows = [(row["case"], row["metric"], row["value"], row["commit"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("lfi", "step", "3", "c0ffee"),
+        ("extraction", "failed", "1", "c0ffee"),
+        ("lfi", "step", "4", "c0ffee"),
+    ]
+
+
+@pytest.mark.usefixtures("has_gpu")
+def test_a_session_of_the_kernels_that_ends_early_costs_the_rest_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OfAGpu, "run", lambda self: broken())
+    monkeypatch.setattr(kernel, "ON_A_GPU", (("a step", 9.0, lambda: measured(3.0)),))
+    lines: list[str] = []
+    right, outcomes = bench_gpu(GpuConfig(csv=tmp_path / "gpu.csv"), lines.append)
+    assert (right, len(outcomes)) == (False, 1)
+    assert lines == ["kernels: RuntimeError: out of memory", "a step: lfi, step 3 ms"]
+
+
+@pytest.mark.usefixtures("has_gpu")
+def test_a_part_that_would_not_end_in_time_is_not_begun_and_a_shorter_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+
+    def taking(seconds: float) -> Outcome:
+        clock.now += seconds
+        return measured(seconds)
+
+    monkeypatch.setattr(kernel, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    cases = (
+        ("twice as long as thought", 10.0, lambda: taking(20.0)),
+        ("long", 21.0, lambda: pytest.fail("it takes 42 s here, and 40 are left")),
+        ("short", 20.0, lambda: taking(30.0)),
+        ("last", 6.0, lambda: pytest.fail("10 s are left")),
+    )
+    monkeypatch.setattr(kernel, "ON_A_GPU", cases)
+    lines: list[str] = []
+    _, outcomes = bench_gpu(GpuConfig(csv=tmp_path / "gpu.csv", minutes=1.0), lines.append)
+    assert len(outcomes) == 2
+    assert lines[1] == "long: no time, it may take 42 s and 40 s are left"
+    assert lines[3] == "last: no time, it may take 12 s and 10 s are left"
 
 
 @pytest.mark.usefixtures("has_gpu")
@@ -139,7 +187,7 @@ def test_wrong_kernels_are_told_and_no_step_is_begun_without_time(
     right, outcomes = bench_gpu(GpuConfig(csv=tmp_path / "gpu.csv", minutes=1e-9), lines.append)
     assert not right
     assert not outcomes
-    assert [line.endswith(": no time") for line in lines] == [True] * len(kernel.ON_A_GPU)
+    assert [": no time, it may take" in line for line in lines] == [True] * len(kernel.ON_A_GPU)
     (tmp_path / "other.csv").write_text("a,b\n")
     with pytest.raises(ConfigError, match="must have the columns"):
         bench_gpu(GpuConfig(csv=tmp_path / "other.csv"), lines.append)
@@ -151,7 +199,8 @@ def test_a_gpu_is_asked_for_what_the_issue_names(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kernel, "bench_train", lambda config: asked.append(config))
     monkeypatch.setattr(kernel, "bench_extraction", lambda config: asked.append(config))
     names = []
-    for what, measure in kernel.ON_A_GPU:
+    for what, seconds, measure in kernel.ON_A_GPU:
+        assert 0 < seconds <= 160  # what is left of 8 minutes after the kernels
         measure()
         names.append(what)
     steps = [each for each in asked if isinstance(each, TrainBenchConfig)]
