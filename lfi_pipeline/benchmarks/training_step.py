@@ -43,10 +43,11 @@ def make_run(
     data: DataConfig,
     queries: QueryConfig | None = None,
     precision: str = "fp32",
+    head: str = "linear",
 ) -> Trainer:
     """Return a run at its first step, multi-label over the cache's classes; nothing of it is written."""
     common: dict[str, Any] = {"data": data, "student": student, "objective": objective, "precision": precision}
-    config = TrainConfig(head="linear", queries=queries or QueryConfig(), **common)
+    config = TrainConfig(head=head, queries=queries or QueryConfig(), **common)
     return run_of(config, store, device=device)
 
 
@@ -95,6 +96,7 @@ def step(run: Trainer, batch: Batch, cut: MapResampler | None, clock: EpochClock
 
 
 OBJECTIVES = ("none", "lfi", "embedding")
+QUERY_HEAD = "lfi, query head"  # what a run has that names no other; the cases of `OBJECTIVES` have the linear head
 
 TARGETS = "targets cut"
 BARE = "bare timm loop"
@@ -211,8 +213,9 @@ def bench_step(
         asked=tuple(requirements),
         notes=(
             "A step: targets decoded and cut to the crop, forward, backward, clipping and AdamW, data already in memory; "
-            "ratios are medians over rounds in which the cases take turns. A bare timm loop: the model with its head, "
-            "binary cross-entropy, the same clipping and optimizer.",
+            "ratios are medians over rounds in which the cases take turns. Heads are linear; the query head, a run's "
+            "default, has a query for each class and a map for each word that names one. A bare timm loop: the model "
+            "with its head, binary cross-entropy, the same clipping and optimizer.",
             "Processor time does not count what other programs took meanwhile.",
         ),
     )
@@ -222,8 +225,8 @@ def _cases(
     store: TargetStore, student: StudentConfig, data: DataConfig, device: torch.device, precision: str
 ) -> dict[str, _Case]:
     runs = {
-        objective: make_run(store, student, objective, device=device, data=data, precision=precision)
-        for objective in OBJECTIVES
+        name: make_run(store, student, objective, device=device, data=data, precision=precision, head=head)
+        for name, objective, head in (*((each, each, "linear") for each in OBJECTIVES), (QUERY_HEAD, "lfi", "queries"))
     }
     batch = one_batch(store, data, list(runs.values()), device)
     return {
@@ -272,10 +275,7 @@ def bench_parameters(student: StudentConfig) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="lfi-bench-") as scratch:
         store = _cache(Path(scratch))
         for objective in OBJECTIVES[1:]:
-            run = make_run(
-                store, student, objective, device=torch.device("cpu"),
-                data=DataConfig(targets=store.path),
-            )  # fmt: skip
+            run = make_run(store, student, objective, device=torch.device("cpu"), data=DataConfig(targets=store.path))
             trained, counts = run.learner.student, run.learner.parameter_counts()
             optimized = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
             parts = counts["backbone"] + counts["head"] + counts["queries"] + counts["terms"]

@@ -20,6 +20,7 @@ from lfi_pipeline.exporting.check import PlainModel
 from lfi_pipeline.students import Features, Student, StudentConfig
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
+from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.maps import Cut, MapResampler
 from lfi_pipeline.training.trainer import Trainer
 
@@ -57,7 +58,9 @@ def tiny(tiny_teacher: CocaTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_step_says_where_the_time_of_each_objective_goes() -> None:
     outcome = step()
     whole = values(outcome, "step")
-    assert list(whole) == [f"{NAME}, {case}" for case in ("none", "lfi", "embedding", "bare timm loop")]
+    assert list(whole) == [
+        f"{NAME}, {case}" for case in ("none", "lfi", "embedding", "lfi, query head", "bare timm loop")
+    ]
     ratios = values(outcome, "over none")
     assert ratios[f"{NAME}, none"] == 1.0
     assert set(values(outcome, "processor time over none")) == set(whole)
@@ -77,18 +80,22 @@ def test_a_step_is_compiled_in_the_precision_that_is_asked_for(monkeypatch: pyte
     monkeypatch.setattr(Student, "compile_parts", lambda self: compiled.append(self))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
     precise: list[str] = []
+    heads: list[str] = []
     right = training_step.make_run
 
     def make_run(*args: Any, **options: Any) -> Trainer:
         precise.append(options["precision"])
-        return right(*args, **options)
+        run = right(*args, **options)
+        heads.append(run.config.head)
+        return run
 
     monkeypatch.setattr(training_step, "make_run", make_run)
     config = dataclasses.replace(TINY, what=("step",), precision="bf16", compile=True)
     outcome = bench_train(config)
-    assert precise == ["bf16"] * 3
+    assert precise == ["bf16"] * 4
+    assert heads == ["linear", "linear", "linear", TrainConfig.__dataclass_fields__["head"].default]
     assert [each[1] for each in compiled if isinstance(each, tuple)] == [{"dynamic": False}]
-    assert sum(isinstance(each, Student) for each in compiled) == 3
+    assert sum(isinstance(each, Student) for each in compiled) == 4
     assert all(each.shape.endswith("bf16, compiled") for each in outcome.measurements if each.metric == "step")
 
 
