@@ -71,7 +71,7 @@ def interaction_attention(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; rows that are out of range, out of order or named twice
-            (on the CPU; on a GPU values are not looked at).
+            (on the CPU; on a GPU values are not looked at, and of two rows for one query the kernels take one).
     """
     check_inputs(
         *(u, x, target, row_weight, target_scale, companding, key_padding_mask, layer_norm_eps),

@@ -1,4 +1,7 @@
-"""These tests run the fused kernels: on a GPU, or under Triton's interpreter, which `../test_fused.py` starts."""
+"""These tests run the fused kernels: on a GPU, or under Triton's interpreter, which `../test_dispatch_op.py` starts.
+
+On a GPU each compiles its kernels, which takes minutes in all: `-m gpu_minute` chooses a part (kernels/README.md).
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ NAMES = ("o", "kl", "dq", "dx", "dw")
 LONG = pytest.mark.skipif(
     DEVICE == "cpu" and os.environ.get("LFI_LONG_TESTS") != "1", reason="slow if interpreted: LFI_LONG_TESTS=1 runs it"
 )
+MINUTE = pytest.mark.gpu_minute
+"""Few cases, each of other kernels: compiling takes the time on a GPU, some 40 kernels in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +160,13 @@ FEW = ((0, 1), (0, 4), (1, 0))
     [
         (1, 1, 32, {}),
         (3, 49, 48, {"masked": True, "kind": "f32", "heads": 3, "query_dim": 96}),  # odd heads, columns that do not fit
-        (16, 70, 64, {"kind": "f16"}),
+        pytest.param(16, 70, 64, {"kind": "f16"}, marks=MINUTE),
         (17, 33, 40, {"masked": True, "heads": 1, "query_dim": 16}),
         (5, 20, 32, {"kind": "none", "masked": True}),
         (5, 37, 48, {"rows": FEW, "masked": True}),
         (70, 37, 32, {"batch": 1, "masked": True}),  # two blocks of queries
-        (70, 20, 32, {"rows": ((0, 3), (0, 69)), "kind": "f16", "batch": 2}),  # a sample without maps
+        # a sample without maps
+        pytest.param(70, 20, 32, {"rows": ((0, 3), (0, 69)), "kind": "f16", "batch": 2}, marks=MINUTE),
         (70, 20, 32, {"kind": "none", "batch": 1, "heads": 2, "query_dim": 80}),
         (4, 130, 70, {"eps": None, "masked": True, "kind": "f64"}),
     ],
@@ -243,9 +247,16 @@ def test_rows_without_weight_are_exactly_silent_whatever_they_hold(kind: str, ro
     assert (dq[1] != 0).any()
 
 
-@pytest.mark.parametrize(("words", "rows"), [(5, None), (5, FEW), (70, ((0, 1), (0, 2), (0, 69)))])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize(
+    ("kind", "value", "words", "rows"),
+    [
+        pytest.param("f16", math.nan, 5, None, marks=MINUTE),
+        ("f16", math.inf, 5, FEW),
+        ("f32", math.inf, 5, None),
+        ("f32", math.nan, 5, FEW),
+        ("f32", math.nan, 70, ((0, 1), (0, 2), (0, 69))),
+    ],
+)
 def test_a_map_that_is_no_number_spoils_its_own_query_alone(kind: str, value: float, words: int, rows: Any) -> None:
     case = make(words, 20, 32, batch=2 if words == 5 else 1, heads=2, query_dim=32, kind=kind, rows=rows)
     assert case.target is not None
@@ -264,6 +275,7 @@ def test_a_map_that_is_no_number_spoils_its_own_query_alone(kind: str, value: fl
         assert torch.equal(dirty[name][others], clean[name][others])
 
 
+@MINUTE
 def test_of_two_rows_for_one_query_one_counts_and_the_other_is_zero() -> None:
     """They are refused on the CPU, and not looked at on a GPU: there too no number may be what memory held before."""
     one = make(5, 20, 32, rows=((0, 1), (0, 4), (1, 0)))
