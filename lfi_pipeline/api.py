@@ -185,7 +185,7 @@ def evaluate(
         runs: directory of a run, or several.
         targets: a cache by the runs' teacher, of the split that is scored; `grounding` and `zero-shot` need it.
         protocols: of `classification`, `worst-group`, `cross-domain`, `zero-shot`, `grounding`, `detection`,
-            `convergence`; left out: classification, and grounding where the targets have masks.
+            `convergence`; left out: classification, and grounding where words of the targets have masks.
         settings: others, by the names of the options of `lfi evaluate`, such as `weights="best"` or `probes=False`.
 
     Returns:

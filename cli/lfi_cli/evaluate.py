@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lfi_cli.generate import command
-from lfi_cli.output import Result, Shown, facts, percent, say, show_tree, stderr, whole_table
+from lfi_cli.output import Result, Shown, facts, percent, show_tree, whole_table
 from lfi_pipeline.core.options import DEVICE, Option, check
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig, evaluation_configs
 
@@ -116,7 +116,7 @@ class Evaluate:
     protocol: Annotated[
         tuple[str, ...],
         Option(
-            "Which protocol. Left out: classification, and grounding where the targets have masks.",
+            "Which protocol. Left out: classification, and grounding where words of the targets have masks.",
             choices=tuple(PROTOCOL_CONFIGS),
         ),
     ] = ()
@@ -135,8 +135,6 @@ def evaluate(settings: Mapping[str, Any]) -> Shown:
         from lfi_pipeline.evaluation.protocols import default_protocols
 
         names = default_protocols(_path(options.get("targets")), _path(options.get("data_root")))
-        if "targets" in options and "grounding" not in names:
-            say(stderr(), "The data set of --targets has no masks, so grounding is not scored.")
     common, configs = evaluation_configs(names, options, ignored=() if protocols_chosen else ("targets",))
     from lfi_pipeline.evaluation import evaluate_runs
 

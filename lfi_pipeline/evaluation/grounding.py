@@ -37,8 +37,10 @@ from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.data import Dataset
 from lfi_pipeline.data.augment import WHOLE, view_maps
 from lfi_pipeline.data.dataset import class_mask
+from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.targets import TargetStore, decode_maps
 from lfi_pipeline.targets.verify import CHUNK
+from lfi_pipeline.targets.vocabulary import classes_of_words
 
 
 def jensen_shannon(left: Tensor, right: Tensor) -> Tensor:
@@ -217,6 +219,10 @@ def score(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Grounding:
     )
 
 
+LEAST_LABELS = 2
+"""Classes of an image that is pointed at: where there is one alone, a map need not tell it from another."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroundedWord:
     """A word of a cached sample that names a class, and where objects of that class are.
@@ -267,9 +273,9 @@ class WordMasks(Sequence[Tensor]):
 
 
 def word_classes(store: TargetStore, dataset: Dataset) -> list[int | None]:
-    """Return the class that each word of the cache's vocabulary names; None for other words."""
-    label_of = {name: label for label, name in enumerate(dataset.classes)}
-    return [label_of.get(word) for word in store.vocabulary.words]
+    """Return the class that each word of the cache's vocabulary names, as in training; None for other words."""
+    labels: list[int] = classes_of_words(store.vocabulary.words, dataset.classes).tolist()
+    return [label if label >= 0 else None for label in labels]
 
 
 def class_words(store: TargetStore, dataset: Dataset) -> Iterator[tuple[int, int, int, int]]:
@@ -300,30 +306,46 @@ def class_words(store: TargetStore, dataset: Dataset) -> Iterator[tuple[int, int
                 yield position, row, place, label
 
 
-def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = 2) -> list[GroundedWord]:
+def grounded_words(store: TargetStore, dataset: Dataset, *, least_labels: int = LEAST_LABELS) -> list[GroundedWord]:
     """Return every word of the cache that names a class with masks, of images with `least_labels` classes or more.
 
     Raises:
         DatasetError: the cache and the data set do not belong together, or no word names a class with a mask.
     """
-    words = []
+    words = list(_each_grounded_word(store, dataset, least_labels))
+    if not words:
+        raise DatasetError(_nothing(store, dataset, least_labels))
+    return words
+
+
+def why_not_grounded(store: TargetStore, dataset: Dataset) -> str | None:
+    """Return why `grounded_words` would return none, or None where it returns some; masks are decoded up to the first.
+
+    Raises:
+        DatasetError: the cache and the data set do not belong together.
+    """
+    if not count_masks(dataset.instances):
+        return f"{dataset.name}, split {dataset.split}, has no masks."
+    some = any(True for _ in _each_grounded_word(store, dataset, LEAST_LABELS))
+    return None if some else _nothing(store, dataset, LEAST_LABELS)
+
+
+def _each_grounded_word(store: TargetStore, dataset: Dataset, least_labels: int) -> Iterator[GroundedWord]:
     for position, row, place, label in class_words(store, dataset):
         sample = dataset.samples[place]
         if len(sample.labels) < least_labels:
             continue
-        mask = class_mask(dataset.instances[sample.key], label, sample.height, sample.width)
+        mask = class_mask(dataset.instances.get(sample.key, ()), label, sample.height, sample.width)
         if mask is not None:
-            words.append(GroundedWord.of(position, row, mask, label))
-    if not words:
-        raise DatasetError(
-            f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
-            f"more classes; there is nothing to point at.{_left_out(dataset)}"
-        )
-    return words
+            yield GroundedWord.of(position, row, mask, label)
 
 
-def _left_out(dataset: Dataset) -> str:
-    return f" Left out in reading: {'; '.join(dataset.notes)}." if dataset.notes else ""
+def _nothing(store: TargetStore, dataset: Dataset, least_labels: int) -> str:
+    left_out = f" Left out in reading: {'; '.join(dataset.notes)}." if dataset.notes else ""
+    return (
+        f"No word of {store.path} names a class of {dataset.name} with a mask in an image of {least_labels} or "
+        f"more classes; there is nothing to point at.{left_out}"
+    )
 
 
 def teacher_maps(store: TargetStore, words: Sequence[GroundedWord], view: str = "full") -> list[Tensor]:

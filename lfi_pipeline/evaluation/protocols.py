@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfi_pipeline.core.errors import ConfigError, RunError, UnknownNameError
-from lfi_pipeline.core.runtime import progress_bar
+from lfi_pipeline.core.runtime import progress_bar, tell
 from lfi_pipeline.data import Dataset, read_dataset
 from lfi_pipeline.data.dataset import counterpart, relabelled
-from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.evaluation.config import PROTOCOL_CONFIGS, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import MEASURES, PROTOCOLS
 from lfi_pipeline.targets import DatasetSpec, TargetStore
@@ -224,18 +223,25 @@ def evaluate_runs(
 
 
 def default_protocols(targets: Path | None, data_root: Path | None = None) -> tuple[str, ...]:
-    """Return the protocols that are run by default: `classification`, and `grounding` where targets have masks.
+    """Return the protocols that are run by default: `classification`, and `grounding` where words have masks.
+
+    A line says why there is no grounding of `targets`.
 
     Args:
-        targets: a cache, whose data set may have masks.
-        data_root: of that data set, if it has moved.
+        targets: a cache, of whose words some may name classes with masks.
+        data_root: of its data set, if that has moved.
 
     Raises:
         TargetsError: `targets` is not a cache.
-        DatasetError: its data set is not there.
+        DatasetError: its data set is not there, or is not the one that it was made from.
     """
+    from lfi_pipeline.evaluation.grounding import why_not_grounded
+
     if targets is None:
         return ("classification",)
     store = TargetStore.open(targets, data_root=data_root)
     dataset = read_dataset(store.source, store.source_root, store.spec.dataset.split)
-    return ("classification", "grounding") if count_masks(dataset.instances) else ("classification",)
+    if (reason := why_not_grounded(store, dataset)) is None:
+        return ("classification", "grounding")
+    tell(f"Grounding is not scored. {reason}")
+    return ("classification",)

@@ -32,7 +32,7 @@ from lfi_pipeline.evaluation.protocols import ProtocolResult, load, settings_of
 from lfi_pipeline.students.query_head import TextQueries
 from lfi_pipeline.targets import TargetStore, ZeroShot, teacher_logits
 from lfi_pipeline.targets.verify import CHUNK, evenly_spaced
-from lfi_pipeline.targets.vocabulary import readable_names
+from lfi_pipeline.targets.vocabulary import canonical
 from lfi_pipeline.training.data import Size, unchanged_image
 from lfi_pipeline.training.sampler import training_positions
 from lfi_pipeline.training.validate import mean_average_precision, ranks, top_k_accuracy
@@ -61,8 +61,8 @@ def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
     """Return the text embeddings that seed the queries of the classes of `scored`, by the teacher of `trained`.
 
     In training a query is seeded by the embedding of a word on its own. So a class takes that of its name where either
-    vocabulary holds it (`_` is read as a space, capitals do not count). Another class takes the embedding that makes it
-    a class of the teacher's zero-shot classifier: unit vectors of the same text tower and space, but of whole prompts.
+    vocabulary holds it (`canonical` compares them). Another class takes the embedding that makes it a class of the
+    teacher's zero-shot classifier: unit vectors of the same text tower and space, but of whole prompts.
 
     Raises:
         ConfigError: the teachers differ, there are no classes, or a class has neither embedding.
@@ -80,8 +80,9 @@ def class_queries(scored: TargetStore, trained: TargetStore) -> ClassQueries:
     words: dict[str, Tensor] = {}
     for store in (trained, scored):  # the later has the last say
         embeddings = torch.from_numpy(store.vocabulary.embeddings).float()
-        words |= {word.lower(): embeddings[i] for i, word in enumerate(store.vocabulary.words)}
-    class_embeddings = [words.get(name.lower()) for name in readable_names(classes)]
+        first_of_name = reversed(list(enumerate(store.vocabulary.words)))  # the first has the last say, as in training
+        words |= {canonical(word): embeddings[i] for i, word in first_of_name}
+    class_embeddings = [words.get(canonical(name)) for name in classes]
     without = [i for i, embedding in enumerate(class_embeddings) if embedding is None]
     if without:
         if scored.zero_shot is None:
@@ -362,8 +363,8 @@ def _trained_on(loaded: LoadedRun, store: TargetStore, positions: npt.NDArray[np
     learned = training_positions(loaded.store, loaded.config.data.hold_out)
     seen = np.isin(store.index.image_crc32c[positions], loaded.store.index.image_crc32c[learned])
     names, labelled, words = (
-        [name.lower() for name in name_list]
-        for name_list in (readable_names(theirs.classes), readable_names(ours.classes), loaded.store.vocabulary.words)
+        [canonical(name) for name in name_list]
+        for name_list in (theirs.classes, ours.classes, loaded.store.vocabulary.words)
     )
     domains = {store.index.domains[position] for position in positions.tolist()}
     same = ours.name == theirs.name

@@ -35,7 +35,7 @@ from lfi_pipeline.targets import MapSpec, TargetStore
 from lfi_pipeline.targets.commits import MANIFEST
 from lfi_pipeline.targets.manifest import KindChoice, KindScore
 from lfi_pipeline.targets.verify import evenly_spaced
-from lfi_pipeline.targets.vocabulary import readable_names
+from lfi_pipeline.targets.vocabulary import classes_of_words
 from lfi_pipeline.teachers.settings import AskedWords, data_centre
 from lfi_pipeline.teachers.shards import maps_of_texts
 from lfi_pipeline.teachers.teacher import Teacher, normalised_images
@@ -248,13 +248,13 @@ def _batch(teacher: Teacher, dataset: Dataset, source: TextSource, samples: Sequ
         view_image(read_image(dataset.root, sample.path)[0], WHOLE, teacher.image_size, teacher.interpolation)
         for sample in samples
     ]
-    label_of = {name: label for label, name in enumerate(readable_names(dataset.classes))}
     view_texts, masks = [], []
     for sample in samples:
         texts = source(sample)
         words = sample_words(teacher.encode_text, texts, limit)
         view_texts.append(view_words(teacher.encode_text, texts, words, "full"))
-        masks.append([_mask(dataset, sample, label_of.get(word)) for word in words])
+        labels: list[int] = classes_of_words(words, dataset.classes).tolist()
+        masks.append([_mask(dataset, sample, label if label >= 0 else None) for label in labels])
     return _Batch(normalised_images(teacher, pixels), view_texts, masks)
 
 

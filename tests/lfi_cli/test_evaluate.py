@@ -57,7 +57,7 @@ def test_targets_without_masks_are_told_and_the_rest_is_scored(
     words = ("evaluate", trained, "--targets", tiny_val_targets, "--no-probes", "--device", "cpu")
     ended = lfi(*words, "--json")
     assert list(ended.json["runs"][str(trained)]) == ["classification"]
-    assert "no masks, so grounding is not scored" in ended.err
+    assert "Grounding is not scored. scenes, split val, has no masks." in ended.err
 
 
 def test_one_protocol_of_two_seeds(lfi: Callable[..., Any], trained: Path, tmp_path: Path) -> None:

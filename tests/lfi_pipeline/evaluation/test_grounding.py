@@ -163,6 +163,14 @@ def test_words_are_joined_to_the_masks_of_their_class(tiny_val_targets: Path, va
         assert not word.mask.all()
 
 
+def test_classes_are_compared_with_words_as_in_training(tiny_val_targets: Path, val: Dataset) -> None:
+    """A word is lower case with spaces, and a class may be `Stop_Sign`."""
+    store = TargetStore.open(tiny_val_targets)
+    written = replace(val, classes=tuple(f"_{name.title()}" for name in val.classes))
+    expected, found = ([(w.position, w.row, w.label) for w in grounded_words(store, each)] for each in (val, written))
+    assert found == expected
+
+
 def test_fewer_labels_give_more_words(tiny_val_targets: Path, val: Dataset) -> None:
     store = TargetStore.open(tiny_val_targets)
     counts = [len(grounded_words(store, val, least_labels=least)) for least in (1, 2, 3)]

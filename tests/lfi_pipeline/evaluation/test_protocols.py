@@ -6,12 +6,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lfi_pipeline.core.errors import ConfigError, RunError, TargetsError, UnknownNameError
 from lfi_pipeline.core.options import declared
 from lfi_pipeline.core.parse import unseal_folder
+from lfi_pipeline.data import Dataset
 from lfi_pipeline.evaluation import EvaluationConfig, evaluate_runs
 from lfi_pipeline.evaluation.config import (
     PROTOCOL_CONFIGS,
@@ -89,6 +91,27 @@ def test_grounding_is_scored_by_default_where_the_targets_have_masks(
     read = run.read_dataset
     monkeypatch.setattr(run, "read_dataset", lambda *names: replace(read(*names), instances={}))
     assert default_protocols(tiny_val_targets) == ("classification",)
+
+
+@pytest.mark.parametrize("why", ["one class an image", "other names"])
+def test_masks_that_no_word_points_at_are_left_out_by_default(
+    tiny_val_targets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    from lfi_pipeline.evaluation import protocols as run
+
+    read = run.read_dataset
+
+    def changed(*names: Any) -> Dataset:
+        dataset = read(*names)
+        if why == "other names":
+            return replace(dataset, classes=tuple(f"thing {name}" for name in dataset.classes))
+        return replace(dataset, samples=tuple(replace(each, labels=each.labels[:1]) for each in dataset.samples))
+
+    monkeypatch.setattr(run, "read_dataset", changed)
+    assert default_protocols(tiny_val_targets) == ("classification",)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Grounding is not scored. No word of ")
 
 
 def test_a_config_is_made_of_the_options_that_the_protocol_has(tiny_val_targets: Path) -> None:

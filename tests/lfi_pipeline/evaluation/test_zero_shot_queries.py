@@ -33,6 +33,11 @@ def test_words_of_either_vocabulary_then_prompts() -> None:
     assert found.as_prompts == ("cow",)
 
 
+@pytest.mark.parametrize("name", ["Fire_Engine", "fire  engine", "fire_engine "])
+def test_names_are_compared_as_in_training(name: str) -> None:
+    assert class_queries(cache({"fire_engine": 4}, (name,)), cache({})).as_words == (name,)
+
+
 def test_part_of_a_name_is_not_the_name() -> None:
     found = class_queries(cache({"fire": 1, "engine": 2}, ("fire_engine",)), cache({}))
     assert found.as_prompts == ("fire_engine",)

@@ -56,6 +56,11 @@ def test_without_masks_what_is_pointed_at_is_painted_over(val: Dataset) -> None:
     assert "fall of the score" in choice_text(found)
 
 
+def test_capitals_of_a_class_do_not_hide_its_masks(val: Dataset) -> None:
+    written = replace(val, classes=tuple(name.title() for name in val.classes))
+    assert choose_kind(load_teacher("scenes-coca"), written, SOURCE, kinds=KINDS[:1], batch_size=8).by == "masks"
+
+
 def test_images_are_drawn_with_all_their_words() -> None:
     """Ten words of one image are one observation: the error is that of the two images."""
     owners = np.array([0.0] * 10 + [1.0] * 10)
