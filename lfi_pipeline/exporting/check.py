@@ -24,6 +24,8 @@ from lfi_pipeline.data.augment import whole_images
 from lfi_pipeline.students import Student, StudentConfig
 
 HEAD = "head.safetensors"
+OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of a student that say where its first weights came from. An export leaves them out: it holds its own."""
 _KEPT = ("architecture", "mean", "std", "fixed_input_size", "first_conv", "classifier")
 
 
@@ -57,7 +59,7 @@ def write_checkpoint(
 
 def _arguments(config: StudentConfig) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` that make this architecture again."""
-    arguments = dict(config.kwargs)
+    arguments = {name: value for name, value in config.kwargs.items() if name not in OF_TIMM}
     if config.patch_size is not None:
         arguments["patch_size"] = config.patch_size
     if config.image_size is None:

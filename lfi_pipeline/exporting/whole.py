@@ -18,7 +18,15 @@ from torch.export import Dim, ExportedProgram
 from lfi_pipeline.core.errors import ConfigError, ExportError
 from lfi_pipeline.core.runtime import OperationCounter
 from lfi_pipeline.data.augment import whole_images
-from lfi_pipeline.exporting.check import CHECKED, TRACED, checked_onnx, difference, noise_images, require_onnx
+from lfi_pipeline.exporting.check import (
+    CHECKED,
+    OF_TIMM,
+    TRACED,
+    checked_onnx,
+    difference,
+    noise_images,
+    require_onnx,
+)
 from lfi_pipeline.exporting.model import Model, load, save_model
 from lfi_pipeline.exporting.model_config import ARGUMENTS, ModelConfig
 from lfi_pipeline.students import Student
@@ -29,7 +37,6 @@ from lfi_pipeline.training.learner import LoadedRun
 
 _TOLERANCE = 1e-5
 _ASKED = 8  # words that a model without classes is compared on
-_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where weights came from; the file holds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ def whole_model(loaded: LoadedRun) -> Model:
         ConfigError: the student has arguments that no exported model may have.
     """
     config, store, student = loaded.config, loaded.store, loaded.student
-    arguments = {name: value for name, value in config.student.kwargs.items() if name not in _OF_TIMM}
+    arguments = {name: value for name, value in config.student.kwargs.items() if name not in OF_TIMM}
     if config.student.patch_size is not None:
         arguments["patch_size"] = config.student.patch_size
     own = isinstance(student.backbone, TapBackbone)

@@ -13,8 +13,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from lfi_pipeline.exporting.check import noise_images, plain_model, write_checkpoint
-from lfi_pipeline.students import Student
+from lfi_pipeline.exporting.check import check_export, noise_images, plain_model, write_checkpoint
+from lfi_pipeline.students import Student, StudentConfig
 from tests.lfi_pipeline.exporting.conftest import APART, CLASSES, FAMILIES
 
 Make = Callable[[str], Student]
@@ -116,6 +116,20 @@ def test_nothing_of_timms_own_weights_is_claimed(make_student: Make, tmp_path: P
     config = json.loads((tmp_path / "config.json").read_text())
     assert not {"url", "hf_hub_id", "tag", "license", "origin_url", "label_offset"} & config["pretrained_cfg"].keys()
     assert config["architecture"] == "vit_tiny_patch16_224"
+
+
+def test_a_student_that_started_from_weights_of_ones_own_is_exported(tmp_path: Path) -> None:
+    kwargs = {"channels": [8, 8, 16, 16]}
+    start = timm.create_model("resnet10t", num_classes=0, **kwargs)
+    save_file(start.state_dict(), tmp_path / "mine.safetensors")
+    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "mine.safetensors")}}
+    config = StudentConfig(name="resnet10t", image_size=32, kwargs=kwargs | overlay, pretrained=True)
+    student = Student(config, classes=len(CLASSES), embedding_dim=4).eval()
+    (tmp_path / "export").mkdir()
+    plain = plain_model(student)
+    write_checkpoint(tmp_path / "export", plain, config, student.size, CLASSES)
+    assert "mine.safetensors" not in (tmp_path / "export" / "config.json").read_text()
+    assert check_export(tmp_path / "export", student, plain, []).features < 1e-6
 
 
 def test_the_student_stays_as_it_was(make_student: Make) -> None:
