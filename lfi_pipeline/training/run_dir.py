@@ -20,7 +20,7 @@ import msgspec
 
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError, RunError, RunLockedError
 from lfi_pipeline.core.io import clear_leftovers, is_leftover, write_atomic
-from lfi_pipeline.core.options import build, current_names, flatten, plain
+from lfi_pipeline.core.options import build, flatten
 from lfi_pipeline.core.parse import parse_json, read_checked, write_recorded
 from lfi_pipeline.core.schema import Count, read_as
 from lfi_pipeline.training.config import TrainConfig
@@ -221,6 +221,7 @@ def require_place(run: Path, config: TrainConfig, fingerprint: str) -> None:
 
     Raises:
         OutputExistsError: `run` holds another run (names the settings that differ) or something else.
+        RunError: as `recorded_config`.
     """
     if run.exists() and not run.is_dir():
         raise OutputExistsError(f"{run} must be a directory, found a file.")
@@ -239,16 +240,13 @@ def make_place(run: Path) -> None:
 
 
 def _require_same(run: Path, config: TrainConfig, fingerprint: str) -> None:
-    record, new = read_json(run / CONFIG), flatten(config)
-    old = record.get("settings")
-    if not isinstance(old, dict):
+    record = read_json(run / CONFIG)
+    if not isinstance(record.get("settings"), dict):
         raise OutputExistsError(f"{run} holds a {CONFIG} that is not of a run. Choose another `out`.")
-    old = {
-        name: plain(value)
-        for name, value in (EARLIER_RELEASES | current_names(TrainConfig, old, strict=False)).items()
-        if name not in _PLACES
-    }
-    new = {name: value for name, value in new.items() if name not in _PLACES}
+    old, new = (
+        {name: value for name, value in flatten(each).items() if name not in _PLACES}
+        for each in (recorded_config(run), config)
+    )
     old["content of the cache"], new["content of the cache"] = record.get("targets_fingerprint"), fingerprint
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if differing:

@@ -124,6 +124,23 @@ def test_a_run_of_an_earlier_release_has_the_scale_of_that_time(tmp_path: Path) 
         require_place(run, PLAIN, FINGERPRINT)
 
 
+def test_a_run_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """It names settings that have gone, and lacks those that came since and had no other value."""
+    run = tmp_path / "run"
+    begin(run, RICH)
+    record = json.loads((run / CONFIG).read_text())
+    for name in ("label_share", "map_share", "mix", "word_weight"):
+        del record["settings"][name]
+    write_json(run / CONFIG, record | {"settings": record["settings"] | {"queries": "text", "slots": 16}})
+    require_place(run, recorded_config(run), FINGERPRINT)
+    require_place(run, RICH, FINGERPRINT)
+    with pytest.raises(OutputExistsError, match=r"other settings \(lr: 0.0003 there, 0.1 asked\)"):
+        require_place(run, replace(RICH, optimizer=replace(RICH.optimizer, lr=0.1)), FINGERPRINT)
+    write_json(run / CONFIG, record | {"settings": record["settings"] | {"queries": "learned"}})
+    with pytest.raises(RunError, match="learned slots"):
+        require_place(run, RICH, FINGERPRINT)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_and_named(tmp_path: Path, finished: bool) -> None:
     run = tmp_path / "run"
