@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from lfi_pipeline.core.errors import LFIError, RunError
@@ -93,12 +94,27 @@ def train(
         LFIError: a cache that cannot serve, an unknown student, settings that contradict each other, an output that
             holds something else.
         RunLockedError: another process trains one of these runs.
-        RunError: a loss became NaN or exploded (its run has written down the batch), after the other runs have ended.
+        RunError: a loss became NaN or exploded (its run has written down the batch), after the other runs have ended;
+            or the device ran out of memory. Where several processes train together, that ends all of them as it is.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     check_callbacks(callbacks)
     with cpu_threads(machine.threads), ExitStack() as locks:
-        return _Loop(runs, machine, command, callbacks, locks).run()
+        try:
+            return _Loop(runs, machine, command, callbacks, locks).run()
+        except torch.OutOfMemoryError as error:
+            if PartialState().num_processes > 1:  # the others wait for this one, and would wait for ever
+                raise
+            raise RunError(_advice_on_memory([out for _, out in runs], error)) from error
+
+
+def _advice_on_memory(outs: Sequence[Path], error: torch.OutOfMemoryError) -> str:
+    names, reason = ", ".join(out.name for out in outs), str(error).strip().partition("\n")[0]
+    fewer = "train fewer students together, " if len(outs) > 1 else ""
+    return (
+        f"The device's memory must hold a step of {names}, and ran out ({reason}). To need less, {fewer}raise "
+        "`grad_accum_steps`, or lower `batch_size` or `image_size`; a run whose settings change needs another `out`."
+    )
 
 
 class _Loop:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputWriteError, RunError, RunLockedError
 from lfi_pipeline.core.io import clear_leftovers
@@ -142,19 +145,27 @@ def _train_group(
 ) -> dict[Path, str]:
     try:
         train([(run.config, run.folder) for run in group], machine, command=command)
+        return {}
     except LFIError as error:
-        left = [run for run in group if not is_finished(run)]
-        if len(left) > 1:
-            tell(f"the group failed ({error}); what is left of it goes on one by one")
-            failed: dict[Path, str] = {}
-            for run in left:
-                failed |= _train_group([run], machine, train, command, tell)
-            return failed
+        reason, elsewhere = str(error), isinstance(error, RunLockedError)
+    _free_memory()  # here, since the error's traceback holds the students for as long as it is being handled
+    left = [run for run in group if not is_finished(run)]
+    if len(left) > 1:
+        tell(f"the group failed ({reason}); what is left of it goes on one by one")
+        failed: dict[Path, str] = {}
         for run in left:
-            elsewhere = isinstance(error, RunLockedError)
-            tell(f"{run.name} is left to another process: {error}" if elsewhere else f"{run.name} failed: {error}")
-        return {run.folder: str(error) for run in left}
-    return {}
+            failed |= _train_group([run], machine, train, command, tell)
+        return failed
+    for run in left:
+        tell(f"{run.name} is left to another process: {reason}" if elsewhere else f"{run.name} failed: {reason}")
+    return {run.folder: reason for run in left}
+
+
+def _free_memory() -> None:
+    """Give back what the students of a failed group took, so that the next run has the device for itself."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _error(run: PlannedRun, errors: Mapping[Path, str]) -> str | None:

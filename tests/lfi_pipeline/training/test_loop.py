@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,25 @@ from tests.lfi_pipeline.training.running import (
 MakeConfig = Callable[..., TrainConfig]
 ROOT = Path(__file__).resolve().parents[3]
 PLAIN = Augmentation(scale=(1, 1), hflip=0)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_device_that_is_too_small_is_told_with_what_helps(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nOf the allocated memory ...")
+
+    monkeypatch.setattr(Trainer, "train_step", too_large)
+    runs = [(make_config(objective=each), tmp_path / each) for each in ("none", "embedding")[:together]]
+    with pytest.raises(
+        RunError, match=r"ran out \(CUDA out of memory. Tried to allocate 2 GiB.\).*`batch_size`"
+    ) as raised:
+        train(runs, MACHINE)
+    assert ("fewer students together" in str(raised.value)) == (together == 2)
+    monkeypatch.setattr(loop, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(torch.OutOfMemoryError):  # one of several that wait for each other
+        train(runs, MACHINE)
 
 
 @pytest.mark.parametrize("objective", ["none", "embedding", "lfi", "lfi+embedding+logits+presence"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,27 @@ def test_what_is_not_ours_is_not_swallowed(plan: list[PlannedRun], tmp_path: Pat
 
     with pytest.raises(ZeroDivisionError):
         run_sweep(plan, tmp_path, RuntimeConfig(), train=broken)
+
+
+def test_what_a_failed_run_held_is_free_before_the_next(plan: list[PlannedRun], tmp_path: Path) -> None:
+    class Students(list[object]):
+        """Holds itself, as a student's hooks do."""
+
+    class Fails(Loop):
+        def __call__(self, runs: Any, machine: RuntimeConfig, *, command: str = "") -> list[Mapping[str, Any]]:
+            assert all(held() is None for held in holds)
+            students = Students()
+            students.append(students)
+            holds.append(weakref.ref(students))
+            return super().__call__(runs, machine, command=command)
+
+    holds: list[weakref.ref[Students]] = []
+    gc.disable()  # it must not depend on when the next collection falls
+    try:
+        sweep(plan, tmp_path, Fails("none-0", "embedding-0", "lfi-0"), together=3)
+    finally:
+        gc.enable()
+    assert len(holds) == 5
 
 
 def test_one_of_several_processes_writes(plan: list[PlannedRun], tmp_path: Path) -> None:
