@@ -227,7 +227,7 @@ def run_command(*words: object) -> Result:
         typer.Exit: the command failed and has said so; its cause is the error.
     """
     line = [str(word) for word in words]
-    stderr().print(f"\n$ {shlex.join(['lfi', *line])}", style="bold", soft_wrap=True, highlight=False, markup=False)
+    stderr().print(f"\n$ {shlex.join(['lfi', *line])}", style="bold", soft_wrap=True, highlight=False)
     group = typer.main.get_command(app_for(line))
     arguments, sys.argv = sys.argv, ["lfi", *line]  # runs record the command that made them
     try:

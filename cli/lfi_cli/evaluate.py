@@ -220,7 +220,7 @@ def show_tables(console: Console, tables: Mapping[str, Sequence[SeedRow]], notes
         whole_table(console, table)
     console.print("shares in per cent; mean over seeds ± half of the 95 % interval (Student's t)", style="dim")
     for note in notes:
-        console.print(note, markup=False, style="dim", soft_wrap=True)
+        console.print(note, style="dim", soft_wrap=True)
 
 
 def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
@@ -237,7 +237,7 @@ def show_domain_tables(console: Console, tables: Sequence[DomainTable]) -> None:
         whole_table(console, shown)
         console.print(DOMAIN_LEGEND, style="dim", soft_wrap=True)
         for note in table.notes:
-            console.print(note, markup=False, style="dim", soft_wrap=True)
+            console.print(note, style="dim", soft_wrap=True)
 
 
 def _of(count: int, seeds: int) -> str:

@@ -121,17 +121,23 @@ def extract_teacher(config: ExtractTeacher) -> Shown:
         result["teacher_zero_shot"] = asdict(score)
         if score.near_chance:
             text = f"the teacher's own answers are near chance ({own})"
-            stderr().print(f"[bold red]warning: {text}[/]: check class names and prompts, or choose another teacher.")
+            _warn(text, ": check class names and prompts, or choose another teacher.")
 
     if summary.quarantined > MANY_QUARANTINED * summary.samples:
         part = f"{summary.quarantined} of {summary.samples} images ({summary.quarantined / summary.samples:.0%})"
-        stderr().print(f"[bold red]warning: {part} could not be read[/] and have no targets; {QUARANTINED}.")
+        _warn(f"{part} could not be read", f" and have no targets; {QUARANTINED}.")
 
     def render(console: Console) -> None:
         facts(console, "Targets", rows)
         show_tree(console, config.out, CACHE)
 
     return Shown(result, render)
+
+
+def _warn(what: str, then: str) -> None:
+    from rich.text import Text
+
+    stderr().print(Text.assemble((f"warning: {what}", "bold red"), then))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,7 +76,7 @@ def fail(
         sys.stderr.write(f"\n{INTERRUPTED}\n")
         raise typer.Exit(130) from error
     assert isinstance(error, LFIError)
-    stderr().print("[bold red]error:[/] ", end="")
+    stderr().print("error: ", style="bold red", end="")
     sys.stderr.write(f"{spoken(error, own, every)}\n")
     raise typer.Exit(1) from error
 
@@ -124,19 +124,22 @@ def print_json(result: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def stdout() -> Console:
-    """A console for results; where its width is not known, as in a pipe, lines are as long as they need to be."""
+def plain_console(**settings: Any) -> Console:
+    """A console that shows texts as they are: a file may be called `photo [edited].jpg`, and a word `:cat:`."""
     from rich.console import Console
 
+    return Console(markup=False, emoji=False, **settings)
+
+
+def stdout() -> Console:
+    """A console for results; where its width is not known, as in a pipe, lines are as long as they need to be."""
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if known else _WIDE)
+    return plain_console(width=None if known else _WIDE)
 
 
 def stderr() -> Console:
     """A console for everything that is not the result."""
-    from rich.console import Console
-
-    return Console(stderr=True)
+    return plain_console(stderr=True)
 
 
 def facts(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:
@@ -151,16 +154,14 @@ def facts(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> N
 
 def whole_table(console: Console, table: Table) -> None:
     """Print a table in which no cell is cut, however narrow the terminal is."""
-    from rich.console import Console
-
-    widest = console.measure(table, options=console.options.update(max_width=_WIDE)).maximum
-    Console(file=console.file, width=max(console.width, widest)).print(table)
+    widest = plain_console(file=console.file, width=_WIDE).measure(table).maximum
+    plain_console(file=console.file, width=max(console.width, widest)).print(table)
 
 
 def say(console: Console, *lines: str) -> None:
-    """Print lines as they are, without markup and never cut."""
+    """Print lines as they are, never cut."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def percent(value: float | None) -> str:

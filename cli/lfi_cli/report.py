@@ -147,15 +147,15 @@ def _show(console: Console, comparison: Comparison, result: Result) -> None:
     from lfi_pipeline.report.text import block_tables, cost_table, legend, settings_text
 
     for block in comparison.blocks:
-        console.print(settings_text(block), style="dim", markup=False)
+        console.print(settings_text(block), style="dim")
         for table in block_tables(block, max(console.width, _LEAST_WIDTH)):
             _draw(console, table, lines=True)
     _draw(console, cost_table(comparison.costs))
     if comparison.blocks:
         for line in legend(comparison):
-            console.print(line, markup=False, highlight=False)
+            console.print(line, highlight=False)
     for note in result["notes"]:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+        console.print(f"Note: {note}", highlight=False)
     for missing in comparison.missing:
         say(console, f"Missing: {missing.what} This makes it:", f"  {missing.command}")
     for path in result["written"]:

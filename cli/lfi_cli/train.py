@@ -190,7 +190,7 @@ def sweep(config: Sweep) -> Shown:
         train=training.train,
         together=config.together,
         command=shlex.join(["lfi", *sys.argv[1:]]),
-        tell=lambda text: stderr().print(text, style="bold", highlight=False, markup=False, soft_wrap=True),
+        tell=lambda text: stderr().print(text, style="bold", highlight=False, soft_wrap=True),
         record=is_first_process(),
     )
     failed = {outcome.run.name: outcome.error for outcome in outcomes if outcome.error is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def test_answers_are_told_and_drawn(lfi: Callable[..., Any], exported: Path, sce
     assert shown.code == 0
     assert "%" in shown.out
     assert {path.name for path in (tmp_path / "answers").iterdir()} == {f"{image.stem}.png", "index.html"}
+    bracketed = shutil.copy(image, tmp_path / f"photo [edited]{image.suffix}")
+    assert Path(bracketed).name in lfi("predict", bracketed, "--model", exported).out
     result = lfi("predict", scenes_root / "val", "--model", exported, "--words", "dog, cat", "--json").json
     assert len(result["images"]) == 16
     assert [{answer["name"] for answer in each["answers"]} for each in result["images"]] == [{"dog", "cat"}] * 16

@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from lfi_cli.evaluate import show_run, show_tables
+from lfi_cli.output import plain_console
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.statistics import Estimate
 from lfi_pipeline.report.views import SeedRow
 
 
 def console() -> Console:
-    return Console(file=io.StringIO(), width=200)
+    return plain_console(file=io.StringIO(), width=200)
 
 
 def shown(on: Console) -> str:

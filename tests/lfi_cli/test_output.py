@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfi_cli.generate import every_spelling
-from lfi_cli.output import facts, hours_text, size_text, spoken, tree, whole_table
+from lfi_cli.output import facts, hours_text, say, size_text, spoken, stderr, stdout, tree, whole_table
 from lfi_cli.signature import spelling
 from lfi_cli.train import train
 from lfi_pipeline.core.errors import ConfigError, UnknownNameError
@@ -48,6 +48,22 @@ def test_a_tree_names_what_is_there(tmp_path: Path) -> None:
     lines = tree(tmp_path, {"report.html": "the page", "runs/*": "the runs", "gone": "nothing"})
     assert lines == [f"{tmp_path}/", "├── report.html  the page", "└── runs/*       the runs"]
     assert tree(tmp_path / "runs" / "a", {"x": "nothing"}) == []
+
+
+def test_texts_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name in square brackets is no style, and one between colons no picture."""
+    names = ("photo [edited].jpg", "[/x]", ":cat:")
+    table = Table("image [1]", title="a [b]")
+    for name in names:
+        table.add_row(name)
+    whole_table(Console(file=sys.stdout, width=9), table)
+    stdout().print(table)
+    stdout().print("note [c]")
+    say(stderr(), *names)
+    shown = capsys.readouterr()
+    assert all(shown.out.count(text) == 2 for text in ("image [1]", "a [b]", *names))
+    assert "note [c]" in shown.out
+    assert shown.err.splitlines() == list(names)
 
 
 def test_nothing_is_cut_however_narrow_the_terminal_is() -> None:
