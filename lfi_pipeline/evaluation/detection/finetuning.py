@@ -85,8 +85,8 @@ def finetune(
     workers: int = 0,
     tell: Callable[[str], None] = lambda line: None,
     kept: Kept | None = None,
-) -> list[float]:
-    """Train `detector` on `images`, which holds `iterations` times `batch_size` draws, and return the losses.
+) -> tuple[list[float], float | None]:
+    """Train `detector` on `images`, which holds `iterations` times `batch_size` draws.
 
     The same seed gives the same detector on the same machine with the same number of threads, interrupted or not. On
     CUDA the forward pass runs in bf16 where the device has it.
@@ -99,13 +99,16 @@ def finetune(
         tell: takes a line for the user.
         kept: the checkpoint to resume from and to write; None writes none.
 
+    Returns:
+        The losses, and the seconds that the iterations before a resume took; None where their checkpoint lacks them.
+
     Raises:
         ConfigError: the loss is not a number.
         RunError: what was kept is damaged, or of another fine-tuning.
         ImageReadError, DatasetError: as `DetectionImages`.
         KeyboardInterrupt: `tell` first gets a line that says whether a checkpoint was kept.
     """
-    device = next(detector.parameters()).device
+    device, began = next(detector.parameters()).device, time.monotonic()
     optimizer = make_optimizer(detector, schedule.learning_rate)
     pace = CosineLRScheduler(
         optimizer,
@@ -118,7 +121,7 @@ def finetune(
     detector.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(schedule.seed)
-        generators = _take_up(kept, detector, optimizer, losses)
+        generators, before = _take_up(kept, detector, optimizer, losses)
         rest = Subset(images, range(len(losses) * schedule.batch_size, len(images)))
         loader = DataLoader(rest, batch_size=schedule.batch_size, num_workers=workers, collate_fn=list)
         batches = iter(loader)  # takes a number from the generator
@@ -139,8 +142,9 @@ def finetune(
                     steps.update()
                     steps.set_postfix_str(f"loss {sum(losses[-_SHOWN:]) / len(losses[-_SHOWN:]):.3f}", refresh=False)
                     if kept is not None and time.monotonic() - saved_at >= kept.seconds:
-                        _keep_state(kept, detector, optimizer, losses, device)
                         saved_at = time.monotonic()
+                        spent = None if before is None else before + saved_at - began
+                        _keep_state(kept, detector, optimizer, losses, spent, device)
         except KeyboardInterrupt:
             after = f"{len(losses)} of {schedule.iterations} iterations"
             tell(
@@ -149,7 +153,7 @@ def finetune(
                 else "The fine-tuning is lost; the run itself was only read. The same command starts it again."
             )
             raise
-    return losses
+    return losses, before
 
 
 def make_optimizer(detector: Any, learning_rate: float) -> torch.optim.Optimizer:
@@ -173,29 +177,38 @@ def descend(detector: Any, optimizer: torch.optim.Optimizer, loss: Tensor) -> No
     optimizer.step()
 
 
-def _take_up(kept: Kept | None, detector: Any, optimizer: torch.optim.Optimizer, losses: list[float]) -> list[Tensor]:
-    """Load the checkpoint and return the states of the random generators; an empty list without a checkpoint."""
+def _take_up(
+    kept: Kept | None, detector: Any, optimizer: torch.optim.Optimizer, losses: list[float]
+) -> tuple[list[Tensor], float | None]:
+    """Load the checkpoint; return states of the random generators, none without a checkpoint, and the seconds so far."""
     if kept is None or not kept.path.is_file():
-        return []
+        return [], 0.0
     state = load_state(kept.path, fingerprint=kept.fingerprint)
     try:
         detector.load_state_dict(state["detector"])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         losses.extend(map(float, state["losses"]))
-        return list(state["generators"])
+        seconds = state.get("seconds")  # which earlier releases did not keep
+        return list(state["generators"]), None if seconds is None else float(seconds)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{kept.path} is not of this fine-tuning ({error}). Delete it to start again.") from error
 
 
 def _keep_state(
-    kept: Kept, detector: Any, optimizer: torch.optim.Optimizer, losses: list[float], device: torch.device
+    kept: Kept,
+    detector: Any,
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+    seconds: float | None,
+    device: torch.device,
 ) -> None:
     generators = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     state = {
         "detector": detector.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
         "losses": losses,
+        "seconds": seconds,
         "generators": generators,
     }
     kept.path.parent.mkdir(exist_ok=True)

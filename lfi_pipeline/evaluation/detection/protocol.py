@@ -217,8 +217,9 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
     }
     kept = _kept(run, settings, seed, detector, draws)
     began = time.monotonic()
-    losses = finetune(detector, DetectionImages(train, draws), schedule, workers=common.workers, tell=tell, kept=kept)
-    tuned = time.monotonic() - began
+    images = DetectionImages(train, draws)
+    losses, before = finetune(detector, images, schedule, workers=common.workers, tell=tell, kept=kept)
+    last_part = time.monotonic() - began
     detections = detect(detector, val, batch_size=config.batch_size, workers=common.workers)
     scored = {kind: score_detections(truth, detections, kind) for kind in KINDS}
     result = ProtocolResult(
@@ -227,7 +228,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
         scores={f"{kind}_{name}": scored[kind].overall[name] for kind in KINDS for name in ("ap", "ap50")},
         details={
             **{kind: asdict(each) for kind, each in scored.items()},
-            "finetune_seconds": tuned,
+            "finetune_seconds": None if before is None else before + last_part,
             "loss_first": fmean(losses[: len(losses) // 10 + 1]),
             "loss_last": fmean(losses[-(len(losses) // 10) - 1 :]),
             "parameters": sum(parameter.numel() for parameter in detector.parameters()),
@@ -241,7 +242,7 @@ def detection(run: Path, common: EvaluationConfig, config: DetectionConfig) -> P
             "val_images": len(val.images),
             "val_objects": len(truth["annotations"]),
         },
-        seconds=time.monotonic() - start,
+        seconds=(before or 0.0) + time.monotonic() - start,
     )
     if config.keep_detections:
         _keep(run, result, detections)

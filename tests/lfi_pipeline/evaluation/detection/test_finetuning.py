@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from pycocotools import mask as coco_mask
 
 from lfi_pipeline.core.errors import ConfigError, RunError
+from lfi_pipeline.evaluation.detection import finetuning
 from lfi_pipeline.evaluation.detection.coco_data import DetectionImages, find_instances, read_split
 from lfi_pipeline.evaluation.detection.finetuning import Kept, Schedule, finetune, training_draws
 from lfi_pipeline.evaluation.detection.model import build_detector
 from lfi_pipeline.evaluation.detection.protocol import detect
-from lfi_pipeline.training.checkpoint import save_state
+from lfi_pipeline.training.checkpoint import load_state, save_state
 
 WIDTH = 16
 
@@ -37,7 +39,7 @@ def schedule(iterations: int, learning_rate: float = 3e-3) -> Schedule:
 def tuned(detector: Any, root: Path, plan: Schedule, **options: Any) -> list[float]:
     split = read_split(find_instances(root, "train"))
     draws = [(position, False) for position, _ in training_draws(split, plan.iterations * plan.batch_size, 0)]
-    return finetune(detector, DetectionImages(split, draws), plan, **options)
+    return finetune(detector, DetectionImages(split, draws), plan, **options)[0]
 
 
 def test_a_few_images_are_learned_and_found_in_their_own_pixels(coco_root: Path) -> None:
@@ -137,6 +139,21 @@ def test_stopped_at_any_iteration_it_goes_on_to_the_same_detector(
     save_state(kept.path, {"losses": []}, fingerprint="a")
     with pytest.raises(RunError, match="is not of this fine-tuning"):
         tuned(detector_of(), coco_root, schedule(4), kept=kept)
+
+
+def test_the_time_of_what_was_kept_is_kept(coco_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour a look at the clock: one at the beginning, then one an iteration for whether to keep, one for keeping."""
+    split = read_split(find_instances(coco_root, "train"))
+    images = DetectionImages(split, [(position, False) for position, _ in training_draws(split, 6, 0)])
+    kept = Kept(path=tmp_path / "state.safetensors", fingerprint="a", seconds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning.time, "monotonic", itertools.count(step=3600.0).__next__)
+        assert finetune(detector_of(), images, schedule(2), kept=kept)[1] == 0
+    spent = load_state(kept.path)["seconds"]
+    assert spent > 3600
+    assert finetune(detector_of(), images, schedule(2), kept=kept)[1] == spent
+    save_state(kept.path, {k: v for k, v in load_state(kept.path).items() if k != "seconds"}, fingerprint="a")
+    assert finetune(detector_of(), images, schedule(2), kept=kept)[1] is None  # of an earlier release
 
 
 def test_draws_go_round_the_images_with_objects_by_the_seed(coco_root: Path) -> None:

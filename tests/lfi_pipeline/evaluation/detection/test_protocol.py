@@ -67,6 +67,16 @@ def test_any_directory_in_cocos_layout_serves(run_of: dict[str, Path], coco_root
     assert not (run_of["none"] / "evaluation").exists()  # only what is asked for is written here
 
 
+@pytest.mark.parametrize("before", [3600.0, None])
+def test_the_time_of_an_interrupted_fine_tuning_is_whole_or_left_out(
+    run_of: dict[str, Path], coco_root: Path, monkeypatch: pytest.MonkeyPatch, before: float | None
+) -> None:
+    monkeypatch.setattr(protocol, "finetune", lambda *_, **__: ([1.0, 0.5], before))
+    result = detection(run_of["none"], CPU, replace(SHORT, detection_data=coco_root, image_size=32))
+    spent = result.details["finetune_seconds"]
+    assert spent is None if before is None else 3600 < spent < result.seconds
+
+
 def test_scratch_is_the_same_backbone_with_other_weights(run_of: dict[str, Path], coco_root: Path) -> None:
     config = replace(SHORT, detection_data=coco_root, iterations=1)
     trained, scratch = (detection(run_of["lfi"], CPU, replace(config, source=source)) for source in ("run", "scratch"))
