@@ -95,9 +95,11 @@ def sweep_table(recipe: Recipe, place: Place, splits: Splits, train: Dataset) ->
 
 
 def _budgets(recipe: Recipe, train: Dataset) -> list[dict[str, Any]]:
-    """Epochs that come to `recipe.steps` steps, for each choice of domains that are left out."""
+    """Epochs that come to `recipe.steps` steps at least, for each choice of domains that are left out."""
     if not recipe.steps:
         return []
+    from lfi_pipeline.training.sampler import epochs_for  # needs torch
+
     batch = int(recipe.base.get("batch_size", defaults(TrainConfig)["batch_size"]))
     domains = Counter(sample.domain for sample in train.samples)
     choices = recipe.grid.get("hold_out") or [recipe.base.get("hold_out", [])]
@@ -109,7 +111,7 @@ def _budgets(recipe: Recipe, train: Dataset) -> list[dict[str, Any]]:
                 f"Without {', '.join(left_out)} there must be images left to train on, found none among the domains "
                 f"{', '.join(sorted(domains))}."
             )
-        epochs = max(1, round(recipe.steps / math.ceil(images / batch)))
+        epochs = epochs_for(recipe.steps, images, batch)
         budgets.append({"match": {"hold_out": list(left_out)}, "set": {"epochs": epochs}})
     return budgets
 

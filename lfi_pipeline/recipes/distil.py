@@ -6,7 +6,6 @@ distilled without a task, their captions written by the teacher.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ def steps(config: DistilConfig, tell: Callable[[str], None]) -> Iterator[Step]:
         "student": config.student,
         "pretrained": True if config.pretrained else None,
         "image_size": config.image_size,
-        "epochs": config.epochs or _epochs(math.ceil(images / batch_size)),
+        "epochs": config.epochs or _epochs(images, batch_size),
         "batch_size": batch_size,
         "lr": config.lr,
         "task": None if labelled else "none",
@@ -176,8 +175,10 @@ def _picture(root: Path, sample: Sample, folder: Path) -> Path | None:
     return copy
 
 
-def _epochs(steps_per_epoch: int) -> int:
-    return min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)))
+def _epochs(images: int, batch_size: int) -> int:
+    from lfi_pipeline.training.sampler import epochs_for  # needs torch
+
+    return min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs_for(LEAST_STEPS, images, batch_size)))
 
 
 def frequent_words(store: TargetStore, count: int) -> list[str]:

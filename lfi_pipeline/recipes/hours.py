@@ -31,6 +31,7 @@ from lfi_pipeline.students.backbone import build_backbone
 from lfi_pipeline.teachers.config import ExtractConfig, PlanConfig
 from lfi_pipeline.teachers.estimate import Estimate, estimate
 from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.sampler import epochs_for
 from lfi_pipeline.training.sweep import PlannedRun
 
 EMBEDDED = "scenes-coca"
@@ -308,9 +309,9 @@ def _passes(prepared: Prepared, train: int, val: int) -> list[tuple[str, float]]
         data = run.config.data
         left_out = sum(domains[domain] for domain in data.hold_out)
         images = train * (1 - left_out / len(prepared.train))
-        epochs: float = data.epochs
+        epochs = data.epochs
         if prepared.recipe.steps:  # a budget: epochs shrink as images grow
-            epochs = max(1.0, prepared.recipe.steps * data.batch_size / images)
+            epochs = epochs_for(prepared.recipe.steps, round(images), data.batch_size)
         passes.append((_kind(run.config), epochs * (images + val / 3)))
     return passes
 

@@ -111,7 +111,8 @@ class Recipe:
     steps: Annotated[
         int,
         Option(
-            "Of each run, whatever domains it leaves out: epochs follow from the images; 0: the epochs of base.", ge=0
+            "Of each run at least, whatever domains it leaves out: epochs follow from the images; 0: those of base.",
+            ge=0,
         ),
     ] = 0
     extract: Annotated[Mapping[str, Any], Option("Options of the extraction, some of `EXTRACT`.")] = field(

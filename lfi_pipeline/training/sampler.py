@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def training_positions(store: TargetStore, hold_out: Sequence[str]) -> npt.NDArr
     return np.array(kept, dtype=np.int64)
 
 
+def steps_of_epoch(images: int, batch_size: int) -> int:
+    """Return the steps of one epoch: its whole batches, and one where there are fewer images than a batch."""
+    return max(1, images // batch_size)
+
+
+def epochs_for(steps: int, images: int, batch_size: int) -> int:
+    """Return the fewest epochs that come to `steps` steps at least."""
+    return max(1, math.ceil(steps / steps_of_epoch(images, batch_size)))
+
+
 class ResumableBatchSampler(Sampler[list[Ticket]]):
     """Lists of tickets for all epochs, starting at any step; each epoch is a fresh permutation.
 
@@ -97,7 +108,7 @@ class ResumableBatchSampler(Sampler[list[Ticket]]):
     ) -> None:
         self.positions, self.data, self.start, self.mine = positions, data, start, tuple(mine)
         self.size = min(data.batch_size, len(positions))
-        self.steps_per_epoch = max(1, len(positions) // data.batch_size)
+        self.steps_per_epoch = steps_of_epoch(len(positions), data.batch_size)
         pairs = (self.size + 1) // 2
         if pairs < pieces:
             raise ConfigError(

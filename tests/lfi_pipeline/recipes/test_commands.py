@@ -79,8 +79,8 @@ def test_a_sweep_has_the_epochs_that_come_to_the_steps(tmp_path: Path, monkeypat
     made = sweep_table(recipe(base=base, grid=grid, steps=20), place, SPLITS, train)
     assert made["base"]["val_split"] == "all"  # what the recipe says counts
     assert made["where"] == [
-        {"match": {"hold_out": ["art"]}, "set": {"epochs": 5}},  # 35 images, 4 steps an epoch
-        {"match": {"hold_out": ["photo", "tv"]}, "set": {"epochs": 3}},  # 65 images: 7 steps, 2.86 epochs
+        {"match": {"hold_out": ["art"]}, "set": {"epochs": 7}},  # 35 images: 3 steps an epoch, and 5 images over
+        {"match": {"hold_out": ["photo", "tv"]}, "set": {"epochs": 4}},  # 65 images: 6 steps, 3.33 epochs
         {"match": {"hold_out": []}, "set": {"epochs": 2}},
     ]
     once = sweep_table(recipe(base={**base, "hold_out": ["tv"]}, steps=1), place, SPLITS, train)

@@ -13,7 +13,7 @@ from PIL import Image
 import lfi_pipeline as lfi
 from lfi_pipeline.core.errors import ConfigError, DatasetError
 from lfi_pipeline.data import read_dataset
-from lfi_pipeline.recipes.distil import DistilConfig, Step, _picture, frequent_words, steps
+from lfi_pipeline.recipes.distil import DistilConfig, Step, _epochs, _picture, frequent_words, steps
 from lfi_pipeline.targets import TargetStore
 from lfi_pipeline.teachers import CocaTeacher
 from lfi_pipeline.teachers import extract as extraction
@@ -43,6 +43,11 @@ def test_a_folder_of_classes_is_trained_on_its_labels_and_a_part_is_scored(tmp_p
     assert options(tmp_path / "pets", "train", batch_size=1)["epochs"] == pytest.approx(500 / 22, abs=3)
     parts = [step.options["split"] for step in planned(tmp_path / "pets", 2, val_share=0.3)]
     assert parts == ["train-0.3", "val-0.3"]
+
+
+def test_the_epochs_give_the_steps_that_are_promised() -> None:
+    assert _epochs(1000, 64) == 34  # of 15 whole batches: 33 would be 495 steps
+    assert (_epochs(64, 64), _epochs(64_000, 64)) == (100, 15)
 
 
 def test_without_a_validation_split_nothing_is_scored(tmp_path: Path) -> None:
