@@ -318,10 +318,10 @@ class _Draft:
         self._configs = {row.label: row.config for row in panel.rows}
         self._cells = {row.label: row.cells for row in panel.rows}
         absent = control is not None and control not in self._configs
-        self._controls = {} if absent else choose_controls(self._configs, control)
+        self._controls = {} if absent else choose_controls(self._configs, control, panel.across)
         self._best = {}
         for row in panel.rows:
-            others = rivals(row.label, self._configs)
+            others = rivals(row.label, self._configs, panel.across)
             for column in range(len(panel.columns)):
                 best = self._best_of(others, column)
                 self._best[row.label, column] = best

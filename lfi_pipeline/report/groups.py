@@ -171,7 +171,11 @@ def _in_label(name: str, config: RunConfig) -> str:
 
 
 def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, list[Run]]:
-    """Return label -> its runs; a setting named in `across` may differ within a label."""
+    """Return label -> its runs.
+
+    A setting named in `across` may differ within a label, and so may what follows from it where it is necessary: from
+    the domain left out, the epochs that come to one number of steps. An ablation of epochs does not follow from it.
+    """
     families: dict[str, list[Run]] = {}
     for run in runs:
         families.setdefault(base_label(run.config), []).append(run)
@@ -180,11 +184,11 @@ def label_runs(runs: Sequence[Run], across: Collection[str] = ()) -> dict[str, l
         differing = [
             name
             for name, read in _SETTINGS.items()
-            if name not in across and len({read(run.config) for run in family if _matters(name, run.config)}) > 1
+            if len({read(run.config) for run in family if _matters(name, run.config)}) > 1
         ]
-        differing.sort(key=lambda name: name in _TUNED)
+        differing.sort(key=lambda name: (name not in _NECESSARY, name in across, name in _TUNED))
         rows = [{name: _in_label(name, run.config) for name in differing} for run in family]
-        in_label = telling(rows)
+        in_label = [name for name in telling(rows) if name not in across]
         for run, row in zip(family, rows, strict=True):
             suffix = [f"{name} {row[name]}" for name in in_label if row[name]]
             labelled.setdefault(" · ".join([base, *suffix]), []).append(run)
@@ -260,12 +264,14 @@ _NECESSARY = frozenset(["student", "student arg", "px", "patch size", "pretraine
 """Settings without which two runs do not answer the same question; the learning rate, say, may well be tuned apart."""
 
 
-def comparable(first: RunConfig, second: RunConfig) -> bool:
-    """Whether both train the same student for the same task on the same data."""
-    return _NECESSARY.isdisjoint(unequal_settings(first, second))
+def comparable(first: RunConfig, second: RunConfig, across: Collection[str] = ()) -> bool:
+    """Whether both train the same student for the same task on the same data; settings named in `across` may differ."""
+    return _NECESSARY.isdisjoint({*unequal_settings(first, second)} - {*across})
 
 
-def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None) -> dict[str, str]:
+def choose_controls(
+    configs: Mapping[str, RunConfig], control: str | None = None, across: Collection[str] = ()
+) -> dict[str, str]:
     """Return label -> label of its control, for the labels that have one.
 
     The control is the group of objective `none` that is comparable, has the same head if one has, and differs in the
@@ -275,6 +281,7 @@ def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None
     Args:
         configs: label -> its configuration.
         control: a label, or None for the default.
+        across: settings that may differ, as those do in which runs of one label differ.
 
     Raises:
         UnknownNameError: there is no label `control`.
@@ -286,19 +293,19 @@ def choose_controls(configs: Mapping[str, RunConfig], control: str | None = None
     plain = {label: config for label, config in configs.items() if config.objective == "none"}
     chosen = {}
     for label, config in configs.items():
-        fitting = [name for name, other in plain.items() if label not in plain and comparable(config, other)]
+        fitting = [name for name, other in plain.items() if label not in plain and comparable(config, other, across)]
         if fitting:
-            unequal = {name: unequal_settings(config, plain[name]) for name in fitting}
+            unequal = {name: {*unequal_settings(config, plain[name])} - {*across} for name in fitting}
             chosen[label] = min(fitting, key=lambda name: ("head" in unequal[name], len(unequal[name])))
     return chosen
 
 
-def rivals(label: str, configs: Mapping[str, RunConfig]) -> list[str]:
+def rivals(label: str, configs: Mapping[str, RunConfig], across: Collection[str] = ()) -> list[str]:
     """Return the labels that one that learns the teacher's maps must beat; none for any other label."""
     config = configs[label]
     if not learns_from_teacher(config):
         return []
-    return [name for name, other in configs.items() if is_control(other) and comparable(config, other)]
+    return [name for name, other in configs.items() if is_control(other) and comparable(config, other, across)]
 
 
 def shown(value: Any) -> str:

@@ -23,7 +23,10 @@ from lfi_pipeline.report.statistics import Estimate, estimate
 TRAINING = "training"
 """Stands for a protocol in rows of what a run says without an evaluation protocol of its own."""
 ACROSS_DOMAINS = ("hold out", "train samples")
-"""Settings in which runs of one row of a cross-domain table differ: the domain left out, and so the images left."""
+"""Settings in which runs of one row of a cross-domain table differ: the domain left out, and so the images left.
+
+What else follows from the domain, such as the epochs of a budget of steps, may differ as well (`label_runs`).
+"""
 MOST_PARTS = 8
 """Columns of single held-out domains that one panel has at most; what would be more is left to the results' details."""
 _OF_A_RUN = {"seed": PROTOCOLS, "domains": ("cross-domain",)}
@@ -236,7 +239,7 @@ def _order(variant: tuple[tuple[str, str], object]) -> tuple[int, list[tuple[str
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PanelRow:
-    """One label: its colour, configuration, the seeds that were scored, and for each column its values by seed."""
+    """One label: its colour, the configuration of one of its runs, the seeds scored, and for each column its values."""
 
     label: str
     slot: int
@@ -268,6 +271,11 @@ class Panel:
     teacher: tuple[float | None, ...]
     scored: tuple[Mapping[Path, float], ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def across(self) -> tuple[str, ...]:
+        """Settings in which runs of one row differ, and so runs of two rows may."""
+        return ACROSS_DOMAINS if self.protocol == "cross-domain" else ()
 
     def without(self, places: Collection[int]) -> Panel:
         """Return the panel without the columns at these places."""

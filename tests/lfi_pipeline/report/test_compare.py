@@ -197,6 +197,41 @@ def test_domains_left_out_are_averaged_where_a_seed_has_them_all(scored: Any) ->
     assert mean.gap.gap.mean == pytest.approx(0.1)
 
 
+def left_out(scored: Any, objective: str, gain: float, epochs: dict[str, int]) -> list[Path]:
+    """Two seeds for each domain, of runs that trained for that domain's epochs."""
+    runs = []
+    for domain, seed in itertools.product(epochs, range(2)):
+        result = [({"domains": [domain]}, {"top1": 0.5 + gain + 0.01 * seed * (1 + gain)})]
+        options = {"hold_out": [domain], "epochs": epochs[domain]}
+        runs.append(scored(objective, seed, {"cross-domain": result}, **options))
+    return runs
+
+
+def test_a_budget_of_steps_keeps_the_mean_over_domains_that_is_tested(scored: Any) -> None:
+    epochs = {"art": 61, "cartoon": 64, "photo": 59}
+    runs = left_out(scored, "none", 0.0, epochs) + left_out(scored, "lfi", 0.1, epochs)
+    made = compare(runs, primary=["cross-domain:top1"])
+    (block,) = made.blocks
+    assert [(r.label, r.control) for r in block.rows] == [("none", None), ("lfi", "none")]
+    mean = row(block, "lfi").cells[0]
+    assert mean.gap is not None
+    assert (mean.gap.gap.mean, made.tests) == (pytest.approx(0.1005), 1)
+    assert not any("Primary measures without a result" in note for note in made.notes)
+
+
+def test_a_control_that_lacks_a_domain_is_compared_where_it_has_one(scored: Any) -> None:
+    epochs = {"art": 61, "cartoon": 64, "photo": 59}
+    runs = left_out(scored, "none", 0.0, {name: epochs[name] for name in ("cartoon", "photo")})
+    runs += left_out(scored, "embedding", 0.05, epochs) + left_out(scored, "lfi", 0.1, epochs)
+    made = compare(runs)
+    (block,) = made.blocks
+    assert [(r.label, r.control) for r in block.rows] == [("none", None), ("embedding", "none"), ("lfi", "none")]
+    cells = row(block, "lfi").cells
+    assert [c.gap is not None for c in cells] == [False, False, True, True]  # mean, art, cartoon, photo
+    assert [c.best is not None and c.best.control for c in cells] == ["embedding"] * 4
+    assert not any("nothing is compared" in note for note in made.notes)
+
+
 def test_the_control_has_the_same_student_and_can_be_chosen(scored: Any) -> None:
     small, large = {"student": "small"}, {"student": "large"}
     runs = several(scored, "none", [0.1, 0.12], **small) + several(scored, "none", [0.3, 0.31], **large)

@@ -132,6 +132,20 @@ def test_a_setting_that_may_differ_does_not_split_a_label() -> None:
     assert label_runs(runs, across=["hold out", "epochs"]) == {"lfi": runs}
 
 
+def test_what_follows_from_a_setting_that_may_differ_may_differ_too() -> None:
+    """A budget of steps gives each domain left out its own epochs; an ablation of epochs does not follow from it."""
+    budget = {"art": 61, "tv": 64}
+    runs = [run(seed=s, hold_out=(domain,), epochs=e) for s in (0, 1) for domain, e in budget.items()]
+    assert set(label_runs(runs)) == {"lfi · hold out art", "lfi · hold out tv"}  # not which epochs that gave
+    assert label_runs(runs, across=["hold out"]) == {"lfi": runs}
+    tuned = [run(hold_out=each.config.hold_out, epochs=each.config.epochs, learning_rate=0.1) for each in runs]
+    assert label_runs([*runs, *tuned], across=["hold out"]) == {"lfi · lr 0.001": runs, "lfi · lr 0.1": tuned}
+    ablation = [run(hold_out=(domain,), epochs=epochs) for domain in budget for epochs in (10, 20)]
+    assert set(label_runs(ablation, across=["hold out"])) == {"lfi · epochs 10", "lfi · epochs 20"}
+    students = [run(hold_out=("art",), student="a"), run(hold_out=("tv",), student="b")]
+    assert set(label_runs(students, across=["hold out"])) == {"lfi · student a", "lfi · student b"}
+
+
 def test_a_rate_that_was_tuned_for_each_batch_size_is_not_what_is_named() -> None:
     own = [run(batch_size=64, learning_rate=1.0, lambda_int=1.0), run(batch_size=32, learning_rate=0.5, lambda_int=0.5)]
     assert set(label_runs(own)) == {"lfi · batch 64", "lfi · batch 32"}
