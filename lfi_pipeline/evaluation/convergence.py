@@ -26,8 +26,17 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.evaluation.config import ConvergenceConfig, EvaluationConfig
 from lfi_pipeline.evaluation.metrics import Curve, score_at, smoothed, steps_to_reach
 from lfi_pipeline.evaluation.protocols import ProtocolResult
-from lfi_pipeline.training.run_dir import METRICS, SUMMARY, config_fields, read_metrics, summary_fields
+from lfi_pipeline.training.run_dir import (
+    METRICS,
+    SUMMARY,
+    canonical_settings,
+    config_fields,
+    read_metrics,
+    summary_fields,
+)
 from lfi_pipeline.training.validate import main_score
+
+_NOT_OF_A_KIND = ("seed", "targets", "data_root")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +138,14 @@ def _best_kind(references: Sequence[_Trained]) -> list[_Trained]:
 
 
 def _kind(run: _Trained) -> str:
-    """Return what runs that differ in their seed alone have in common."""
-    return json.dumps({name: value for name, value in run.record["settings"].items() if name != "seed"}, sort_keys=True)
+    """Return what runs that differ in their seed alone have in common, wherever their data lay.
+
+    The cache is known by its fingerprint; to objective `none` the maps in it are nothing.
+    """
+    settings = canonical_settings(run.record["settings"])
+    content = None if settings["objective"] == "none" else run.record.get("targets_fingerprint")
+    kept = {name: value for name, value in settings.items() if name not in _NOT_OF_A_KIND}
+    return json.dumps([kept, run.record["dataset"].get("train_samples"), content], sort_keys=True)
 
 
 def _read(run: Path, score: str, smooth: int) -> _Trained:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.core.errors import UnknownNameError
-from lfi_pipeline.core.options import command_line, current_names, declared
+from lfi_pipeline.core.options import command_line, declared
 from lfi_pipeline.evaluation.metrics import PROTOCOLS
 from lfi_pipeline.evaluation.protocols import ProtocolResult
 from lfi_pipeline.report.runs import Run, RunConfig
 from lfi_pipeline.report.statistics import mean_curve
-from lfi_pipeline.training.config import TrainConfig, usual_scale
-from lfi_pipeline.training.run_dir import EARLIER_RELEASES
+from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.run_dir import canonical_settings
 
 SLOTS = {
     "none": 0,
@@ -74,7 +74,7 @@ def _setting(name: str) -> Callable[[RunConfig], object]:
         settings = config.raw.get("settings")
         if not isinstance(settings, Mapping):
             return None
-        value = (EARLIER_RELEASES | current_names(TrainConfig, settings, strict=False)).get(name)
+        value = canonical_settings(settings, config.objective).get(name)
         return json.dumps(value) if isinstance(value, dict | list) else value
 
     return read
@@ -86,17 +86,10 @@ def _other_weights(config: RunConfig) -> str:
     return " ".join(f"{term} {value}" for term, value in sorted(weights.items()) if term != "lfi") or "default"
 
 
-def _query_scale(config: RunConfig) -> object:
-    """What `auto` stands for is the same setting as what is written out (`TrainConfig.resolved_queries`)."""
-    value = _setting("query_scale")(config)
-    return usual_scale(config.objective.split("+")) if value == "auto" else value
-
-
 _TUNED = ("λ", "lr", "weight")
 """Settings that are tuned for others: they join a label last, and where two runs differ in the head it is that which is told."""
 _SETTINGS["weight"] = _other_weights
 _SETTINGS |= {name.replace("_", " "): _setting(name) for name in declared(TrainConfig) if name not in _NAMED_OTHERWISE}
-_SETTINGS["query scale"] = _query_scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

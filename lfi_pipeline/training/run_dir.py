@@ -20,10 +20,10 @@ import msgspec
 
 from lfi_pipeline.core.errors import LFIError, OutputExistsError, OutputWriteError, RunError, RunLockedError
 from lfi_pipeline.core.io import clear_leftovers, is_leftover, write_atomic
-from lfi_pipeline.core.options import build, flatten
+from lfi_pipeline.core.options import build, current_names, defaults, flatten
 from lfi_pipeline.core.parse import parse_json, read_checked, write_recorded
 from lfi_pipeline.core.schema import Count, read_as
-from lfi_pipeline.training.config import TrainConfig
+from lfi_pipeline.training.config import AUTO, TrainConfig, usual_scale
 
 
 def run_name(config: TrainConfig) -> str:
@@ -92,6 +92,23 @@ def read_json(path: Path) -> dict[str, Any]:
 EARLIER_RELEASES = {"head": "linear", "query_scale": "1/sqrt(d)"}
 """Settings that runs of earlier releases do not name: they had no other."""
 _GONE = ("queries", "slots")  # which said whether queries were seeded by words or were learned slots
+_UNRECORDED = defaults(TrainConfig) | EARLIER_RELEASES
+
+
+def canonical_settings(settings: Mapping[str, Any], objective: str | None = None) -> dict[str, Any]:
+    """Return a run's recorded settings, equal for equal runs whatever release made them: what it did not record is filled
+    in, what `auto` stands for (under `objective`, where one is named) is written out, and of no queries nothing is said.
+
+    Raises:
+        ConfigError: a value is recorded under two names, or does not fit its older one.
+    """
+    full = _UNRECORDED | current_names(TrainConfig, settings, strict=False)
+    terms = str(objective or full["objective"]).split("+")
+    if full["query_scale"] == AUTO:
+        full["query_scale"] = usual_scale(terms)
+    queries = full["head"] == "queries" or not {"lfi", "presence"}.isdisjoint(terms)
+    gone = [*_GONE, *([] if queries else [name for name in full if name == "readout" or name.startswith("query_")])]
+    return {name: value for name, value in full.items() if name not in gone}
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -185,3 +185,55 @@ def test_of_several_kinds_of_control_the_best_is_the_reference(tmp_path: Path) -
     assert result.details["reference"]["kinds"] == 2
     assert result.details["goal"] == 0.5
     assert result.scores["step_ratio"] == pytest.approx(250 / 200)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": {"targets": "/moved/shards", "data_root": "/moved"}},
+        {"settings": {"query_scale": "1/d"}},  # what auto stands for
+        {"settings": {"opt": None, "queries": "text", "slots": 16}},  # of an earlier release: one name less, two more
+        {"targets_fingerprint": "ef"},  # of maps that the control does not learn
+    ],
+)
+def test_seeds_of_one_control_are_one_kind_wherever_and_whenever_they_were_trained(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """The luckiest seed alone would be the best of two kinds."""
+    common = {"val_split": "val", "objective": "none", "head": "queries", "query_scale": "auto", "opt": "adamw"}
+    references = []
+    for seed, final in enumerate((0.5, 0.8, 0.5)):
+        changes = other if seed == 1 else {}
+        settings = common | {"targets": "/here/shards", "seed": seed} | changes.get("settings", {})
+        record = {"targets_fingerprint": "ab"} | changes
+        record["settings"] = {name: value for name, value in settings.items() if value is not None}
+        references.append(written(tmp_path, f"none-{seed}", [0.0, final], seed=seed, **record))
+    result = scored(written(tmp_path, "lfi", [0.2, 0.9], seed=7), *references)
+    assert result.details["reference"]["kinds"] == 1
+    assert result.details["goal"] == pytest.approx(0.6)
+
+
+def test_controls_that_learned_from_other_maps_are_two_kinds(tmp_path: Path) -> None:
+    settings = {"val_split": "val", "objective": "embedding", "targets": "/shards"}
+    references = [
+        written(tmp_path, f"embedding-{cache}", [0.0, final], settings=settings, targets_fingerprint=cache)
+        for cache, final in (("ab", 0.4), ("ef", 0.6))
+    ]
+    result = scored(written(tmp_path, "lfi", [0.2, 0.9]), *references)
+    assert (result.details["reference"]["kinds"], result.details["goal"]) == (2, 0.6)
+
+
+def test_a_scale_of_queries_that_a_linear_head_has_not_makes_no_kind(tmp_path: Path) -> None:
+    every = [{}, {"query_scale": "auto"}, {"query_scale": "1/d"}]  # the first of a release that had no choice
+    references = [
+        written(
+            tmp_path,
+            f"none-{seed}",
+            [0.0, 0.4 + seed / 10],
+            seed=seed,
+            settings={"val_split": "val", "objective": "none", "head": "linear", "seed": seed, **each},
+        )
+        for seed, each in enumerate(every)
+    ]
+    result = scored(written(tmp_path, "lfi", [0.2, 0.9], seed=7), *references)
+    assert (result.details["reference"]["kinds"], result.details["goal"]) == (1, pytest.approx(0.5))

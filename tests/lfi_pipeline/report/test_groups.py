@@ -96,6 +96,8 @@ def test_settings_differ_only_where_both_runs_heed_them() -> None:
     assert unequal_settings(lfi, none) == ["lr"]
     assert unequal_settings(lfi, config("embedding", fingerprint="cd" * 32)) == ["targets"]
     assert unequal_settings(config(settings={"opt": "adam"}), config(settings={"opt": "sgd"})) == ["opt"]
+    earlier = config(settings={"head": "queries"})  # of a release that had no other optimizer
+    assert unequal_settings(earlier, config(settings={"head": "queries", "opt": "adamw"})) == []
 
 
 def test_the_weight_of_lfi_is_lambda_and_those_of_other_terms_are_settings() -> None:
