@@ -117,11 +117,10 @@ def _facts(run: Mapping[str, Any]) -> dict[str, str]:
 
     held_out = {name for name, value in run.items() if name.endswith("_heldout") and value is None}
     measures = [each for each in MEASURES["classification"] if each.name in run and each.name not in held_out]
-    parts = (f"{count:,} {part}" for part, count in run["parameters"].items() if count)
     return {
         "steps": str(run["steps"]),
         "step time": f"{run['step_ms']:.0f} ms (median)",
-        "parameters": ", ".join(parts),
+        "parameters": ", ".join(f"{count:,} {part}" for part, count in run["parameters"].items() if count),
         **{each.heading: percent(run[each.name]) for each in without_domains(measures)},
     }
 
@@ -132,7 +131,7 @@ FILES = {
     "*/config.json": "the runs, a directory each",
     "leaderboard.md": "the ranking, for people",
     "leaderboard.csv": "the ranking, for programs",
-    CHOSEN: "the best trials, as [[where]] of the next sweep",
+    CHOSEN: "the best trials, as settings of the next sweep",
 }
 
 
@@ -217,18 +216,19 @@ def _sweep_planned(plan: list[PlannedRun], steps: list[int], out: Path) -> Shown
 def _leaderboard(result: Result, out: Path, tried: Sequence[str]) -> tuple[list[Standing], str]:
     """Write the leaderboard of `out` and the best trials, and add them to the result; the trials as TOML as well."""
     from lfi_pipeline.report.text import standings_csv, standings_markdown, write_text
-    from lfi_pipeline.report.verdict import choices, choices_toml
-    from lfi_pipeline.report.views import standings
+    from lfi_pipeline.report.verdict import choices_toml
+    from lfi_pipeline.report.views import choices, standings
 
     rows = standings(sorted(folder for folder in out.iterdir() if folder.is_dir()))
     write_text(out / "leaderboard.md", standings_markdown(rows))
     write_text(out / "leaderboard.csv", standings_csv(rows))
     result["leaderboard"] = [asdict(row) for row in rows]
     chosen = choices(rows, tried) if tried else []
+    best = choices_toml(chosen)
     if tried:
         result["chosen"] = [asdict(choice) for choice in chosen]
-        write_text(out / CHOSEN, choices_toml(chosen))
-    return rows, choices_toml(chosen)
+        write_text(out / CHOSEN, best)
+    return rows, best
 
 
 def _show(console: Console, rows: list[Standing], best: str, result: dict[str, Any]) -> None:

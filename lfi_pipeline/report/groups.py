@@ -358,6 +358,25 @@ def missing_results(
     return missing
 
 
+def commands_for_missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """(what is missing, the command that makes it) for everything optional that a run does not have."""
+    lines = []
+    runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
+    for name, run in runs:
+        if run.summary is None:
+            again = run.config.command or command_line("train", out=run.path.name)
+            lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
+        if run.classified is None:
+            text = f"{name} was not evaluated: its mAP here is the last validation in training."
+            lines.append((text, f"lfi evaluate {run.path.name}"))
+    for group in groups:
+        if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
+            lines.append(
+                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
+            )
+    return lines
+
+
 def applies(protocol: str, config: RunConfig) -> bool:
     """Whether the protocol can score such a run at all; in doubt, it can."""
     if protocol == "zero-shot":

@@ -23,7 +23,7 @@ from lfi_pipeline.core.errors import OutputExistsError, RunError
 from lfi_pipeline.report.compare import Row, compare_groups
 from lfi_pipeline.report.figures import domain_bars, leaderboard, learning_curves, loss_charts, map_charts
 from lfi_pipeline.report.gallery import build_gallery, map_gallery
-from lfi_pipeline.report.groups import gather
+from lfi_pipeline.report.groups import commands_for_missing, gather
 from lfi_pipeline.report.runs import Run, load_run
 from lfi_pipeline.report.table import training_table
 from lfi_pipeline.report.text import (
@@ -40,7 +40,6 @@ from lfi_pipeline.report.text import (
     write_text,
 )
 from lfi_pipeline.report.verdict import conclude
-from lfi_pipeline.report.views import commands_for_missing
 
 _DARK_GOES_HERE = "/* repeated by the page for prefers-color-scheme: dark */"
 _VERSIONED = ("torch", "timm", "numpy")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import tomli_w
 
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.charts import Crossing
-from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, telling, validation_curve
+from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
 from lfi_pipeline.report.text import points, value_text
-from lfi_pipeline.report.views import Standing, exact
-from lfi_pipeline.training.config import DEFAULT_WEIGHT, Weight
+from lfi_pipeline.report.views import Choice
+from lfi_pipeline.training.sweep import settings_toml, shown
 
 SEEN, HELD_OUT = "map_seen", "map_heldout"
 
@@ -188,58 +185,24 @@ def _pointing(lfi: Group, scores: _Scores) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """The best of the trials that differ in the settings tried alone: its row, and how many trials there were.
-
-    `match` are the settings that tell these trials from all others, `set` those tried, as the best has them; `edges`
-    are those of them that are the least or the largest of several values, so that a better one may lie beyond.
-    """
-
-    trial: Standing
-    trials: int
-    match: Mapping[str, Any]
-    set: Mapping[str, Any]
-    edges: tuple[str, ...]
-
-
-def choices(rows: Sequence[Standing], tried: Collection[str]) -> list[Choice]:
-    """Return the best row for every combination of the settings that are not in `tried`; `rows` have the best first."""
-    names = list(rows[0].settings) if rows else []
-    matched = telling([{n: exact(value) for n, value in row.settings.items() if n not in tried} for row in rows])
-    alike: dict[str, list[Standing]] = {}
-    for row in rows:
-        alike.setdefault(exact([row.settings[name] for name in matched]), []).append(row)
-    made = []
-    for best, *others in alike.values():
-        match, chosen = {n: best.settings[n] for n in matched}, {n: best.settings[n] for n in names if n in tried}
-        ordered = [name for name, value in chosen.items() if not isinstance(value, str)]  # else nothing lies beyond
-        sizes = {name: sorted({_size(row.settings[name]) for row in (best, *others)}) for name in ordered}
-        edges = [n for n, of in sizes.items() if len(of) > 1 and _size(chosen[n]) in (of[0], of[-1])]
-        made.append(Choice(trial=best, trials=1 + len(others), match=match, set=chosen, edges=tuple(edges)))
-    return made
-
-
-def _size(value: Any) -> float:
-    weights = [Weight.parse(each) for each in value.values()] if isinstance(value, Mapping) else []
-    return float(value) if isinstance(value, int | float) else next(iter(weights), DEFAULT_WEIGHT).value
-
-
 def choices_toml(chosen: Sequence[Choice]) -> str:
-    """Return the best trials as `[[where]]` of a sweep, each with its scores, and whether a better may lie beyond."""
+    """Return the best trials as `[[where]]` of a sweep, each with its scores, and whether a better may lie beyond.
+
+    Where there is nothing to match it is `[base]`. What is at its default, or left out, is not set, but told; so are
+    trials that no match tells from the others, since TOML has no word for a setting that is left out.
+    """
     text = ""
     for each in chosen:
         scores = [f"{name} {value_text(score, 'share')}" for name, score in each.trial.scores.items()]
         beyond = f", {' and '.join(each.edges)} at the edge" if each.edges else ""
-        chosen_of = {name: value for name, value in each.set.items() if value != {}}
-        text += f"# best of {each.trials} trials{beyond}: {', '.join(scores)}\n"
-        text += f"[[where]]\nmatch = {_inline(each.match)}\nset = {_inline(chosen_of)}\n\n"
+        changes = {name: value for name, value in each.set.items() if value not in (None, {})}
+        unset = [name for name in each.set if name not in changes]
+        usual = f", {' and '.join(unset)} left out" if unset else ""
+        text += f"# best of {each.trials} trials{beyond}{usual}: {', '.join(scores)}\n"
+        settings = settings_toml({name: value for name, value in each.match.items() if value is not None}, changes)
+        if changes and not each.matches:
+            only = ", ".join(f"{name} {'left out' if v is None else shown(v)}" for name, v in each.match.items())
+            text += f"# Not written, since no match tells {only} from the others. Set by hand for these:\n"
+            settings = "".join(f"# {line}\n" for line in settings_toml({}, changes).splitlines()[1:])
+        text += f"{settings}\n"
     return text
-
-
-def _inline(table: Mapping[str, Any]) -> str:
-    """A table on one line."""
-    pairs = [
-        f"{n} = {_inline(v)}" if isinstance(v, Mapping) else tomli_w.dumps({n: v}).strip() for n, v in table.items()
-    ]
-    return f"{{ {', '.join(pairs)} }}"

@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfi_pipeline.core.options import command_line, flatten
+from lfi_pipeline.core.hub import in_full
+from lfi_pipeline.core.options import flatten
 from lfi_pipeline.core.schema import read_as
 from lfi_pipeline.evaluation.metrics import HEAD_SCORES, MEASURES
 from lfi_pipeline.evaluation.protocols import ProtocolResult
-from lfi_pipeline.report.groups import Group, gather
+from lfi_pipeline.report.groups import Group, gather, telling
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import Estimate, estimate
 from lfi_pipeline.report.table import TRAINING, Row, Table, aggregate, over_domains, result_table, training_table
+from lfi_pipeline.training.config import DEFAULT_WEIGHT, TrainConfig, Weight
 from lfi_pipeline.training.run_dir import CONFIG, SUMMARY, config_fields, recorded_config, summary_fields
+from lfi_pipeline.training.sweep import Condition
 
 CROSS_DOMAIN = "cross-domain"
 _SEED = "seed"
@@ -82,12 +85,14 @@ class Standing:
         seeds: of its runs.
         scores: name in `HEAD_SCORES` -> mean over the seeds that have it, a share in [0, 1], and interval.
         runs: names of the directories.
+        recorded: for each run `settings` as its config has them, where a cache is a path.
     """
 
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
     scores: Mapping[str, Estimate]
     runs: tuple[str, ...]
+    recorded: tuple[Mapping[str, Any], ...]
 
 
 def standings(runs: Sequence[Path]) -> list[Standing]:
@@ -98,7 +103,8 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     """
     finished = [run for run in runs if (run / SUMMARY).is_file()]
     caches: dict[str, str] = {}
-    settings = {run: _settings(run, caches) for run in finished}
+    configs = {run: recorded_config(run) for run in finished}
+    settings = {run: _settings(run, config, caches) for run, config in configs.items()}
     names = next(iter(settings.values()), {})
     differing = [name for name in names if name != _SEED and len({exact(each[name]) for each in settings.values()}) > 1]
     rows = []
@@ -115,21 +121,22 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
     made = []
     for label in dict.fromkeys(exact([settings[run][name] for name in differing]) for run in finished):
         paths = of_label[label,].distinct("run")
+        flats = [flatten(configs[path]) | {"targets": in_full(configs[path].data.targets)} for path in paths]
         made.append(
             Standing(
                 settings={name: settings[paths[0]][name] for name in differing},
                 seeds=tuple(settings[path][_SEED] for path in paths),
                 scores={name: scores[label, name] for name in HEAD_SCORES if (label, name) in scores},
                 runs=tuple(path.name for path in paths),
+                recorded=tuple({name: flat[name] for name in differing} for flat in flats),
             )
         )
     main = next((name for name in HEAD_SCORES if any(name in row.scores for row in made)), "")
     return sorted(made, key=lambda row: -row.scores[main].mean if main in row.scores else 1.0)
 
 
-def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
+def _settings(run: Path, config: TrainConfig, caches: dict[str, str]) -> dict[str, Any]:
     """Settings of a run; data that only moved are the same: a cache is known by its fingerprint, kept in `caches`."""
-    config = recorded_config(run)
     flat, usual = flatten(config), replace(config, queries=replace(config.queries, scale="auto"))
     if usual.resolved_queries == config.resolved_queries:
         flat["query_scale"] = "auto"  # what it stands for may be written out
@@ -144,6 +151,55 @@ def _settings(run: Path, caches: dict[str, str]) -> dict[str, Any]:
 def exact(value: Any) -> str:
     """A setting as text that two settings share only where they are equal."""
     return json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The best of the trials that differ in the settings tried alone: its row, and how many trials there were.
+
+    `match` are the settings that tell these trials from all others, in the words of a sweep; `set` those tried, as the
+    best has them; `edges` are those of them that are the least or the largest of several values, so that a better one
+    may lie beyond. `matches` tells whether a sweep's match, which cannot ask for what is None, is of these trials alone.
+    """
+
+    trial: Standing
+    trials: int
+    match: Mapping[str, Any]
+    matches: bool
+    set: Mapping[str, Any]
+    edges: tuple[str, ...]
+
+
+def choices(rows: Sequence[Standing], tried: Collection[str]) -> list[Choice]:
+    """Return the best row for every combination of the settings that are not in `tried`; `rows` have the best first."""
+    names = list(rows[0].settings) if rows else []
+    matched = telling([{n: exact(value) for n, value in row.settings.items() if n not in tried} for row in rows])
+    alike: dict[str, list[Standing]] = {}
+    for row in rows:
+        alike.setdefault(exact([row.settings[name] for name in matched]), []).append(row)
+    made = []
+    for trials in alike.values():
+        chosen = {n: trials[0].settings[n] for n in names if n in tried}
+        ordered = [n for n, value in chosen.items() if not isinstance(value, str | None)]  # else nothing lies beyond
+        sizes = {n: sorted({_size(v) for row in trials if (v := row.settings[n]) is not None}) for n in ordered}
+        edges = [n for n, of in sizes.items() if len(of) > 1 and _size(chosen[n]) in (of[0], of[-1])]
+        own, rest = ([f for row in rows if (row in trials) is mine for f in row.recorded] for mine in (True, False))
+        match = {n: _any_of([flat[n] for flat in own]) for n in matched}
+        holds = Condition(match={n: v for n, v in match.items() if v is not None}, set={}).holds
+        choice = Choice(trial=trials[0], trials=len(trials), match=match, set=chosen, edges=tuple(edges), matches=False)
+        made.append(replace(choice, matches=all(map(holds, own)) and not any(map(holds, rest))))
+    return made
+
+
+def _any_of(values: Sequence[Any]) -> Any:
+    """One value as it is, several as the list of which a match takes any: a cache that moved has several paths."""
+    first, *others = {exact(value): value for value in values}.values()
+    return [first, *others] if others else first
+
+
+def _size(value: Any) -> float:
+    weights = [Weight.parse(each) for each in value.values()] if isinstance(value, Mapping) else []
+    return float(value) if isinstance(value, int | float) else next(iter(weights), DEFAULT_WEIGHT).value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -342,22 +398,3 @@ def _unequal(results: Iterable[ProtocolResult]) -> list[str]:
     return [
         f"Runs do not leave one out of the same domains, so columns differ in more than the one left out: {listed}."
     ]
-
-
-def commands_for_missing(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """(what is missing, the command that makes it) for everything optional that a run does not have."""
-    lines = []
-    runs = [(f"{group.label}, seed {run.config.seed}", run) for group in groups for run in group.runs]
-    for name, run in runs:
-        if run.summary is None:
-            again = run.config.command or command_line("train", out=run.path.name)
-            lines.append((f"{name} was stopped before its end; the same command starts it again.", again))
-        if run.classified is None:
-            text = f"{name} was not evaluated: its mAP here is the last validation in training."
-            lines.append((text, f"lfi evaluate {run.path.name}"))
-    for group in groups:
-        if group.config.objective == "lfi" and not any(run.gallery for run in group.runs):
-            lines.append(
-                (f"{group.label} has no gallery.", command_line("evaluate", group.runs[0].path.name, targets="SHARDS"))
-            )
-    return lines

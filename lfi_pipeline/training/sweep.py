@@ -42,6 +42,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from lfi_pipeline.core.errors import ConfigError, LFIError, OutputExistsError, UnknownNameError
 from lfi_pipeline.core.options import build, defaults
 from lfi_pipeline.core.settings_file import read_toml
@@ -131,6 +133,31 @@ def read_sweep(path: Path) -> SweepFile:
         grid=grid,
         where=tuple(_condition(table, path, number) for number, table in enumerate(where, start=1)),
     )
+
+
+def settings_toml(match: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    """Return what `read_sweep` reads as `changes` for the runs that match, for all where there is nothing to match.
+
+    Without changes it is empty: there is nothing to say then.
+    """
+    if not changes:
+        return ""
+    if not match:
+        return "\n".join(["[base]", *_entries(changes), ""])
+    return f"[[where]]\nmatch = {_inline(match)}\nset = {_inline(changes)}\n"
+
+
+def _entries(table: Mapping[str, Any]) -> list[str]:
+    keys = {name: tomli_w.dumps({name: 0}).removesuffix(" = 0\n") for name in table}  # quoted where need be
+    return [
+        f"{keys[name]} = {_inline(value)}" if isinstance(value, Mapping) else tomli_w.dumps({name: value}).strip()
+        for name, value in table.items()
+    ]
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    """A table on one line."""
+    return f"{{ {', '.join(_entries(table))} }}"
 
 
 def plan_sweep(sweep: SweepFile, out: Path) -> list[PlannedRun]:
