@@ -16,7 +16,17 @@ from typing import Any
 from lfi_pipeline.core.errors import RunError, UnknownNameError
 from lfi_pipeline.evaluation.metrics import PROTOCOLS, Measure, check_primary, is_primary
 from lfi_pipeline.evaluation.protocols import read_results
-from lfi_pipeline.report.groups import Group, Missing, applies, choose_controls, gather, missing_results, rivals, shown
+from lfi_pipeline.report.groups import (
+    Group,
+    Missing,
+    applies,
+    choose_controls,
+    gather,
+    listed,
+    missing_results,
+    rivals,
+    shown,
+)
 from lfi_pipeline.report.runs import load_run
 from lfi_pipeline.report.statistics import LEVEL, Difference, Estimate, difference, estimate, holm
 from lfi_pipeline.report.table import Panel, panels
@@ -182,6 +192,10 @@ def compare_groups(
         if all(row.control is None for row in block.rows)
         and (control or any(applies(block.protocol, c) for c in configs.values() if c.objective == "none"))
     ]
+    shown_of = {run: {result.protocol for result in of} & set(protocols or PROTOCOLS) for run, of in results.items()}
+    stopped = [(g, run) for g in groups for run in g.runs if run.summary is None and shown_of[run.path]]
+    if stopped:
+        alone.append(f"Not finished, and compared as they were when they were scored: {listed(stopped)}.")
     scored = [(column.name, panel.protocol) for panel in asked_for for column in panel.columns]
     absent = [each for each in primary if not any(is_primary(*one, [each]) for one in scored)]
     if absent:

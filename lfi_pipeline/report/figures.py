@@ -134,7 +134,7 @@ def learning_curves(groups: Sequence[Group], crossing: Crossing | None) -> list[
                 label=group.label,
                 slot=group.slot,
                 points=[(step, mean) for step, mean, _, _ in curve],
-                band=[(step, low, high) for step, _, low, high in curve] if len(group.runs) > 1 else (),
+                band=[(step, low, high) for step, _, low, high in curve] if len(group.counted) > 1 else (),
             )
             for group, curve in zip(groups, curves[heldout], strict=True)
         ]
@@ -155,7 +155,7 @@ def loss_charts(groups: Sequence[Group]) -> list[tuple[str, list[Chart]]]:
         curves: dict[str, list[tuple[float, float]]] = {}
         for group in groups:
             logged = [
-                [(float(p.step), value) for p in run.train if (value := pick(p)) is not None] for run in group.runs
+                [(float(p.step), value) for p in run.train if (value := pick(p)) is not None] for run in group.counted
             ]
             mean = [(step, value) for step, value, _, _ in mean_curve([curve for curve in logged if curve])]
             if curve := thin(mean, 60):
@@ -234,7 +234,7 @@ def map_charts(groups: Sequence[Group], table: Table) -> list[Chart]:
 
     `table` is `training_table(groups)`.
     """
-    scores = [run.scores for group in groups for run in group.runs if run.scores and run.scores.taps]
+    scores = [run.scores for group in groups for run in group.counted if run.scores and run.scores.taps]
     areas = [each.area for each in scores if each.area is not None]
     charts = []
     for title, measure, teachers in (

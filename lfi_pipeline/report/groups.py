@@ -105,9 +105,14 @@ class Group:
         """The settings that all of its runs share (the seed aside)."""
         return self.runs[0].config
 
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """The runs that curves and means are of: the finished ones; all where none is, which no verdict judges."""
+        return tuple(run for run in self.runs if run.summary is not None) or self.runs
+
     def curve(self, heldout: bool = False) -> list[tuple[float, float, float, float]]:
         """(step, mean, lowest, highest) of the validation mAP, at the steps that every seed has."""
-        return mean_curve([curve for run in self.runs if (curve := validation_curve(run, heldout))])
+        return mean_curve([curve for run in self.counted if (curve := validation_curve(run, heldout))])
 
 
 def validation_curve(run: Run, heldout: bool = False) -> list[tuple[float, float]]:
@@ -348,14 +353,18 @@ def missing_results(
         ]
         if not lacking:
             continue
-        seeds: dict[str, list[str]] = {}
-        for group, run in lacking:
-            seeds.setdefault(group.label, []).append(str(run.config.seed))
-        listed = "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
         needed = _NEEDS.get(protocol, {})
         command = command_line("evaluate", *(run.path for _, run in lacking), protocol=protocol, **needed)
-        missing.append(Missing(what=f"{protocol}: no result of {listed}.", command=command))
+        missing.append(Missing(what=f"{protocol}: no result of {listed(lacking)}.", command=command))
     return missing
+
+
+def listed(runs: Sequence[tuple[Group, Run]]) -> str:
+    """Return runs with their groups as people read them: none (seed 0, 1); lfi (seed 2)."""
+    seeds: dict[str, list[str]] = {}
+    for group, run in runs:
+        seeds.setdefault(group.label, []).append(str(run.config.seed))
+    return "; ".join(f"{label} (seed {', '.join(of)})" for label, of in seeds.items())
 
 
 def commands_for_missing(groups: Sequence[Group]) -> list[tuple[str, str]]:

@@ -124,11 +124,12 @@ def over_domains(by_domain: Sequence[BySeed]) -> dict[int, float]:
 def training_table(groups: Sequence[Group]) -> Table:
     """Return what runs say of themselves: `map_seen`, `map_heldout`, `pointing`, `step_ms`, `seconds` and their parts.
 
+    Of the runs that count in their group: the last validation of a run that was stopped is not its final score.
     `map` has a row for each domain, `tap_pointing` and `tap_mass_in_mask` one for each tap.
     """
     rows = []
     for group in groups:
-        for run in group.runs:
+        for run in group.counted:
             template = Row(
                 label=group.label, seed=run.config.seed, run=run.path, protocol=TRAINING, measure="", value=None
             )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lfi_pipeline.core.options import command_line
 from lfi_pipeline.evaluation.metrics import steps_to_reach
 from lfi_pipeline.report.charts import Crossing
-from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, validation_curve
+from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, listed, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
 from lfi_pipeline.report.text import points, value_text
@@ -20,11 +20,12 @@ SEEN, HELD_OUT = "map_seen", "map_heldout"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A short headline, the sentences under it, and the crossing to mark, if there is one."""
+    """A short headline, the sentences under it, the crossing to mark, if there is one, and what a reader should know."""
 
     headline: str
     sentences: tuple[str, ...]
-    crossing: Crossing | None
+    crossing: Crossing | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +57,32 @@ class _Scores:
 def conclude(groups: Sequence[Group], table: Table) -> Verdict:
     """Compare lfi (the teacher's maps) with the best control, and say how sure the seeds make it.
 
+    Only finished runs are judged: what the others have reached is not what they will end with.
+
     Args:
         groups: of runs.
         table: `training_table(groups)`.
     """
-    scores = _Scores(table)
+    judged = [group for group in groups if any(run.summary is not None for run in group.runs)]
+    return replace(_judge(judged, _Scores(table)), notes=_unfinished(groups))
+
+
+def _unfinished(groups: Sequence[Group]) -> tuple[str, ...]:
+    """A note on the runs that are not finished, if there are any."""
+    runs = [(group, run) for group in groups for run in group.runs if run.summary is None]
+    which = "left out of the verdict, and of curves and means of a label that has finished ones"
+    return (f"Not finished, and so {which}: {listed(runs)}.",) if runs else ()
+
+
+def _judge(groups: Sequence[Group], scores: _Scores) -> Verdict:
     own = [g for g in groups if learns_from_teacher(g.config)]
     settings = [g for g in own if g.config.state == "persistent"] or own
     controls = [g for g in groups if is_control(g.config)]
     lfi, control = scores.best(settings), scores.best(controls)
     if lfi is None:
-        return Verdict(headline="No lfi run to judge", sentences=(_no_lfi(own),), crossing=None)
+        return Verdict(headline="No lfi run to judge", sentences=(_no_lfi(own),))
     if control is None:
-        return Verdict(headline="Nothing to compare lfi with", sentences=(_no_control(lfi, scores),), crossing=None)
+        return Verdict(headline="Nothing to compare lfi with", sentences=(_no_control(lfi, scores),))
     seen = scores.difference(lfi, control, SEEN)
     assert seen is not None  # `best` only returns groups with a score
     rank = "the best of the controls" if len(controls) > 1 else "the control"
@@ -85,7 +99,7 @@ def conclude(groups: Sequence[Group], table: Table) -> Verdict:
 def _no_lfi(own: Sequence[Group]) -> str:
     if own:
         return "The lfi runs hold no validation score yet. `lfi evaluate RUN` makes one."
-    return f"None of these runs learned from the teacher's maps. `{command_line('train', objective='lfi')}` makes one."
+    return f"None of these runs learned from the teacher's maps to its end. `{command_line('train', objective='lfi')}` makes one."
 
 
 def _no_control(lfi: Group, scores: _Scores) -> str:
@@ -93,7 +107,7 @@ def _no_control(lfi: Group, scores: _Scores) -> str:
     assert score is not None
     return (
         f"{lfi.label} scores {points(score.mean)} mAP on {scores.where}, which says nothing by itself: there "
-        f"is no control among these runs. `{command_line('train', objective='none')}` makes one."
+        f"is no finished control among these runs. `{command_line('train', objective='none')}` makes one."
     )
 
 
@@ -135,7 +149,7 @@ def _gap(lfi: Group, control: Group, measure: str, scores: _Scores, role: str) -
 
 def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
     """Steps of lfi to the control's final validation score, against the control's own first step at it."""
-    curves, own = [c for r in lfi.runs if (c := validation_curve(r))], control.curve()
+    curves, own = [c for r in lfi.counted if (c := validation_curve(r))], control.curve()
     if not curves or not own:
         return [], None
     score, end = own[-1][1], own[-1][0]
@@ -175,7 +189,7 @@ def _shuffled(lfi: Group, groups: Sequence[Group], scores: _Scores) -> list[str]
 
 def _pointing(lfi: Group, scores: _Scores) -> list[str]:
     mine = scores.mean(lfi, "pointing")
-    evaluation = next((run.scores for run in lfi.runs if run.scores is not None), None)
+    evaluation = next((run.scores for run in lfi.counted if run.scores is not None), None)
     if mine is None or evaluation is None or evaluation.teacher_pointing is None:
         return []
     chance = f", and chance at {points(evaluation.area)}\u00a0%" if evaluation.area is not None else ""

@@ -241,7 +241,7 @@ def costs_of(groups: Sequence[Group], controls: Mapping[str, str]) -> list[Cost]
             Cost(
                 label=group.label,
                 slot=group.slot,
-                seeds=len(group.runs),
+                seeds=len(group.counted),
                 control=control,
                 backbone=summary.backbone if summary else None,
                 head=summary.head if summary else None,

@@ -288,6 +288,18 @@ def test_a_part_of_the_protocols(scored: Any) -> None:
         compare([])
 
 
+def test_runs_that_are_not_finished_are_told(scored: Any) -> None:
+    runs = [
+        scored(o, s, {"classification": {"map_seen": 0.1}}, summary=o == "lfi" or s < 1)
+        for o in ("none", "lfi")
+        for s in range(2)
+    ]
+    note = "Not finished, and compared as they were when they were scored: none (seed 1)."
+    assert note in compare(runs).notes
+    assert note not in compare(runs, protocols=["grounding"]).notes
+    assert not [each for each in compare([runs[0], *runs[2:]]).notes if "finished" in each]
+
+
 def test_costs(make_run: Any) -> None:
     made = compare([make_run("a", "none"), make_run("b", "lfi"), make_run("c", "lfi", summary=False, maps="shuffled")])
     none, lfi, stopped = made.costs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from lfi_pipeline.report.groups import SLOTS, gather
@@ -17,9 +19,9 @@ def judge(*paths: Any) -> tuple[Verdict, str]:
     return verdict, " ".join(verdict.sentences)
 
 
-def several(make_run: Any, objective: str, scores: list[float], **options: Any) -> list[Any]:
+def several(make_run: Any, objective: str, finals: list[float], **options: Any) -> list[Any]:
     label = f"{objective}-{options.get('maps', 'teacher')}"
-    return [make_run(f"{label}-{s}", objective, seed=s, seen=v, **options) for s, v in enumerate(scores)]
+    return [make_run(f"{label}-{s}", objective, seed=s, seen=v, **options) for s, v in enumerate(finals)]
 
 
 def test_points_have_a_true_minus_sign() -> None:
@@ -141,3 +143,35 @@ def test_a_repeated_seed_counts_once_and_unequal_settings_are_noted(make_run: An
     assert "seed 0 is there twice; only b counts" in notes[0]
     assert "“epochs”" in notes[1]
     assert "30 for none" in notes[1]
+
+
+def stop(run: Path, step: int) -> Path:
+    """Leave of a run what it had when it was stopped after `step`."""
+    (run / "summary.json").unlink()
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    return run
+
+
+def test_a_run_that_was_stopped_is_not_judged(make_run: Any) -> None:
+    controls = several(make_run, "none", [0.30, 0.31, 0.32], scores=False)
+    lfi = several(make_run, "lfi", [0.31, 0.30, 0.33], scores=False)
+    whole = judge(*controls[:2], *lfi)
+    stopped = judge(*controls[:2], stop(controls[2], 130), *lfi)
+    assert stopped[0].headline == whole[0].headline == "lfi and none are not told apart"
+    assert stopped[1] == whole[1]
+    assert whole[0].notes == ()
+    (note,) = stopped[0].notes
+    assert note.startswith("Not finished, and so left out of the verdict")
+    assert note.endswith(": none (seed 2).")
+
+
+def test_runs_of_which_none_is_finished_say_nothing(make_run: Any) -> None:
+    control, lfi = make_run("a", "none"), stop(make_run("b", "lfi"), 130)
+    verdict, text = judge(control, lfi)
+    assert (verdict.headline, verdict.crossing) == ("No lfi run to judge", None)
+    assert "to its end" in text
+    verdict, text = judge(stop(control, 130), make_run("c", "lfi", seed=1))
+    assert verdict.headline == "Nothing to compare lfi with"
+    assert "no finished control" in text
