@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-from lfi_pipeline.core.options import command_line
-from lfi_pipeline.evaluation.metrics import steps_to_reach
+from lfi_pipeline.core.options import command_line, defaults
+from lfi_pipeline.evaluation.config import ConvergenceConfig
+from lfi_pipeline.evaluation.metrics import smoothed, steps_to_reach
 from lfi_pipeline.report.charts import Crossing
 from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, listed, validation_curve
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
@@ -16,6 +18,7 @@ from lfi_pipeline.report.views import Choice
 from lfi_pipeline.training.sweep import settings_toml, shown
 
 SEEN, HELD_OUT = "map_seen", "map_heldout"
+_SMOOTH = int(defaults(ConvergenceConfig)["smooth"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,26 +151,39 @@ def _gap(lfi: Group, control: Group, measure: str, scores: _Scores, role: str) -
 
 
 def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
-    """Steps of lfi to the control's final validation score, against the control's own first step at it."""
-    curves, own = [c for r in lfi.counted if (c := validation_curve(r))], control.curve()
-    if not curves or not own:
+    """When the smoothed curves of either side's seeds first reach the control's final validation score.
+
+    Both sides are treated alike: a seed that never does counts with the last step of all.
+    """
+    own, other = (
+        {run.config.seed: smoothed(curve, _SMOOTH) for run in group.counted if (curve := validation_curve(run))}
+        for group in (lfi, control)
+    )
+    if not own or not other:
         return [], None
-    score, end = own[-1][1], own[-1][0]
-    reached = [step for curve in curves if (step := steps_to_reach(curve, score)) is not None]
+    score = fmean(curve[-1][1] for curve in other.values())
+    end = max(curve[-1][0] for curve in (*own.values(), *other.values()))
+    reached, theirs = ({seed: steps_to_reach(c, score) for seed, c in of.items()} for of in (own, other))
+    never, never_theirs = (sum(step is None for step in of.values()) for of in (reached, theirs))
     goal = f"{control.label}'s final {points(score)} mAP"
-    if not reached:
+    if never == len(own):
         return [f"{lfi.label} never reached {goal} in training."], None
-    mean_step = sum(reached) / len(reached)
-    if len(reached) < len(curves):
-        some = f"{len(reached)} of {len(curves)} seeds of {lfi.label} reached {goal}"
-        return [f"{some}, those at step {mean_step:,.0f} on average; the others never did."], None
-    crossing = Crossing(score=score, step=mean_step, label=lfi.label, control=control.label)
-    first = steps_to_reach([(step, value) for step, value, _, _ in own], score)
-    assert first is not None  # the last point of the curve is the score
-    text = f"{lfi.label} reached {goal} at step {mean_step:,.0f} of {end:,.0f}"
-    if mean_step < first:
-        return [f"{text}, {first / mean_step:.1f}× sooner than {control.label} itself (step {first:,.0f})."], crossing
-    return [f"{text}, no sooner than {control.label} itself (step {first:,.0f})."], crossing
+    steps, first = ({seed: end if s is None else s for seed, s in of.items()} for of in (reached, theirs))
+    mean, gap = fmean(steps.values()), difference(first, steps)
+    assert gap is not None
+    who = f"{len(own) - never} of {len(own)} seeds of {lfi.label}" if never else lfi.label
+    text = f"{who} reached {goal} at step {mean:,.0f} of {end:,.0f}, "
+    if gap.half is not None and gap.sign == 0:
+        text += "not told apart from"
+    else:
+        text += f"{fmean(first.values()) / mean:.1f}× sooner than" if gap.mean > 0 else "no sooner than"
+    text += f" {control.label} itself (step {fmean(first.values()):,.0f})"
+    text += ", with too few seeds to be sure." if gap.half is None else "."
+    if never or never_theirs:
+        counted = f"{never} of {lfi.label} and {never_theirs} of {control.label}"
+        text += f" Seeds that never did, {counted}, count with the last step."
+    mark = Crossing(score=score, step=mean, label=lfi.label, control=control.label)
+    return [text], None if never else mark
 
 
 def _shuffled(lfi: Group, groups: Sequence[Group], scores: _Scores) -> list[str]:
