@@ -149,7 +149,7 @@ class Tap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """The latest evaluation of a run: protocols `classification`, on the validation split, and `grounding`.
+    """The latest evaluation of a run on its validation split: protocols `classification` and `grounding`.
 
     Each is empty where it was not scored.
 
@@ -159,6 +159,7 @@ class Scores:
         taps: localisation by the maps of each tap.
         teacher_pointing, teacher_mass: of the teacher's own maps.
         area: mean share of the image that a mask covers, which is the chance level.
+        scored: protocol -> settings of the result that these are of.
     """
 
     map_seen: float | None
@@ -168,6 +169,7 @@ class Scores:
     teacher_pointing: float | None
     teacher_mass: float | None
     area: float | None
+    scored: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,7 +300,7 @@ class _Localisation(msgspec.Struct):
 
 
 def _scores(run: Path, record: Mapping[str, Any]) -> Scores | None:
-    latest = latest_results(run, lambda result: result.protocol == "grounding" or is_of_validation(result, record))
+    latest = latest_results(run, lambda result: is_of_validation(result, record))
     classified, grounded = latest.get("classification"), latest.get("grounding")
     if classified is None and grounded is None:
         return None
@@ -317,6 +319,7 @@ def _scores(run: Path, record: Mapping[str, Any]) -> Scores | None:
         teacher_pointing=maps.teacher.pointing if maps.teacher else None,
         teacher_mass=maps.teacher.mass_in_mask if maps.teacher else None,
         area=maps.area,
+        scored={name: result.settings for name, result in latest.items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -11,6 +12,7 @@ from lfi_pipeline.evaluation.config import ConvergenceConfig
 from lfi_pipeline.evaluation.metrics import smoothed, steps_to_reach
 from lfi_pipeline.report.charts import Crossing
 from lfi_pipeline.report.groups import Group, is_control, learns_from_teacher, learns_maps, listed, validation_curve
+from lfi_pipeline.report.runs import Run
 from lfi_pipeline.report.statistics import Difference, Estimate, difference
 from lfi_pipeline.report.table import Table, aggregate
 from lfi_pipeline.report.text import points, value_text
@@ -67,7 +69,7 @@ def conclude(groups: Sequence[Group], table: Table) -> Verdict:
         table: `training_table(groups)`.
     """
     judged = [group for group in groups if any(run.summary is not None for run in group.runs)]
-    return replace(_judge(judged, _Scores(table)), notes=_unfinished(groups))
+    return replace(_judge(judged, _Scores(table)), notes=_unfinished(groups) + _scored_otherwise(judged))
 
 
 def _unfinished(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -75,6 +77,22 @@ def _unfinished(groups: Sequence[Group]) -> tuple[str, ...]:
     runs = [(group, run) for group in groups for run in group.runs if run.summary is None]
     which = "left out of the verdict, and of curves and means of a label that has finished ones"
     return (f"Not finished, and so {which}: {listed(runs)}.",) if runs else ()
+
+
+def _scored_otherwise(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Notes on settings in which the scores that are compared differ: they may be of different checkpoints."""
+    notes, runs = [], [(group, run) for group in groups for run in group.counted]
+    for protocol, name in itertools.product(("classification", "grounding"), ("dataset", "weights")):
+        values: dict[str, list[tuple[Group, Run]]] = {}
+        validated = "last" if (protocol, name) == ("classification", "weights") else None  # where nothing was evaluated
+        for group, run in runs:
+            scored = run.scores.scored if run.scores is not None else {}
+            if (value := scored.get(protocol, {}).get(name, validated)) is not None:
+                values.setdefault(str(value), []).append((group, run))
+        if len(values) > 1:
+            which = "; ".join(f"{name} {value}: {listed(of)}" for value, of in values.items())
+            notes.append(f"Scores of {protocol} are not of the same {name}. {which}. Evaluate all runs alike.")
+    return tuple(notes)
 
 
 def _judge(groups: Sequence[Group], scores: _Scores) -> Verdict:
@@ -126,11 +144,8 @@ def _headline(lfi: Group, control: Group, gap: Estimate) -> str:
 
 
 def _gap(lfi: Group, control: Group, measure: str, scores: _Scores, role: str) -> str:
-    gap, own, other = (
-        scores.difference(lfi, control, measure),
-        scores.mean(lfi, measure),
-        scores.mean(control, measure),
-    )
+    gap = scores.difference(lfi, control, measure)
+    own, other = scores.mean(lfi, measure), scores.mean(control, measure)
     assert gap is not None
     assert own is not None
     assert other is not None
@@ -173,17 +188,14 @@ def _speed(lfi: Group, control: Group) -> tuple[list[str], Crossing | None]:
     assert gap is not None
     who = f"{len(own) - never} of {len(own)} seeds of {lfi.label}" if never else lfi.label
     text = f"{who} reached {goal} at step {mean:,.0f} of {end:,.0f}, "
-    if gap.half is not None and gap.sign == 0:
-        text += "not told apart from"
-    else:
-        text += f"{fmean(first.values()) / mean:.1f}× sooner than" if gap.mean > 0 else "no sooner than"
+    ahead = f"{fmean(first.values()) / mean:.1f}× sooner than" if gap.mean > 0 else "no sooner than"
+    text += "not told apart from" if gap.half is not None and gap.sign == 0 else ahead
     text += f" {control.label} itself (step {fmean(first.values()):,.0f})"
     text += ", with too few seeds to be sure." if gap.half is None else "."
     if never or never_theirs:
         counted = f"{never} of {lfi.label} and {never_theirs} of {control.label}"
         text += f" Seeds that never did, {counted}, count with the last step."
-    mark = Crossing(score=score, step=mean, label=lfi.label, control=control.label)
-    return [text], None if never else mark
+    return [text], None if never else Crossing(score=score, step=mean, label=lfi.label, control=control.label)
 
 
 def _shuffled(lfi: Group, groups: Sequence[Group], scores: _Scores) -> list[str]:

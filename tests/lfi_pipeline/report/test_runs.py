@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lfi_pipeline.core.errors import RunError
+from lfi_pipeline.evaluation.protocols import latest_results, write_result
 from lfi_pipeline.report.runs import load_run
 
 CLASSIFICATION, GROUNDING = "evaluation/classification-*.json", "evaluation/grounding-*.json"
@@ -57,6 +59,16 @@ def test_a_run_evaluated_by_one_protocol(make_run: Any, missing: str) -> None:
     assert (run.classified is None) == (missing == CLASSIFICATION)
     assert (run.pointing is None) == (missing == GROUNDING)
     assert run.map_seen == run.validation[-1].map_seen  # with or without the evaluation
+
+
+@pytest.mark.parametrize("protocol", ["classification", "grounding"])
+def test_a_result_of_another_split_is_no_score(make_run: Any, protocol: str) -> None:
+    path = make_run("a", settings={"val_split": "val"})
+    run = load_run(path)
+    result = latest_results(path)[protocol]
+    write_result(path, replace(result, settings={**result.settings, "split": "train"}, scores={}, details={"taps": []}))
+    assert load_run(path).scores == run.scores
+    assert run.pointing is not None
 
 
 def test_a_run_without_targets(make_run: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lfi_pipeline.evaluation.protocols import latest_results, write_result
 from lfi_pipeline.report.groups import SLOTS, gather
 from lfi_pipeline.report.runs import Run, ValPoint, load_run
 from lfi_pipeline.report.table import training_table
@@ -212,3 +213,16 @@ def test_seeds_that_never_reach_the_score_count_on_either_side(make_run: Any) ->
     assert "lfi reached none's final" in speed
     assert "Seeds that never did, 0 of lfi and 1 of none, count with the last step." in speed
     assert verdict.crossing is not None
+
+
+def test_scores_of_different_weights_are_told(make_run: Any) -> None:
+    runs = several(make_run, "none", [0.30, 0.31]) + several(make_run, "lfi", [0.50, 0.51])
+    assert judge(*runs)[0].notes == ()
+    unscored = make_run("none-2", "none", seed=2, scores=False)  # by its last validation, as the others by last weights
+    assert judge(*runs, unscored)[0].notes == ()
+    for run in runs[2:]:
+        latest = latest_results(run)["classification"]
+        write_result(run, replace(latest, settings={**latest.settings, "weights": "best"}))
+    (note,) = judge(*runs, unscored)[0].notes
+    assert note.startswith("Scores of classification are not of the same weights. ")
+    assert "weights last: none (seed 0, 1, 2); weights best: lfi (seed 0, 1)." in note
