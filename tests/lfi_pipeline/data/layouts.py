@@ -28,7 +28,6 @@ RECIPES_OF_SCENES = (
     "scenes",
     "scenes-ablations",
     "scenes-groups",
-    "scenes-heads",
     "scenes-single",
     "scenes-teacher",
     "scenes-tune",
