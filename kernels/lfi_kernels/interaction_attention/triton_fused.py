@@ -5,6 +5,7 @@ Tensors come checked by the block. Letters: B sample, M query, H head, d = Dq/H,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def attend(q: Tensor, kv: Tensor, heads: int, maps: Maps) -> tuple[Tensor, Tenso
     lse = q.new_empty(batch, heads, words, dtype=torch.float32)
     rows = 0 if maps.target is None else maps.target.shape[0]
     # A GPU does not look whether two rows name one query: then one of them is written, and the other stays zero.
-    new = q.new_empty if maps.row is None else q.new_zeros
+    new: Callable[..., Tensor] = q.new_empty if maps.row is None else q.new_zeros
     kl, t_sum = (new(rows, heads, dtype=torch.float32) for _ in range(2))
 
     def run(tile: Tile) -> tuple[Tensor, ...]:
