@@ -1,4 +1,4 @@
-"""Settings of a kind of map, and the directions in embedding space that stand for words."""
+"""Settings of a kind of map, the directions in embedding space that stand for words, and their way to a device."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ COMMON_WORDS = (
     *("wheel", "sign", "clock", "phone", "computer", "camera", "ball", "hat", "shirt", "shoe"),
 )
 """Stands for a vocabulary where none is known. A data set's own words are better: README of this package."""
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy `values` out of main memory; a GPU is not waited for, which takes a copy out of pinned memory."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def centre_of(words: Iterable[str]) -> tuple[str, ...]:
@@ -119,8 +124,8 @@ class AskedWords:
         if asked:  # all at once: a thousand small tensors take as long as a GPU takes for the maps
             slots, captions, _ = zip(*asked, strict=True)
             embeddings = torch.stack([self._known[template, word.text] for _, _, word in asked])
-            directions[list(slots), list(captions)] = embeddings - centre
-        return directions.to(device)
+            directions[torch.tensor(slots), torch.tensor(captions)] = embeddings - centre
+        return on_device(directions, device)
 
     def centre(self, settings: MapSpec) -> Tensor:
         """Return the mean text embedding [E] of the centre's words; zero where there are none."""

@@ -1,8 +1,8 @@
 """How images and texts become the payload of a shard: what is read, made and written at the same time.
 
 Threads read the texts of the next shard and the images of the next batches, and lay those of a batch side by side. The
-teacher's maps of a batch are fetched when the next batch is at work, so that a GPU does not wait for this process; the
-thread of `targets.writer.Committer` encodes and writes the shard before.
+teacher's maps of a batch leave a GPU as soon as they are made, and are fetched when the next batch is at work: neither
+waits for the other. The thread of `targets.writer.Committer` encodes and writes the shard before.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lfi_pipeline.data.augment import WHOLE, view_image
 from lfi_pipeline.data.images import decode_image, read_bytes
 from lfi_pipeline.targets import LayerSpec, MapSpec, PlannedSample, ShardPayload, TargetSpec, ViewArrays
 from lfi_pipeline.teachers.reuse import ReusableCache, ReusedRows
+from lfi_pipeline.teachers.settings import on_device
 from lfi_pipeline.teachers.teacher import InteractionMaps, Teacher
 from lfi_pipeline.teachers.text import SEPARATOR, TextSource, ViewWords, planned, sample_words, view_words
 
@@ -92,12 +93,13 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """Maps of a view of some rows at some layers, on the teacher's device."""
+    """Maps of a view of some rows at some layers, in main memory once `arrive` has returned."""
 
     view: str
     rows: npt.NDArray[np.int64]
     layers: npt.NDArray[np.int64]
     maps: InteractionMaps
+    arrive: Callable[[], object]
 
 
 class ShardMaker:
@@ -231,9 +233,8 @@ class ShardMaker:
         for view, view_texts in views.items():
             ids = np.full((count, spec.words_per_sample), -1, np.int32)
             for row, each in enumerate(view_texts):
-                for slot, present in enumerate(each.present):
-                    if present:
-                        ids[row, slot] = self._ids[words[row][slot]]
+                for slot in np.flatnonzero(each.present).tolist():
+                    ids[row, slot] = self._ids[words[row][slot]]
             arrays[view] = ViewArrays(
                 maps=np.zeros((*shape, *spec.grid), np.float32),
                 words=ids,
@@ -294,10 +295,9 @@ class ShardMaker:
         progress(len(batch.rows))
         if not shard.left:
             untouched = np.flatnonzero(~shard.donation.missing.any(axis=(0, 2))).tolist()
-            if self._images:
-                for row in untouched:
-                    path = self._dataset.samples[shard.positions[row]].path
-                    self._keep(shard, row, read_bytes(self._dataset.root, path))
+            for row in untouched if self._images else ():
+                path = self._dataset.samples[shard.positions[row]].path
+                self._keep(shard, row, read_bytes(self._dataset.root, path))
             progress(len(untouched))
             yield shard.number, shard.payload
 
@@ -324,8 +324,8 @@ class ShardMaker:
             for wanted in np.unique(missing, axis=0):
                 if wanted.any():
                     chosen = np.flatnonzero((missing == wanted).all(axis=1))
-                    some = len(chosen) < len(pixels)
-                    seen = pixels[torch.from_numpy(chosen).to(pixels.device)] if some else pixels
+                    whole = len(chosen) == len(pixels)
+                    seen = pixels if whole else pixels[on_device(torch.from_numpy(chosen), pixels.device)]
                     yield self._make(shard, view, rows[chosen], seen.flip(-1) if view == "hflip" else seen, wanted)
 
     def _make(
@@ -342,16 +342,16 @@ class ShardMaker:
             row=self._spec.row,
             settings=self._spec.maps,
         )
-        return _Made(view, rows, layers, maps)
+        return _Made(view, rows, layers, *maps.leave())
 
     def _fetch(self, shard: _Shard, made: _Made) -> None:
         """Wait for maps, and put them in their rows of the payload."""
-        arrays, maps = shard.payload.views[made.view], made.maps.maps.cpu().numpy()
+        made.arrive()
+        arrays, fetched = shard.payload.views[made.view], made.maps
         assert arrays.kept is not None
-        where: Any = np.ix_(made.rows, made.layers, np.arange(maps.shape[2]))
-        arrays.maps[where] = maps
-        arrays.kept[where] = made.maps.kept.cpu().numpy()
-        arrays.image_embedding[made.rows] = made.maps.image_embedding.cpu().numpy()
+        where: Any = np.ix_(made.rows, made.layers, np.arange(fetched.maps.shape[2]))
+        arrays.maps[where], arrays.kept[where] = fetched.maps.numpy(), fetched.kept.numpy()
+        arrays.image_embedding[made.rows] = fetched.image_embedding.numpy()
 
 
 def maps_of_texts(
@@ -392,7 +392,7 @@ def _mean_over_texts(maps: Tensor, kept: Tensor, image_of: Sequence[int], images
     """Average [C, L, M, gh, gw] and [C, L, M] over each image's texts that have the row; [images, ...]."""
     if len(image_of) == images:
         return maps, kept
-    owner = torch.tensor(image_of, device=maps.device)
+    owner = on_device(torch.tensor(image_of), maps.device)
     present = (maps.flatten(3).sum(-1) > 0).float()  # [C, L, M]
     count = torch.zeros(images, *present.shape[1:], device=maps.device).index_add_(0, owner, present).clamp_min(1)
     total = torch.zeros(images, *maps.shape[1:], device=maps.device).index_add_(0, owner, maps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from lfi_pipeline.core.runtime import progress_bar
 from lfi_pipeline.targets import Fault, LayerSpec, MapSpec, TargetStore, TeacherSpec, ZeroShot
 from lfi_pipeline.targets.vocabulary import SCALE_TOLERANCE, readable_names
 from lfi_pipeline.teachers.attention import CompiledBlocks, graphs_pay
-from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, on_device
 from lfi_pipeline.teachers.text import EncodedText, Word, encode_text
 
 DEFAULT_LAYERS = 4
@@ -39,6 +39,16 @@ class InteractionMaps:
     maps: Tensor
     kept: Tensor
     image_embedding: Tensor
+
+    def leave(self) -> tuple[InteractionMaps, Callable[[], object]]:
+        """Begin to copy them to main memory; returns the copies, and what to call before one is read."""
+        parts = (self.maps, self.kept, self.image_embedding)
+        if not self.maps.is_cuda:
+            return InteractionMaps(*(part.cpu() for part in parts)), lambda: None
+        copies = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
+        pairs = zip(copies, parts, strict=True)
+        left = InteractionMaps(*(copy.copy_(part, non_blocking=True) for copy, part in pairs))
+        return left, torch.cuda.current_stream(self.maps.device).record_event().synchronize
 
 
 class Teacher(Protocol):
@@ -296,7 +306,7 @@ def supported(maps: Tensor, sigma: float) -> Tensor:
     """
     if not sigma:
         return maps
-    down, across = (_blur(size, sigma).to(maps) for size in maps.shape[-2:])
+    down, across = (on_device(_blur(size, sigma).to(maps.dtype), maps.device) for size in maps.shape[-2:])
     weighted = maps * (down @ maps @ across.T)
     return weighted / weighted.sum((-2, -1), keepdim=True).clamp_min(1e-30)
 

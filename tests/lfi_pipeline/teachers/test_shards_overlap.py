@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lfi_pipeline.targets import TargetWriter
-from lfi_pipeline.teachers import CocaTeacher, shards
+from lfi_pipeline.teachers import CocaTeacher, InteractionMaps, shards
 from lfi_pipeline.teachers import extract as job
 from lfi_pipeline.teachers.config import ExtractConfig
 from lfi_pipeline.teachers.extract import extract
@@ -154,3 +156,54 @@ def test_the_payload_does_not_depend_on_what_was_ready_when(
     for name in ("maps", "words", "kept", "image_embedding"):
         assert np.array_equal(*(getattr(each.views["full"], name) for each in made))
     assert np.array_equal(made[0].image_crc32c, made[1].image_crc32c)
+
+
+def test_maps_leave_before_the_next_batch_is_at_work_and_only_they_are_waited_for(
+    run: Any, before: Patched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def leave(maps: InteractionMaps) -> Any:
+        number = sum(event.startswith("leave") for event in events)
+        events.append(f"leave {number}")
+        return maps, lambda: events.append(f"wait for {number}")
+
+    monkeypatch.setattr(InteractionMaps, "leave", leave)
+    monkeypatch.setattr(shards.Future, "done", lambda _: True)  # no batch has to be waited for
+    before(shards.ShardMaker, "_make", lambda *_: events.append("make"))
+    run(samples_per_shard=24)
+    assert events[:8] == ["make", "leave 0", "make", "leave 1", "wait for 0", "make", "leave 2", "wait for 1"]
+    assert events[-2:] == ["wait for 4", "wait for 5"]
+
+
+def test_maps_leave_a_gpu_without_being_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a GPU notes in which order it is asked for what."""
+    events: list[str] = []
+    empty = torch.empty
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    class Stream:
+        def record_event(self) -> Any:
+            events.append("record")
+            return SimpleNamespace(synchronize=lambda: events.append("wait"))
+
+    class Pinned(torch.Tensor):
+        def copy_(self, source: Any, non_blocking: bool = False) -> Any:
+            events.append(f"copy, non_blocking={non_blocking}")
+            return super().copy_(source.as_subclass(torch.Tensor))
+
+    def pinned(*size: Any, pin_memory: bool, **options: Any) -> Any:
+        assert pin_memory
+        return empty(*size, **options).as_subclass(Pinned)
+
+    maps = InteractionMaps(*(torch.rand(shape).as_subclass(OnGpu) for shape in ((2, 1, 3, 4, 4), (2, 1, 3), (2, 8))))
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    left, arrive = maps.leave()
+    assert events == ["copy, non_blocking=True"] * 3 + ["record"]
+    arrive()
+    assert events[-1] == "wait"
+    for name in ("maps", "kept", "image_embedding"):
+        assert np.array_equal(getattr(left, name).numpy(), getattr(maps, name).numpy())
