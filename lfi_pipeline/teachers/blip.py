@@ -31,7 +31,7 @@ from lfi_pipeline.teachers.attention import outputs_of
 from lfi_pipeline.teachers.captioner import BEAMS, LONGEST, SHORTEST
 from lfi_pipeline.teachers.config import require_row
 from lfi_pipeline.teachers.contrastive import artefact_patches, without_artefacts
-from lfi_pipeline.teachers.settings import COMMON_WORDS, settings_of_kind
+from lfi_pipeline.teachers.settings import COMMON_WORDS, on_device, settings_of_kind
 from lfi_pipeline.teachers.teacher import BaseTeacher, InteractionMaps, choose_layers, normalised, require_images
 from lfi_pipeline.teachers.text import EncodedText, Word
 from lfi_pipeline.teachers.transformers_folder import (
@@ -203,9 +203,10 @@ class BlipTeacher(BaseTeacher):
         settings = settings or self.map_settings(kind)
         tokens, last = self._look(images)
         numbers = [int(layer.name.rpartition(".")[2]) for layer in layers]
-        mass = self._read(tokens[chosen], texts, words, kind, numbers, row)
+        index = on_device(torch.tensor(chosen), self.device)
+        mass = self._read(tokens[index], texts, words, kind, numbers, row)
         if settings.artefacts == "fill":
-            artefacts = artefact_patches(last, self.grid[0] * self.grid[1])[chosen]
+            artefacts = artefact_patches(last, self.grid[0] * self.grid[1])[index]
             mass = without_artefacts(mass, artefacts[:, None].expand(-1, mass.shape[1], -1), self.grid)
         embedding = F.normalize(self._first_states(tokens).float(), dim=-1)
         return InteractionMaps(*normalised(mass, self.grid), embedding)
@@ -251,16 +252,15 @@ class BlipTeacher(BaseTeacher):
     ) -> Tensor:
         """Mass [C, L, M, 1+N] of the words of C texts, each beside its image's tokens."""
         longest, slots = max(len(text.ids) for text in texts), max(1, *map(len, words), 1)
-        ids = torch.full((len(texts), longest), self._text.pad_token_id, dtype=torch.long, device=self.device)
-        chosen = torch.zeros(slots, len(texts), longest, device=self.device)  # tokens of each word
+        ids = torch.full((len(texts), longest), self._text.pad_token_id, dtype=torch.long)
+        chosen = torch.zeros(slots, len(texts), longest)  # tokens of each word
         for c, (text, own) in enumerate(zip(texts, words, strict=True)):
-            ids[c, : len(text.ids)] = torch.tensor(text.ids, device=self.device)
+            ids[c, : len(text.ids)] = torch.tensor(text.ids)
             for m, word in enumerate(own):
                 if word is not None:
-                    chosen[m, c, list(word.positions)] = 1
-        present = torch.arange(longest, device=self.device) < torch.tensor([[len(t.ids)] for t in texts]).to(
-            self.device
-        )
+                    chosen[m, c, torch.tensor(word.positions)] = 1
+        present = torch.arange(longest) < torch.tensor([[len(t.ids)] for t in texts])
+        ids, chosen, present = (on_device(each, self.device) for each in (ids, chosen, present))
         gradient = kind == "gradcam"
         with torch.set_grad_enabled(gradient), self._probed(layers) as seen:
             logits = self._decode(ids, present.long(), tokens).logits

@@ -39,6 +39,7 @@ from lfi_pipeline.teachers.attention import (
     projection,
     split_heads,
 )
+from lfi_pipeline.teachers.settings import on_device
 from lfi_pipeline.teachers.text import Word
 
 # Numbers that a group of words may keep: gradients at the decoder's view of the image (words * B * Q * D), some at a time.
@@ -86,8 +87,14 @@ class Request:
         for b, words in enumerate(self.words):
             for slot, word in enumerate(words):
                 if rows := self._rows(word):
-                    weights[slot, b, rows] = 1 / len(rows)
-        return weights.to(self.ids.device)
+                    weights[slot, b, torch.tensor(rows)] = 1 / len(rows)
+        return on_device(weights, self.ids.device)
+
+    def rows_of(self, slots: Sequence[int]) -> Tensor:
+        """Captions and rows of theirs [2, n] that any word of `slots` needs; known here, where a GPU's mask is not."""
+        words = [(b, row[slot]) for b, row in enumerate(self.words) for slot in slots if slot < len(row)]
+        places = sorted({(b, row) for b, word in words for row in self._rows(word)})
+        return on_device(torch.tensor(places).T, self.ids.device)
 
     def _rows(self, word: Word | None) -> list[int]:
         return [place - (self.row == "emitting") for place in (word.positions if word is not None else ())]
@@ -138,14 +145,10 @@ class CaptionReader:
 
     def __init__(self, decoder: Any, request: Request, text: Tensor) -> None:
         self.decoder, self.request, self.text = decoder, request, text
-        norms = [block.ln_1_kv for block in decoder.cross_attn]
-        self.eps = float(norms[0].eps)
-        heads = decoder.cross_attn[0].attn.num_heads
+        self.eps = float(decoder.cross_attn[0].ln_1_kv.eps)
         # per layer the key and the value projection [H, D/H, D] of tokens normalised without an affine part, and bias
-        self._folded = [
-            [_fold(block.attn, block.ln_1_kv, part, heads) for part in (KEY, VALUE)] for block in decoder.cross_attn
-        ]
-        self._layer_of = {f"text_decoder.cross_attn.{i}": i for i in range(len(norms))}
+        self._folded = [[_fold(each.attn, each.ln_1_kv, part) for part in (KEY, VALUE)] for each in decoder.cross_attn]
+        self._layer_of = {f"text_decoder.cross_attn.{i}": i for i in range(len(decoder.cross_attn))}
 
     def see(self, tokens: Tensor) -> Seen:
         """Project the decoder's view of the images [B, Q, D] to keys and values of every layer, outside autograd."""
@@ -175,29 +178,27 @@ class CaptionReader:
         """Return the cross-attention of each of the request's layers."""
         return [rows.looks[self._layer_of[name]] for name in self.request.layers]
 
-    def readings(self, seen: Seen) -> Iterator[tuple[list[int], Rows, Tensor]]:
-        """Yield groups of slots, what is read up to their last row [B, T], and d s_w / d hidden [m, B, T, D].
+    def readings(self, seen: Seen) -> Iterator[tuple[Tensor, Rows, Tensor]]:
+        """Yield groups of slots [m], what is read up to their last row [B, T], and d s_w / d hidden [m, B, T, D].
 
         s_w is the log-probability of the word where it is emitted, mean over its tokens.
         """
-        per_word = seen.tokens.numel()
-        for slots in self.request.groups(max(1, GROUP_NUMBERS // per_word)):
+        for slots in self.request.groups(max(1, GROUP_NUMBERS // seen.tokens.numel())):
             length = max(self.request.last_rows[slot] for slot in slots) + 1
-            rows = self.read(seen, length)
-            weights = self.request.weights[slots, :, :length]
-            yield slots, rows, weights[..., None] * self._of_log_probability(rows.hidden, (weights > 0).any(0))
+            rows, group = self.read(seen, length), on_device(torch.tensor(slots), self.request.ids.device)
+            weights = self.request.weights[group, :, :length]
+            yield group, rows, weights[..., None] * self._of_log_probability(rows.hidden, *self.request.rows_of(slots))
 
-    def _of_log_probability(self, hidden: Tensor, wanted: Tensor) -> Tensor:
-        """d log p(next token) / d hidden [B, T, D] at the rows that are wanted [B, T]."""
+    def _of_log_probability(self, hidden: Tensor, captions: Tensor, rows: Tensor) -> Tensor:
+        """d log p(next token) / d hidden [B, T, D] at some rows of captions; zero elsewhere."""
         projection = self.decoder.text_projection  # [D, V]
         with torch.no_grad():
-            targets = self.request.ids[:, 1 : hidden.shape[1] + 1][wanted]
-            probabilities = torch.softmax((hidden[wanted] @ projection).float(), dim=-1)
+            targets = self.request.ids[captions, rows + 1]
+            probabilities = torch.softmax((hidden[captions, rows] @ projection).float(), dim=-1)
             emitted = targets < projection.shape[1]  # coca_roberta's decoder has fewer tokens than its text tower
             own = projection.T[targets.clamp_max(projection.shape[1] - 1)]
-            gradient = torch.zeros_like(hidden)
-            gradient[wanted] = (own - probabilities @ projection.T) * emitted[:, None]
-        return gradient
+            gradient = (own - probabilities @ projection.T) * emitted[:, None]
+            return torch.zeros_like(hidden).index_put_((captions, rows), gradient)
 
     def at_looks(self, rows: Rows, cotangent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients at the scores [m, B, H, T, Q] and at the mixed values [m, B, H, T, D/H] of every layer."""
@@ -210,10 +211,8 @@ class CaptionReader:
         words, batch = cotangent.shape[:2]
         total: Tensor | None = None
         with torch.no_grad():
-            for look, scores, mixed, folded in zip(
-                rows.looks, *self.at_looks(rows, cotangent), self._folded, strict=True
-            ):
-                (to_key, _), (to_value, _) = folded
+            layers = zip(rows.looks, *self.at_looks(rows, cotangent), self._folded, strict=True)
+            for look, scores, mixed, ((to_key, _), (to_value, _)) in layers:
                 queries = torch.einsum("bhtc,hcd->bhtd", look.query, to_key).flatten(1, 2).repeat(words, 1, 1)
                 values = torch.einsum("mbhtc,hcd->mbhtd", mixed, to_value).flatten(0, 1).flatten(1, 2)
                 probabilities = look.probabilities.flatten(1, 2).repeat(words, 1, 1)
@@ -238,11 +237,11 @@ class CaptionReader:
         return total
 
 
-def _fold(layer: nn.MultiheadAttention, norm: nn.LayerNorm, part: int, heads: int) -> tuple[Tensor, Tensor]:
+def _fold(layer: nn.MultiheadAttention, norm: nn.LayerNorm, part: int) -> tuple[Tensor, Tensor]:
     """Weight [H, D/H, D] and bias [D] of a projection that takes in the affine part of the LayerNorm before it."""
     weight, bias = projection(layer, part)
     folded = weight @ norm.bias if bias is None else weight @ norm.bias + bias
-    return (weight * norm.weight).view(heads, -1, weight.shape[1]), folded
+    return (weight * norm.weight).view(layer.num_heads, -1, weight.shape[1]), folded
 
 
 def _without_bias(layer: nn.MultiheadAttention, heads: Tensor, part: int) -> Tensor:

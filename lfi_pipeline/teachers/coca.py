@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import open_clip
@@ -39,7 +40,7 @@ from lfi_pipeline.teachers.contrastive import (
     without_artefacts,
 )
 from lfi_pipeline.teachers.kinds import BLOCKS, KINDS, POOLER, Reading, coca_kinds
-from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, on_device, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
     BaseTeacher,
     InteractionMaps,
@@ -126,7 +127,7 @@ class CocaTeacher(BaseTeacher):
         total = len(self.model.text_decoder.cross_attn)
         return choose_layers(self.identity.name, "text_decoder.cross_attn", total, chosen)
 
-    @property
+    @cached_property
     def logit_scale(self) -> float:
         """What the cosine of an image and a text embedding is multiplied by to give a logit."""
         return logit_scale_of(self.model)
@@ -193,10 +194,12 @@ class CocaTeacher(BaseTeacher):
         settings = settings or self.map_settings(kind)
         blocks = [int(layer.name.rpartition(".")[2]) for layer in layers] if kind == CONTRASTIVE else []
         tokens, embedding, after = self._look(images, blocks)
-        artefacts = [artefact_patches(each, self.grid[0] * self.grid[1]) for each in after or [tokens]]
-        if image_of is not None:
-            tokens, after = tokens[chosen], [each[chosen] for each in after]
-            artefacts = [each[chosen] for each in artefacts]
+        looked_at = (after or [tokens]) if settings.artefacts == "fill" else []
+        artefacts = [artefact_patches(each, self.grid[0] * self.grid[1]) for each in looked_at]
+        if chosen != list(range(len(images))):
+            index = on_device(torch.tensor(chosen), self.device)
+            tokens, after = tokens[index], [each[index] for each in after]
+            artefacts = [each[index] for each in artefacts]
         if kind == CONTRASTIVE:
             mass = self._contrast(after, words, settings, settings.steps)
         else:
@@ -206,7 +209,7 @@ class CocaTeacher(BaseTeacher):
                 both = mass * contrast
                 # where the two share no place, the image embedding's word is taken: a word keeps its map
                 mass = torch.where(both.sum(-1, keepdim=True) > 0, both, contrast)
-        if settings.artefacts == "fill":
+        if artefacts:
             mass = without_artefacts(mass, torch.stack(artefacts, dim=1).expand(-1, mass.shape[1], -1), self.grid)
         maps, kept = normalised(mass, self.grid)
         return InteractionMaps(supported(maps, settings.support), kept, embedding)
@@ -321,4 +324,4 @@ class CocaTeacher(BaseTeacher):
         ids = torch.full((len(texts), longest), pad_id(self.model), dtype=torch.long)
         for i, text in enumerate(texts):
             ids[i, : len(text.ids)] = torch.tensor(text.ids)
-        return ids.to(self.device)
+        return on_device(ids, self.device)

@@ -33,6 +33,7 @@ from lfi_pipeline.teachers.attention import KEY, QUERY, VALUE, outputs_of, proje
 from lfi_pipeline.teachers.teacher import Teacher
 
 RATIO, CHANNELS, SHARE = 2.0, 0.01, 0.4
+AROUND_NUMBERS = 1 << 26  # neighbours of patches that are held at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +65,16 @@ def artefact_patches(tokens: Tensor, patches: int) -> Tensor:
     patch_tokens = tokens[..., -patches:, :].detach().float()
     norms = patch_tokens.norm(dim=-1)
     large = norms > RATIO * norms.median(-1, keepdim=True).values
-    result = torch.zeros_like(large)
-    if large.any():
-        squares = patch_tokens[large].square()
-        few = max(2, round(CHANNELS * squares.shape[-1]))
-        result[large] = squares.topk(few).values.sum(-1) > SHARE * squares.sum(-1)
-    return result
+    if _known_empty(large):
+        return large
+    squares = patch_tokens.square()
+    few = max(2, round(CHANNELS * squares.shape[-1]))
+    return large & (squares.topk(few).values.sum(-1) > SHARE * squares.sum(-1))
+
+
+def _known_empty(flags: Tensor) -> bool:
+    """Whether nothing is flagged, where that can be known at once: a GPU would have to be waited for."""
+    return flags.device.type == "cpu" and not flags.any()
 
 
 def count_artefacts(tokens: Tensor, patches: int, layer: str) -> ArtefactCount:
@@ -121,18 +126,16 @@ def without_artefacts(mass: Tensor, artefacts: Tensor, grid: tuple[int, int]) ->
         artefacts: bool [B, L, N].
         grid: (gh, gw).
     """
-    if not artefacts.any():
+    if _known_empty(artefacts):
         return mass
-    count = grid[0] * grid[1]
     cleaned = mass.clone()
-    touched = artefacts.any(-1)  # [B, L]
-    patches, flagged = mass[touched][..., -count:], artefacts[touched][:, None]  # [R, M, N], [R, 1, N]
-    sound = patches.masked_fill(flagged, torch.nan).view(-1, 1, *grid)
-    around = F.unfold(F.pad(sound, (1, 1, 1, 1), value=torch.nan), 3)  # [R M, 9, N]; its own cell is nan if asked for
-    median = around.nanmedian(1).values.nan_to_num(nan=0.0).view(patches.shape)
-    filled = cleaned[touched]
-    filled[..., -count:] = torch.where(flagged, median, patches)
-    cleaned[touched] = filled
+    images = max(1, AROUND_NUMBERS // (9 * mass[0].numel()))
+    for part, flags in zip(cleaned.split(images), artefacts.split(images), strict=True):
+        patches, flagged = part[..., -grid[0] * grid[1] :], flags[:, :, None]  # [b, L, M, N], [b, L, 1, N]
+        sound = patches.masked_fill(flagged, torch.nan).reshape(-1, 1, *grid)
+        around = F.unfold(F.pad(sound, (1, 1, 1, 1), value=torch.nan), 3)  # [b L M, 9, N]; an artefact's own is nan
+        median = around.nanmedian(1).values.nan_to_num(nan=0.0).view(patches.shape)
+        patches.copy_(torch.where(flagged, median, patches))
     return cleaned
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import open_clip
@@ -42,7 +43,7 @@ from lfi_pipeline.teachers.attention import VALUE, merge, outputs_of, project
 from lfi_pipeline.teachers.config import ROWS
 from lfi_pipeline.teachers.contrastive import artefact_patches, without_artefacts
 from lfi_pipeline.teachers.dual_trunks import POOL, Trunk, trunk_of
-from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, settings_of_kind
+from lfi_pipeline.teachers.settings import COMMON_WORDS, WORD_TEMPLATE, AskedWords, on_device, settings_of_kind
 from lfi_pipeline.teachers.teacher import (
     BaseTeacher,
     InteractionMaps,
@@ -271,7 +272,7 @@ class DualTeacher(BaseTeacher):
             support=DUAL_KINDS[kind].support,
         )
 
-    @property
+    @cached_property
     def logit_scale(self) -> float:
         """What the cosine of an image and a text embedding is multiplied by to give a logit."""
         return logit_scale_of(self.model)
@@ -326,7 +327,8 @@ class DualTeacher(BaseTeacher):
         directions = self._asked.directions(words, settings, self.device)  # [M, C, E]
         slots = len(directions)
         directions_by_image = torch.zeros(max(nth) + 1, slots, len(images), self.embedding_dim, device=self.device)
-        directions_by_image[nth, :, chosen] = directions.transpose(0, 1)
+        image, place = on_device(torch.tensor([chosen, nth]), self.device)
+        directions_by_image[place, :, image] = directions.transpose(0, 1)
         question = Question(
             images=images,
             words=directions_by_image.flatten(0, 1),
@@ -339,7 +341,7 @@ class DualTeacher(BaseTeacher):
         if settings.artefacts == "fill":
             artefacts = torch.stack([artefact_patches(each, self.trunk.patches) for each in after], dim=1)
             mass = without_artefacts(mass.float(), artefacts, self.grid)
-        of_caption = mass.view(*mass.shape[:2], -1, slots, mass.shape[-1])[chosen, :, nth]  # [C, L, M, n]
+        of_caption = mass.view(*mass.shape[:2], -1, slots, mass.shape[-1])[image, :, place]  # [C, L, M, n]
         maps, kept = normalised(of_caption.float(), self.grid)
         return InteractionMaps(supported(maps, settings.support), kept, embedding)
 

@@ -56,8 +56,8 @@ class Reading:
         """The captions, words and layers that maps are made of."""
         return self.reader.request
 
-    def gradients(self, inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], tuple[Tensor, ...]]]:
-        """Yield groups of slots and the gradients of s_w in `inputs`, [m, B, ...]; images do not interact."""
+    def gradients(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Yield groups of slots [m] and the gradients of s_w in `inputs`, [m, B, ...]; images do not interact."""
         for slots, rows, cotangent in self.reader.readings(self.seen):
             at_tokens = self.reader.at_tokens(rows, cotangent)
             yield (

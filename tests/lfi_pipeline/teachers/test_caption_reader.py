@@ -104,7 +104,7 @@ def test_gradients_at_the_tokens_are_those_of_each_words_score(decoder: Any) -> 
     found = {}
     for slots, rows, cotangent in reader.readings(seen):
         assert cotangent.shape == (len(slots), *rows.hidden.shape)
-        for slot, of_slot in zip(slots, reader.at_tokens(rows, cotangent), strict=True):
+        for slot, of_slot in zip(slots.tolist(), reader.at_tokens(rows, cotangent), strict=True):
             for b in range(2):
                 found[slot, b] = torch.autograd.grad(normed[b], tokens, of_slot[b], retain_graph=True)[0][b]
     assert not found.pop((1, 1)).any()
@@ -134,7 +134,7 @@ def test_relevance_is_gradient_times_what_enters_each_layer(decoder: Any) -> Non
     expected = sum((g * x).sum(-1) for g, x in zip(gradients, (each.detach() for each in entering), strict=True))
     seen: Seen = reader.see(tokens)
     ((slots, rows, cotangent),) = reader.readings(seen)
-    assert slots == [0]
+    assert slots.tolist() == [0]
     found = reader.relevance_of_tokens(seen, rows, cotangent)
     torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=2e-3)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from lfi_pipeline.teachers import contrastive
 from lfi_pipeline.teachers.contrastive import artefact_patches, count_artefacts, without_artefacts
 
 GRID = (4, 5)
@@ -51,3 +53,25 @@ def test_an_artefact_gets_the_median_of_its_sound_neighbours() -> None:
 def test_nothing_but_artefacts_leaves_nothing() -> None:
     mass = torch.ones(1, 1, 2, 20)
     assert not without_artefacts(mass, torch.ones(1, 1, 20, dtype=torch.bool), GRID).any()
+
+
+@pytest.mark.parametrize("planted", [[], [(1, 7)], [(0, 0), (0, 1), (2, 19)]])
+@pytest.mark.parametrize("at_a_time", [1, 1 << 26])
+def test_a_gpu_which_is_not_asked_whether_there_are_any_gets_the_same(
+    monkeypatch: pytest.MonkeyPatch, planted: list[tuple[int, int]], at_a_time: int
+) -> None:
+    tokens = _tokens()
+    for image, patch in planted:
+        tokens[image, 1 + patch, 5] = 60.0
+    tokens[1, 1 + 3] *= 8  # large, and none
+    mass = torch.rand(3, 2, 4, 21, generator=torch.Generator().manual_seed(2))
+    marked, cleaned = [], []
+    for known in (contrastive._known_empty, lambda _: False):
+        monkeypatch.setattr(contrastive, "_known_empty", known)
+        monkeypatch.setattr(contrastive, "AROUND_NUMBERS", at_a_time)
+        marked.append(artefact_patches(tokens, 20))
+        cleaned.append(without_artefacts(mass, marked[-1][:, None].expand(-1, 2, -1), GRID))
+    assert marked[0].nonzero().tolist() == [list(each) for each in planted]
+    assert torch.equal(*marked)
+    assert torch.equal(*cleaned)
+    assert torch.equal(cleaned[0], mass) == (not planted)

@@ -309,7 +309,7 @@ VISION = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 8, "laye
 IDENTITY = TeacherSpec(name="small", tag="test", weights_sha256="0" * 64, family="dual")
 
 
-def _small(**vision: object) -> DualTeacher:
+def small(**vision: object) -> DualTeacher:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(embed_dim=16, vision_cfg={**VISION, **vision}, text_cfg=TEXT)
@@ -321,7 +321,7 @@ def _small(**vision: object) -> DualTeacher:
 def test_the_map_of_the_mirrored_image_is_mirrored_where_the_teacher_is_blind_to_sides(
     vision: dict[str, object], kind: str
 ) -> None:
-    teacher = _small(**vision)
+    teacher = small(**vision)
     if kind not in teacher.kinds:
         return
     visual = teacher.model.visual
@@ -340,7 +340,7 @@ def test_the_map_of_the_mirrored_image_is_mirrored_where_the_teacher_is_blind_to
 
 def test_relevance_with_cls_ignores_what_the_last_block_does_not_show_it() -> None:
     """With the value rows of the last attention zero, nothing passes from patches to CLS: no map, and no NaN."""
-    teacher = _small()
+    teacher = small()
     attn = teacher.model.visual.transformer.resblocks[-1].attn
     attn.in_proj_weight.data[-32:] = 0
     found = teacher.interaction_maps(
@@ -355,7 +355,7 @@ def test_relevance_with_cls_ignores_what_the_last_block_does_not_show_it() -> No
 
 
 def test_layers_by_number_and_by_index() -> None:
-    teacher = _small()
+    teacher = small()
     names = [layer.name for layer in teacher.layers("similarity", 2)]
     assert names == ["visual.transformer.resblocks.1", "visual.transformer.resblocks.3"]
     chosen = teacher.layers("gradcam", [0, 2])
@@ -367,7 +367,7 @@ def test_layers_by_number_and_by_index() -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    teacher = _small()
+    teacher = small()
     text, images = teacher.encode_text("a dog"), _images(teacher, 1)
     layers = teacher.layers("similarity", 1)
     with pytest.raises(UnknownNameError, match=r"map kind 'attention'.*gradcam, relevance, similarity"):
@@ -383,7 +383,7 @@ def test_what_it_cannot_do_is_refused() -> None:
 
 
 def test_the_template_is_what_a_word_is_read_in() -> None:
-    teacher = _small()
+    teacher = small()
     bare = DualTeacher(copy.deepcopy(teacher.model), teacher.tokenizer, IDENTITY, word_template="{}")
     with torch.no_grad():
         expected = F.normalize(

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfi_pipeline.training import TrainConfig, trainer
 from lfi_pipeline.training.loop import _Loop
 from lfi_pipeline.training.monitor import GradientBalance
 from lfi_pipeline.training.trainer import Trainer
 from tests.lfi_pipeline.training.running import train_one
+from tests.waiting import watched
 
 MakeConfig = Callable[..., TrainConfig]
-
-WAITS = {  # operators whose result has a size or a value that the host needs to know
-    "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive",
-    "bincount", "is_nonzero", "item",
-}  # fmt: skip
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a device, by operator and by the line of this project that asks for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._overloadpacket.__name__
-        picks = name in ("index", "index_put", "index_put_") and any(
-            each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
-        )
-        repeats = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
-        if name in WAITS or picks or repeats:
-            self.add(name)
-        return func(*args, **(kwargs or {}))
-
-    def add(self, name: str) -> None:
-        frame = sys._getframe(1)
-        while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("lfi_"):
-            frame = frame.f_back
-        self.counts[f"{name} in {frame.f_globals.get('__name__')}.{frame.f_code.co_name}"] += 1
-
-
-@contextmanager
-def watched() -> Iterator[Counter[str]]:
-    """Yield the counts of what would wait inside; reading a tensor without an operator counts as well."""
-    waits = Waits()
-    with pytest.MonkeyPatch.context() as patch, waits:
-        for name in ("tolist", "cpu", "numpy"):
-            original = getattr(torch.Tensor, name)
-            patch.setattr(
-                torch.Tensor,
-                name,
-                lambda self, *args, original=original, name=name, **kw: (waits.add(name), original(self, *args, **kw))[
-                    1
-                ],
-            )
-        yield waits.counts
 
 
 @pytest.fixture
@@ -112,26 +63,3 @@ def test_a_step_waits_only_where_its_numbers_are_read(
     for number, found in enumerate(steps, 1):
         reads = {"tolist in lfi_pipeline.training.trainer.read": 1} if number % 3 == 0 else {}
         assert dict(found) == reads, f"step {number}"
-
-
-def test_what_waits_is_seen() -> None:
-    """Every way in which a step once waited, or might."""
-    flags, numbers = torch.tensor([True, False]), torch.arange(2.0)
-    for wait in (
-        lambda: numbers[flags],
-        lambda: bool(flags.any()),
-        lambda: float(numbers[0]),
-        lambda: flags.nonzero(),
-        lambda: numbers.tolist(),
-        lambda: numbers.cpu(),
-        lambda: numbers.masked_select(flags),
-        lambda: numbers.unique(),
-        lambda: numbers.index_put_((flags,), torch.zeros(1)),
-        lambda: torch.equal(numbers, numbers),
-    ):
-        with watched() as found:
-            wait()
-        assert found, "not seen"
-    with watched() as found:
-        torch.where(flags, numbers, 0.0).sum().add_(numbers[torch.tensor([1])].sum())
-    assert not found
