@@ -64,12 +64,13 @@ def artefact_patches(tokens: Tensor, patches: int) -> Tensor:
     """
     patch_tokens = tokens[..., -patches:, :].detach().float()
     norms = patch_tokens.norm(dim=-1)
-    large = norms > RATIO * norms.median(-1, keepdim=True).values
+    large: Tensor = norms > RATIO * norms.median(-1, keepdim=True).values
     if _known_empty(large):
         return large
     squares = patch_tokens.square()
     few = max(2, round(CHANNELS * squares.shape[-1]))
-    return large & (squares.topk(few).values.sum(-1) > SHARE * squares.sum(-1))
+    concentrated: Tensor = squares.topk(few).values.sum(-1) > SHARE * squares.sum(-1)
+    return large & concentrated
 
 
 def _known_empty(flags: Tensor) -> bool:
@@ -130,7 +131,7 @@ def without_artefacts(mass: Tensor, artefacts: Tensor, grid: tuple[int, int]) ->
         return mass
     cleaned = mass.clone()
     images = max(1, AROUND_NUMBERS // (9 * mass[0].numel()))
-    for part, flags in zip(cleaned.split(images), artefacts.split(images), strict=True):
+    for part, flags in zip(torch.split(cleaned, images), torch.split(artefacts, images), strict=True):
         patches, flagged = part[..., -grid[0] * grid[1] :], flags[:, :, None]  # [b, L, M, N], [b, L, 1, N]
         sound = patches.masked_fill(flagged, torch.nan).reshape(-1, 1, *grid)
         around = F.unfold(F.pad(sound, (1, 1, 1, 1), value=torch.nan), 3)  # [b L M, 9, N]; an artefact's own is nan
