@@ -151,11 +151,16 @@ def parse_records(plain: Any) -> dict[str, FileRecord] | None:
     records = {}
     for name, fields in plain.items():
         match fields:
-            case {"size": int(size), "crc32c": str(crc32c)} if len(fields) == 2 and size >= 0:
+            case {"size": size, "crc32c": str(crc32c)} if len(fields) == 2 and _is_count(size):
                 records[name] = FileRecord(size=size, crc32c=crc32c)
             case _:
                 return None
     return records
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a whole number that fits int64; JSON knows no largest, and no float holds its sums."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 class CheckedStream(io.RawIOBase):
@@ -250,12 +255,12 @@ def _parse(body: dict[str, Any], path: Path, spec: TargetSpec, layout: str, shar
     quarantined, files, kl_sum = body.get("quarantined"), parse_records(body.get("files")), body.get("kl_sum")
     if (
         body.keys() != {"shard", "samples", "quarantined", "files", "kl_sum", "kl_rows"}
-        or not all(type(body[name]) is int for name in ("shard", "samples", "kl_rows"))
+        or not all(_is_count(body[name]) for name in ("shard", "samples", "kl_rows"))
         or (body["shard"], body["samples"]) != (shard, len(positions))
         or files is None
         or files.keys() != shard_files(spec, layout, shard)
         or not isinstance(kl_sum, (int, float))
-        or not math.isfinite(kl_sum)
+        or not -(2**63) < kl_sum < 2**63
         or not isinstance(quarantined, list)
         or not all(_is_quarantine(entry, positions) for entry in quarantined)
     ):

@@ -142,6 +142,28 @@ def test_forged_commit_records(both: dict[str, Path], copy: Path, layout: str, d
     (copy / commit_file(1)).write_bytes(original)
 
 
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("kl_rows",), 10**400),
+        (("kl_rows",), -1),
+        (("kl_sum",), 10**400),
+        (("files", "index/000001.parquet", "size"), 10**400),
+        (("files", "index/000001.parquet", "size"), True),
+    ],
+)
+def test_numbers_that_nothing_can_add_up_are_refused(copy: Path, layout: str, way: tuple[str, ...], value: Any) -> None:
+    path = copy / commit_file(1)
+    body = unseal(path.read_bytes(), path)
+    inner = body
+    for name in way[:-1]:
+        inner = inner[name]
+    inner[way[-1]] = value
+    path.write_bytes(sealed(body))
+    with pytest.raises(CorruptTargetsError, match="not a commit record of shard 1"):
+        TargetStore.open(copy)
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "index/../../x", "index/000000.parquet"])
 def test_records_that_name_files_elsewhere_are_refused(copy: Path, layout: str, name: str) -> None:
     path = copy / commit_file(1)
