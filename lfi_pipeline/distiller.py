@@ -163,16 +163,14 @@ class Distiller(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned; states of earlier releases lack the first ratios."""
         balance = self.learner.balance
-        step, *rest = state.tolist()
-        ratios, first = rest[: len(balance.terms)], rest[len(balance.terms) :] or rest
-        parts = {"ratios": ratios, "first": first}
+        step, *values = state.tolist()
+        ratios, first = values[: len(balance.terms)], values[len(balance.terms) :] or values
+
+        def measured(of_terms: list[float]) -> dict[str, float]:
+            return {term: value for term, value in zip(balance.terms, of_terms, strict=True) if value == value}
+
         self._step = int(step)
-        balance.load_state_dict(
-            {
-                part: {term: value for term, value in zip(balance.terms, values, strict=True) if value == value}
-                for part, values in parts.items()
-            }
-        )
+        balance.load_state_dict({"ratios": measured(ratios), "first": measured(first)})
 
 
 def _timm_name(backbone: str | nn.Module) -> str | None:

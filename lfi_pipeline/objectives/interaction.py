@@ -12,7 +12,7 @@ from lfi_pipeline.core.errors import ConfigError
 from lfi_pipeline.objectives.terms import StepContext, Term
 from lfi_pipeline.students import Features, Student, pair_layers
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.vocabulary import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words, named_classes
 from lfi_pipeline.training.config import ASL, BCE
 from lfi_pipeline.training.data import MAPS
 from lfi_pipeline.training.validate import CLASSIFICATION
@@ -141,7 +141,7 @@ class AttentionTerm(Term):
         assert context.cut is not None
         cut = context.cut.on(features.grids[-1])
         maps, weights, words = cut.maps[:, self.layer], cut.kept[:, self.layer], cut.words
-        named = torch.where(words >= 0, self.classes[words.clamp_min(0)], -1)
+        named = named_classes(words, self.classes)
         if self._names_classes:
             weights = weights * (named >= 0)
         total = weights.sum(1)

@@ -254,6 +254,18 @@ def classes_of_words(words: Sequence[str], classes: Sequence[str]) -> Tensor:
     return torch.tensor([places.get(canonical(word), -1) for word in words], dtype=torch.long)
 
 
+def named_classes(words: Tensor, class_of_word: Tensor) -> Tensor:
+    """Return for numbers of words the class that each names, int64 of their shape; -1 for none, and for padding.
+
+    Args:
+        words: int64, numbers in a vocabulary of V words; -1 for padding.
+        class_of_word: int64 [V], as of `classes_of_words`.
+    """
+    import torch  # what only reads and writes caches does without
+
+    return torch.where(words >= 0, class_of_word[words.clamp_min(0)], -1)
+
+
 def class_weights(zero_shot: ZeroShot) -> Tensor:
     """Return logit_scale times the unit embedding of each class, fp32 [C, E] on the CPU."""
     import torch  # what only reads and writes caches does without

@@ -31,7 +31,7 @@ from lfi_pipeline.data.dataset import uniform_number
 from lfi_pipeline.data.images import read_image
 from lfi_pipeline.data.mixing import Mix, draw_mix, mix_images, mix_labels, shown_by_maps, visible_labels
 from lfi_pipeline.targets import TargetStore, decode_maps
-from lfi_pipeline.targets.vocabulary import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words, named_classes
 from lfi_pipeline.training.config import DataConfig
 from lfi_pipeline.training.maps import MapSource, StoredMaps
 from lfi_pipeline.training.sampler import Ticket, training_positions
@@ -179,7 +179,7 @@ class TargetImages(TorchDataset[Batch]):
         stored = decode_maps(targets["maps"][:, -1:], targets["scale"][:, -1:], self.store.spec.codec.name)
         mass = view_maps(stored, windows, (stored.shape[-2], stored.shape[-1]))[:, 0]  # [B, M, gh, gw]
         words = targets["words"]
-        classes = torch.where(words >= 0, self.class_of_word[words.clamp_min(0)], -1)
+        classes = named_classes(words, self.class_of_word)
         cutting = classes >= 0 if self.store.spec.dataset.classes else words >= 0
         kept = torch.where(drawn[:, None, None], shown_by_maps(mass, cutting), 1)
         seen = labels if self.one_label else visible_labels(labels, mass, classes, kept, mix.partner)

@@ -20,7 +20,7 @@ from lfi_pipeline.students import Student, Supervision, pair_layers
 from lfi_pipeline.students.pretrained import bounded_build
 from lfi_pipeline.students.query_head import CLASSES_AT_ONCE, class_embeddings
 from lfi_pipeline.targets import TargetStore
-from lfi_pipeline.targets.vocabulary import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words, named_classes
 from lfi_pipeline.training.checkpoint import load_weights
 from lfi_pipeline.training.config import TrainConfig
 from lfi_pipeline.training.data import MAPS, Batch
@@ -135,9 +135,9 @@ class Learner(nn.Module):
         if head is not None and not self._draws_words and len(head.classes) <= CLASSES_AT_ONCE:
             of_words = Supervision(None, targets, weights, scales, cut.companding)
             return class_supervision(words, self.class_of_word, len(head.classes), of_words), None
-        seen, names_class = torch.stack(weights).sum(0) > 0, self.class_of_word[words.clamp_min(0)] >= 0
+        seen = torch.stack(weights).sum(0) > 0
         if head is not None:
-            weights = [each * ((words >= 0) & names_class) for each in weights]
+            weights = [each * (named_classes(words, self.class_of_word) >= 0) for each in weights]
         if not self._draws_words:
             return Supervision(self.vocabulary[words.clamp_min(0)], targets, weights, scales, cut.companding), None
         drawn = torch.randint(len(self.vocabulary), words.shape, device=words.device)

@@ -21,7 +21,7 @@ from lfi_pipeline.data.mixing import Mix, mix_maps
 from lfi_pipeline.data.objects import count_masks
 from lfi_pipeline.students import Supervision
 from lfi_pipeline.targets import TargetStore, decode_maps, encode_maps
-from lfi_pipeline.targets.vocabulary import classes_of_words
+from lfi_pipeline.targets.vocabulary import classes_of_words, named_classes
 from lfi_pipeline.training.config import DataConfig
 
 Grid = tuple[int, int]  # (rows, columns)
@@ -250,7 +250,7 @@ class TrueMasks:
             DatasetError: a mask that does not fit its image, or an image that is no longer in the data set.
         """
         _, layers, _, rows, columns = like.codes.shape
-        classes = torch.where(words >= 0, self._class_of_word[words.clamp_min(0)], -1)
+        classes = named_classes(words, self._class_of_word)
         maps = torch.zeros(*words.shape, rows, columns)
         for row, position in enumerate(positions.tolist()):
             maps[row] = self._of_image(self._keys[position], classes[row].tolist(), (rows, columns))
@@ -309,11 +309,10 @@ def class_rows(words: Tensor, class_of_word: Tensor, classes: int) -> tuple[Tens
         [B, R] each: the class, the place of its word in M, and whether there is such a word.
     """
     size = words.shape[1]
-    of_class = torch.where(words >= 0, class_of_word[words.clamp_min(0)], -1)
+    of_class = named_classes(words, class_of_word)
     places = torch.arange(size, device=words.device).expand_as(words)
-    first = torch.full(
-        (len(words), classes + 1), size, device=words.device
-    )  # the last column is of words without a class
+    first = torch.full((len(words), classes + 1), size, device=words.device)
+    # words without a class fall into a last column, which is cut off
     first = first.scatter_reduce(1, of_class.remainder(classes + 1), places, "amin")[:, :classes]
     keys = first * classes + torch.arange(classes, device=words.device)  # each once: the choice is the same everywhere
     chosen = keys.topk(min(size, classes), dim=1, largest=False).values
